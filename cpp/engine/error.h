@@ -1,0 +1,24 @@
+// Exceptions of the engine. The bindings map each of them to one Python exception.
+#pragma once
+
+#include <exception>
+#include <stdexcept>
+
+namespace ggtune {
+
+// Something the user can mend: the message says what is wrong, where, and what to do (ggtune.errors.GgtuneError).
+struct Error : std::runtime_error {
+    using std::runtime_error::runtime_error;
+};
+
+// A model or adapter file that can't be used (ggtune.errors.ModelError).
+struct ModelFileError : Error {
+    using Error::Error;
+};
+
+// A signal arrived while the engine was at work. The Python exception that it caused is already set.
+struct Interrupted : std::exception {
+    const char * what() const noexcept override { return "interrupted"; }
+};
+
+}  // namespace ggtune

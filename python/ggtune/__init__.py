@@ -1,0 +1,41 @@
+"""Fine-tune quantized GGUF models with LoRA on a plain CPU.
+
+Names are imported when they are first used, so that ``import ggtune`` loads neither NumPy nor the native module.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ggtune._core import Adapter, Generator, Model, Trainer
+    from ggtune.config import TrainConfig
+    from ggtune.train.session import train
+
+__all__ = ["Adapter", "Generator", "Model", "TrainConfig", "Trainer", "__version__", "train"]
+
+_HOME = {
+    "Adapter": "ggtune._core",
+    "Generator": "ggtune._core",
+    "Model": "ggtune._core",
+    "TrainConfig": "ggtune.config",
+    "Trainer": "ggtune._core",
+    "train": "ggtune.train.session",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            return version("ggtune")
+        except PackageNotFoundError:  # run from a source tree
+            return "0+unknown"
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    if _HOME[name] == "ggtune._core":
+        from ggtune._native import core
+
+        return getattr(core, name)
+    return getattr(import_module(_HOME[name]), name)

@@ -1,0 +1,197 @@
+"""Typed surface of the native module: llama.cpp, ggtune's gradients and kernels.
+
+Shapes are NumPy shapes (row-major); a ggml tensor of ``ne = [a, b]`` is an array of shape ``(b, a)``.
+Every call that takes long releases the GIL and can be interrupted by a signal (Ctrl-C) within about 0.1 s.
+All failures raise :class:`ggtune.errors.GgtuneError` with a message for the user.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import final
+
+import numpy as np
+from numpy.typing import NDArray
+
+IntArray = NDArray[np.int32]
+FloatArray = NDArray[np.float32]
+
+@final
+class TensorInfo:
+    """One tensor of a model file."""
+
+    name: str
+    type: str  # ggml's name in lower case: "f32", "q5_K", ...
+    shape: tuple[int, ...]
+    n_bytes: int
+
+@final
+class Linear:
+    """A linear layer that can carry a LoRA adapter. Its weight has shape ``(n_out, n_in)``."""
+
+    name: str  # "blk.0.attn_q.weight"
+    kind: str  # "attn_q": the part of the name between "blk.N." and ".weight"
+    layer: int
+    n_in: int
+    n_out: int
+    type: str
+
+@final
+class Model:
+    """A GGUF model: memory-mapped weights, tokenizer, metadata."""
+
+    def __init__(self, path: str, *, gpu_layers: int = 0, vocab_only: bool = False) -> None: ...
+    path: str
+    architecture: str
+    chat_template: str | None
+    n_params: int
+    n_bytes: int
+    n_layer: int
+    n_embd: int
+    n_vocab: int
+    n_ctx_train: int
+    bos_token: int  # -1 where the model has none
+    eos_token: int
+    add_bos: bool  # the tokenizer asks for a BOS in front of every text
+    add_eos: bool
+    def metadata(self) -> dict[str, str]: ...
+    def tensors(self) -> list[TensorInfo]: ...
+    def linears(self) -> list[Linear]: ...
+    def tokenize(self, text: str, *, add_special: bool = False, parse_special: bool = True) -> IntArray:
+        """Token ids; with ``parse_special`` the texts of special tokens (``<s>``, ...) become those tokens."""
+    def detokenize(self, tokens: IntArray | Sequence[int], *, special: bool = False) -> bytes:
+        """UTF-8 bytes of the tokens (a cut sequence may end inside a character)."""
+    def is_end_token(self, token: int) -> bool:
+        """True for every end-of-generation token (EOS, EOT, ...)."""
+
+@final
+class Adapter:
+    """A live LoRA adapter: F32 pairs A ``(rank, n_in)`` and B ``(n_out, rank)`` for each chosen linear.
+
+    A ~ N(0, 1/n_in) from a seed of its own per tensor, B = 0 (Hu et al. 2021, arXiv:2106.09685).
+    ``alpha`` is the value of ``adapter.lora.alpha``: the product is scaled by ``alpha / rank``; with ``rslora`` the given alpha
+    was multiplied by ``sqrt(rank)`` (arXiv:2312.03732).
+    """
+
+    def __init__(
+        self, model: Model, *, rank: int, alpha: float, targets: Sequence[str], rslora: bool = False, seed: int = 0
+    ) -> None:
+        """``targets`` are kinds of :class:`Linear` ("attn_q", "ffn_down", ...). Raises for an unknown kind or rank < 1."""
+    rank: int
+    alpha: float
+    architecture: str
+    n_params: int
+    def tensor_names(self) -> list[str]:
+        """``<base tensor name>.lora_a`` and ``.lora_b``, in model order."""
+    def get(self, name: str) -> FloatArray:
+        """A copy."""
+    def set(self, name: str, values: FloatArray) -> None: ...
+
+@final
+class BatchResult:
+    loss_sum: float  # sum over rows of -weight * log p(target)
+    weight_sum: float
+    n_tokens: int
+    n_targets: int  # rows whose weight is not zero
+    log_probs: FloatArray  # (n_tokens,), NaN where the weight is 0
+    forward_s: float
+    backward_s: float  # 0 for evaluate()
+
+@final
+class Trainer:
+    """Loss, gradients and AdamW (Loshchilov & Hutter, arXiv:1711.05101) of an adapter on a frozen model.
+
+    A micro-batch is five arrays of length n_tokens: row i holds token ``tokens[i]`` at ``positions[i]`` (from 0 in each
+    sequence) of sequence ``sequences[i]`` (0, 1, ...: at most 256, rows of one sequence contiguous and in order), predicts
+    ``targets[i]`` and counts with ``weights[i]``. Sequences do not see each other. Weight 0: no target.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        adapter: Adapter,
+        *,
+        context: int,
+        threads: int,
+        recompute: bool = False,
+        dropout: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        """``context`` is the longest sequence (it chooses RoPE factors). Raises and names each op that has no gradient rule."""
+    n_steps: int  # optimizer steps taken (AdamW bias correction)
+    n_micro_batches: int  # counter of the dropout masks
+    adapter: Adapter
+    def accumulate(
+        self, tokens: IntArray, positions: IntArray, sequences: IntArray, targets: IntArray, weights: FloatArray
+    ) -> BatchResult:
+        """Add the gradient of the summed loss to the accumulators."""
+    def evaluate(
+        self, tokens: IntArray, positions: IntArray, sequences: IntArray, targets: IntArray, weights: FloatArray
+    ) -> BatchResult:
+        """The same loss without gradients and without dropout."""
+    def gradients(self) -> dict[str, FloatArray]:
+        """Summed (not averaged) gradients by adapter tensor name, as copies."""
+    def zero_gradients(self) -> None: ...
+    def step(
+        self,
+        lr: float,
+        *,
+        beta1: float = 0.9,
+        beta2: float = 0.999,
+        epsilon: float = 1e-8,
+        weight_decay: float = 0.0,
+        clip: float = 0.0,
+    ) -> float:
+        """Divide the gradients by the accumulated weight, clip to global norm ``clip`` (0: never), take one AdamW step,
+        zero the accumulators. Returns the norm before clipping. A norm that is not finite raises, nothing is changed."""
+    def moments(self) -> dict[str, tuple[FloatArray, FloatArray]]:
+        """First and second moment by adapter tensor name, as copies."""
+    def set_moments(self, moments: Mapping[str, tuple[FloatArray, FloatArray]]) -> None: ...
+    def memory(self, n_tokens: int, n_targets: int, n_sequences: int = 1) -> dict[str, int]:
+        """Bytes needed for such a micro-batch by part ("weights", "adapter", "optimizer", "compute"), allocating nothing."""
+
+@final
+class Generator:
+    """Iterates over generated token ids; ends at an end-of-generation token, which is not given out, or at the full context."""
+
+    def __init__(
+        self,
+        model: Model,
+        prompt: IntArray | Sequence[int],
+        *,
+        adapter: Adapter | None = None,
+        context: int = 0,
+        threads: int = 1,
+        temperature: float = 0.0,
+        top_k: int = 40,
+        top_p: float = 0.95,
+        seed: int = 0,
+    ) -> None: ...
+    def __iter__(self) -> Generator: ...
+    def __next__(self) -> int: ...
+
+def decode_log_probs(
+    model: Model, tokens: IntArray, *, adapter_path: str | None = None, threads: int = 1
+) -> FloatArray:
+    """log p(tokens[i+1] | tokens[:i+1]) through llama.cpp's public API alone (``llama_decode``), shape (n - 1,)."""
+
+def merge(
+    base: str,
+    adapters: Sequence[tuple[str, float]],
+    output: str,
+    *,
+    outtype: str | None = None,
+    metadata: Mapping[str, str] | None = None,
+    threads: int = 1,
+) -> dict[str, int]:
+    """Stream ``base`` to ``output`` with W + scale * alpha / rank * B A in each adapted tensor. Returns counts."""
+
+def quantize_model(source: str, output: str, type: str, *, threads: int = 1) -> None:
+    """llama.cpp's own quantizer; ``type`` as in file names: "Q4_K_M", "Q8_0", ..."""
+
+def dequantize(type: str, data: NDArray[np.uint8], n_per_row: int) -> FloatArray: ...
+def quantize(type: str, values: FloatArray) -> NDArray[np.uint8]: ...
+def weight_gradient_input(type: str, weight: NDArray[np.uint8], d_output: FloatArray, n_in: int, *, threads: int = 1, reference: bool = False) -> FloatArray:
+    """dX = dY W for a quantized W ``(n_out, n_in)`` and dY ``(n_tokens, n_out)``; ``reference`` takes the plain loop."""
+
+def available_memory() -> int: ...
+def build_info() -> dict[str, str]:
+    """llama.cpp version, ggml backends, CPU features."""

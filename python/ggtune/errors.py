@@ -1,0 +1,13 @@
+"""Exceptions that carry a message for the user. The command line prints them and exits with status 1."""
+
+
+class GgtuneError(Exception):
+    """Something the user can mend: the message says what is wrong, where, and what to do."""
+
+
+class DataError(GgtuneError):
+    """Training data that can't be read or used; names the file and row."""
+
+
+class ModelError(GgtuneError):
+    """A model or adapter file that can't be used."""
