@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ggtune._core import Adapter, Generator, Model, Trainer
     from ggtune.config import TrainConfig
-    from ggtune.train.session import train
+    from ggtune.train.session import fine_tune
 
-__all__ = ["Adapter", "Generator", "Model", "TrainConfig", "Trainer", "__version__", "train"]
+__all__ = ["Adapter", "Generator", "Model", "TrainConfig", "Trainer", "__version__", "fine_tune"]
 
 _HOME = {
     "Adapter": "ggtune._core",
@@ -18,7 +18,7 @@ _HOME = {
     "Model": "ggtune._core",
     "TrainConfig": "ggtune.config",
     "Trainer": "ggtune._core",
-    "train": "ggtune.train.session",
+    "fine_tune": "ggtune.train.session",
 }
 
 

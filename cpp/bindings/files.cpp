@@ -1,0 +1,111 @@
+// Bindings of everything that works on files: checking, merging, quantizing; and of the facts about machine and build.
+#include "engine/gguf_check.h"
+#include "engine/gguf_file.h"
+#include "engine/host.h"
+#include "engine/merge.h"
+#include "engine/quantize.h"
+
+#include <ggml-cpu.h>
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "engine/error.h"
+#include "kernels/dequantize.h"
+
+namespace py = pybind11;
+
+namespace ggtune {
+
+namespace {
+
+using Bytes = py::array_t<uint8_t, py::array::c_style | py::array::forcecast>;
+using Floats = py::array_t<float, py::array::c_style | py::array::forcecast>;
+
+// With the main thread inside C++ Python's signal handlers run nowhere else.
+void check_signals() {
+    py::gil_scoped_acquire gil;
+    if (PyErr_CheckSignals() != 0) {
+        throw Interrupted();
+    }
+}
+
+py::dict merge_files(const std::string & base, const std::vector<std::pair<std::string, float>> & adapters,
+                     const std::string & output, const std::optional<std::string> & outtype,
+                     const std::optional<std::map<std::string, std::string>> & metadata, int threads) {
+    MergeResult result;
+    {
+        py::gil_scoped_release release;  // only C++ values from here on
+        result =
+            merge(base, output, {adapters, outtype, metadata.value_or(std::map<std::string, std::string>()), threads},
+                  check_signals);
+    }
+    py::dict counts;
+    counts["n_tensors"] = result.n_tensors;
+    counts["n_merged_tensors"] = result.n_merged_tensors;
+    counts["n_changed_rows"] = result.n_changed_rows;
+    counts["n_bytes"] = result.n_bytes;
+    return counts;
+}
+
+Floats dequantize_array(const std::string & type_name, const Bytes & data, int64_t n_per_row) {
+    const ggml_type type = type_from_name(type_name);
+    const int64_t n_row_bytes = row_bytes(type, n_per_row);
+    if (data.size() % n_row_bytes != 0) {
+        throw Error(std::to_string(data.size()) + " bytes are no multiple of the " + std::to_string(n_row_bytes) +
+                    " of a row");
+    }
+    const int64_t n_rows = data.size() / n_row_bytes;
+    Floats values({n_rows, n_per_row});
+    const uint8_t * from = data.data();
+    float * to = values.mutable_data();
+    {
+        py::gil_scoped_release release;  // both arrays are held by this call
+        ggml_cpu_init();                 // the F16 tables on CPUs without such instructions
+        kernels::dequantize_row(type, from, to, n_rows * n_per_row);
+    }
+    return values;
+}
+
+Bytes quantize_array(const std::string & type_name, const Floats & values) {
+    const ggml_type type = type_from_name(type_name);
+    if (values.ndim() != 2 || values.size() == 0) {
+        throw Error("the values to quantize have to be an array of two dimensions that is not empty");
+    }
+    const int64_t n_rows = values.shape(0);
+    const int64_t n_per_row = values.shape(1);
+    Bytes data({n_rows, row_bytes(type, n_per_row)});
+    const float * from = values.data();
+    uint8_t * to = data.mutable_data();
+    {
+        py::gil_scoped_release release;  // both arrays are held by this call
+        quantize_rows(type, from, to, n_rows, n_per_row, "the values");
+    }
+    return data;
+}
+
+void check_file(const std::string & path, bool vocab_only) {
+    py::gil_scoped_release release;
+    check_model(open_checked(path), vocab_only);
+}
+
+}  // namespace
+
+void bind_files(py::module_ & m) {
+    m.def("check_gguf", check_file, py::arg("path"), py::kw_only(), py::arg("vocab_only") = false);
+    m.def("merge", merge_files, py::arg("base"), py::arg("adapters"), py::arg("output"), py::kw_only(),
+          py::arg("outtype") = py::none(), py::arg("metadata") = py::none(), py::arg("threads") = 1);
+    m.def(
+        "quantize_model",
+        [](const std::string & source, const std::string & output, const std::string & type, int threads) {
+            quantize_model(source, output, type, threads, check_signals);
+        },
+        py::arg("source"), py::arg("output"), py::arg("type"), py::kw_only(), py::arg("threads") = 1,
+        py::call_guard<py::gil_scoped_release>());
+    m.def("dequantize", dequantize_array, py::arg("type"), py::arg("data"), py::arg("n_per_row"));
+    m.def("quantize", quantize_array, py::arg("type"), py::arg("values"));
+    m.def("available_memory", available_memory, py::call_guard<py::gil_scoped_release>());
+    m.def("build_info", build_info);
+}
+
+}  // namespace ggtune

@@ -1,0 +1,49 @@
+// Bindings of Generator and decode_log_probs.
+#include "engine/generate.h"
+
+#include <pybind11/stl.h>
+
+#include "bindings/bindings.h"
+
+namespace ggtune {
+
+void bind_generation(py::module_ & m) {
+    py::class_<Generator>(m, "Generator")
+        .def(py::init([](const std::shared_ptr<Model> & model, const IntArray & prompt, const std::shared_ptr<Adapter> & adapter,
+                         int context, int threads, float temperature, int top_k, float top_p, uint32_t seed) {
+                 const std::vector<int32_t> tokens = to_vector(prompt);
+                 const py::gil_scoped_release release;  // model and adapter are held by the caller's arguments
+                 return std::make_unique<Generator>(*model, tokens, adapter.get(), context, threads,
+                                                    Sampling{temperature, top_k, top_p, seed});
+             }),
+             py::arg("model"), py::arg("prompt"), py::kw_only(), py::arg("adapter") = nullptr, py::arg("context") = 0,
+             py::arg("threads") = 1, py::arg("temperature") = 0.0f, py::arg("top_k") = 40, py::arg("top_p") = 0.95f,
+             py::arg("seed") = 0, py::keep_alive<1, 2>(), py::keep_alive<1, 4>())
+        .def("__iter__", [](py::object self) { return self; })
+        .def("__next__", [](Generator & generator) {
+            std::optional<int32_t> token;
+            {
+                const py::gil_scoped_release release;  // one generator is used by one thread
+                token = generator.next();
+            }
+            if (!token) {
+                throw py::stop_iteration();
+            }
+            return *token;
+        });
+
+    m.def(
+        "decode_log_probs",
+        [](Model & model, const IntArray & tokens, const std::optional<std::string> & adapter_path, int threads) {
+            const std::vector<int32_t> list = to_vector(tokens);
+            std::vector<float> log_probs;
+            {
+                const py::gil_scoped_release release;  // the tokens are a copy
+                log_probs = decode_log_probs(model, list, adapter_path.value_or(""), threads);
+            }
+            return to_array(log_probs);
+        },
+        py::arg("model"), py::arg("tokens"), py::kw_only(), py::arg("adapter_path") = py::none(), py::arg("threads") = 1);
+}
+
+}  // namespace ggtune

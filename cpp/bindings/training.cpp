@@ -1,0 +1,160 @@
+// Bindings of Adapter and Trainer.
+#include <pybind11/stl.h>
+
+#include "bindings/bindings.h"
+#include "engine/error.h"
+#include "engine/trainer.h"
+
+namespace ggtune {
+
+namespace {
+
+// ggml's ne = [a, b] is NumPy's shape (b, a)
+std::vector<py::ssize_t> shape_of(const ggml_tensor * t) { return {t->ne[1], t->ne[0]}; }
+
+FloatArray copy_out(const ggml_tensor * shape, const float * values) { return FloatArray(shape_of(shape), values); }
+
+FloatArray copy_tensor(const ggml_tensor * t) { return copy_out(t, static_cast<const float *>(t->data)); }
+
+void check_shape(const std::string & name, const ggml_tensor * t, const FloatArray & values) {
+    if (values.ndim() != 2 || values.shape(0) != t->ne[1] || values.shape(1) != t->ne[0]) {
+        throw Error(name + " has shape (" + std::to_string(t->ne[1]) + ", " + std::to_string(t->ne[0]) +
+                    "), not that of the given array");
+    }
+}
+
+struct BatchArrays {
+    IntArray tokens, positions, sequences, targets;
+    FloatArray weights;
+
+    MicroBatch view() const {
+        const py::ssize_t n = tokens.size();
+        for (const py::ssize_t size : {positions.size(), sequences.size(), targets.size(), weights.size()}) {
+            if (size != n) {
+                throw Error("the five arrays of a micro-batch must have the same length");
+            }
+        }
+        return {n, tokens.data(), positions.data(), sequences.data(), targets.data(), weights.data()};
+    }
+};
+
+template <BatchResult (Trainer::*method)(const MicroBatch &)>
+BatchResult run_batch(Trainer & trainer, const IntArray & tokens, const IntArray & positions, const IntArray & sequences,
+                      const IntArray & targets, const FloatArray & weights) {
+    const BatchArrays arrays{tokens, positions, sequences, targets, weights};  // held until the engine is done
+    const MicroBatch batch = arrays.view();
+    const py::gil_scoped_release release;
+    return (trainer.*method)(batch);
+}
+
+using Moments = std::map<std::string, std::pair<FloatArray, FloatArray>>;
+
+Moments get_moments(Trainer & trainer) {
+    Moments moments;
+    for (const Trainer::State & state : trainer.states()) {
+        moments[state.name] = {copy_out(state.parameter, state.first_moment.data()),
+                               copy_out(state.parameter, state.second_moment.data())};
+    }
+    return moments;
+}
+
+void set_moments(Trainer & trainer, const Moments & moments) {
+    for (const Trainer::State & state : trainer.states()) {
+        const auto it = moments.find(state.name);
+        if (it == moments.end()) {
+            throw Error("the moments of " + state.name + " are missing");
+        }
+        check_shape(state.name, state.parameter, it->second.first);
+        check_shape(state.name, state.parameter, it->second.second);
+    }
+    for (Trainer::State & state : trainer.states()) {
+        const auto & [first, second] = moments.at(state.name);
+        std::copy_n(first.data(), first.size(), state.first_moment.begin());
+        std::copy_n(second.data(), second.size(), state.second_moment.begin());
+    }
+}
+
+}  // namespace
+
+void bind_training(py::module_ & m) {
+    py::class_<Adapter, std::shared_ptr<Adapter>>(m, "Adapter")
+        .def(py::init([](const std::shared_ptr<Model> & model, int rank, float alpha, const std::vector<std::string> & targets,
+                         bool rslora, uint64_t seed) {
+                 return std::make_shared<Adapter>(*model, rank, alpha, targets, rslora, seed);
+             }),
+             py::arg("model"), py::kw_only(), py::arg("rank"), py::arg("alpha"), py::arg("targets"), py::arg("rslora") = false,
+             py::arg("seed") = 0, py::keep_alive<1, 2>())
+        .def_readonly("rank", &Adapter::rank)
+        .def_readonly("alpha", &Adapter::alpha)
+        .def_property_readonly("architecture", [](const Adapter & adapter) { return adapter.model().architecture(); })
+        .def_property_readonly("n_params", &Adapter::n_params)
+        .def("tensor_names",
+             [](const Adapter & adapter) {
+                 std::vector<std::string> names;
+                 for (const auto & entry : adapter.tensors()) {
+                     names.push_back(entry.first);
+                 }
+                 return names;
+             })
+        .def("get", [](const Adapter & adapter, const std::string & name) { return copy_tensor(adapter.tensor(name)); })
+        .def("set", [](Adapter & adapter, const std::string & name, const FloatArray & values) {
+            ggml_tensor * tensor = adapter.tensor(name);
+            check_shape(name, tensor, values);
+            std::copy_n(values.data(), values.size(), static_cast<float *>(tensor->data));
+        });
+
+    py::class_<BatchResult>(m, "BatchResult")
+        .def_readonly("loss_sum", &BatchResult::loss_sum)
+        .def_readonly("weight_sum", &BatchResult::weight_sum)
+        .def_readonly("n_tokens", &BatchResult::n_tokens)
+        .def_readonly("n_targets", &BatchResult::n_targets)
+        .def_readonly("forward_s", &BatchResult::forward_s)
+        .def_readonly("backward_s", &BatchResult::backward_s)
+        .def_property_readonly("log_probs", [](const BatchResult & result) { return to_array(result.log_probs); });
+
+    py::class_<Trainer>(m, "Trainer")
+        .def(py::init([](const std::shared_ptr<Model> &, const std::shared_ptr<Adapter> & adapter, int64_t context, int threads,
+                         bool recompute, float dropout, uint64_t seed) {
+                 const py::gil_scoped_release release;  // the adapter is held by the trainer
+                 return std::make_unique<Trainer>(adapter, context, threads, recompute, dropout, seed);
+             }),
+             py::arg("model"), py::arg("adapter"), py::kw_only(), py::arg("context"), py::arg("threads"),
+             py::arg("recompute") = false, py::arg("dropout") = 0.0f, py::arg("seed") = 0, py::keep_alive<1, 2>())
+        .def_readwrite("n_steps", &Trainer::n_steps)
+        .def_readwrite("n_micro_batches", &Trainer::n_micro_batches)
+        .def_property_readonly("adapter", [](const Trainer & trainer) { return trainer.adapter; })
+        .def("accumulate", run_batch<&Trainer::accumulate>, py::arg("tokens"), py::arg("positions"), py::arg("sequences"),
+             py::arg("targets"), py::arg("weights"))
+        .def("evaluate", run_batch<&Trainer::evaluate>, py::arg("tokens"), py::arg("positions"), py::arg("sequences"),
+             py::arg("targets"), py::arg("weights"))
+        .def("gradients",
+             [](Trainer & trainer) {
+                 std::map<std::string, FloatArray> gradients;
+                 for (const Trainer::State & state : trainer.states()) {
+                     gradients[state.name] = copy_tensor(state.gradient);
+                 }
+                 return gradients;
+             })
+        .def("zero_gradients", &Trainer::zero_gradients)
+        .def(
+            "step",
+            [](Trainer & trainer, double lr, double beta1, double beta2, double epsilon, double weight_decay, double clip) {
+                return trainer.step({lr, beta1, beta2, epsilon, weight_decay, clip});
+            },
+            py::arg("lr"), py::kw_only(), py::arg("beta1") = 0.9, py::arg("beta2") = 0.999, py::arg("epsilon") = 1e-8,
+            py::arg("weight_decay") = 0.0, py::arg("clip") = 0.0, py::call_guard<py::gil_scoped_release>())
+        .def("moments", get_moments)
+        .def("set_moments", set_moments, py::arg("moments"))
+        .def(
+            "memory",
+            [](const Trainer & trainer, int64_t n_tokens, int64_t n_targets, int64_t n_sequences) {
+                const MemoryParts parts = trainer.memory(n_tokens, n_targets, n_sequences);
+                return std::map<std::string, uint64_t>{{"weights", parts.weights},
+                                                       {"adapter", parts.adapter},
+                                                       {"optimizer", parts.optimizer},
+                                                       {"compute", parts.compute}};
+            },
+            py::arg("n_tokens"), py::arg("n_targets"), py::arg("n_sequences") = 1);
+}
+
+}  // namespace ggtune

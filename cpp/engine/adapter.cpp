@@ -1,0 +1,127 @@
+#include "engine/adapter.h"
+
+#include <ggml-backend.h>
+#include <ggml-cpu.h>
+
+#include <algorithm>
+#include <cmath>
+#include <random>
+#include <set>
+
+#include "engine/error.h"
+#include "kernels/dropout.h"
+
+namespace ggtune {
+
+namespace {
+
+// FNV-1a: a tensor's seed depends on its name alone, not on which other tensors are adapted
+uint64_t hash_name(const std::string & name) {
+    uint64_t h = 0xcbf29ce484222325u;
+    for (const unsigned char c : name) {
+        h = (h ^ c) * 0x100000001b3u;
+    }
+    return h;
+}
+
+// Box-Muller on a Mersenne twister: std::normal_distribution differs between standard libraries
+void fill_normal(float * values, int64_t n, double deviation, uint64_t seed) {
+    std::mt19937_64 engine(seed);
+    const auto uniform = [&] { return (static_cast<double>(engine() >> 11) + 0.5) / 9007199254740992.0; };
+    constexpr double two_pi = 6.283185307179586;
+    for (int64_t i = 0; i < n; i += 2) {
+        const double radius = deviation * std::sqrt(-2.0 * std::log(uniform()));
+        const double angle = two_pi * uniform();
+        values[i] = static_cast<float>(radius * std::cos(angle));
+        if (i + 1 < n) {
+            values[i + 1] = static_cast<float>(radius * std::sin(angle));
+        }
+    }
+}
+
+std::string joined(const std::set<std::string> & names) {
+    std::string text;
+    for (const std::string & name : names) {
+        text += (text.empty() ? "" : ", ") + name;
+    }
+    return text;
+}
+
+}  // namespace
+
+Adapter::Adapter(Model & model, int rank_, float alpha_, const std::vector<std::string> & targets, bool rslora, uint64_t seed)
+    : rank(rank_), alpha(rslora ? alpha_ * std::sqrt(static_cast<float>(rank_)) : alpha_), base(&model) {
+    if (rank < 1) {
+        throw Error("rank must be at least 1, not " + std::to_string(rank));
+    }
+    if (!(alpha_ > 0) || !std::isfinite(alpha_)) {
+        throw Error("alpha must be a number above 0");
+    }
+    if (model.vocab_only) {
+        throw Error(model.path + " was loaded without its weights");
+    }
+    const std::vector<Linear> linears = model.linears();
+    std::set<std::string> kinds;
+    for (const Linear & linear : linears) {
+        kinds.insert(linear.kind);
+    }
+    for (const std::string & target : targets) {
+        if (kinds.count(target) == 0) {
+            throw Error("the model has no linear named '" + target + "'; it has " + joined(kinds));
+        }
+    }
+    if (targets.empty()) {
+        throw Error("no linear is chosen; the model has " + joined(kinds));
+    }
+
+    const ggml_init_params params = {2 * linears.size() * ggml_tensor_overhead() + 1024, nullptr, true};
+    ctx.reset(ggml_init(params));
+    std::vector<LoraWeights> weights;
+    for (const Linear & linear : linears) {
+        if (std::find(targets.begin(), targets.end(), linear.kind) == targets.end()) {
+            continue;
+        }
+        if (rank > std::min(linear.n_in, linear.n_out)) {
+            throw Error("rank " + std::to_string(rank) + " is more than " + linear.name + " has (" + std::to_string(linear.n_in) +
+                        " x " + std::to_string(linear.n_out) + ")");
+        }
+        ggml_tensor * a = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, linear.n_in, rank);
+        ggml_tensor * b = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, rank, linear.n_out);
+        ggml_format_name(a, "%s.lora_a", linear.name.c_str());
+        ggml_format_name(b, "%s.lora_b", linear.name.c_str());
+        list.push_back({linear, a, b});
+        named.emplace_back(linear.name + ".lora_a", a);
+        named.emplace_back(linear.name + ".lora_b", b);
+        weights.push_back({linear.name, a, b});
+    }
+    buffer.reset(ggml_backend_alloc_ctx_tensors_from_buft(ctx.get(), ggml_backend_cpu_buffer_type()));
+    if (!buffer) {
+        throw Error("not enough memory for an adapter of " + std::to_string(n_params()) + " parameters");
+    }
+    ggml_backend_buffer_clear(buffer.get(), 0);
+    for (const AdapterPair & pair : list) {
+        const uint64_t tensor_seed = kernels::detail::mix64(seed ^ hash_name(pair.linear.name));
+        fill_normal(static_cast<float *>(pair.a->data), ggml_nelements(pair.a), 1.0 / std::sqrt(static_cast<double>(pair.a->ne[0])),
+                    tensor_seed);
+    }
+    handle = make_lora(model.llama(), alpha, weights);
+}
+
+ggml_tensor * Adapter::tensor(const std::string & name) const {
+    for (const auto & [known, tensor] : named) {
+        if (known == name) {
+            return tensor;
+        }
+    }
+    throw Error("the adapter has no tensor " + name);
+}
+
+int64_t Adapter::n_params() const {
+    int64_t n = 0;
+    for (const auto & entry : named) {
+        n += ggml_nelements(entry.second);
+    }
+    return n;
+}
+
+}  // namespace ggtune

@@ -1,0 +1,49 @@
+// A live LoRA adapter (Hu et al. 2021, arXiv:2106.09685): F32 pairs A, B next to chosen linears of a model.
+#pragma once
+
+#include <ggml-cpp.h>
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "engine/llama_access.h"
+#include "engine/model.h"
+
+namespace ggtune {
+
+struct AdapterPair {
+    Linear linear;
+    ggml_tensor * a;  // ne = [n_in, rank]
+    ggml_tensor * b;  // ne = [rank, n_out]
+};
+
+class Adapter {
+  public:
+    // A ~ N(0, 1 / n_in) from a seed of its own per tensor, B = 0. targets: kinds of Linear. With rslora alpha is multiplied by
+    // sqrt(rank) (Kalajdzievski 2023, arXiv:2312.03732). The model must outlive the adapter.
+    // Raises Error for a kind that the model does not have, a rank below 1 or above the smallest dimension, an alpha that is not > 0.
+    Adapter(Model & model, int rank, float alpha, const std::vector<std::string> & targets, bool rslora, uint64_t seed);
+
+    const int rank;
+    const float alpha;  // as stored in adapter.lora.alpha
+
+    Model & model() const { return *base; }
+    llama_adapter_lora * lora() const { return handle.get(); }
+    const std::vector<AdapterPair> & pairs() const { return list; }
+
+    // "<base tensor>.lora_a" and ".lora_b" with their tensors, in model order
+    const std::vector<std::pair<std::string, ggml_tensor *>> & tensors() const { return named; }
+    ggml_tensor * tensor(const std::string & name) const;  // raises Error for an unknown name
+    int64_t n_params() const;
+
+  private:
+    Model * base;
+    ggml_context_ptr ctx;
+    ggml_backend_buffer_ptr buffer;
+    LoraHandle handle;
+    std::vector<AdapterPair> list;
+    std::vector<std::pair<std::string, ggml_tensor *>> named;
+};
+
+}  // namespace ggtune

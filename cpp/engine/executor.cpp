@@ -1,0 +1,59 @@
+#include "engine/executor.h"
+
+#include <string>
+
+#include "engine/error.h"
+#include "engine/llama_access.h"
+
+namespace ggtune {
+
+namespace {
+
+bool (*interrupt_check)() = nullptr;
+bool abort_callback(void *) { return interrupted(); }
+
+}  // namespace
+
+void set_interrupt_check(bool (*check)()) { interrupt_check = check; }
+bool interrupted() { return interrupt_check != nullptr && interrupt_check(); }
+
+Executor::Executor(int n_threads)
+    : backend(ggml_backend_cpu_init()), allocator(ggml_gallocr_new(ggml_backend_cpu_buffer_type())) {
+    ggml_threadpool_params params = ggml_threadpool_params_default(n_threads);
+    pool.reset(ggml_threadpool_new(&params));
+    ggml_backend_cpu_set_n_threads(backend.get(), n_threads);
+    ggml_backend_cpu_set_threadpool(backend.get(), pool.get());
+    ggml_backend_cpu_set_abort_callback(backend.get(), abort_callback, nullptr);
+}
+
+size_t Executor::measure(ggml_cgraph * graph) const {
+    const ggml_gallocr_ptr scratch(ggml_gallocr_new(ggml_backend_cpu_buffer_type()));
+    size_t n_bytes = 0;
+    ggml_gallocr_reserve_n_size(scratch.get(), graph, nullptr, nullptr, &n_bytes);
+    return n_bytes;
+}
+
+void Executor::allocate(ggml_cgraph * graph) {
+    // always planned anew: alloc_graph alone would take another graph of the same size for the one planned before
+    if (!ggml_gallocr_reserve(allocator.get(), graph) || !ggml_gallocr_alloc_graph(allocator.get(), graph)) {
+        throw Error("not enough memory for a micro-batch: " + std::to_string(measure(graph) >> 20) +
+                    " MiB are needed. A smaller context or recomputation needs less.");
+    }
+}
+
+void Executor::compute(ggml_cgraph * graph, int begin, int end) {
+    if (begin == end) {
+        return;
+    }
+    const ggml_status status = compute_slice(backend.get(), graph, begin, end);
+    if (status == GGML_STATUS_ABORTED) {
+        throw Interrupted();
+    }
+    if (status != GGML_STATUS_SUCCESS) {
+        throw Error("ggml could not compute a graph: " + std::string(ggml_status_to_string(status)));
+    }
+}
+
+size_t Executor::allocated_bytes() const { return ggml_gallocr_get_buffer_size(allocator.get(), 0); }
+
+}  // namespace ggtune

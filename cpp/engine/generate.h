@@ -1,0 +1,45 @@
+// Text generation and scoring through llama.cpp's public API.
+#pragma once
+
+#include <llama-cpp.h>
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "engine/adapter.h"
+#include "engine/model.h"
+
+namespace ggtune {
+
+struct Sampling {
+    float temperature = 0.0f;  // 0: the most probable token
+    int top_k = 40;
+    float top_p = 0.95f;
+    uint32_t seed = 0;
+};
+
+class Generator {
+  public:
+    // context 0: the model's own, at most 4096. The adapter may be null; it and the model must outlive the generator.
+    // Raises Error for an empty prompt or one that does not fit.
+    Generator(Model & model, const std::vector<int32_t> & prompt, Adapter * adapter, int context, int threads,
+              const Sampling & sampling);
+
+    // The next token; empty at an end-of-generation token or at the full context.
+    std::optional<int32_t> next();
+
+  private:
+    Model & model;
+    llama_context_ptr ctx;
+    llama_sampler_ptr sampler;
+    std::vector<int32_t> pending;  // tokens to be decoded before the next one can be sampled
+    int64_t n_used = 0;
+};
+
+// log p(tokens[i + 1] | tokens[..i]), n - 1 values. adapter_path: a LoRA file, loaded by llama.cpp; may be empty.
+std::vector<float> decode_log_probs(Model & model, const std::vector<int32_t> & tokens, const std::string & adapter_path,
+                                    int threads);
+
+}  // namespace ggtune

@@ -1,0 +1,431 @@
+#include "engine/graph_ops.h"
+
+#include <algorithm>
+#include <cstring>
+#include <initializer_list>
+
+#include "kernels/gemm.h"
+#include "kernels/norm.h"
+#include "kernels/partition.h"
+#include "kernels/softmax.h"
+#include "kernels/weight_product.h"
+
+namespace ggtune {
+
+namespace {
+
+using kernels::Operand;
+using kernels::split_range;
+
+const float * floats(const ggml_tensor * t) { return static_cast<const float *>(t->data); }
+float * floats(ggml_tensor * t) { return static_cast<float *>(t->data); }
+
+int64_t stride(const ggml_tensor * t, int dim) { return t->nb[dim] / sizeof(float); }
+
+// matrix (i2, i3) of a F32 tensor: element (row i1, column i0)
+Operand matrix(const ggml_tensor * t, int64_t i2, int64_t i3) {
+    return {floats(t) + i2 * stride(t, 2) + i3 * stride(t, 3), stride(t, 1), stride(t, 0)};
+}
+
+ggml_tensor * custom(ggml_context * ctx, const int64_t ne[4], std::initializer_list<ggml_tensor *> args, ggml_custom_op_t fun,
+                     void * userdata) {
+    std::vector<ggml_tensor *> list(args);
+    return ggml_custom_4d(ctx, GGML_TYPE_F32, ne[0], ne[1], ne[2], ne[3], list.data(), static_cast<int>(list.size()), fun,
+                          GGML_N_TASKS_MAX, userdata);
+}
+
+// Runs body(batch, ith, nth) over n matrices: whole matrices per thread when there are many, else threads share each matrix.
+// The kernels give the same bits either way.
+template <typename Body>
+void for_each_matrix(int64_t n, int ith, int nth, Body body) {
+    if (n >= 4 * nth || n % nth == 0) {
+        const auto range = split_range(n, ith, nth);
+        for (int64_t i = range.begin; i < range.end; i++) {
+            body(i, 0, 1);
+        }
+    } else {
+        for (int64_t i = 0; i < n; i++) {
+            body(i, ith, nth);
+        }
+    }
+}
+
+void run_matmul(ggml_tensor * y, int ith, int nth, void *) {
+    const ggml_tensor * w = y->src[0];
+    const ggml_tensor * x = y->src[1];
+    const int64_t group2 = x->ne[2] / w->ne[2];
+    const int64_t group3 = x->ne[3] / w->ne[3];
+    for_each_matrix(x->ne[2] * x->ne[3], ith, nth, [&](int64_t b, int i, int n) {
+        const int64_t i2 = b % x->ne[2];
+        const int64_t i3 = b / x->ne[2];
+        const Operand wm = matrix(w, i2 / group2, i3 / group3);
+        kernels::gemm(x->ne[1], w->ne[1], w->ne[0], matrix(x, i2, i3), wm.transposed(), 1.0f, 0.0f,
+                      floats(y) + i2 * stride(y, 2) + i3 * stride(y, 3), stride(y, 1), 1, i, n);
+    });
+}
+
+void run_matmul_dx(ggml_tensor * dx, int ith, int nth, void *) {
+    const ggml_tensor * w = dx->src[0];
+    const ggml_tensor * dy = dx->src[1];
+    const int64_t group2 = dy->ne[2] / w->ne[2];
+    const int64_t group3 = dy->ne[3] / w->ne[3];
+    for_each_matrix(dy->ne[2] * dy->ne[3], ith, nth, [&](int64_t b, int i, int n) {
+        const int64_t i2 = b % dy->ne[2];
+        const int64_t i3 = b / dy->ne[2];
+        kernels::gemm(dy->ne[1], w->ne[0], w->ne[1], matrix(dy, i2, i3), matrix(w, i2 / group2, i3 / group3), 1.0f, 0.0f,
+                      floats(dx) + i2 * stride(dx, 2) + i3 * stride(dx, 3), stride(dx, 1), 1, i, n);
+    });
+}
+
+void run_zeros(ggml_tensor * t, int ith, int nth, void *) {
+    const auto range = split_range(ggml_nelements(t), ith, nth, 64);
+    std::fill(floats(t) + range.begin, floats(t) + range.end, 0.0f);
+}
+
+struct MatmulDw {
+    bool accumulate;
+};
+
+void run_matmul_dw(ggml_tensor * dw, int ith, int nth, void * userdata) {
+    const bool accumulate = static_cast<const MatmulDw *>(userdata)->accumulate;
+    // in place, ggml puts the tensor written to before the arguments
+    const ggml_tensor * x = dw->src[accumulate ? 1 : 0];
+    const ggml_tensor * dy = dw->src[accumulate ? 2 : 1];
+    const int64_t group2 = x->ne[2] / dw->ne[2];
+    const int64_t group3 = x->ne[3] / dw->ne[3];
+    for_each_matrix(dw->ne[2] * dw->ne[3], ith, nth, [&](int64_t b, int i, int n) {
+        const int64_t i2 = b % dw->ne[2];
+        const int64_t i3 = b / dw->ne[2];
+        float * out = floats(dw) + i2 * stride(dw, 2) + i3 * stride(dw, 3);
+        float beta = accumulate ? 1.0f : 0.0f;
+        for (int64_t g3 = 0; g3 < group3; g3++) {
+            for (int64_t g2 = 0; g2 < group2; g2++) {
+                const Operand xm = matrix(x, i2 * group2 + g2, i3 * group3 + g3);
+                const Operand dym = matrix(dy, i2 * group2 + g2, i3 * group3 + g3);
+                kernels::gemm(dw->ne[1], dw->ne[0], x->ne[1], dym.transposed(), xm, 1.0f, beta, out, stride(dw, 1), 1, i, n);
+                beta = 1.0f;
+            }
+        }
+    });
+}
+
+void run_weight_dx(ggml_tensor * dx, int ith, int nth, void *) {
+    const ggml_tensor * w = dx->src[0];
+    const ggml_tensor * dy = dx->src[1];
+    kernels::weight_input_gradient(w->type, w->data, w->nb[1], w->ne[0], w->ne[1], floats(dy), stride(dy, 1),
+                                   dy->ne[1] * dy->ne[2] * dy->ne[3], floats(dx), stride(dx, 1), false, ith, nth);
+}
+
+// contiguous tensors are cut into runs of one size class so that every thread gets whole cache lines
+kernels::Range element_range(const ggml_tensor * t, int ith, int nth) { return split_range(ggml_nelements(t), ith, nth, 64); }
+
+void run_activation(ggml_tensor * y, int ith, int nth, void * userdata) {
+    const auto range = element_range(y, ith, nth);
+    kernels::activation_forward(*static_cast<Activation *>(userdata), floats(y->src[0]) + range.begin, floats(y) + range.begin,
+                                range.size());
+}
+
+void run_activation_dx(ggml_tensor * dx, int ith, int nth, void * userdata) {
+    const auto range = element_range(dx, ith, nth);
+    kernels::activation_backward(*static_cast<Activation *>(userdata), floats(dx->src[0]) + range.begin,
+                                 floats(dx->src[1]) + range.begin, floats(dx) + range.begin, range.size());
+}
+
+struct Glu {
+    Activation f;
+    bool fused;
+    bool swapped;
+
+    // rows of gate and up; n is the width of one of them
+    void inputs(const ggml_tensor * a, const ggml_tensor * b, int64_t row, int64_t n, const float *& gate, const float *& up) const {
+        const float * first = floats(a) + row * stride(a, 1);
+        const float * second = fused ? first + n : floats(b) + row * stride(b, 1);
+        gate = swapped ? second : first;
+        up = swapped ? first : second;
+    }
+};
+
+void run_glu(ggml_tensor * y, int ith, int nth, void * userdata) {
+    const Glu & glu = *static_cast<Glu *>(userdata);
+    const int64_t n = y->ne[0];
+    const auto rows = split_range(ggml_nrows(y), ith, nth);
+    for (int64_t row = rows.begin; row < rows.end; row++) {
+        const float *gate, *up;
+        glu.inputs(y->src[0], y->src[1], row, n, gate, up);
+        kernels::glu_forward(glu.f, gate, up, floats(y) + row * n, n);
+    }
+}
+
+void run_glu_dx(ggml_tensor * dx, int ith, int nth, void * userdata) {
+    const Glu & glu = *static_cast<Glu *>(userdata);
+    const ggml_tensor * dy = dx->src[0];
+    const int64_t n = dy->ne[0];
+    const auto rows = split_range(ggml_nrows(dy), ith, nth);
+    for (int64_t row = rows.begin; row < rows.end; row++) {
+        const float *gate, *up;
+        glu.inputs(dx->src[1], dx->src[2], row, n, gate, up);
+        float * first = floats(dx) + row * 2 * n;
+        float * d_gate = glu.swapped ? first + n : first;
+        float * d_up = glu.swapped ? first : first + n;
+        kernels::glu_backward(glu.f, gate, up, floats(dy) + row * n, d_gate, d_up, n);
+    }
+}
+
+void run_softmax_dx(ggml_tensor * dx, int ith, int nth, void * userdata) {
+    const int64_t n = dx->ne[0];
+    kernels::softmax_backward(ggml_nrows(dx), n, floats(dx->src[0]), n, floats(dx->src[1]), n, floats(dx), n,
+                              *static_cast<float *>(userdata), ith, nth);
+}
+
+void run_rms_norm_dx(ggml_tensor * dx, int ith, int nth, void * userdata) {
+    const int64_t n = dx->ne[0];
+    kernels::rms_norm_backward(ggml_nrows(dx), n, floats(dx->src[0]), n, floats(dx->src[1]), n, floats(dx), n,
+                               *static_cast<float *>(userdata), ith, nth);
+}
+
+void run_norm_dx(ggml_tensor * dx, int ith, int nth, void * userdata) {
+    const int64_t n = dx->ne[0];
+    kernels::layer_norm_backward(ggml_nrows(dx), n, floats(dx->src[0]), n, floats(dx->src[1]), n, floats(dx), n,
+                                 *static_cast<float *>(userdata), ith, nth);
+}
+
+struct ClampRange {
+    float min, max;
+};
+
+void run_clamp_dx(ggml_tensor * dx, int ith, int nth, void * userdata) {
+    const ClampRange clamp = *static_cast<ClampRange *>(userdata);
+    const float * x = floats(dx->src[0]);
+    const float * dy = floats(dx->src[1]);
+    const auto range = element_range(dx, ith, nth);
+    for (int64_t i = range.begin; i < range.end; i++) {
+        floats(dx)[i] = x[i] >= clamp.min && x[i] <= clamp.max ? dy[i] : 0.0f;
+    }
+}
+
+// How a view lies in its source: both are strided windows on the same memory.
+struct ViewGeometry {
+    int64_t ne[4];       // of the view
+    int64_t nb[4];       // bytes, of the view
+    int64_t source_nb[4];
+    int64_t offset;      // bytes from the source's first element
+    int order[4];        // dimensions of the source by falling stride
+};
+
+void run_view_dx(ggml_tensor * dx, int ith, int nth, void * userdata) {
+    const ViewGeometry & g = *static_cast<ViewGeometry *>(userdata);
+    const ggml_tensor * dy = dx->src[0];
+    // every thread clears and fills its own range of the result, so that none writes where another does
+    const auto own = element_range(dx, ith, nth);
+    std::fill(floats(dx) + own.begin, floats(dx) + own.end, 0.0f);
+    const int64_t strides[4] = {1, dx->ne[0], dx->ne[0] * dx->ne[1], dx->ne[0] * dx->ne[1] * dx->ne[2]};
+    const auto position = [&](int64_t bytes) {  // index in the contiguous dx of a byte offset into the source
+        int64_t index = 0;
+        for (const int d : g.order) {
+            if (dx->ne[d] > 1) {
+                index += bytes / g.source_nb[d] * strides[d];
+                bytes %= g.source_nb[d];
+            }
+        }
+        return index;
+    };
+    const bool rows_contiguous = g.nb[0] == sizeof(float) && g.source_nb[0] == sizeof(float);
+    for (int64_t i3 = 0; i3 < g.ne[3]; i3++) {
+        for (int64_t i2 = 0; i2 < g.ne[2]; i2++) {
+            for (int64_t i1 = 0; i1 < g.ne[1]; i1++) {
+                const int64_t row = g.offset + i1 * g.nb[1] + i2 * g.nb[2] + i3 * g.nb[3];
+                const float * from = floats(dy) + ((i3 * g.ne[2] + i2) * g.ne[1] + i1) * g.ne[0];
+                if (rows_contiguous && position(row) + g.ne[0] - 1 == position(row + (g.ne[0] - 1) * g.nb[0])) {
+                    const int64_t first = position(row);
+                    const int64_t begin = std::max(first, own.begin);
+                    const int64_t end = std::min(first + g.ne[0], own.end);
+                    for (int64_t i = begin; i < end; i++) {
+                        floats(dx)[i] += from[i - first];
+                    }
+                } else {
+                    for (int64_t i0 = 0; i0 < g.ne[0]; i0++) {
+                        const int64_t i = position(row + i0 * g.nb[0]);
+                        if (i >= own.begin && i < own.end) {
+                            floats(dx)[i] += from[i0];
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+void run_rows_dx(ggml_tensor * dx, int ith, int nth, void *) {
+    const int32_t * ids = static_cast<const int32_t *>(dx->src[0]->data);
+    const ggml_tensor * dy = dx->src[1];
+    const int64_t n = dx->ne[0];
+    const auto columns = split_range(n, ith, nth, 16);
+    for (int64_t row = 0; row < dx->ne[1]; row++) {
+        std::fill_n(floats(dx) + row * n + columns.begin, columns.size(), 0.0f);
+    }
+    for (int64_t row = 0; row < dy->ne[1]; row++) {
+        float * to = floats(dx) + ids[row] * n;
+        const float * from = floats(dy) + row * n;
+        for (int64_t i = columns.begin; i < columns.end; i++) {
+            to[i] += from[i];
+        }
+    }
+}
+
+void run_dropout(ggml_tensor * y, int ith, int nth, void * userdata) {
+    const auto range = element_range(y, ith, nth);
+    kernels::dropout(*static_cast<kernels::DropoutMask *>(userdata), range.begin, floats(y->src[0]) + range.begin,
+                     floats(y) + range.begin, range.size());
+}
+
+void run_log_probabilities(ggml_tensor * log_probs, int ith, int nth, void *) {
+    const ggml_tensor * logits = log_probs->src[0];
+    const int32_t * targets = static_cast<const int32_t *>(log_probs->src[1]->data);
+    const auto rows = split_range(logits->ne[1], ith, nth);
+    for (int64_t row = rows.begin; row < rows.end; row++) {
+        floats(log_probs)[row] =
+            static_cast<float>(kernels::log_probability(floats(logits) + row * stride(logits, 1), logits->ne[0], targets[row]));
+    }
+}
+
+void run_cross_entropy_dx(ggml_tensor * dlogits, int ith, int nth, void *) {
+    const int32_t * targets = static_cast<const int32_t *>(dlogits->src[1]->data);
+    const float * weights = floats(dlogits->src[2]);
+    const auto rows = split_range(dlogits->ne[1], ith, nth);
+    for (int64_t row = rows.begin; row < rows.end; row++) {
+        kernels::cross_entropy_gradient_inplace(floats(dlogits) + row * stride(dlogits, 1), dlogits->ne[0], targets[row],
+                                                weights[row]);
+    }
+}
+
+}  // namespace
+
+ggml_tensor * GraphOps::contiguous(ggml_tensor * t) { return ggml_is_contiguous(t) ? t : ggml_cont(ctx, t); }
+
+ggml_tensor * GraphOps::zeros_like(const ggml_tensor * t) { return custom(ctx, t->ne, {}, run_zeros, nullptr); }
+
+ggml_tensor * GraphOps::matmul(ggml_tensor * w, ggml_tensor * x) {
+    const int64_t ne[4] = {w->ne[1], x->ne[1], x->ne[2], x->ne[3]};
+    return custom(ctx, ne, {w, x}, run_matmul, nullptr);
+}
+
+ggml_tensor * GraphOps::matmul_dx(ggml_tensor * w, ggml_tensor * dy) {
+    const int64_t ne[4] = {w->ne[0], dy->ne[1], dy->ne[2], dy->ne[3]};
+    return custom(ctx, ne, {w, dy}, run_matmul_dx, nullptr);
+}
+
+ggml_tensor * GraphOps::matmul_dw(ggml_tensor * w, ggml_tensor * x, ggml_tensor * dy, ggml_tensor * accumulator) {
+    MatmulDw * params = keep(MatmulDw{accumulator != nullptr});
+    if (accumulator != nullptr) {
+        ggml_tensor * args[] = {x, dy};
+        return ggml_custom_inplace(ctx, accumulator, args, 2, run_matmul_dw, GGML_N_TASKS_MAX, params);
+    }
+    return custom(ctx, w->ne, {x, dy}, run_matmul_dw, params);
+}
+
+ggml_tensor * GraphOps::weight_dx(ggml_tensor * w, ggml_tensor * dy, const int64_t ne_x[4]) {
+    const bool rows_in_step = dy->nb[0] == sizeof(float) && dy->ne[2] == 1 && dy->ne[3] == 1;
+    return custom(ctx, ne_x, {w, rows_in_step ? dy : contiguous(dy)}, run_weight_dx, nullptr);
+}
+
+ggml_tensor * GraphOps::activation(Activation f, ggml_tensor * x) {
+    return custom(ctx, x->ne, {contiguous(x)}, run_activation, keep(f));
+}
+
+ggml_tensor * GraphOps::activation_dx(Activation f, ggml_tensor * x, ggml_tensor * dy) {
+    return custom(ctx, x->ne, {contiguous(x), contiguous(dy)}, run_activation_dx, keep(f));
+}
+
+namespace {
+
+// rows at one distance from each other, whatever the outer dimensions
+ggml_tensor * even_rows(GraphOps & ops, ggml_tensor * t) {
+    const bool even = t->nb[0] == sizeof(float) && t->nb[2] == t->nb[1] * t->ne[1] && t->nb[3] == t->nb[2] * t->ne[2];
+    return even ? t : ggml_cont(ops.ctx, t);
+}
+
+}  // namespace
+
+ggml_tensor * GraphOps::glu(Activation f, ggml_tensor * gate, ggml_tensor * up, bool swapped) {
+    const int64_t ne[4] = {up != nullptr ? gate->ne[0] : gate->ne[0] / 2, gate->ne[1], gate->ne[2], gate->ne[3]};
+    Glu * params = keep(Glu{f, up == nullptr, swapped});
+    if (up == nullptr) {
+        return custom(ctx, ne, {even_rows(*this, gate)}, run_glu, params);
+    }
+    return custom(ctx, ne, {even_rows(*this, gate), even_rows(*this, up)}, run_glu, params);
+}
+
+ggml_tensor * GraphOps::glu_dx(Activation f, ggml_tensor * gate, ggml_tensor * up, bool swapped, ggml_tensor * dy) {
+    const int64_t ne[4] = {2 * dy->ne[0], dy->ne[1], dy->ne[2], dy->ne[3]};
+    Glu * params = keep(Glu{f, up == nullptr, swapped});
+    if (up == nullptr) {
+        return custom(ctx, ne, {contiguous(dy), even_rows(*this, gate)}, run_glu_dx, params);
+    }
+    return custom(ctx, ne, {contiguous(dy), even_rows(*this, gate), even_rows(*this, up)}, run_glu_dx, params);
+}
+
+ggml_tensor * GraphOps::softmax_dx(ggml_tensor * y, ggml_tensor * dy, float scale) {
+    return custom(ctx, y->ne, {contiguous(y), contiguous(dy)}, run_softmax_dx, keep(scale));
+}
+
+ggml_tensor * GraphOps::rms_norm_dx(ggml_tensor * x, ggml_tensor * dy, float eps) {
+    return custom(ctx, x->ne, {contiguous(x), contiguous(dy)}, run_rms_norm_dx, keep(eps));
+}
+
+ggml_tensor * GraphOps::norm_dx(ggml_tensor * x, ggml_tensor * dy, float eps) {
+    return custom(ctx, x->ne, {contiguous(x), contiguous(dy)}, run_norm_dx, keep(eps));
+}
+
+ggml_tensor * GraphOps::clamp_dx(ggml_tensor * x, ggml_tensor * dy, float min, float max) {
+    return custom(ctx, x->ne, {contiguous(x), contiguous(dy)}, run_clamp_dx, keep(ClampRange{min, max}));
+}
+
+ggml_tensor * GraphOps::view_dx(ggml_tensor * source, ggml_tensor * view, ggml_tensor * dy) {
+    ViewGeometry g;
+    for (int d = 0; d < 4; d++) {
+        g.ne[d] = view->ne[d];
+        g.nb[d] = view->nb[d];
+        g.source_nb[d] = source->nb[d];
+        g.order[d] = d;
+    }
+    g.offset = view->view_offs - (source->view_src != nullptr ? source->view_offs : 0);
+    std::sort(std::begin(g.order), std::end(g.order), [&](int a, int b) { return g.source_nb[a] > g.source_nb[b]; });
+    return custom(ctx, source->ne, {contiguous(dy)}, run_view_dx, keep(g));
+}
+
+ggml_tensor * GraphOps::rows_dx(ggml_tensor * x, ggml_tensor * ids, ggml_tensor * dy) {
+    return custom(ctx, x->ne, {ids, contiguous(dy)}, run_rows_dx, nullptr);
+}
+
+ggml_tensor * GraphOps::dropout(ggml_tensor * x, const kernels::DropoutMask & mask) {
+    kernels::DropoutMask * params = keep(mask);
+    ggml_tensor * y = custom(ctx, x->ne, {contiguous(x)}, run_dropout, params);
+    set_origin(y, {nullptr, params});
+    return y;
+}
+
+ggml_tensor * GraphOps::log_probabilities(ggml_tensor * logits, ggml_tensor * targets) {
+    const int64_t ne[4] = {logits->ne[1], 1, 1, 1};
+    return custom(ctx, ne, {logits, targets}, run_log_probabilities, nullptr);
+}
+
+ggml_tensor * GraphOps::cross_entropy_dx(ggml_tensor * logits, ggml_tensor * targets, ggml_tensor * weights,
+                                         ggml_tensor * log_probs) {
+    ggml_tensor * args[] = {targets, weights, log_probs};
+    return ggml_custom_inplace(ctx, logits, args, 3, run_cross_entropy_dx, GGML_N_TASKS_MAX, nullptr);
+}
+
+GraphOps::Origin GraphOps::origin(const ggml_tensor * node) const {
+    const auto it = origins.find(node);
+    return it != origins.end() ? it->second : Origin{};
+}
+
+void GraphOps::copy_origin(const ggml_tensor * from, const ggml_tensor * to) {
+    const auto it = origins.find(from);
+    if (it != origins.end()) {
+        const Origin found = it->second;
+        origins[to] = found;
+    }
+}
+
+}  // namespace ggtune

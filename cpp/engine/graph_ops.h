@@ -1,0 +1,85 @@
+// Nodes of ggtune's own in a ggml graph: custom CPU operations that run the kernels of cpp/kernels.
+//
+// Symbols: T tokens, shapes in ggml order (ne[0] runs fastest). d<name> is the gradient of the loss with respect to <name>.
+#pragma once
+
+#include <ggml.h>
+
+#include <memory>
+#include <unordered_map>
+#include <vector>
+
+#include "kernels/activations.h"
+#include "kernels/dropout.h"
+
+namespace ggtune {
+
+using kernels::Activation;
+
+// Makes nodes in one ggml context and keeps their parameters alive.
+class GraphOps {
+  public:
+    explicit GraphOps(ggml_context * ctx_) : ctx(ctx_) {}
+    GraphOps(const GraphOps &) = delete;
+    GraphOps & operator=(const GraphOps &) = delete;
+
+    ggml_context * const ctx;
+
+    // t, or a contiguous copy of it
+    ggml_tensor * contiguous(ggml_tensor * t);
+    // a tensor to be filled in parts
+    ggml_tensor * zeros_like(const ggml_tensor * t);
+
+    // y[o, t, ...] = sum_i w[i, o, ...] x[i, t, ...], F32, with ggml's broadcast of w over the outer dimensions of x
+    ggml_tensor * matmul(ggml_tensor * w, ggml_tensor * x);
+    // dx[i, t, ...] for that product, w F32
+    ggml_tensor * matmul_dx(ggml_tensor * w, ggml_tensor * dy);
+    // dw[i, o, ...] for that product; added to `accumulator` in place where there is one
+    ggml_tensor * matmul_dw(ggml_tensor * w, ggml_tensor * x, ggml_tensor * dy, ggml_tensor * accumulator);
+    // dx[i, t] for a frozen matrix w of any type, ne = [i, o]
+    ggml_tensor * weight_dx(ggml_tensor * w, ggml_tensor * dy, const int64_t ne_x[4]);
+
+    ggml_tensor * activation(Activation f, ggml_tensor * x);
+    ggml_tensor * activation_dx(Activation f, ggml_tensor * x, ggml_tensor * dy);
+    // y = f(gate) * up; up == nullptr: gate holds both halves of each row, `swapped` puts the gate second
+    ggml_tensor * glu(Activation f, ggml_tensor * gate, ggml_tensor * up, bool swapped);
+    // gradient of both halves, ne[0] twice that of dy: in the order of the fused input, gate first where the inputs are two
+    ggml_tensor * glu_dx(Activation f, ggml_tensor * gate, ggml_tensor * up, bool swapped, ggml_tensor * dy);
+
+    ggml_tensor * softmax_dx(ggml_tensor * y, ggml_tensor * dy, float scale);
+    ggml_tensor * rms_norm_dx(ggml_tensor * x, ggml_tensor * dy, float eps);
+    ggml_tensor * norm_dx(ggml_tensor * x, ggml_tensor * dy, float eps);
+    ggml_tensor * clamp_dx(ggml_tensor * x, ggml_tensor * dy, float min, float max);
+    // gradient of `source` of which `view` shows a part: zero outside
+    ggml_tensor * view_dx(ggml_tensor * source, ggml_tensor * view, ggml_tensor * dy);
+    // gradient of the matrix whose rows `ids` were taken
+    ggml_tensor * rows_dx(ggml_tensor * x, ggml_tensor * ids, ggml_tensor * dy);
+    ggml_tensor * dropout(ggml_tensor * x, const kernels::DropoutMask & mask);
+
+    // log p(target) of each row; ne = [rows]
+    ggml_tensor * log_probabilities(ggml_tensor * logits, ggml_tensor * targets);
+    // d(sum of -weight log p)/dlogits, written over the logits once log_probs has been computed from them
+    ggml_tensor * cross_entropy_dx(ggml_tensor * logits, ggml_tensor * targets, ggml_tensor * weights, ggml_tensor * log_probs);
+
+    // What a node made here stands for, where autodiff has to know: an activation or GLU in place of ggml's, or a dropout.
+    struct Origin {
+        const ggml_tensor * replaced = nullptr;            // ggml's node with op and parameters
+        const kernels::DropoutMask * dropout = nullptr;
+    };
+    void set_origin(const ggml_tensor * node, Origin origin) { origins[node] = origin; }
+    Origin origin(const ggml_tensor * node) const;
+    void copy_origin(const ggml_tensor * from, const ggml_tensor * to);
+
+  private:
+    template <typename T>
+    T * keep(T value) {
+        auto owned = std::make_shared<T>(std::move(value));
+        kept.push_back(owned);
+        return owned.get();
+    }
+
+    std::vector<std::shared_ptr<void>> kept;
+    std::unordered_map<const ggml_tensor *, Origin> origins;
+};
+
+}  // namespace ggtune

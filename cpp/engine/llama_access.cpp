@@ -1,0 +1,228 @@
+#include "engine/llama_access.h"
+
+#include <algorithm>
+#include <functional>
+
+#include "engine/error.h"
+#include "ggml-impl.h"
+#include "llama-adapter.h"
+#include "llama-batch.h"
+#include "llama-context.h"
+#include "llama-graph.h"
+#include "llama-kv-cache-iswa.h"
+#include "llama-kv-cache.h"
+#include "llama-memory.h"
+#include "llama-model.h"
+#include "llama.h"
+
+namespace ggtune {
+
+namespace {
+
+// llama.cpp asserts on architectures that it can't build a training graph for. While graphs are built, on this thread and with no
+// worker running, such an abort becomes an exception.
+class AbortAsException {
+  public:
+    AbortAsException() : previous(ggml_set_abort_callback(raise)) {}
+    ~AbortAsException() { ggml_set_abort_callback(previous); }
+
+  private:
+    static void raise(const char * message) { throw std::runtime_error(message); }
+    ggml_abort_callback_t previous;
+};
+
+}  // namespace
+
+std::vector<std::pair<std::string, ggml_tensor *>> model_tensors(const llama_model & model) {
+    return model.tensors_by_name;
+}
+
+std::string model_architecture(const llama_model & model) { return llm_arch_name(model.arch); }
+
+void LoraDeleter::operator()(llama_adapter_lora * lora) const { delete lora; }
+
+LoraHandle make_lora(llama_model & model, float alpha, const std::vector<LoraWeights> & weights) {
+    LoraHandle lora(new llama_adapter_lora(&model));
+    lora->alpha = alpha;
+    for (const LoraWeights & pair : weights) {
+        lora->ab_map[pair.weight_name] = llama_adapter_lora_weight(pair.a, pair.b);
+    }
+    return lora;
+}
+
+namespace {
+
+class LlamaForwardGraph final : public ForwardGraph {
+  public:
+    LlamaForwardGraph(std::unique_ptr<llama_memory_i> memory_, uint32_t n_pos_per_embd, int64_t max_nodes)
+        : memory(std::move(memory_)), allocr(n_pos_per_embd), result(max_nodes) {}
+
+    ggml_cgraph * graph() const override { return result.get_gf(); }
+    ggml_tensor * hidden() const override { return result.t_embd; }
+    ggml_tensor * logits() const override { return result.t_logits; }
+    void set_inputs() override { result.set_inputs(&memory_context->get_ubatch()); }
+
+    std::unique_ptr<llama_memory_i> memory;  // bookkeeping of sequences and positions only: holds no K or V
+    llama_batch_allocr allocr;
+    llama_memory_context_ptr memory_context;
+    llm_graph_result result;
+};
+
+}  // namespace
+
+struct ForwardGraphBuilder::Impl {
+    llama_model & model;
+    llama_context * context = nullptr;
+    llama_cparams cparams;
+    llama_adapter_loras loras;
+    llama_adapter_cvec control_vector;  // graphs ask for one; this one is empty
+    llama_cross cross;
+    bool sliding_window = false;
+    int64_t max_nodes;
+
+    explicit Impl(llama_model & model_) : model(model_) {}
+    ~Impl() {
+        if (context != nullptr) {
+            llama_free(context);
+        }
+    }
+
+    std::unique_ptr<llama_memory_i> make_memory(uint32_t n_tokens) const {
+        const auto no_layer = [](int32_t) { return false; };
+        // F16: quantized K or V would add rotation nodes
+        if (sliding_window) {
+            return std::make_unique<llama_kv_cache_iswa>(model, GGML_TYPE_F16, GGML_TYPE_F16, true, false, true, true, n_tokens,
+                                                         LLAMA_MAX_SEQ, n_tokens, 1, nullptr, no_layer, nullptr, nullptr);
+        }
+        return std::make_unique<llama_kv_cache>(model, model.hparams, GGML_TYPE_F16, GGML_TYPE_F16, true, false, true, n_tokens,
+                                                LLAMA_MAX_SEQ, 1, model.hparams.n_swa, model.hparams.swa_type, nullptr, no_layer,
+                                                nullptr, nullptr);
+    }
+};
+
+ForwardGraphBuilder::ForwardGraphBuilder(llama_model & model, uint32_t context, llama_adapter_lora * lora)
+    : impl(std::make_unique<Impl>(model)) {
+    const std::string arch = model_architecture(model);
+    if (llama_model_has_encoder(&model) || llama_model_is_recurrent(&model) || llama_model_is_hybrid(&model)) {
+        throw Error("the architecture " + arch + " can't be trained: only decoders with plain attention can");
+    }
+    // Wanted are only llama.cpp's derived parameters (RoPE scaling and the like) and its scheduler: as small as it can be.
+    llama_context_params params = llama_context_default_params();
+    params.n_ctx = 256;
+    params.n_batch = 1;
+    params.n_ubatch = 1;
+    params.n_seq_max = 1;
+    params.n_threads = 1;
+    params.n_threads_batch = 1;
+    params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_DISABLED;
+    params.no_perf = true;
+    {
+        AbortAsException guard;
+        try {
+            impl->context = llama_init_from_model(&model, params);
+        } catch (const std::exception & e) {
+            throw Error("llama.cpp can't set up the architecture " + arch + ": " + e.what());
+        }
+    }
+    if (impl->context == nullptr) {
+        throw Error("llama.cpp can't set up the architecture " + arch);
+    }
+    llama_memory_t memory = llama_get_memory(impl->context);
+    impl->sliding_window = dynamic_cast<llama_kv_cache_iswa *>(memory) != nullptr;
+    if (!impl->sliding_window && dynamic_cast<llama_kv_cache *>(memory) == nullptr) {
+        throw Error("the architecture " + arch + " can't be trained: its attention is not plain multi-head attention");
+    }
+    impl->cparams = impl->context->get_cparams();
+    impl->cparams.n_ctx = context;
+    impl->cparams.n_ctx_seq = context;
+    impl->cparams.n_seq_max = LLAMA_MAX_SEQ;
+    impl->cparams.training = true;
+    impl->cparams.flash_attn = false;
+    impl->cparams.auto_fa = false;
+    impl->cparams.kv_unified = true;
+    impl->cparams.embeddings_layer_inp.assign(model.hparams.n_layer_all, false);
+    impl->max_nodes = 1024 + 32 * (int64_t)model.tensors_by_name.size();
+    if (lora != nullptr) {
+        impl->loras[lora] = 1.0f;
+        impl->max_nodes += lora->get_n_nodes();
+    }
+}
+
+ForwardGraphBuilder::~ForwardGraphBuilder() = default;
+
+std::unique_ptr<ForwardGraph> ForwardGraphBuilder::build(const GraphBatch & batch) const {
+    const llama_model & model = impl->model;
+    const uint32_t n_tokens = batch.n_tokens;
+    AbortAsException guard;
+    try {
+        auto built = std::make_unique<LlamaForwardGraph>(impl->make_memory(n_tokens), model.hparams.n_pos_per_embd(), impl->max_nodes);
+        llama_cparams cparams = impl->cparams;
+        cparams.n_batch = n_tokens;
+        cparams.n_ubatch = n_tokens;
+        cparams.n_outputs_max = n_tokens;
+        cparams.n_outputs_max_per_seq = n_tokens;
+
+        llama_batch_ext rows(n_tokens, llama_batch_ext_select_n_embd_inp(cparams.ctx_type, model.arch, model.hparams),
+                             model.hparams.n_embd_inp_enc(), LLAMA_MAX_SEQ, built->memory.get(), model.vocab.n_tokens(),
+                             model.hparams.n_pos_per_embd());
+        uint32_t n_outputs = 0;
+        for (uint32_t i = 0; i < n_tokens; i++) {
+            if (rows.add_token(batch.sequences[i]) < 0 || !rows.set_token_id(i, batch.tokens[i])) {
+                throw Error("row " + std::to_string(i) + " of a micro-batch: token " + std::to_string(batch.tokens[i]) +
+                            " or sequence " + std::to_string(batch.sequences[i]) + " is out of range");
+            }
+            rows.set_token_pos(i, &batch.positions[i]);
+            rows.set_output(i, batch.outputs[i] != 0);
+            n_outputs += batch.outputs[i] != 0;
+        }
+        if (!built->allocr.init(rows, model.vocab, false)) {
+            throw Error("llama.cpp refused a micro-batch: positions of each sequence must run from 0 without gaps");
+        }
+        built->memory_context = built->memory->init_batch(built->allocr, n_tokens, false);
+        if (!built->memory_context || built->memory_context->get_status() != LLAMA_MEMORY_STATUS_SUCCESS ||
+            !built->memory_context->apply()) {
+            throw Error("llama.cpp could not prepare a micro-batch of " + std::to_string(n_tokens) + " tokens");
+        }
+        built->result.reset();
+
+        const llm_graph_cb name_tensor = [](const llama_ubatch &, ggml_tensor * tensor, const char * name, int il) {
+            if (il >= 0) {
+                ggml_format_name(tensor, "%s-%d", name, il);
+            } else {
+                ggml_set_name(tensor, name);
+            }
+        };
+        llm_graph_params params;
+        params.arch = model.arch;
+        params.hparams = model.hparams;
+        params.cparams = cparams;
+        params.ubatch = built->memory_context->get_ubatch();
+        params.gtype = LLM_GRAPH_TYPE_DEFAULT;
+        params.sched = impl->context->get_sched();
+        params.backend_cpu = nullptr;
+        params.cvec = &impl->control_vector;
+        params.loras = &impl->loras;
+        params.mctx = built->memory_context.get();
+        params.cross = &impl->cross;
+        params.prec_policy = &model.prec_policy;
+        params.n_outputs = n_outputs;
+        params.cb = name_tensor;
+        params.res = &built->result;
+        model.build_graph(params);
+        if (built->logits() == nullptr || built->hidden() == nullptr) {
+            throw Error("llama.cpp's graph gives no logits");
+        }
+        return built;
+    } catch (const Error &) {
+        throw;
+    } catch (const std::exception & e) {
+        throw Error("llama.cpp can't build a training graph for the architecture " + model_architecture(model) + ": " + e.what());
+    }
+}
+
+ggml_status compute_slice(ggml_backend_t backend, ggml_cgraph * graph, int begin, int end) {
+    ggml_cgraph slice = ggml_graph_view(graph, begin, end);
+    return ggml_backend_graph_compute(backend, &slice);
+}
+
+}  // namespace ggtune

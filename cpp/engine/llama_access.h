@@ -1,0 +1,75 @@
+// The one door to llama.cpp's private headers, which change with every pin: forward graphs for training batches, the model's
+// tensors by name, and LoRA adapters made of tensors that live elsewhere.
+#pragma once
+
+#include <ggml-backend.h>
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+struct llama_adapter_lora;
+struct llama_model;
+
+namespace ggtune {
+
+// Tensors of a loaded model in file order. A tied output matrix appears once, as the token embedding.
+std::vector<std::pair<std::string, ggml_tensor *>> model_tensors(const llama_model & model);
+
+std::string model_architecture(const llama_model & model);
+
+struct LoraWeights {
+    std::string weight_name;  // base tensor, "blk.0.attn_q.weight"
+    ggml_tensor * a;          // F32, ne = [n_in, rank]
+    ggml_tensor * b;          // F32, ne = [rank, n_out]
+};
+
+struct LoraDeleter {
+    void operator()(llama_adapter_lora * lora) const;
+};
+using LoraHandle = std::unique_ptr<llama_adapter_lora, LoraDeleter>;
+
+// llama.cpp's adapter object over tensors owned by the caller; graphs scale B A x by alpha / rank.
+LoraHandle make_lora(llama_model & model, float alpha, const std::vector<LoraWeights> & weights);
+
+// A micro-batch as llama.cpp sees it: T rows, rows of one sequence contiguous and in order.
+struct GraphBatch {
+    int64_t n_tokens;
+    const int32_t * tokens;
+    const int32_t * positions;
+    const int32_t * sequences;
+    const uint8_t * outputs;  // rows that get logits
+};
+
+// One built forward graph; its tensors live as long as this object.
+class ForwardGraph {
+  public:
+    virtual ~ForwardGraph() = default;
+    virtual ggml_cgraph * graph() const = 0;
+    virtual ggml_tensor * hidden() const = 0;  // after the final norm, ne = [n_embd, n_outputs]
+    virtual ggml_tensor * logits() const = 0;  // ne = [n_vocab, n_outputs]
+    // Fill tokens, positions, masks and row ids. Call when the graph's tensors have memory.
+    virtual void set_inputs() = 0;
+};
+
+class ForwardGraphBuilder {
+  public:
+    // context: tokens of the longest sequence (chooses RoPE factors). lora may be null and must outlive the builder.
+    // Raises Error for models whose attention can't be trained this way (recurrent, hybrid, encoder-decoder, ...).
+    ForwardGraphBuilder(llama_model & model, uint32_t context, llama_adapter_lora * lora);
+    ~ForwardGraphBuilder();
+
+    // Raises Error where llama.cpp can't build a training graph for this architecture.
+    std::unique_ptr<ForwardGraph> build(const GraphBatch & batch) const;
+
+  private:
+    struct Impl;
+    std::unique_ptr<Impl> impl;
+};
+
+// Runs nodes [begin, end) of a graph.
+ggml_status compute_slice(ggml_backend_t backend, ggml_cgraph * graph, int begin, int end);
+
+}  // namespace ggtune

@@ -1,0 +1,325 @@
+#include "engine/merge.h"
+
+#include <ggml-cpu.h>
+#include <llama.h>
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <cctype>
+#include <cmath>
+#include <cstdlib>
+#include <exception>
+#include <filesystem>
+#include <thread>
+
+#include "engine/error.h"
+#include "engine/gguf_check.h"
+#include "engine/gguf_file.h"
+#include "engine/gguf_writer.h"
+#include "engine/lora_product.h"
+#include "engine/output_file.h"
+#include "kernels/dequantize.h"
+
+namespace ggtune {
+
+namespace {
+
+constexpr uint64_t copy_chunk_bytes = 4u << 20;
+// Per thread and between two looks for Ctrl-C: a tenth of a second even for the slowest quantizers.
+constexpr int64_t chunk_elements = 1 << 16;
+
+// Calls work(begin, end) for parts of [0, n) on several threads; the first exception of a part is thrown again here.
+template <typename Work>
+void parallel(int threads, int64_t n, const Work & work) {
+    const int64_t n_parts = std::min<int64_t>(std::max(1, threads), n);
+    std::vector<std::exception_ptr> errors(static_cast<size_t>(n_parts));
+    const auto run = [&](int64_t part) {
+        try {
+            work(n * part / n_parts, n * (part + 1) / n_parts);
+        } catch (...) {
+            errors[static_cast<size_t>(part)] = std::current_exception();
+        }
+    };
+    std::vector<std::thread> workers;
+    for (int64_t part = 1; part < n_parts; ++part) {
+        workers.emplace_back(run, part);
+    }
+    run(0);
+    for (std::thread & worker : workers) {
+        worker.join();
+    }
+    for (const std::exception_ptr & error : errors) {
+        if (error) {
+            std::rethrow_exception(error);
+        }
+    }
+}
+
+// Merges rows [0, n_rows) of a chunk that starts at row `first` of the tensor. Returns how many were written anew.
+int64_t merge_rows(const std::vector<LoraProduct> & products, const GgufTensor & from, const GgufTensor & to,
+                   int64_t first, int64_t n_rows, const uint8_t * in, uint8_t * out) {
+    const int64_t n = from.ne[0];
+    std::vector<float> row(static_cast<size_t>(n));
+    std::vector<float> delta(static_cast<size_t>(n));
+    int64_t n_changed = 0;
+    for (int64_t i = 0; i < n_rows; ++i, in += from.row_bytes(), out += to.row_bytes()) {
+        std::fill(delta.begin(), delta.end(), 0.0f);
+        bool changed = false;
+        for (const LoraProduct & product : products) {
+            changed = product.add_row(first + i, delta.data()) || changed;
+        }
+        if (!changed && from.type == to.type) {
+            // Quantizing again would only lose accuracy.
+            std::copy(in, in + from.row_bytes(), out);
+            continue;
+        }
+        kernels::dequantize_row(from.type, in, row.data(), n);
+        for (int64_t j = 0; j < n; ++j) {
+            row[static_cast<size_t>(j)] += delta[static_cast<size_t>(j)];
+        }
+        quantize_rows(to.type, row.data(), out, 1, n, "tensor " + from.name + ", row " + std::to_string(first + i));
+        ++n_changed;
+    }
+    return n_changed;
+}
+
+// The file type of a model most of whose weights are of one type.
+std::optional<llama_ftype> file_type_of(ggml_type type) {
+    static const std::map<ggml_type, llama_ftype> types = {
+        {GGML_TYPE_F32, LLAMA_FTYPE_ALL_F32},          {GGML_TYPE_F16, LLAMA_FTYPE_MOSTLY_F16},
+        {GGML_TYPE_BF16, LLAMA_FTYPE_MOSTLY_BF16},     {GGML_TYPE_Q4_0, LLAMA_FTYPE_MOSTLY_Q4_0},
+        {GGML_TYPE_Q4_1, LLAMA_FTYPE_MOSTLY_Q4_1},     {GGML_TYPE_Q5_0, LLAMA_FTYPE_MOSTLY_Q5_0},
+        {GGML_TYPE_Q5_1, LLAMA_FTYPE_MOSTLY_Q5_1},     {GGML_TYPE_Q8_0, LLAMA_FTYPE_MOSTLY_Q8_0},
+        {GGML_TYPE_Q2_K, LLAMA_FTYPE_MOSTLY_Q2_K},     {GGML_TYPE_Q3_K, LLAMA_FTYPE_MOSTLY_Q3_K_M},
+        {GGML_TYPE_Q4_K, LLAMA_FTYPE_MOSTLY_Q4_K_M},   {GGML_TYPE_Q5_K, LLAMA_FTYPE_MOSTLY_Q5_K_M},
+        {GGML_TYPE_Q6_K, LLAMA_FTYPE_MOSTLY_Q6_K},     {GGML_TYPE_IQ2_S, LLAMA_FTYPE_MOSTLY_IQ2_S},
+        {GGML_TYPE_IQ3_S, LLAMA_FTYPE_MOSTLY_IQ3_S},   {GGML_TYPE_IQ3_XXS, LLAMA_FTYPE_MOSTLY_IQ3_XXS},
+        {GGML_TYPE_IQ1_M, LLAMA_FTYPE_MOSTLY_IQ1_M},   {GGML_TYPE_IQ4_NL, LLAMA_FTYPE_MOSTLY_IQ4_NL},
+        {GGML_TYPE_IQ4_XS, LLAMA_FTYPE_MOSTLY_IQ4_XS}, {GGML_TYPE_TQ1_0, LLAMA_FTYPE_MOSTLY_TQ1_0},
+        {GGML_TYPE_TQ2_0, LLAMA_FTYPE_MOSTLY_TQ2_0},
+    };
+    const auto it = types.find(type);
+    return it == types.end() ? std::nullopt : std::optional<llama_ftype>(it->second);
+}
+
+ggml_type prevailing_type(const std::vector<GgufTensor> & tensors) {
+    std::array<int64_t, GGML_TYPE_COUNT> n_elements{};
+    for (const GgufTensor & tensor : tensors) {
+        if (tensor.n_dims > 1) {
+            n_elements[tensor.type] += tensor.ne[0] * tensor.n_rows();
+        }
+    }
+    return static_cast<ggml_type>(std::max_element(n_elements.begin(), n_elements.end()) - n_elements.begin());
+}
+
+// Names and origin, as the GGUF standard's general.* keys have them: the base becomes the merged model's base model.
+void set_names(HeaderEditor & editor, const GgufFile & base, const std::vector<Adapter> & adapters,
+               const std::map<std::string, std::string> & metadata) {
+    const auto name_of = [](const GgufFile & file) {
+        return file.string("general.name").value_or(std::filesystem::path(file.path).stem().string());
+    };
+    std::string finetune;
+    for (const Adapter & adapter : adapters) {
+        finetune += (finetune.empty() ? "" : " + ") + name_of(adapter.file);
+    }
+    // What the file said of the base's own base models is not true of the merged one.
+    for (const GgufValue & value : base.values) {
+        if (value.key.rfind("general.base_model.", 0) == 0) {
+            editor.remove(value.key);
+        }
+    }
+    editor.set_string("general.name", name_of(base) + " " + finetune);
+    editor.set_string("general.finetune", finetune);
+    editor.set_u32("general.base_model.count", 1);
+    editor.set_string("general.base_model.0.name", name_of(base));
+    for (const char * part : {"version", "organization", "repo_url"}) {
+        if (const auto value = base.string(std::string("general.") + part)) {
+            editor.set_string(std::string("general.base_model.0.") + part, *value);
+        }
+    }
+    int64_t n_datasets = base.integer("general.dataset.count").value_or(0);
+    const int64_t n_datasets_before = n_datasets;
+    for (const auto & [key, value] : metadata) {
+        editor.set_string(key, value);
+        const std::string prefix = "general.dataset.";
+        if (key.rfind(prefix, 0) == 0 && key.size() > prefix.size() && std::isdigit(key[prefix.size()]) != 0) {
+            n_datasets = std::max<int64_t>(n_datasets, std::atoi(key.c_str() + prefix.size()) + 1);
+        }
+    }
+    if (n_datasets != n_datasets_before) {
+        editor.set_u32("general.dataset.count", static_cast<uint32_t>(n_datasets));
+    }
+}
+
+void check_metadata(const GgufFile & base, const std::map<std::string, std::string> & metadata) {
+    for (const auto & [key, value] : metadata) {
+        const GgufValue * there = base.find(key);
+        const bool own =
+            key == "general.base_model.count" || key == "general.dataset.count" || key == "general.file_type";
+        if (key.empty() || own || key == "general.architecture" || key == GGUF_KEY_GENERAL_ALIGNMENT ||
+            (there != nullptr && there->type != GGUF_TYPE_STRING)) {
+            throw Error("the key '" + key + "' of the output can't be set to a text");
+        }
+    }
+}
+
+class Merger {
+  public:
+    Merger(const std::string & base, const MergeOptions & options, const CheckInterrupt & check_interrupt)
+        : options_(options), check_interrupt_(check_interrupt), base_(open_checked(base)), data_(base), editor_(base_) {
+        if (base_.architecture().empty()) {
+            throw ModelFileError(base + ": the key general.architecture is missing: this is no model file");
+        }
+        check_not_split(base_);
+        check_metadata(base_, options.metadata);
+        if (options.adapters.empty()) {
+            throw Error("there is no adapter to merge");
+        }
+        for (const auto & [path, scale] : options.adapters) {
+            if (!std::isfinite(scale)) {
+                throw Error(path + ": the scale has to be a finite number");
+            }
+            GgufFile file = open_checked(path);
+            std::vector<LoraPair> pairs = check_adapter(file, base_);
+            adapters_.push_back({std::move(file), DataReader(path), scale, std::move(pairs)});
+        }
+        choose_types();
+        set_file_type();
+        set_names(editor_, base_, adapters_, options.metadata);
+    }
+
+    MergeResult run(const std::string & output) {
+        for (const Adapter & adapter : adapters_) {
+            if (same_file(adapter.file.path, output)) {
+                throw Error(output + ": the output can't be the adapter itself");
+            }
+        }
+        if (same_file(base_.path, output)) {
+            throw Error(output + ": the output can't be the base model itself");
+        }
+        const std::vector<uint8_t> header = editor_.bytes();
+        OutputFile out(output, editor_.file_size());
+        out.write(header.data(), header.size());
+        MergeResult result;
+        result.n_tensors = static_cast<int64_t>(base_.tensors.size());
+        result.n_bytes = static_cast<int64_t>(editor_.file_size());
+        for (size_t i = 0; i < base_.tensors.size(); ++i) {
+            const std::vector<LoraProduct> products = load_products(i);
+            if (products.empty()) {
+                copy_tensor(i, out);
+            } else {
+                result.n_changed_rows += merge_tensor(i, products, out);
+                ++result.n_merged_tensors;
+            }
+            const std::vector<uint8_t> zeros(padding(editor_.tensors()[i].n_bytes), 0);
+            out.write(zeros.data(), zeros.size());
+        }
+        out.commit();
+        return result;
+    }
+
+  private:
+    uint64_t padding(uint64_t n_bytes) const { return (base_.alignment - n_bytes % base_.alignment) % base_.alignment; }
+
+    // The adapted tensors' types in the output.
+    void choose_types() {
+        const std::optional<ggml_type> wanted =
+            options_.outtype ? std::optional<ggml_type>(type_from_name(*options_.outtype)) : std::nullopt;
+        for (size_t i = 0; i < base_.tensors.size(); ++i) {
+            const GgufTensor & tensor = base_.tensors[i];
+            if (std::none_of(adapters_.begin(), adapters_.end(),
+                             [&](const Adapter & a) { return a.find(i) != nullptr; })) {
+                continue;
+            }
+            const ggml_type type = wanted.value_or(tensor.type);
+            const std::string reason = why_not_quantizable(type);
+            if (!reason.empty()) {
+                throw Error("tensor " + tensor.name + " can't be written as " + ggml_type_name(type) + ": " + reason +
+                            "; choose another type for the merged tensors (--outtype q4_K, for one), or use the "
+                            "adapter beside the model");
+            }
+            if (tensor.ne[0] % ggml_blck_size(type) != 0) {
+                throw Error("tensor " + tensor.name + " can't be written as " + ggml_type_name(type) +
+                            ": its rows of " + std::to_string(tensor.ne[0]) + " are no multiple of " +
+                            std::to_string(ggml_blck_size(type)) + "; choose another type for the merged tensors");
+            }
+            editor_.set_type(i, type);
+        }
+    }
+
+    void set_file_type() {
+        const ggml_type prevailing = prevailing_type(editor_.tensors());
+        const auto file_type = file_type_of(prevailing);
+        if (prevailing != prevailing_type(base_.tensors) && file_type) {
+            editor_.set_u32("general.file_type", *file_type);
+        }
+        if (ggml_is_quantized(prevailing) && base_.find("general.quantization_version") == nullptr) {
+            editor_.set_u32("general.quantization_version", GGML_QNT_VERSION);
+        }
+    }
+
+    std::vector<LoraProduct> load_products(size_t tensor) {
+        std::vector<LoraProduct> products;
+        for (Adapter & adapter : adapters_) {
+            if (const LoraPair * pair = adapter.find(tensor)) {
+                products.push_back(load_product(adapter, *pair, base_.tensors[tensor]));
+            }
+        }
+        return products;
+    }
+
+    void copy_tensor(size_t index, OutputFile & out) {
+        const GgufTensor & tensor = base_.tensors[index];
+        std::vector<uint8_t> buffer(std::min(tensor.n_bytes, copy_chunk_bytes));
+        for (uint64_t done = 0; done < tensor.n_bytes; done += buffer.size()) {
+            check_interrupt_();
+            buffer.resize(std::min(tensor.n_bytes - done, copy_chunk_bytes));
+            data_.read(tensor.offset + done, buffer.data(), buffer.size());
+            out.write(buffer.data(), buffer.size());
+        }
+    }
+
+    int64_t merge_tensor(size_t index, const std::vector<LoraProduct> & products, OutputFile & out) {
+        const GgufTensor & from = base_.tensors[index];
+        const GgufTensor & to = editor_.tensors()[index];
+        const int threads = std::max(1, options_.threads);
+        const int64_t chunk_rows = std::max<int64_t>(1, chunk_elements / from.ne[0]) * threads;
+        std::vector<uint8_t> in;
+        std::vector<uint8_t> merged;
+        int64_t total = 0;
+        for (int64_t first = 0; first < from.n_rows(); first += chunk_rows) {
+            check_interrupt_();
+            const int64_t n_rows = std::min(chunk_rows, from.n_rows() - first);
+            in.resize(static_cast<size_t>(n_rows) * from.row_bytes());
+            merged.resize(static_cast<size_t>(n_rows) * to.row_bytes());
+            data_.read(from.offset + static_cast<uint64_t>(first) * from.row_bytes(), in.data(), in.size());
+            std::atomic<int64_t> changed{0};
+            parallel(threads, n_rows, [&](int64_t begin, int64_t end) {
+                changed += merge_rows(products, from, to, first + begin, end - begin,
+                                      in.data() + static_cast<uint64_t>(begin) * from.row_bytes(),
+                                      merged.data() + static_cast<uint64_t>(begin) * to.row_bytes());
+            });
+            total += changed;
+            out.write(merged.data(), merged.size());
+        }
+        return total;
+    }
+
+    const MergeOptions & options_;
+    const CheckInterrupt & check_interrupt_;
+    GgufFile base_;
+    DataReader data_;
+    HeaderEditor editor_;
+    std::vector<Adapter> adapters_;
+};
+
+}  // namespace
+
+MergeResult merge(const std::string & base, const std::string & output, const MergeOptions & options,
+                  const CheckInterrupt & check_interrupt) {
+    ggml_cpu_init();  // the F16 tables of dequantize_row on CPUs without such instructions
+    return Merger(base, options, check_interrupt).run(output);
+}
+
+}  // namespace ggtune

@@ -1,0 +1,207 @@
+#include "engine/model.h"
+
+#include <ggml-backend.h>
+#include <llama.h>
+
+#include <atomic>
+#include <cstdio>
+#include <cstring>
+#include <mutex>
+#include <set>
+
+#include "engine/error.h"
+#include "engine/gguf_check.h"
+#include "engine/gguf_file.h"
+#include "engine/llama_access.h"
+
+namespace ggtune {
+
+namespace {
+
+std::mutex log_mutex;
+std::string log_tail;
+std::atomic<bool> log_verbose{false};
+
+// Nothing of llama.cpp's chatter reaches the terminal; what it says last before a failure goes into the exception.
+void keep_log(ggml_log_level level, const char * text, void *) {
+    if (log_verbose) {
+        std::fputs(text, stderr);
+    }
+    if (level != GGML_LOG_LEVEL_ERROR && level != GGML_LOG_LEVEL_CONT) {
+        return;
+    }
+    const std::lock_guard<std::mutex> lock(log_mutex);
+    if (level == GGML_LOG_LEVEL_CONT && log_tail.empty()) {
+        return;
+    }
+    log_tail += text;
+    constexpr size_t max_length = 600;
+    if (log_tail.size() > max_length) {
+        log_tail.erase(0, log_tail.size() - max_length);
+    }
+}
+
+void initialize_backend() {
+    static std::once_flag once;
+    std::call_once(once, [] {
+        llama_log_set(keep_log, nullptr);
+        llama_backend_init();
+    });
+}
+
+// "blk.<layer>.<kind>.weight"
+bool parse_block_tensor(const std::string & name, int & layer, std::string & kind) {
+    static const std::string prefix = "blk.";
+    static const std::string suffix = ".weight";
+    if (name.compare(0, prefix.size(), prefix) != 0 || name.size() <= prefix.size() + suffix.size() ||
+        name.compare(name.size() - suffix.size(), suffix.size(), suffix) != 0) {
+        return false;
+    }
+    const size_t dot = name.find('.', prefix.size());
+    if (dot == prefix.size() || dot >= name.size() - suffix.size()) {
+        return false;
+    }
+    layer = 0;
+    for (size_t i = prefix.size(); i < dot; i++) {
+        if (name[i] < '0' || name[i] > '9') {
+            return false;
+        }
+        layer = layer * 10 + (name[i] - '0');
+    }
+    kind = name.substr(dot + 1, name.size() - suffix.size() - dot - 1);
+    return true;
+}
+
+bool is_linear_kind(const std::string & kind) {
+    static const std::set<std::string> kinds = {"attn_q",      "attn_k",   "attn_v", "attn_qkv",
+                                                "attn_output", "ffn_gate", "ffn_up", "ffn_down"};
+    return kinds.count(kind) != 0;
+}
+
+}  // namespace
+
+std::string take_llama_log() {
+    const std::lock_guard<std::mutex> lock(log_mutex);
+    std::string line;
+    line.swap(log_tail);
+    while (!line.empty() && line.back() == '\n') {
+        line.pop_back();
+    }
+    for (char & c : line) {
+        if (c == '\n') {
+            c = ';';
+        }
+    }
+    return line;
+}
+
+void set_llama_log_verbose(bool verbose) { log_verbose = verbose; }
+
+Model::Model(const std::string & path_, int gpu_layers, bool vocab_only_) : path(path_), vocab_only(vocab_only_) {
+    check_model(open_checked(path), vocab_only);
+    initialize_backend();
+    take_llama_log();
+    llama_model_params params = llama_model_default_params();
+    ggml_backend_dev_t no_devices[] = {nullptr};
+    if (gpu_layers == 0) {
+        params.devices = no_devices;
+    }
+    params.n_gpu_layers = gpu_layers;
+    params.vocab_only = vocab_only;
+    params.load_mode = LLAMA_LOAD_MODE_MMAP;
+    params.use_extra_bufts = false;  // repacked weights could not be read by the gradient kernels
+    try {
+        handle = llama_model_load_from_file(path.c_str(), params);
+    } catch (const std::exception & e) {
+        throw ModelFileError(path + ": llama.cpp can't load this model: " + e.what());
+    }
+    if (handle == nullptr) {
+        const std::string reason = take_llama_log();
+        throw ModelFileError(path + ": llama.cpp can't load this model" + (reason.empty() ? "" : ": " + reason));
+    }
+    arch = model_architecture(*handle);
+}
+
+Model::~Model() { llama_model_free(handle); }
+
+const llama_vocab & Model::vocab() const { return *llama_model_get_vocab(handle); }
+
+std::optional<std::string> Model::chat_template() const {
+    const char * text = llama_model_chat_template(handle, nullptr);
+    return text != nullptr ? std::optional<std::string>(text) : std::nullopt;
+}
+
+uint64_t Model::n_params() const { return llama_model_n_params(handle); }
+uint64_t Model::n_bytes() const { return llama_model_size(handle); }
+int32_t Model::n_layer() const { return llama_model_n_layer(handle); }
+int32_t Model::n_embd() const { return llama_model_n_embd(handle); }
+int32_t Model::n_vocab() const { return llama_vocab_n_tokens(&vocab()); }
+int32_t Model::n_ctx_train() const { return llama_model_n_ctx_train(handle); }
+
+std::map<std::string, std::string> Model::metadata() const {
+    std::map<std::string, std::string> result;
+    const auto read = [](auto get) {
+        std::string text(256, '\0');
+        int32_t length = get(text.data(), text.size());
+        if (length >= static_cast<int32_t>(text.size())) {
+            text.resize(length + 1);
+            length = get(text.data(), text.size());
+        }
+        text.resize(length > 0 ? length : 0);
+        return text;
+    };
+    for (int32_t i = 0; i < llama_model_meta_count(handle); i++) {
+        const std::string key = read([&](char * buf, size_t n) { return llama_model_meta_key_by_index(handle, i, buf, n); });
+        result[key] = read([&](char * buf, size_t n) { return llama_model_meta_val_str_by_index(handle, i, buf, n); });
+    }
+    return result;
+}
+
+std::vector<std::pair<std::string, ggml_tensor *>> Model::tensors() const { return model_tensors(*handle); }
+
+std::vector<Linear> Model::linears() const {
+    std::vector<Linear> result;
+    for (const auto & [name, tensor] : tensors()) {
+        int layer;
+        std::string kind;
+        if (parse_block_tensor(name, layer, kind) && is_linear_kind(kind) && ggml_n_dims(tensor) <= 2) {
+            result.push_back({name, kind, layer, tensor->ne[0], tensor->ne[1], tensor});
+        }
+    }
+    return result;
+}
+
+std::vector<int32_t> Model::tokenize(const std::string & text, bool add_special, bool parse_special) const {
+    std::vector<int32_t> tokens(text.size() + 8);
+    int32_t n = llama_tokenize(&vocab(), text.data(), text.size(), tokens.data(), tokens.size(), add_special, parse_special);
+    if (n < 0) {
+        tokens.resize(-static_cast<int64_t>(n));
+        n = llama_tokenize(&vocab(), text.data(), text.size(), tokens.data(), tokens.size(), add_special, parse_special);
+    }
+    if (n < 0) {
+        throw Error("the tokenizer of " + path + " failed on a text of " + std::to_string(text.size()) + " bytes");
+    }
+    tokens.resize(n);
+    return tokens;
+}
+
+std::string Model::detokenize(const std::vector<int32_t> & tokens, bool special) const {
+    std::string text;
+    char piece[512];
+    for (const int32_t token : tokens) {
+        if (token < 0 || token >= n_vocab()) {
+            throw Error("token " + std::to_string(token) + " is not in the vocabulary of " + std::to_string(n_vocab()));
+        }
+        int32_t n = llama_token_to_piece(&vocab(), token, piece, sizeof(piece), 0, special);
+        if (n >= 0) {
+            text.append(piece, n);
+        } else {
+            std::string longer(-n, '\0');
+            n = llama_token_to_piece(&vocab(), token, longer.data(), longer.size(), 0, special);
+            text.append(longer.data(), n > 0 ? n : 0);
+        }
+    }
+    return text;
+}
+
+}  // namespace ggtune

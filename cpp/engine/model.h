@@ -1,0 +1,67 @@
+// A loaded GGUF model: weights (memory-mapped), tokenizer, metadata. Public llama.cpp API, but for the tensor list.
+#pragma once
+
+#include <ggml.h>
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+struct llama_model;
+struct llama_vocab;
+
+namespace ggtune {
+
+// A linear layer that can carry a LoRA adapter: a matrix of a block, by the exact part of its name.
+struct Linear {
+    std::string name;  // "blk.0.attn_q.weight"
+    std::string kind;  // "attn_q"
+    int layer;
+    int64_t n_in;
+    int64_t n_out;
+    ggml_tensor * weight;
+};
+
+class Model {
+  public:
+    // Raises ModelFileError. gpu_layers: blocks kept in video memory, for generation only. vocab_only: no weights are loaded.
+    Model(const std::string & path, int gpu_layers, bool vocab_only);
+    ~Model();
+    Model(const Model &) = delete;
+    Model & operator=(const Model &) = delete;
+
+    const std::string path;
+    const bool vocab_only;
+
+    llama_model & llama() const { return *handle; }
+    const llama_vocab & vocab() const;
+
+    std::string architecture() const { return arch; }
+    std::optional<std::string> chat_template() const;
+    uint64_t n_params() const;
+    uint64_t n_bytes() const;  // of the weights
+    int32_t n_layer() const;
+    int32_t n_embd() const;
+    int32_t n_vocab() const;
+    int32_t n_ctx_train() const;
+
+    std::map<std::string, std::string> metadata() const;
+    std::vector<std::pair<std::string, ggml_tensor *>> tensors() const;
+    std::vector<Linear> linears() const;
+
+    std::vector<int32_t> tokenize(const std::string & text, bool add_special, bool parse_special) const;
+    std::string detokenize(const std::vector<int32_t> & tokens, bool special) const;  // bytes
+
+  private:
+    llama_model * handle = nullptr;
+    std::string arch;
+};
+
+// The last messages of level warning or error that llama.cpp logged on its way to a failure, one line.
+std::string take_llama_log();
+void set_llama_log_verbose(bool verbose);
+
+}  // namespace ggtune

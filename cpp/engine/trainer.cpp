@@ -1,0 +1,214 @@
+#include "engine/trainer.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "engine/error.h"
+
+namespace ggtune {
+
+namespace {
+
+// A made-up micro-batch of a given shape, to build graphs from.
+struct ShapeBatch {
+    std::vector<int32_t> tokens, positions, sequences, targets;
+    std::vector<float> weights;
+
+    ShapeBatch(int64_t n_tokens, int64_t n_targets, int64_t n_sequences)
+        : tokens(n_tokens), positions(n_tokens), sequences(n_tokens), targets(n_tokens), weights(n_tokens) {
+        const int64_t per_sequence = (n_tokens + n_sequences - 1) / n_sequences;
+        for (int64_t i = 0; i < n_tokens; i++) {
+            positions[i] = i % per_sequence;
+            sequences[i] = i / per_sequence;
+            weights[i] = i >= n_tokens - n_targets ? 1.0f : 0.0f;
+        }
+    }
+    MicroBatch view() const {
+        return {static_cast<int64_t>(tokens.size()), tokens.data(), positions.data(), sequences.data(), targets.data(),
+                weights.data()};
+    }
+};
+
+constexpr int64_t max_sequences = 256;  // llama.cpp's LLAMA_MAX_SEQ
+
+}  // namespace
+
+Trainer::Trainer(std::shared_ptr<Adapter> adapter_, int64_t context_, int threads, bool recompute_, float dropout_, uint64_t seed_)
+    : adapter(std::move(adapter_)),
+      context(context_),
+      recompute(recompute_),
+      dropout(dropout_),
+      seed(seed_),
+      builder(adapter->model().llama(), static_cast<uint32_t>(std::max<int64_t>(context_, 1)), adapter->lora()),
+      executor(std::max(threads, 1)) {
+    if (context < 1) {
+        throw Error("the context must be at least 1 token");
+    }
+    if (!(dropout >= 0 && dropout < 1)) {
+        throw Error("dropout must be at least 0 and below 1");
+    }
+    if (threads < 1) {
+        throw Error("there must be at least 1 thread");
+    }
+    for (const auto & [name, tensor] : adapter->model().tensors()) {
+        if (tensor->buffer != nullptr && !ggml_backend_buffer_is_host(tensor->buffer)) {
+            throw Error("training needs the weights in main memory: load the model with gpu_layers=0 (tensor " + name + ")");
+        }
+    }
+    const auto & tensors = adapter->tensors();
+    const ggml_init_params params = {tensors.size() * ggml_tensor_overhead() + 1024, nullptr, true};
+    ctx.reset(ggml_init(params));
+    for (const auto & [name, tensor] : tensors) {
+        ggml_tensor * gradient = ggml_dup_tensor(ctx.get(), tensor);
+        const size_t n = ggml_nelements(tensor);
+        list.push_back({name, tensor, gradient, std::vector<float>(n), std::vector<float>(n)});
+        accumulators[tensor] = gradient;
+    }
+    buffer.reset(ggml_backend_alloc_ctx_tensors_from_buft(ctx.get(), ggml_backend_cpu_buffer_type()));
+    if (!buffer) {
+        throw Error("not enough memory for the gradients of " + std::to_string(adapter->n_params()) + " parameters");
+    }
+    zero_gradients();
+    const ShapeBatch probe(2, 1, 1);
+    TrainingGraph(builder, *adapter, accumulators, probe.view(), graph_options(true));
+}
+
+GraphOptions Trainer::graph_options(bool gradients) const {
+    GraphOptions options;
+    options.gradients = gradients;
+    options.recompute = gradients && recompute;
+    options.dropout = gradients ? dropout : 0.0f;
+    options.dropout_seed = seed;
+    options.dropout_counter = n_micro_batches;
+    return options;
+}
+
+void Trainer::check(const MicroBatch & batch) const {
+    const int32_t n_vocab = adapter->model().n_vocab();
+    const auto row = [](int64_t i) { return "row " + std::to_string(i) + " of a micro-batch: "; };
+    if (batch.n_tokens < 1) {
+        throw Error("a micro-batch needs at least one token");
+    }
+    std::vector<bool> seen(max_sequences, false);
+    for (int64_t i = 0; i < batch.n_tokens; i++) {
+        const int32_t sequence = batch.sequences[i];
+        if (sequence < 0 || sequence >= max_sequences) {
+            throw Error(row(i) + "sequence " + std::to_string(sequence) + " is not in 0 to 255");
+        }
+        const bool starts = i == 0 || batch.sequences[i - 1] != sequence;
+        if (starts && seen[sequence]) {
+            throw Error(row(i) + "sequence " + std::to_string(sequence) + " is in two pieces");
+        }
+        seen[sequence] = true;
+        const int32_t expected = starts ? 0 : batch.positions[i - 1] + 1;
+        if (batch.positions[i] != expected) {
+            throw Error(row(i) + "position " + std::to_string(batch.positions[i]) + " where " + std::to_string(expected) +
+                        " was expected");
+        }
+        if (batch.positions[i] >= context) {
+            throw Error(row(i) + "the sequence is longer than the context of " + std::to_string(context) + " tokens");
+        }
+        if (batch.tokens[i] < 0 || batch.tokens[i] >= n_vocab) {
+            throw Error(row(i) + "token " + std::to_string(batch.tokens[i]) + " is not in the vocabulary of " +
+                        std::to_string(n_vocab));
+        }
+        if (!std::isfinite(batch.weights[i])) {
+            throw Error(row(i) + "the weight is not finite");
+        }
+        if (batch.weights[i] != 0 && (batch.targets[i] < 0 || batch.targets[i] >= n_vocab)) {
+            throw Error(row(i) + "target " + std::to_string(batch.targets[i]) + " is not in the vocabulary of " +
+                        std::to_string(n_vocab));
+        }
+    }
+}
+
+BatchResult Trainer::run(const MicroBatch & batch, bool gradients) {
+    check(batch);
+    BatchResult result;
+    result.n_tokens = batch.n_tokens;
+    result.log_probs.assign(batch.n_tokens, std::numeric_limits<float>::quiet_NaN());
+    result.n_targets = batch.n_tokens - std::count(batch.weights, batch.weights + batch.n_tokens, 0.0f);
+    if (result.n_targets == 0) {
+        return result;
+    }
+    TrainingGraph graph(builder, *adapter, accumulators, batch, graph_options(gradients));
+    std::vector<float> log_probs;
+    const TrainingGraph::Times times = graph.run(executor, log_probs);
+    result.forward_s = times.forward_s;
+    result.backward_s = times.backward_s;
+    size_t next = 0;
+    for (int64_t i = 0; i < batch.n_tokens; i++) {
+        if (batch.weights[i] != 0) {
+            const float log_prob = log_probs[next++];
+            result.log_probs[i] = log_prob;
+            result.loss_sum -= static_cast<double>(batch.weights[i]) * log_prob;
+            result.weight_sum += batch.weights[i];
+        }
+    }
+    return result;
+}
+
+BatchResult Trainer::accumulate(const MicroBatch & batch) {
+    BatchResult result = run(batch, true);
+    weight_sum += result.weight_sum;
+    n_micro_batches++;
+    return result;
+}
+
+BatchResult Trainer::evaluate(const MicroBatch & batch) { return run(batch, false); }
+
+void Trainer::zero_gradients() {
+    ggml_backend_buffer_clear(buffer.get(), 0);
+    weight_sum = 0;
+}
+
+double Trainer::step(const AdamW & o) {
+    if (!(weight_sum > 0)) {
+        throw Error("there is nothing to step on: no target with a weight has been accumulated");
+    }
+    double square_sum = 0;
+    for (const State & state : list) {
+        const float * g = static_cast<const float *>(state.gradient->data);
+        for (int64_t i = 0; i < ggml_nelements(state.gradient); i++) {
+            square_sum += static_cast<double>(g[i]) * g[i];
+        }
+    }
+    const double norm = std::sqrt(square_sum) / weight_sum;
+    if (!std::isfinite(norm)) {
+        throw Error("the gradient is not finite");
+    }
+    // the small constant is PyTorch's (torch.nn.utils.clip_grad_norm_)
+    const double clip_factor = o.clip > 0 ? std::min(1.0, o.clip / (norm + 1e-6)) : 1.0;
+    const double scale = clip_factor / weight_sum;
+    n_steps++;
+    const double correction1 = 1.0 - std::pow(o.beta1, static_cast<double>(n_steps));
+    const double correction2 = 1.0 - std::pow(o.beta2, static_cast<double>(n_steps));
+    for (State & state : list) {
+        float * p = static_cast<float *>(state.parameter->data);
+        const float * g = static_cast<const float *>(state.gradient->data);
+        for (size_t i = 0; i < state.first_moment.size(); i++) {
+            const double gradient = g[i] * scale;
+            const double m = o.beta1 * state.first_moment[i] + (1.0 - o.beta1) * gradient;
+            const double v = o.beta2 * state.second_moment[i] + (1.0 - o.beta2) * gradient * gradient;
+            state.first_moment[i] = static_cast<float>(m);
+            state.second_moment[i] = static_cast<float>(v);
+            const double decayed = p[i] * (1.0 - o.lr * o.weight_decay);
+            p[i] = static_cast<float>(decayed - o.lr * (m / correction1) / (std::sqrt(v / correction2) + o.epsilon));
+        }
+    }
+    zero_gradients();
+    return norm;
+}
+
+MemoryParts Trainer::memory(int64_t n_tokens, int64_t n_targets, int64_t n_sequences) const {
+    if (n_tokens < 1 || n_targets < 1 || n_targets > n_tokens || n_sequences < 1 || n_sequences > std::min(n_tokens, max_sequences)) {
+        throw Error("a micro-batch has at least one token, target and sequence, at most 256 sequences, and no more targets than tokens");
+    }
+    const ShapeBatch shape(n_tokens, n_targets, n_sequences);
+    const TrainingGraph graph(builder, *adapter, accumulators, shape.view(), graph_options(true));
+    const uint64_t n = adapter->n_params();
+    return {adapter->model().n_bytes(), n * sizeof(float), 3 * n * sizeof(float), executor.measure(graph.graph())};
+}
+
+}  // namespace ggtune

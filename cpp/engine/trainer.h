@@ -1,0 +1,93 @@
+// Loss, accumulated gradients and AdamW of an adapter on a frozen model.
+#pragma once
+
+#include <ggml-cpp.h>
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "engine/adapter.h"
+#include "engine/executor.h"
+#include "engine/training_graph.h"
+
+namespace ggtune {
+
+struct BatchResult {
+    double loss_sum = 0;    // sum over rows of -weight log p(target)
+    double weight_sum = 0;
+    int64_t n_tokens = 0;
+    int64_t n_targets = 0;  // rows whose weight is not zero
+    std::vector<float> log_probs;  // [n_tokens], NaN where the weight is 0
+    double forward_s = 0;
+    double backward_s = 0;
+};
+
+struct AdamW {
+    double lr;
+    double beta1;
+    double beta2;
+    double epsilon;
+    double weight_decay;
+    double clip;  // global norm; 0: never
+};
+
+struct MemoryParts {
+    uint64_t weights;    // of the model: mapped from its file
+    uint64_t adapter;    // A, B
+    uint64_t optimizer;  // gradients and both moments
+    uint64_t compute;    // activations, gradients, logits of one micro-batch
+};
+
+class Trainer {
+  public:
+    // context: longest sequence in tokens. Builds one small graph and raises Error where the model can't be trained.
+    Trainer(std::shared_ptr<Adapter> adapter, int64_t context, int threads, bool recompute, float dropout, uint64_t seed);
+
+    int64_t n_steps = 0;          // optimizer steps taken
+    int64_t n_micro_batches = 0;  // counter of the dropout masks
+
+    const std::shared_ptr<Adapter> adapter;
+
+    // Adds the gradient of the summed loss. When it raises, the accumulators hold a part of it: call zero_gradients().
+    BatchResult accumulate(const MicroBatch & batch);
+    BatchResult evaluate(const MicroBatch & batch);
+
+    void zero_gradients();
+    // One step on gradients / accumulated weight; returns their global norm before clipping. Raises Error, changing nothing,
+    // where there is no weight or the norm is not finite. Loshchilov & Hutter, arXiv:1711.05101, algorithm 2.
+    double step(const AdamW & options);
+
+    struct State {
+        std::string name;
+        ggml_tensor * parameter;
+        ggml_tensor * gradient;
+        std::vector<float> first_moment;
+        std::vector<float> second_moment;
+    };
+    std::vector<State> & states() { return list; }
+
+    MemoryParts memory(int64_t n_tokens, int64_t n_targets, int64_t n_sequences) const;
+
+  private:
+    void check(const MicroBatch & batch) const;
+    BatchResult run(const MicroBatch & batch, bool gradients);
+    GraphOptions graph_options(bool gradients) const;
+
+    const int64_t context;
+    const bool recompute;
+    const float dropout;
+    const uint64_t seed;
+    double weight_sum = 0;  // of the accumulated gradients
+
+    std::vector<State> list;
+    ggml_context_ptr ctx;
+    ggml_backend_buffer_ptr buffer;
+    std::unordered_map<ggml_tensor *, ggml_tensor *> accumulators;
+    ForwardGraphBuilder builder;
+    mutable Executor executor;
+};
+
+}  // namespace ggtune

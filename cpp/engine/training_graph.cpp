@@ -1,0 +1,373 @@
+#include "engine/training_graph.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+#include <initializer_list>
+#include <unordered_set>
+
+#include "engine/error.h"
+
+namespace ggtune {
+
+namespace {
+
+// Logits and their gradient exist for one chunk of rows at a time: at most so many floats, and enough rows for the product
+// with the output matrix to run at matrix speed.
+constexpr int64_t max_chunk_logits = 8 << 20;
+constexpr int64_t min_chunk_rows = 64;
+
+constexpr int64_t nodes_per_forward_node = 8;
+
+bool is_view_op(const ggml_tensor * node) { return node->view_src != nullptr; }
+
+// Cutting the rows of a node's operands must cut the rows of its result: true for these.
+bool is_row_wise(const GraphOps & ops, const ggml_tensor * node) {
+    const ggml_tensor * replaced = ops.origin(node).replaced;
+    switch (replaced != nullptr ? replaced->op : node->op) {
+        case GGML_OP_MUL_MAT:
+        case GGML_OP_ADD:
+        case GGML_OP_MUL:
+        case GGML_OP_SCALE:
+        case GGML_OP_UNARY:
+            return !is_view_op(node);
+        default:
+            return false;
+    }
+}
+
+// Contiguous copies that a new node has put between itself and its operands are nodes like all others.
+void push_copies(std::vector<ggml_tensor *> & nodes, ggml_tensor * node, std::initializer_list<const ggml_tensor *> operands) {
+    for (ggml_tensor * src : node->src) {
+        if (src != nullptr && std::find(operands.begin(), operands.end(), src) == operands.end()) {
+            nodes.push_back(src);
+        }
+    }
+}
+
+std::string joined(const std::vector<std::string> & items) {
+    std::string text;
+    constexpr size_t most = 12;
+    for (size_t i = 0; i < items.size() && i < most; i++) {
+        text += (i ? ", " : "") + items[i];
+    }
+    return items.size() > most ? text + ", ..." : text;
+}
+
+}  // namespace
+
+TrainingGraph::TrainingGraph(const ForwardGraphBuilder & builder, const Adapter & adapter,
+                             const std::unordered_map<ggml_tensor *, ggml_tensor *> & accumulators, const MicroBatch & batch,
+                             const GraphOptions & options) {
+    std::vector<uint8_t> outputs(batch.n_tokens);
+    for (int64_t i = 0; i < batch.n_tokens; i++) {
+        outputs[i] = batch.weights[i] != 0.0f;
+        if (outputs[i]) {
+            target_values.push_back(batch.targets[i]);
+            weight_values.push_back(batch.weights[i]);
+        }
+    }
+    forward = builder.build({batch.n_tokens, batch.tokens, batch.positions, batch.sequences, outputs.data()});
+    hidden = forward->hidden();
+    logits = forward->logits();
+    const int64_t n_outputs = target_values.size();
+    if (logits->ne[1] != n_outputs || logits->type != GGML_TYPE_F32) {
+        throw Error("this architecture computes its logits in a way that can't be trained");
+    }
+
+    const int64_t n_chunks = 2 + n_outputs / min_chunk_rows;
+    const int64_t max_nodes = nodes_per_forward_node * ggml_graph_n_nodes(forward->graph()) + 32 * n_chunks + 1024;
+    const ggml_init_params params = {max_nodes * ggml_tensor_overhead() + ggml_graph_overhead_custom(max_nodes, false), nullptr,
+                                     true};
+    ctx.reset(ggml_init(params));
+    ops = std::make_unique<GraphOps>(ctx.get());
+    gf = ggml_new_graph_custom(ctx.get(), max_nodes, false);
+    targets = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_I32, n_outputs);
+    weights = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_F32, n_outputs);
+    ggml_set_input(targets);
+    ggml_set_input(weights);
+
+    collect_forward_nodes();
+    replace_forward_nodes(options, adapter);
+
+    if (!options.gradients) {
+        build_head(nullptr);
+        return;
+    }
+    Autodiff ad(*ops);
+    for (const auto & [name, tensor] : adapter.tensors()) {
+        ad.set_trainable(tensor, accumulators.at(tensor));
+    }
+    ad.trace(body);
+    ad.trace(head);
+    std::vector<std::string> missing = ad.missing_rules(body);
+    const std::vector<std::string> missing_in_head = ad.missing_rules(head);
+    missing.insert(missing.end(), missing_in_head.begin(), missing_in_head.end());
+    if (!missing.empty()) {
+        throw Error("this model can't be trained: there is no gradient rule for " + joined(missing));
+    }
+    build_head(&ad);
+    build_backward(ad, options.recompute);
+    std::vector<std::string> unreached;
+    for (const auto & [name, tensor] : adapter.tensors()) {
+        if (!ad.has_result(tensor)) {
+            unreached.push_back(name);
+        }
+    }
+    if (!unreached.empty()) {
+        throw Error("the loss of this model does not depend on " + joined(unreached) + ": choose other linears");
+    }
+}
+
+// The nodes that the logits depend on, split at the final hidden state. llama.cpp lists others too (inputs it does not use).
+void TrainingGraph::collect_forward_nodes() {
+    std::unordered_set<const ggml_tensor *> needed = {logits};
+    const int n_nodes = ggml_graph_n_nodes(forward->graph());
+    std::vector<ggml_tensor *> nodes;
+    for (int i = n_nodes - 1; i >= 0; i--) {
+        ggml_tensor * node = ggml_graph_node(forward->graph(), i);
+        if (needed.count(node) != 0) {
+            nodes.push_back(node);
+            for (ggml_tensor * src : node->src) {
+                needed.insert(src);
+            }
+        }
+    }
+    std::reverse(nodes.begin(), nodes.end());
+    const auto end_of_body = std::find(nodes.begin(), nodes.end(), hidden);
+    if (end_of_body == nodes.end() || hidden == logits) {
+        throw Error("this architecture computes its logits in a way that can't be trained");
+    }
+    body.assign(nodes.begin(), end_of_body + 1);
+    head.assign(end_of_body + 1, nodes.end());
+}
+
+// Puts nodes of ggtune's own in place of llama.cpp's: exact GELU where ggml reads a half-precision table, faster small products,
+// and dropout in front of the adapter.
+void TrainingGraph::replace_forward_nodes(const GraphOptions & options, const Adapter & adapter) {
+    std::unordered_map<const ggml_tensor *, uint64_t> lora_a;  // A matrices, with their number
+    for (size_t i = 0; i < adapter.pairs().size(); i++) {
+        lora_a[adapter.pairs()[i].a] = i;
+    }
+    std::unordered_map<const ggml_tensor *, ggml_tensor *> replaced;
+    for (std::vector<ggml_tensor *> * nodes : {&body, &head}) {
+        std::vector<ggml_tensor *> result;
+        for (ggml_tensor * node : *nodes) {
+            for (ggml_tensor *& src : node->src) {
+                const auto it = replaced.find(src);
+                if (src != nullptr && it != replaced.end()) {
+                    src = it->second;
+                }
+            }
+            const auto viewed = replaced.find(node->view_src);
+            if (node->view_src != nullptr && viewed != replaced.end()) {
+                node->view_src = viewed->second;
+            }
+            const auto as = lora_a.find(node->src[0]);
+            if (node->op == GGML_OP_MUL_MAT && as != lora_a.end() && options.dropout > 0) {
+                const uint64_t stream = options.dropout_counter * lora_a.size() + as->second;
+                ggml_tensor * x = node->src[1];
+                node->src[1] = ops->dropout(x, {options.dropout_seed, stream, options.dropout});
+                push_copies(result, node->src[1], {x});
+                result.push_back(node->src[1]);
+            }
+            ggml_tensor * own = nullptr;
+            Activation f;
+            if (node->op == GGML_OP_UNARY && activation_of(node, f) && (f == Activation::gelu || f == Activation::gelu_quick)) {
+                own = ops->activation(f, node->src[0]);
+            } else if (node->op == GGML_OP_GLU && activation_of(node, f) &&
+                       (f == Activation::gelu || f == Activation::gelu_quick)) {
+                own = ops->glu(f, node->src[0], node->src[1], node->src[1] == nullptr && node->op_params[1] != 0);
+            } else if (node->op == GGML_OP_MUL_MAT && node->src[0]->type == GGML_TYPE_F32 && node->src[1]->type == GGML_TYPE_F32) {
+                own = ops->matmul(node->src[0], node->src[1]);
+            }
+            if (own != nullptr) {
+                ggml_set_name(own, node->name);
+                ops->set_origin(own, {node, nullptr});
+                replaced[node] = own;
+                push_copies(result, own, {node->src[0], node->src[1]});
+                node = own;
+            }
+            result.push_back(node);
+        }
+        *nodes = std::move(result);
+    }
+    for (ggml_tensor ** end : {&hidden, &logits}) {
+        const auto it = replaced.find(*end);
+        if (it != replaced.end()) {
+            *end = it->second;
+        }
+    }
+}
+
+// A second computation of a node from substituted operands; n_rows >= 0 cuts it to so many rows.
+ggml_tensor * TrainingGraph::clone(const ggml_tensor * node,
+                                   const std::unordered_map<const ggml_tensor *, ggml_tensor *> & substitutes, int64_t n_rows) {
+    int64_t ne[GGML_MAX_DIMS];
+    std::copy(std::begin(node->ne), std::end(node->ne), ne);
+    if (n_rows >= 0) {
+        ne[1] = n_rows;
+    }
+    ggml_tensor * copy = ggml_new_tensor(ctx.get(), node->type, GGML_MAX_DIMS, ne);
+    copy->op = node->op;
+    std::memcpy(copy->op_params, node->op_params, sizeof(copy->op_params));
+    const auto substitute = [&](ggml_tensor * t) {
+        const auto it = substitutes.find(t);
+        return it != substitutes.end() ? it->second : t;
+    };
+    for (int i = 0; i < GGML_MAX_SRC; i++) {
+        copy->src[i] = node->src[i] != nullptr ? substitute(node->src[i]) : nullptr;
+    }
+    if (is_view_op(node)) {
+        std::copy(std::begin(node->nb), std::end(node->nb), copy->nb);
+        copy->view_src = substitute(node->view_src);
+        copy->view_offs = node->view_offs;
+    }
+    ggml_format_name(copy, "%s (again)", node->name);
+    ops->copy_origin(node, copy);
+    return copy;
+}
+
+void TrainingGraph::expand(ggml_tensor * node, bool forward_pass) {
+    ggml_build_forward_expand(gf, node);
+    const int end = ggml_graph_n_nodes(gf);
+    if (!phases.empty() && phases.back().forward == forward_pass) {
+        phases.back().end = end;
+    } else {
+        phases.push_back({end, forward_pass});
+    }
+}
+
+// From the hidden state to the loss, a chunk of rows at a time, and back to the gradient of the hidden state.
+void TrainingGraph::build_head(Autodiff * ad) {
+    expand(hidden, true);
+    const int64_t n_rows = hidden->ne[1];
+    int64_t chunk_rows = n_rows;
+    if (std::all_of(head.begin(), head.end(), [&](const ggml_tensor * node) { return is_row_wise(*ops, node); })) {
+        chunk_rows = std::clamp<int64_t>(max_chunk_logits / logits->ne[0], min_chunk_rows, std::max(n_rows, min_chunk_rows));
+    }
+    ggml_tensor * d_hidden = nullptr;
+    for (int64_t row = 0; row < n_rows; row += chunk_rows) {
+        const int64_t n = std::min(chunk_rows, n_rows - row);
+        const bool whole = n == n_rows;
+        ggml_tensor * rows = hidden;
+        ggml_tensor * chunk_targets = targets;
+        ggml_tensor * chunk_weights = weights;
+        std::vector<ggml_tensor *> nodes = head;
+        if (!whole) {
+            rows = ggml_view_2d(ctx.get(), hidden, hidden->ne[0], n, hidden->nb[1], row * hidden->nb[1]);
+            chunk_targets = ggml_view_1d(ctx.get(), targets, n, row * targets->nb[0]);
+            chunk_weights = ggml_view_1d(ctx.get(), weights, n, row * weights->nb[0]);
+            std::unordered_map<const ggml_tensor *, ggml_tensor *> substitutes = {{hidden, rows}};
+            nodes.clear();
+            for (const ggml_tensor * node : head) {
+                substitutes[node] = clone(node, substitutes, n);
+                nodes.push_back(substitutes[node]);
+            }
+        }
+        ggml_tensor * chunk_logits = nodes.back();
+        ggml_tensor * log_probs = ops->log_probabilities(chunk_logits, chunk_targets);
+        ggml_set_output(log_probs);
+        log_probabilities.push_back(log_probs);
+        expand(log_probs, true);
+        if (ad == nullptr) {
+            continue;
+        }
+        // the rows of this chunk are an end of their own: their gradient is picked up and put in its place
+        std::vector<ggml_tensor *> trace = nodes;
+        if (!whole) {
+            trace.insert(trace.begin(), rows);
+        }
+        ad->trace(trace);
+        ad->add(chunk_logits, ops->cross_entropy_dx(chunk_logits, chunk_targets, chunk_weights, log_probs));
+        ad->backward(nodes);
+        ggml_tensor * d_rows = ad->gradient(rows);
+        if (d_rows == nullptr) {
+            throw Error("the loss of this model does not depend on its last hidden state");
+        }
+        if (whole) {
+            expand(d_rows, false);
+            return;
+        }
+        if (d_hidden == nullptr) {
+            d_hidden = ops->zeros_like(hidden);
+        }
+        d_hidden = ggml_set_2d_inplace(ctx.get(), d_hidden, ops->contiguous(d_rows), hidden->nb[1], row * hidden->nb[1]);
+        expand(d_hidden, false);
+    }
+    if (ad != nullptr) {
+        ad->add(hidden, d_hidden);
+    }
+}
+
+void TrainingGraph::build_backward(Autodiff & ad, bool recompute) {
+    // Layers end at llama.cpp's "l_out-<layer>" tensors; what follows the last one (the final norm) is not worth recomputing.
+    std::vector<size_t> ends;
+    if (recompute) {
+        for (size_t i = 0; i < body.size(); i++) {
+            if (std::strncmp(body[i]->name, "l_out-", 6) == 0) {
+                ends.push_back(i + 1);
+            }
+        }
+        if (ends.empty()) {
+            throw Error("recomputation can't be used: this architecture's graph does not mark the ends of its layers");
+        }
+    }
+    size_t end = body.size();
+    for (size_t segment = ends.size() + 1; segment-- > 0;) {
+        const size_t begin = segment > 0 ? ends[segment - 1] : 0;
+        std::vector<ggml_tensor *> nodes(body.begin() + begin, body.begin() + end);
+        end = begin;
+        const bool again = recompute && segment < ends.size();
+        if (again) {
+            ggml_tensor * output = nodes.back();
+            if (ad.gradient(output) == nullptr) {
+                break;  // nothing trainable from here down
+            }
+            std::unordered_map<const ggml_tensor *, ggml_tensor *> substitutes;
+            for (ggml_tensor *& node : nodes) {
+                ggml_tensor * copy = clone(node, substitutes, -1);
+                substitutes[node] = copy;
+                node = copy;
+            }
+            ad.trace(nodes);
+            ad.add(nodes.back(), ad.gradient(output));
+        }
+        ad.backward(nodes);
+        for (ggml_tensor * result : ad.take_results()) {
+            expand(result, false);
+        }
+        // the gradient of what this segment started from is complete here; computed now, so that the segment's memory is free
+        if (begin > 0) {
+            if (ggml_tensor * d_input = ad.gradient(body[begin - 1])) {
+                expand(d_input, false);
+            }
+        }
+    }
+}
+
+TrainingGraph::Times TrainingGraph::run(Executor & executor, std::vector<float> & log_probs) {
+    executor.allocate(gf);
+    forward->set_inputs();
+    ggml_backend_tensor_set(targets, target_values.data(), 0, ggml_nbytes(targets));
+    if (weights->buffer != nullptr) {  // no memory where nothing reads it: without gradients
+        ggml_backend_tensor_set(weights, weight_values.data(), 0, ggml_nbytes(weights));
+    }
+    Times times;
+    int begin = 0;
+    for (const Phase & phase : phases) {
+        const auto start = std::chrono::steady_clock::now();
+        executor.compute(gf, begin, phase.end);
+        const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
+        (phase.forward ? times.forward_s : times.backward_s) += elapsed.count();
+        begin = phase.end;
+    }
+    log_probs.clear();
+    for (const ggml_tensor * chunk : log_probabilities) {
+        const float * values = static_cast<const float *>(chunk->data);
+        log_probs.insert(log_probs.end(), values, values + ggml_nelements(chunk));
+    }
+    return times;
+}
+
+}  // namespace ggtune

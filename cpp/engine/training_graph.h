@@ -1,0 +1,87 @@
+// One micro-batch as one ggml graph: forward, loss in row chunks, backward, with or without recomputation.
+#pragma once
+
+#include <ggml-cpp.h>
+
+#include <memory>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "engine/adapter.h"
+#include "engine/autodiff.h"
+#include "engine/executor.h"
+#include "engine/graph_ops.h"
+#include "engine/llama_access.h"
+
+namespace ggtune {
+
+// T rows; row i holds tokens[i] at positions[i] of sequences[i], predicts targets[i] and counts with weights[i].
+struct MicroBatch {
+    int64_t n_tokens;
+    const int32_t * tokens;
+    const int32_t * positions;
+    const int32_t * sequences;
+    const int32_t * targets;
+    const float * weights;  // 0: the row has no target
+};
+
+struct GraphOptions {
+    bool gradients = true;
+    bool recompute = false;
+    float dropout = 0.0f;
+    uint64_t dropout_seed = 0;
+    uint64_t dropout_counter = 0;  // number of the micro-batch
+};
+
+class TrainingGraph {
+  public:
+    // accumulators: for each adapter tensor (by pointer) the F32 tensor that its gradient is added to.
+    // Raises Error and names the ops that have no gradient rule, or the adapter tensors that the loss does not depend on.
+    TrainingGraph(const ForwardGraphBuilder & builder, const Adapter & adapter,
+                  const std::unordered_map<ggml_tensor *, ggml_tensor *> & accumulators, const MicroBatch & batch,
+                  const GraphOptions & options);
+
+    ggml_cgraph * graph() const { return gf; }
+
+    struct Times {
+        double forward_s = 0;
+        double backward_s = 0;
+    };
+    // Fills the inputs and computes. log_probs: one value per row with a weight, in row order.
+    Times run(Executor & executor, std::vector<float> & log_probs);
+
+  private:
+    // nodes [begin, end) of the graph: part of the forward or of the backward pass
+    struct Phase {
+        int end;
+        bool forward;
+    };
+
+    void collect_forward_nodes();
+    void replace_forward_nodes(const GraphOptions & options, const Adapter & adapter);
+    void build_head(Autodiff * ad);
+    void build_backward(Autodiff & ad, bool recompute);
+    ggml_tensor * clone(const ggml_tensor * node, const std::unordered_map<const ggml_tensor *, ggml_tensor *> & substitutes,
+                        int64_t n_rows);
+    void expand(ggml_tensor * node, bool forward);
+
+    std::unique_ptr<ForwardGraph> forward;
+    ggml_context_ptr ctx;
+    std::unique_ptr<GraphOps> ops;
+    ggml_cgraph * gf = nullptr;
+    std::vector<Phase> phases;
+
+    std::vector<ggml_tensor *> body;  // forward nodes up to and including `hidden`, in topological order
+    std::vector<ggml_tensor *> head;  // nodes from there to the logits
+    ggml_tensor * hidden = nullptr;
+    ggml_tensor * logits = nullptr;
+
+    ggml_tensor * targets = nullptr;  // I32 [n_outputs]
+    ggml_tensor * weights = nullptr;  // F32 [n_outputs]
+    std::vector<int32_t> target_values;
+    std::vector<float> weight_values;
+    std::vector<ggml_tensor *> log_probabilities;  // one tensor per chunk of rows
+};
+
+}  // namespace ggtune

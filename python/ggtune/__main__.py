@@ -1,0 +1,5 @@
+"""``python -m ggtune``."""
+
+from ggtune.cli import main
+
+main()

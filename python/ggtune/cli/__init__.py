@@ -1,0 +1,86 @@
+"""The command ``ggtune``: parses and prints; the work is done elsewhere.
+
+A subcommand's module is imported when it is called, so that ``ggtune --help`` is quick. Errors become messages here and
+nowhere else.
+"""
+
+import importlib
+import sys
+from typing import Any
+
+import click
+
+from ggtune.errors import GgtuneError
+
+_COMMANDS = {
+    "run": ("run", "CSV and base model in, model for Ollama out: train, merge and package in one go."),
+    "train": ("train", "Train an adapter on questions and answers, or on text."),
+    "export-lora": ("export_lora", "Merge an adapter into its base model."),
+    "package": ("package", "Make a Modelfile, and put the model into an Ollama store."),
+    "ask": ("ask", "Ask a model one question, with or without an adapter."),
+    "convert": ("convert", "Turn a table of questions and answers into <SFT> text, or back."),
+    "finetune": ("finetune", "Train with the flags and defaults of llama.cpp's old finetune."),
+    "demo": ("demo", "See it all work in a few minutes on a small model that is built in."),
+}
+
+
+class _LazyGroup(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in _COMMANDS:
+            return None
+        command = importlib.import_module(f"ggtune.cli.{_COMMANDS[name][0]}").command
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in _COMMANDS.items()])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.Abort, click.exceptions.Exit, BrokenPipeError):
+            raise
+        except KeyboardInterrupt:
+            click.echo("Interrupted.", err=True)
+            ctx.exit(130)
+        except Exception as error:
+            if ctx.params.get("debug"):
+                raise
+            raise click.ClickException(_message(error)) from error
+
+
+def _message(error: Exception) -> str:
+    if isinstance(error, GgtuneError):
+        return str(error)
+    if isinstance(error, MemoryError):
+        return "out of memory. Give a smaller --ctx, --micro-batch-tokens or --rank, or --recompute."
+    if isinstance(error, OSError):
+        return (f"{error.filename}: " if error.filename else "") + (error.strerror or str(error))
+    return f"unexpected {type(error).__name__}: {error}. `ggtune --debug ...` shows where; please report it."
+
+
+def _show_version(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        import ggtune
+
+        click.echo(f"ggtune {ggtune.__version__}")
+        ctx.exit()
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.option("--debug", is_flag=True, envvar="GGTUNE_DEBUG", help="Show where in the program an error comes from.")
+@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_show_version, help="Show it.")
+def cli(debug: bool) -> None:
+    """Fine-tune quantized GGUF models with LoRA on a plain CPU."""
+    # a run's lines are read while it goes on, in a pipe or in nohup.out
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(line_buffering=True)
+
+
+def main() -> None:
+    """Run the command line; the exit status is 0, 1 for an error, 2 for wrong usage, 128 + the number of a signal."""
+    cli(prog_name="ggtune")

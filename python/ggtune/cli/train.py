@@ -1,0 +1,40 @@
+"""``ggtune train``."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ggtune.cli.options import config_options
+from ggtune.cli.training import claim_folder, execute, find_checkpoint, settings
+
+
+@click.command("train")
+@config_options("train")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Run folder.")
+@click.option("--resume", is_flag=True, help="Go on from the newest checkpoint in --out; options not given stay.")
+@click.option("--checkpoint-in", type=click.Path(path_type=Path), help="Go on from this checkpoint instead.")
+@click.option("--overwrite", is_flag=True, help="Start anew in a folder that already holds a run.")
+@click.pass_context
+def command(
+    context: click.Context,
+    /,
+    out: Path,
+    resume: bool,
+    checkpoint_in: Path | None,
+    overwrite: bool,
+    **_: Any,
+) -> None:
+    """Train a LoRA adapter on questions and answers (CSV), <SFT> text or plain text.
+
+    The folder --out gets adapter.gguf, metrics.jsonl (one JSON object per step), config.json and checkpoints.
+    """
+    outputs = claim_folder(out, resume=resume or checkpoint_in is not None, overwrite=overwrite)
+    checkpoint = find_checkpoint(outputs, resume=resume, checkpoint_in=checkpoint_in)
+    config = settings(context, "train", checkpoint)
+    result = execute(config, outputs, checkpoint, resume_hint=f"ggtune train --resume --out {out}", overwrite=overwrite)
+    click.echo(f"Adapter: {result.adapter}")
+    click.echo(f'Try it:   ggtune ask --model {config.model} --lora {result.adapter} "..."')
+    click.echo(
+        f"Merge it: ggtune export-lora --model-base {config.model} --lora {result.adapter} --model-out merged.gguf"
+    )

@@ -1,0 +1,1 @@
+"""From training files to packed token samples: records, prompt templates, tokens and weights, micro-batches."""

@@ -1,0 +1,264 @@
+"""The template ``model``: a GGUF's own chat template (``tokenizer.chat_template``, Jinja2) in a sandbox.
+
+The environment is the one that chat templates are written for (huggingface.co/docs/transformers, "Writing a chat
+template"): ``trim_blocks``, ``lstrip_blocks``, loop controls, ``raise_exception``, ``strftime_now``, ``tojson``, and
+the ``generation`` tag.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ggtune.data.templates import TEMPLATES, Rendered, Segment, Template
+from ggtune.data.tokenization import Tokenizer, token_text
+from ggtune.errors import GgtuneError
+
+if TYPE_CHECKING:
+    import jinja2
+    from jinja2 import nodes
+    from jinja2.parser import Parser
+
+_MAX_TEXT = 1 << 20  # characters that a template may write beyond what it was given
+_PROBE_QUESTION = "Which probe is this?"
+_PROBE_ANSWER = "It is the probe's answer."
+
+
+class TemplatedTokenizer(Tokenizer, Protocol):
+    """A tokenizer that comes with a chat template; :class:`ggtune._core.Model` is one."""
+
+    @property
+    def chat_template(self) -> str | None:
+        """Jinja source."""
+
+
+class ChatTemplate:
+    """A model's chat template with the texts around question and answer found by rendering a probe.
+
+    Raises :class:`GgtuneError` where the source has syntax errors or can't render one question and answer.
+    """
+
+    name = "model"
+
+    def __init__(
+        self, source: str, *, bos: str, eos: str, end_of: Callable[[str], str], now: datetime.datetime | None = None
+    ) -> None:
+        """``end_of(text)`` cuts a text behind its first end token, and gives "" where there is none.
+
+        ``now`` is the time for templates that write the date (today by default).
+        """
+        self._template = _compile(source, now)
+        self._special = {"bos_token": bos, "eos_token": eos}
+        self.bos = ""
+        self.after_question = ""
+        self.answer_suffix = self.end = self._tail = ""
+
+        prompt = self._prompt(None, _PROBE_QUESTION)
+        if bos and prompt.startswith(bos):
+            self.bos = bos
+        _, found, self.after_question = prompt.rpartition(_PROBE_QUESTION)
+        if not found:
+            raise GgtuneError("The model's chat template does not show the question. Choose another --template.")
+        _, found, tail = self._full(None, _PROBE_QUESTION, _PROBE_ANSWER).rpartition(_PROBE_ANSWER)
+        if not found:
+            raise GgtuneError("The model's chat template does not show the answer. Choose another --template.")
+        self._tail = tail
+        # what follows the end token ("\n" mostly) is never generated
+        ended = end_of(tail)
+        ends = (ended[start:] for start in reversed(range(len(ended))))
+        self.end = next((end for end in ends if end_of(end) == end), "")
+        self.answer_suffix = ended.removesuffix(self.end)
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """Strings at which generation has to stop: the end token's text."""
+        return (self.end,) if self.end else ()
+
+    def render_prompt(self, system: str | None, question: str) -> Rendered:
+        """Render a turn that waits for its answer. Raises as :meth:`render`."""
+        prompt = self._prompt(system, question).removeprefix(self.bos)
+        return Rendered(self.bos, _mark_literal(prompt, system, question, self.after_question), ())
+
+    def render(self, system: str | None, question: str, answer: str) -> Rendered:
+        """Render one turn.
+
+        Raises :class:`GgtuneError` where the template refuses or drops the system text, or changes the answer.
+        """
+        prompt = self._prompt(system, question)
+        full = self._full(system, question, answer)
+        if not full.endswith(self._tail):
+            raise GgtuneError("The model's chat template ends this answer in its own way. Choose another --template.")
+        body = full[: len(full) - len(self._tail)]
+        start = body.rfind(answer)
+        if start < 0:
+            raise GgtuneError(
+                f"The model's chat template changes the text of the answer {answer[:60]!r}. Choose another --template."
+            )
+        # A generation prompt that is no prefix (an opened "<think>") is what the model gets all the same.
+        prefix = body[len(prompt) : start] if body.startswith(prompt) and start >= len(prompt) else ""
+        if body[start + len(answer) :].strip():
+            raise GgtuneError("The model's chat template writes behind the answer. Choose another --template.")
+        answer_segments = (Segment(prefix), Segment(answer, literal=True), Segment(self.answer_suffix + self.end))
+        return Rendered(
+            bos=self.bos,
+            prompt_segments=_mark_literal(prompt.removeprefix(self.bos), system, question, self.after_question),
+            answer_segments=tuple(segment for segment in answer_segments if segment.text),
+        )
+
+    def _prompt(self, system: str | None, question: str) -> str:
+        prompt = self._run(_messages(system, question), add_generation_prompt=True)
+        if system and system not in prompt:
+            raise GgtuneError(
+                "The model's chat template drops the system text. Leave it out, or choose another --template."
+            )
+        return prompt
+
+    def _full(self, system: str | None, question: str, answer: str) -> str:
+        messages = [*_messages(system, question), {"role": "assistant", "content": answer}]
+        return self._run(messages, add_generation_prompt=False)
+
+    def _run(self, messages: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
+        import jinja2
+
+        limit = _MAX_TEXT + 4 * sum(len(message["content"]) for message in messages)
+        text: list[str] = []
+        n_characters = 0
+        try:
+            for piece in self._template.generate(
+                messages=messages,
+                add_generation_prompt=add_generation_prompt,
+                tools=None,
+                documents=None,
+                **self._special,
+            ):
+                n_characters += len(piece)
+                if n_characters > limit:
+                    raise GgtuneError(f"The model's chat template writes more than {limit:,} characters for one turn.")
+                text.append(piece)
+        except jinja2.TemplateError as error:
+            hint = (
+                " Leave the system text out, or choose another --template." if messages[0]["role"] == "system" else ""
+            )
+            raise GgtuneError(f"The model's chat template refuses this conversation: {error.message}.{hint}") from error
+        except GgtuneError:
+            raise
+        # the template is a program of the model file's author: any operation in it can fail in any way
+        except Exception as error:
+            raise GgtuneError(
+                f"The model's chat template fails: {type(error).__name__}: {error}. Choose another --template."
+            ) from error
+        return "".join(text)
+
+
+def model_template(tokenizer: TemplatedTokenizer, *, now: datetime.datetime | None = None) -> ChatTemplate:
+    """Make the template ``model`` of a GGUF. Raises :class:`GgtuneError` where it has none or a broken one."""
+    if not tokenizer.chat_template:
+        raise GgtuneError(
+            "The model has no chat template of its own. Choose a --template: " + ", ".join(TEMPLATES) + "."
+        )
+
+    def end_of(text: str) -> str:
+        tokens = tokenizer.tokenize(text, add_special=False, parse_special=True)
+        for token in tokens.tolist():
+            end = token_text(tokenizer, token) if tokenizer.is_end_token(token) else ""
+            if end and end in text:
+                return text[: text.index(end) + len(end)]
+        return ""
+
+    return ChatTemplate(
+        tokenizer.chat_template,
+        bos=token_text(tokenizer, tokenizer.bos_token),
+        eos=token_text(tokenizer, tokenizer.eos_token),
+        end_of=end_of,
+        now=now,
+    )
+
+
+def choose_template(name: str | None, tokenizer: TemplatedTokenizer) -> Template:
+    """Find the template of that name; None is ``model`` where the GGUF has one, else ``plain``.
+
+    Raises :class:`GgtuneError` for an unknown name or a model without chat template.
+    """
+    if name is None:
+        name = "model" if tokenizer.chat_template else "plain"
+    if name == "model":
+        return model_template(tokenizer)
+    if name not in TEMPLATES:
+        raise GgtuneError(f"There is no template '{name}'. Templates: {', '.join(TEMPLATES)}, model.")
+    return TEMPLATES[name]
+
+
+def _messages(system: str | None, question: str) -> list[dict[str, str]]:
+    messages = [{"role": "user", "content": question}]
+    return [{"role": "system", "content": system}, *messages] if system else messages
+
+
+def _mark_literal(prompt: str, system: str | None, question: str, after_question: str) -> tuple[Segment, ...]:
+    """Cut the prompt into what the template wrote and what the user wrote.
+
+    Text that the template has changed can't be told from its own: it stays unmarked.
+    """
+    tag_start = prompt.rfind(after_question) if after_question else len(prompt)
+    end = tag_start if prompt[:tag_start].endswith(question) else -1
+    if end < 0:
+        return (Segment(prompt),)
+    start = end - len(question)
+    segments = [Segment(question, literal=True), Segment(prompt[end:])]
+    before, found, between = prompt[:start].partition(system) if system else (prompt[:start], "", "")
+    if found:
+        segments = [Segment(before), Segment(found, literal=True), Segment(between), *segments]
+    else:
+        segments = [Segment(before), *segments]
+    return tuple(segment for segment in segments if segment.text)
+
+
+def _compile(source: str, now: datetime.datetime | None) -> jinja2.Template:
+    import jinja2
+    from jinja2.exceptions import SecurityError
+    from jinja2.ext import Extension
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Generation(Extension):
+        """``{% generation %}...{% endgeneration %}`` only marks its text."""
+
+        tags = {"generation"}  # noqa: RUF012  Jinja declares it as an instance attribute
+
+        def parse(self, parser: Parser) -> list[nodes.Node]:
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+    class Sandbox(ImmutableSandboxedEnvironment):
+        """Without the operators that make huge values out of small ones."""
+
+        intercepted_binops = frozenset(("*", "**"))
+
+        def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+            sizes = [len(side) if isinstance(side, (str, list, tuple)) else abs(side) for side in (left, right)]
+            if operator == "**" or sizes[0] * sizes[1] > _MAX_TEXT:
+                raise SecurityError(f"the operator {operator} with too large a result")
+            return super().call_binop(context, operator, left, right)
+
+    def raise_exception(message: str) -> None:
+        raise jinja2.TemplateError(message)
+
+    def strftime_now(format_string: str) -> str:
+        return (now or datetime.datetime.now()).strftime(format_string)
+
+    def tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
+        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
+
+    environment = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"])
+    environment.filters["tojson"] = tojson
+    environment.globals["raise_exception"] = raise_exception
+    environment.globals["strftime_now"] = strftime_now
+    try:
+        return environment.from_string(source)
+    except jinja2.TemplateSyntaxError as error:
+        raise GgtuneError(
+            f"The model's chat template has an error in line {error.lineno}: {error.message}. "
+            "Choose another --template."
+        ) from error
+    except (RecursionError, MemoryError) as error:
+        raise GgtuneError("The model's chat template is nested too deep. Choose another --template.") from error

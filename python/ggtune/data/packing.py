@@ -1,0 +1,84 @@
+"""Packing: several samples in one micro-batch, none of them split or seeing another."""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ggtune.data.samples import FloatArray, Sample
+from ggtune.data.tokenization import IntArray
+from ggtune.errors import DataError
+
+MAX_SEQUENCES = 256  # sequence ids of one llama.cpp batch
+
+
+@dataclass(frozen=True, eq=False)
+class MicroBatch:
+    """Arrays of shape ``(n_tokens,)`` for :meth:`ggtune._core.Trainer.accumulate`.
+
+    ``samples`` are the indices of the packed samples, in the order of their sequence ids.
+    """
+
+    tokens: IntArray
+    positions: IntArray
+    sequences: IntArray
+    targets: IntArray
+    weights: FloatArray
+    samples: tuple[int, ...]
+
+    @property
+    def n_tokens(self) -> int:
+        """Rows."""
+        return len(self.tokens)
+
+    @property
+    def n_targets(self) -> int:
+        """Rows whose weight is not zero."""
+        return int(np.count_nonzero(self.weights))
+
+
+def pack(samples: Sequence[Sample], max_tokens: int, max_sequences: int = MAX_SEQUENCES) -> list[MicroBatch]:
+    """Pack samples into micro-batches of at most ``max_tokens`` rows by best-fit decreasing (Johnson 1974).
+
+    The same samples in the same order give the same micro-batches. Raises :class:`DataError` for a longer sample.
+    """
+    order = sorted(range(len(samples)), key=lambda i: -samples[i].n_rows)  # stable
+    bins: list[list[int]] = []
+    free: list[tuple[int, int]] = []  # (free rows, bin), ascending; full bins are gone
+    for i in order:
+        n_rows = samples[i].n_rows
+        if n_rows > max_tokens:
+            raise DataError(
+                f"The sample of row {samples[i].row} needs {n_rows} tokens: a micro-batch has {max_tokens}."
+            )
+        place = bisect.bisect_left(free, (n_rows, 0))
+        if place < len(free):
+            n_free, chosen = free.pop(place)
+            bins[chosen].append(i)
+        else:
+            n_free, chosen = max_tokens, len(bins)
+            bins.append([i])
+        if n_free > n_rows and len(bins[chosen]) < max_sequences:
+            bisect.insort(free, (n_free - n_rows, chosen))
+    return [_micro_batch(samples, chosen) for chosen in bins]
+
+
+def efficiency(micro_batches: Sequence[MicroBatch], max_tokens: int) -> float:
+    """Share of the rows of full micro-batches that hold a token, 0 to 1."""
+    return sum(batch.n_tokens for batch in micro_batches) / max(1, len(micro_batches) * max_tokens)
+
+
+def _micro_batch(samples: Sequence[Sample], chosen: Sequence[int]) -> MicroBatch:
+    packed = [samples[i] for i in chosen]
+    lengths = [sample.n_rows for sample in packed]
+    return MicroBatch(
+        tokens=np.concatenate([sample.tokens[:-1] for sample in packed]),
+        positions=np.concatenate([np.arange(n, dtype=np.int32) for n in lengths]),
+        sequences=np.repeat(np.arange(len(packed), dtype=np.int32), lengths),
+        targets=np.concatenate([sample.tokens[1:] for sample in packed]),
+        weights=np.concatenate([sample.weights[1:] for sample in packed]),
+        samples=tuple(chosen),
+    )

@@ -1,0 +1,180 @@
+"""``<SFT>`` text: rendered samples one after another, each behind a marker.
+
+The format of llama.cpp's former ``finetune`` (``--sample-start``): what stands before the first marker is no sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ggtune.data.records import Record, Table, read_text
+from ggtune.data.templates import PromptTemplate, Rendered, Segment, Template
+from ggtune.data.tokenization import Tokenizer, TurnEncoder, token_text
+from ggtune.errors import DataError, GgtuneError
+
+SAMPLE_START = "<SFT>"
+_SHOWN = 10  # problems listed in one message
+
+
+@dataclass(frozen=True)
+class TextSample:
+    """Text behind one marker, without surrounding white space; ``line`` is where the marker stands, from 1."""
+
+    text: str
+    line: int
+
+
+@dataclass(frozen=True)
+class TextTurn:
+    """Token ids of one text sample."""
+
+    prompt: list[int]
+    answer: list[int]
+    has_answer: bool  # there is more than an end token
+    end_appended: bool  # the text had no end token
+
+
+def split_samples(path: str | Path, text: str, sample_start: str = SAMPLE_START) -> list[TextSample]:
+    """Split a text at its markers. Raises :class:`DataError` where there is none, or nothing behind any of them."""
+    before, *pieces = text.split(sample_start)
+    if not pieces:
+        raise DataError(
+            f"{path}: the marker {sample_start!r} does not occur. Name the one that starts each sample with "
+            "--sample-start, or give --sample-start '' for plain text."
+        )
+    samples = []
+    line = 1 + before.count("\n")
+    for piece in pieces:
+        if piece.strip():
+            samples.append(TextSample(piece.strip(), line))
+        line += sample_start.count("\n") + piece.count("\n")
+    if not samples:
+        raise DataError(f"{path}: no text behind any {sample_start!r}.")
+    return samples
+
+
+def write_sft(
+    path: str | Path,
+    records: Sequence[Record],
+    template: Template,
+    *,
+    system: str | None = None,
+    sample_start: str = SAMPLE_START,
+) -> str:
+    """Render records as ``<SFT>`` text; ``system`` is for those without one of their own. ``path`` is for messages.
+
+    Raises :class:`DataError` naming every row whose text would be read back as something else.
+    """
+    problems: list[str] = []
+    lines: list[str] = []
+    for record in records:
+        system_text = record.system or system
+        try:
+            lines.append(f"{sample_start}{template.render(system_text, record.question, record.answer).text}\n")
+        except GgtuneError as error:
+            raise DataError(f"{path}: row {record.row}: {error}") from error
+        everything = "\n".join((system_text or "", record.question, record.answer))
+        marks = [mark for mark in (sample_start, template.bos, template.end) if mark and mark in everything]
+        tag = answer_tag(template)
+        if tag in record.question or tag in (system_text or ""):
+            marks.append(tag)
+        problems += [f"row {record.row} holds {mark!r}" for mark in marks]
+    if problems:
+        raise DataError(
+            f"{path}: can't be written as {sample_start} text, where these would not stay text: {_listed(problems)}. "
+            "Change the rows, or train on the table itself."
+        )
+    return "".join(lines)
+
+
+def read_sft(path: str | Path, template: PromptTemplate, *, sample_start: str = SAMPLE_START) -> Table:
+    """Read ``<SFT>`` text back into records (``row`` is the line). Raises :class:`DataError` naming each odd line."""
+    problems: list[str] = []
+    records: list[Record] = []
+    empty: list[int] = []
+    for sample in split_samples(path, read_text(path), sample_start):
+        try:
+            system, question, answer = template.parse(sample.text)
+        except ValueError as error:
+            problems.append(f"line {sample.line}: {error}")
+            continue
+        if question and answer:
+            records.append(Record(question, answer, system, sample.line))
+        else:
+            empty.append(sample.line)
+    if problems:
+        raise DataError(f"{path}: is not in the form of the template '{template.name}': {_listed(problems)}.")
+    if not records:
+        raise DataError(f"{path}: no sample with a question and an answer.")
+    return Table(tuple(records), tuple(empty), ())
+
+
+def answer_tag(template: Template) -> str:
+    """Text that the answer starts behind."""
+    return template.after_question.lstrip() or template.after_question
+
+
+def find_template(samples: Sequence[TextSample], candidates: Iterable[Template]) -> Template | None:
+    """Find the template whose answer tag is in most samples (the first such one), None where no tag is in any."""
+    best, best_count = None, 0
+    for candidate in candidates:
+        count = sum(answer_tag(candidate) in sample.text for sample in samples)
+        if count > best_count:
+            best, best_count = candidate, count
+    return best
+
+
+def encode_text(
+    tokenizer: Tokenizer, encoder: TurnEncoder, template: Template, text: str, *, tag: str, prefix: str = ""
+) -> TextTurn:
+    """Token ids of a text sample, special tokens in it parsed, a missing end token appended.
+
+    The answer starts behind the first ``tag``; where there is none all of the text is the answer. ``prefix`` goes in
+    front of the text, behind the BOS. Surplus white space behind question and answer is dropped, as it is from the
+    cells of a table.
+    """
+    text, has_bos = _without_bos(text, [token_text(tokenizer, tokenizer.bos_token), template.bos])
+    tokens = tokenizer.tokenize(text, add_special=False, parse_special=True).tolist()
+    end: int | None = None
+    end_appended = False
+    if tokens and tokenizer.is_end_token(tokens[-1]):
+        end = tokens[-1]
+        text = text.removesuffix(token_text(tokenizer, tokens[-1]))
+    elif template.end and text.endswith(template.end):  # an end token that the model does not know
+        text = text.removesuffix(template.end)
+    else:
+        end_appended = True
+        text += template.answer_suffix
+    text = _trim(text, template.answer_suffix)
+    prompt, answer = "", text
+    if tag and tag in text:
+        before, _, answer = text.partition(tag)
+        prompt = _trim(before, template.after_question.removesuffix(tag)) + tag
+    rendered = Rendered(template.bos, (Segment(prefix + prompt),), (Segment(answer + template.end),))
+    prompt_tokens, answer_tokens = encoder.encode_turn(rendered, end)
+    if has_bos and not encoder.bos and tokenizer.bos_token >= 0:
+        prompt_tokens = [tokenizer.bos_token, *prompt_tokens]
+    return TextTurn(prompt_tokens, answer_tokens, bool(answer.strip()), end_appended)
+
+
+def _trim(text: str, margin: str) -> str:
+    """Drop white space before the template's own at the end of a text."""
+    return text.rstrip() + margin if text.endswith(margin) else text
+
+
+def _without_bos(text: str, bos_texts: list[str]) -> tuple[str, bool]:
+    """Drop every BOS text in front; tells whether the first of ``bos_texts``, the model's own, was among them."""
+    has_bos = False
+    while True:
+        found = next((bos for bos in bos_texts if bos and text.startswith(bos)), None)
+        if found is None:
+            return text, has_bos
+        has_bos |= found == bos_texts[0]
+        text = text.removeprefix(found)
+
+
+def _listed(problems: Sequence[str]) -> str:
+    more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+    return "; ".join(problems[:_SHOWN]) + more

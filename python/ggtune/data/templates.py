@@ -1,0 +1,292 @@
+"""Prompt templates: how a question, a system text and an answer become one text.
+
+A rendered text is kept as segments: what the template wrote (special tokens in it are meant) and what the user wrote
+(literal: never parsed for special tokens). The BOS stands apart, because whether a tokenizer, Ollama or the text itself
+puts it there differs, and it must be there once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from ggtune.errors import GgtuneError
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A piece of rendered text; ``literal`` text came from the user and holds no special tokens."""
+
+    text: str
+    literal: bool = False
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """One turn. ``text`` is ``bos + prompt + answer``; the answer includes the template's end token text."""
+
+    bos: str
+    prompt_segments: tuple[Segment, ...]
+    answer_segments: tuple[Segment, ...]
+
+    @property
+    def prompt(self) -> str:
+        """Everything that the model is given, without the BOS."""
+        return "".join(segment.text for segment in self.prompt_segments)
+
+    @property
+    def answer(self) -> str:
+        """Everything that the model has to write."""
+        return "".join(segment.text for segment in self.answer_segments)
+
+    @property
+    def text(self) -> str:
+        """The whole text with the BOS in front, if the template writes one."""
+        return self.bos + self.prompt + self.answer
+
+
+class Template(Protocol):
+    """What the pipeline needs of a template, a named one or the model's own."""
+
+    @property
+    def name(self) -> str:
+        """Name on the command line."""
+
+    @property
+    def bos(self) -> str:
+        """BOS text that the template writes first; "" leaves the BOS to the tokenizer."""
+
+    @property
+    def after_question(self) -> str:
+        """Text between the question and the answer's part: the answer's tag."""
+
+    @property
+    def answer_suffix(self) -> str:
+        """Text between the answer and the end token."""
+
+    @property
+    def end(self) -> str:
+        """End token text; "" stands for the model's own EOS."""
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """Strings at which generation has to stop."""
+
+    def render(self, system: str | None, question: str, answer: str) -> Rendered:
+        """Render one turn. Raises :class:`GgtuneError` for a system text that the template has no place for."""
+
+    def render_prompt(self, system: str | None, question: str) -> Rendered:
+        """Render a turn that waits for its answer. Raises as :meth:`render`."""
+
+
+@dataclass(frozen=True)
+class PromptTemplate:
+    """A named template.
+
+    The prompt is ``opening [before_system S after_system] before_question Q after_question``, the answer
+    ``answer_prefix A answer_suffix end``. Without ``before_system`` it takes no system text.
+    """
+
+    name: str
+    bos: str
+    opening: str
+    before_system: str | None
+    after_system: str
+    before_question: str
+    after_question: str
+    answer_prefix: str
+    answer_suffix: str
+    end: str
+    stops: tuple[str, ...]
+    default_system: str | None = None
+
+    @property
+    def accepts_system(self) -> bool:
+        """Whether there is a place for a system text."""
+        return self.before_system is not None
+
+    def render_prompt(self, system: str | None, question: str) -> Rendered:
+        """Render a turn that waits for its answer. Raises as :meth:`render`."""
+        prompt = [Segment(self.opening)]
+        shown_system = system or self.default_system
+        if shown_system is not None:
+            if self.before_system is None:
+                raise GgtuneError(
+                    f"The template '{self.name}' has no place for a system text. "
+                    "Leave the system text out, or choose a template that takes one: "
+                    + ", ".join(t.name for t in TEMPLATES.values() if t.accepts_system)
+                    + "."
+                )
+            prompt += [Segment(self.before_system), Segment(shown_system, literal=True), Segment(self.after_system)]
+        prompt += [Segment(self.before_question), Segment(question, literal=True), Segment(self.after_question)]
+        return Rendered(self.bos, _joined(prompt), ())
+
+    def render(self, system: str | None, question: str, answer: str) -> Rendered:
+        """Render one turn. Raises :class:`GgtuneError` for a system text that the template has no place for."""
+        tail = self.answer_suffix + self.end
+        answer_segments = [Segment(self.answer_prefix), Segment(answer, literal=True), Segment(tail)]
+        return replace(self.render_prompt(system, question), answer_segments=_joined(answer_segments))
+
+    def parse(self, text: str) -> tuple[str | None, str, str]:
+        """Take a rendered text apart into ``(system, question, answer)``, each without surrounding white space.
+
+        BOS and end token may be missing. Raises :class:`ValueError` where the text has not the template's form.
+        """
+        rest = _after(text.strip().removeprefix(self.bos).lstrip(), self.opening)
+        system = None
+        if self.before_question and rest.startswith(self.before_question):
+            rest = rest.removeprefix(self.before_question)
+        elif self.before_system is not None and rest.startswith(self.before_system):
+            system, rest = _split(rest.removeprefix(self.before_system), self.after_system + self.before_question)
+        else:
+            rest = _after(rest, self.before_question)
+        question, answer = _split(rest, self.after_question)
+        if system == self.default_system:
+            system = None
+        return system, question.strip(), answer.rstrip().removesuffix(self.end).strip()
+
+
+def _joined(segments: list[Segment]) -> tuple[Segment, ...]:
+    """Neighbouring template segments as one, empty ones dropped."""
+    joined: list[Segment] = []
+    for segment in segments:
+        if joined and not segment.literal and not joined[-1].literal:
+            joined[-1] = Segment(joined[-1].text + segment.text)
+        elif segment.text:
+            joined.append(segment)
+    return tuple(segment for segment in joined if segment.text)
+
+
+def _after(text: str, prefix: str) -> str:
+    if not text.startswith(prefix):
+        raise ValueError(f"expected {prefix!r}, found {text[:20]!r}")
+    return text.removeprefix(prefix)
+
+
+def _split(text: str, separator: str) -> tuple[str, str]:
+    before, found, after = text.partition(separator)
+    if not found:
+        raise ValueError(f"{separator!r} is missing")
+    return before, after
+
+
+_ALL = (
+    # github.com/tatsu-lab/stanford_alpaca: the preamble is part of the format that such models were trained on
+    PromptTemplate(
+        name="alpaca",
+        bos="",
+        opening="",
+        before_system="",
+        after_system="\n\n",
+        before_question="### Instruction:\n",
+        after_question="\n\n### Response:\n",
+        answer_prefix="",
+        answer_suffix="",
+        end="",
+        stops=("### Instruction:", "### Response"),
+        default_system=(
+            "Below is an instruction that describes a task. Write a response that appropriately completes the request."
+        ),
+    ),
+    # llama.com/docs, "Llama 2": a turn of a chat model
+    PromptTemplate(
+        name="llama2",
+        bos="<s>",
+        opening="[INST] ",
+        before_system="<<SYS>>\n",
+        after_system="\n<</SYS>>\n\n",
+        before_question="",
+        after_question=" [/INST]",
+        answer_prefix=" ",
+        answer_suffix=" ",
+        end="</s>",
+        stops=("[INST]", "[/INST]", "<<SYS>>", "<</SYS>>"),
+    ),
+    # Mistral-7B-Instruct v0.1 and v0.2; the model card knows no system text
+    PromptTemplate(
+        name="mistral",
+        bos="<s>",
+        opening="[INST] ",
+        before_system=None,
+        after_system="",
+        before_question="",
+        after_question=" [/INST]",
+        answer_prefix=" ",
+        answer_suffix="",
+        end="</s>",
+        stops=("[INST]", "[/INST]"),
+    ),
+    # Qwen and many others; a BOS only where the tokenizer asks for one
+    PromptTemplate(
+        name="chatml",
+        bos="",
+        opening="",
+        before_system="<|im_start|>system\n",
+        after_system="<|im_end|>\n",
+        before_question="<|im_start|>user\n",
+        after_question="<|im_end|>\n<|im_start|>assistant\n",
+        answer_prefix="",
+        answer_suffix="",
+        end="<|im_end|>",
+        stops=("<|im_start|>", "<|im_end|>"),
+    ),
+    # llama.com/docs, "Llama 3"
+    PromptTemplate(
+        name="llama3",
+        bos="<|begin_of_text|>",
+        opening="",
+        before_system="<|start_header_id|>system<|end_header_id|>\n\n",
+        after_system="<|eot_id|>",
+        before_question="<|start_header_id|>user<|end_header_id|>\n\n",
+        after_question="<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
+        answer_prefix="",
+        answer_suffix="",
+        end="<|eot_id|>",
+        stops=("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+    ),
+    # ai.google.dev/gemma/docs: "formatting and system instructions"; there is no system role
+    PromptTemplate(
+        name="gemma",
+        bos="<bos>",
+        opening="",
+        before_system=None,
+        after_system="",
+        before_question="<start_of_turn>user\n",
+        after_question="<end_of_turn>\n<start_of_turn>model\n",
+        answer_prefix="",
+        answer_suffix="",
+        end="<end_of_turn>",
+        stops=("<start_of_turn>", "<end_of_turn>"),
+    ),
+    # model card of Phi-3-mini-instruct
+    PromptTemplate(
+        name="phi3",
+        bos="",
+        opening="",
+        before_system="<|system|>\n",
+        after_system="<|end|>\n",
+        before_question="<|user|>\n",
+        after_question="<|end|>\n<|assistant|>\n",
+        answer_prefix="",
+        answer_suffix="",
+        end="<|end|>",
+        stops=("<|end|>", "<|system|>", "<|user|>", "<|assistant|>"),
+    ),
+    # the question, a line feed, the answer: for base models and completion
+    PromptTemplate(
+        name="plain",
+        bos="",
+        opening="",
+        before_system=None,
+        after_system="",
+        before_question="",
+        after_question="\n",
+        answer_prefix="",
+        answer_suffix="",
+        end="",
+        stops=(),
+    ),
+)
+
+TEMPLATES: dict[str, PromptTemplate] = {template.name: template for template in _ALL}
+"""Named templates. ``model``, the GGUF's own, is :class:`ggtune.data.chat_template.ChatTemplate`."""

@@ -1,0 +1,147 @@
+"""Token ids of rendered turns: the prompt as generation sees it, then the answer as its continuation.
+
+Prompt and answer meet at a token boundary, because a model is asked with the prompt alone. Special tokens are parsed
+in what the template wrote; what the user wrote stays text even where it spells one (``</s>`` in a cell ends no sample).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ggtune.data.templates import Rendered, Segment, Template
+from ggtune.errors import ModelError
+
+IntArray = NDArray[np.int32]
+
+# Text that a following text is tokenized behind, so that it is no text's start: SentencePiece puts a space before that.
+_ANCHORS = ("\n", "]", "0", "a")
+
+
+class Tokenizer(Protocol):
+    """What the pipeline needs of :class:`ggtune._core.Model`."""
+
+    @property
+    def bos_token(self) -> int:
+        """Id of the BOS, -1 for none."""
+
+    @property
+    def eos_token(self) -> int:
+        """Id of the EOS, -1 for none."""
+
+    @property
+    def add_bos(self) -> bool:
+        """Whether every text starts with the BOS."""
+
+    def tokenize(self, text: str, *, add_special: bool = False, parse_special: bool = True) -> IntArray:
+        """Token ids of a text."""
+
+    def detokenize(self, tokens: IntArray | Sequence[int], *, special: bool = False) -> bytes:
+        """UTF-8 bytes of token ids."""
+
+    def is_end_token(self, token: int) -> bool:
+        """Whether generation ends at this token."""
+
+
+def token_text(tokenizer: Tokenizer, token: int) -> str:
+    """Text of a special token, "" for an id of -1."""
+    return tokenizer.detokenize([token], special=True).decode("utf-8", "replace") if token >= 0 else ""
+
+
+class TurnEncoder:
+    """Turns rendered by one template into token ids.
+
+    A sample starts with exactly one BOS where the tokenizer asks for one or the template's BOS text is the model's BOS.
+    It ends with the template's end token, or with the model's EOS where the template has none or the model does not
+    know it. ``notes`` says what of the template the model does not know.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, template: Template) -> None:
+        """Raise :class:`ModelError` for a model without any end token."""
+        self._tokenizer = tokenizer
+        self.notes: list[str] = []
+        bos = tokenizer.bos_token
+        bos_in_template = bool(template.bos) and self._parse(template.bos) == [bos]
+        self.bos = [bos] if bos >= 0 and (tokenizer.add_bos or bos_in_template) else []
+        if template.bos and not bos_in_template:
+            used = f"its own, {token_text(tokenizer, bos)!r}, is used" if self.bos else "none is written"
+            self.notes.append(f"{template.bos!r} of the template '{template.name}' is not the model's BOS: {used}.")
+
+        end = self._parse(template.end) if template.end else []
+        if len(end) == 1 and tokenizer.is_end_token(end[0]):
+            self.end = end[0]
+        elif tokenizer.eos_token >= 0:
+            self.end = tokenizer.eos_token
+            if template.end:
+                self.notes.append(
+                    f"{template.end!r} of the template '{template.name}' is not an end token of the model: "
+                    f"its own, {token_text(tokenizer, self.end)!r}, is used."
+                )
+        else:
+            raise ModelError("The model has no end-of-sequence token: it could not learn where an answer ends.")
+        self._end_text = template.end
+
+    def encode_prompt(self, rendered: Rendered) -> list[int]:
+        """Token ids of BOS and prompt."""
+        if not self._spells_special(rendered.prompt_segments):
+            return self.bos + self._without_bos(self._parse(rendered.prompt))
+        tokens: list[int] = []
+        for i, segment in enumerate(rendered.prompt_segments):
+            encode = self._continuation if i else self._parse
+            tokens += encode(segment.text, parse_special=not segment.literal)
+        return self.bos + self._without_bos(tokens)
+
+    def encode_turn(self, rendered: Rendered, end: int | None = None) -> tuple[list[int], list[int]]:
+        """Token ids of the prompt with BOS, and of the answer with its end token: ``end``, or the template's."""
+        prompt = self.encode_prompt(rendered)
+        if self._spells_special(rendered.answer_segments):
+            answer: list[int] = []
+            segments = list(rendered.answer_segments)
+            if self._end_text and segments and not segments[-1].literal:
+                segments[-1] = Segment(segments[-1].text.removesuffix(self._end_text))
+            for segment in segments:
+                answer += self._continuation(segment.text, parse_special=not segment.literal)
+        else:
+            text = rendered.answer.removesuffix(self._end_text)
+            whole = self.bos + self._without_bos(self._parse(rendered.prompt + text))
+            if whole[: len(prompt)] == prompt:
+                answer = whole[len(prompt) :]
+            else:  # a token of the whole text spans the boundary
+                answer = self._continuation(text, parse_special=True)
+        return prompt, [*answer, self.end if end is None else end]
+
+    def _parse(self, text: str, *, parse_special: bool = True) -> list[int]:
+        tokens: list[int] = self._tokenizer.tokenize(text, add_special=False, parse_special=parse_special).tolist()
+        return tokens
+
+    def _continuation(self, text: str, *, parse_special: bool) -> list[int]:
+        """Token ids of a text that continues another one."""
+        if not text:
+            return []
+        for anchor in _ANCHORS:
+            before = self._parse(anchor, parse_special=parse_special)
+            whole = self._parse(anchor + text, parse_special=parse_special)
+            if whole[: len(before)] == before:
+                return whole[len(before) :]
+        return self._parse(text, parse_special=parse_special)
+
+    def _spells_special(self, segments: Sequence[Segment]) -> bool:
+        return any(
+            segment.literal and self._parse(segment.text) != self._parse(segment.text, parse_special=False)
+            for segment in segments
+        )
+
+    def _without_bos(self, tokens: list[int]) -> list[int]:
+        start = 0
+        while start < len(tokens) and tokens[start] == self._tokenizer.bos_token:
+            start += 1
+        return tokens[start:]
+
+
+def encode_prompt(tokenizer: Tokenizer, template: Template, question: str, system: str | None = None) -> IntArray:
+    """Token ids to ask a model with, the same that training puts before an answer. Shape ``(n,)``."""
+    encoder = TurnEncoder(tokenizer, template)
+    return np.array(encoder.encode_prompt(template.render_prompt(system, question)), dtype=np.int32)

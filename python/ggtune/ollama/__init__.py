@@ -1,0 +1,1 @@
+"""Packaging for Ollama: model names, prompt templates, Modelfiles and the model store."""

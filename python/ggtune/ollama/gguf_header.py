@@ -1,0 +1,91 @@
+"""What Ollama's manifest and templates need to know of a GGUF file, read from its header alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import gguf
+
+from ggtune.errors import ModelError
+
+
+@dataclass(frozen=True)
+class GgufHeader:
+    """Metadata of one GGUF file; texts are None where the file has no such key."""
+
+    architecture: str
+    kind: str  # general.type: "model", "adapter", ...
+    adapter_kind: str | None  # adapter.type: "lora"
+    n_params: int
+    file_type: str  # "Q5_K_M"; "unknown" where the file does not say
+    chat_template: str | None
+    bos: str  # text of the BOS token; empty where the vocabulary has none
+    eos: str
+    ggtune_template: str | None  # template and system text that the model was trained with
+    ggtune_system: str | None
+
+
+def read_header(path: Path) -> GgufHeader:
+    """Read and check a GGUF file's header; tensor data stays on disk.
+
+    Raises :class:`ModelError` where the file is missing, no GGUF, truncated, or one part of a split model.
+    """
+    if not path.is_file():
+        raise ModelError(f"{path}: there is no such file.")
+    try:
+        with path.open("rb") as file:
+            magic = file.read(4)
+    except OSError as error:
+        raise ModelError(f"{path}: can't be read: {error.strerror}.") from None
+    if magic != b"GGUF":
+        raise ModelError(f"{path}: not a GGUF file. Give a model file as llama.cpp and Ollama use it.")
+    try:
+        reader = gguf.GGUFReader(path)
+    # gguf-py checks no bounds: whatever NumPy, enum or decoding meets in a damaged file comes out as it is
+    except (ValueError, IndexError, KeyError, OverflowError, MemoryError):
+        raise ModelError(f"{path}: the GGUF file is truncated or damaged. Fetch or write it again.") from None
+    architecture = _text(reader, "general.architecture")
+    if architecture is None:
+        raise ModelError(f"{path}: the GGUF file does not name its architecture (general.architecture).")
+    if (_integer(reader, "split.count") or 1) > 1:
+        raise ModelError(f"{path}: one part of a split model; Ollama takes one file. Join them: gguf-split --merge.")
+    return GgufHeader(
+        architecture=architecture,
+        kind=_text(reader, "general.type") or "model",
+        adapter_kind=_text(reader, "adapter.type"),
+        n_params=sum(int(tensor.n_elements) for tensor in reader.tensors),
+        file_type=_file_type(_integer(reader, "general.file_type")),
+        chat_template=_text(reader, "tokenizer.chat_template"),
+        bos=_token(reader, "tokenizer.ggml.bos_token_id"),
+        eos=_token(reader, "tokenizer.ggml.eos_token_id"),
+        ggtune_template=_text(reader, "ggtune.template"),
+        ggtune_system=_text(reader, "ggtune.system"),
+    )
+
+
+def _text(reader: gguf.GGUFReader, key: str) -> str | None:
+    field = reader.get_field(key)
+    value = field.contents() if field is not None else None
+    return value if isinstance(value, str) else None
+
+
+def _integer(reader: gguf.GGUFReader, key: str) -> int | None:
+    field = reader.get_field(key)
+    value = field.contents() if field is not None else None
+    return value if isinstance(value, int) else None
+
+
+def _token(reader: gguf.GGUFReader, id_key: str) -> str:
+    tokens = reader.get_field("tokenizer.ggml.tokens")
+    index = _integer(reader, id_key)
+    if tokens is None or index is None or not 0 <= index < len(tokens.data):
+        return ""
+    return str(tokens.contents(index))
+
+
+def _file_type(value: int | None) -> str:
+    if value not in {file_type.value for file_type in gguf.LlamaFileType}:
+        return "unknown"
+    name: str = gguf.LlamaFileType(value).name
+    return name.removeprefix("MOSTLY_").removeprefix("ALL_")

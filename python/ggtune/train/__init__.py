@@ -1,0 +1,1 @@
+"""Training: plan, loop, schedule, checkpoints. Nothing here parses a command line."""

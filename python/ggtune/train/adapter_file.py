@@ -1,0 +1,146 @@
+"""Adapter GGUF files, as llama.cpp's ``--lora`` and Ollama's ``ADAPTER`` read them, with keys of ggtune's own.
+
+The layout is that of llama.cpp's ``convert_lora_to_gguf.py``: ``general.type = "adapter"``, ``adapter.type = "lora"``,
+``adapter.lora.alpha``; tensors ``<base tensor name>.lora_a`` of NumPy shape ``(rank, n_in)`` and ``.lora_b`` of
+``(n_out, rank)``. The product is scaled by alpha / rank.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import gguf
+import numpy as np
+from numpy.typing import NDArray
+
+from ggtune.errors import GgtuneError, ModelError
+from ggtune.train.files import open_gguf, read_text_field, replacing
+
+if TYPE_CHECKING:
+    from ggtune._core import Adapter, Model
+
+FloatArray = NDArray[np.float32]
+_PREFIX = "ggtune."
+
+
+@dataclass(frozen=True)
+class AdapterFile:
+    """The content of an adapter file."""
+
+    architecture: str
+    alpha: float
+    tensors: Mapping[str, FloatArray]
+    notes: Mapping[str, str] = field(default_factory=dict)  # the ggtune.* keys, without the prefix
+
+    @property
+    def rank(self) -> int:
+        """Rank of the first pair."""
+        return next(int(v.shape[0]) for k, v in self.tensors.items() if k.endswith(".lora_a"))
+
+    @property
+    def bases(self) -> list[str]:
+        """Names of the base tensors."""
+        return [name.removesuffix(".lora_a") for name in self.tensors if name.endswith(".lora_a")]
+
+
+def adapter_content(adapter: "Adapter", notes: Mapping[str, str]) -> AdapterFile:
+    """Copy a live adapter."""
+    tensors = {name: adapter.get(name) for name in adapter.tensor_names()}
+    return AdapterFile(adapter.architecture, adapter.alpha, tensors, dict(notes))
+
+
+def write_adapter(path: str | os.PathLike[str], content: AdapterFile) -> None:
+    """Write ``path`` whole or not at all. Raises :class:`GgtuneError` where it can't be written."""
+    with replacing(Path(path)) as temporary:
+        writer = gguf.GGUFWriter(temporary, content.architecture)
+        writer.add_type(gguf.GGUFType.ADAPTER)
+        writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
+        writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, content.alpha)
+        for key, value in content.notes.items():
+            writer.add_string(_PREFIX + key, value)
+        for name, values in content.tensors.items():
+            writer.add_tensor(name, np.ascontiguousarray(values, dtype=np.float32))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+
+
+def read_adapter(path: str | os.PathLike[str]) -> AdapterFile:
+    """Read an adapter file. Raises :class:`ModelError` where it is none."""
+    reader = open_gguf(path)
+    kind = read_text_field(reader, "general.type")
+    if read_text_field(reader, "ggtune.checkpoint.state"):
+        raise ModelError(f"{path} is a checkpoint, not an adapter: make one with `ggtune finetune --only-write-lora`")
+    if kind != "adapter" or read_text_field(reader, "adapter.type") != "lora":
+        raise ModelError(f"{path} is not a LoRA adapter (general.type is {kind or 'missing'!r}, not 'adapter')")
+    alpha = reader.get_field("adapter.lora.alpha")
+    if alpha is None:
+        raise ModelError(f"{path} has no adapter.lora.alpha")
+    tensors = {}
+    for t in reader.tensors:
+        if t.tensor_type not in (gguf.GGMLQuantizationType.F32, gguf.GGMLQuantizationType.F16):
+            raise ModelError(f"{path}: tensor {t.name} is {t.tensor_type.name}; an adapter is F32 or F16")
+        tensors[t.name] = np.array(t.data, dtype=np.float32)
+    if not tensors:
+        raise ModelError(f"{path} has no tensors")
+    notes = {
+        key.removeprefix(_PREFIX): read_text_field(reader, key) for key in reader.fields if key.startswith(_PREFIX)
+    }
+    return AdapterFile(
+        read_text_field(reader, "general.architecture"), float(alpha.contents()), _pairs(path, tensors), notes
+    )
+
+
+def _pairs(path: str | os.PathLike[str], tensors: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
+    for name, values in tensors.items():
+        base, _, side = name.rpartition(".")
+        other = {"lora_a": f"{base}.lora_b", "lora_b": f"{base}.lora_a"}.get(side)
+        if other is None or other not in tensors:
+            raise ModelError(f"{path}: tensor {name} is not one of a pair .lora_a and .lora_b")
+        pair = (values, tensors[other]) if side == "lora_a" else (tensors[other], values)
+        if values.ndim != 2 or tensors[other].ndim != 2 or pair[0].shape[0] != pair[1].shape[1]:
+            raise ModelError(f"{path}: {name} and {other} don't fit each other")
+    return dict(tensors)
+
+
+def check_fits(path: str | os.PathLike[str], content: AdapterFile, model: "Model") -> None:
+    """Raise :class:`ModelError` naming why an adapter is none of this model's."""
+    wrong = []
+    if content.architecture != model.architecture:
+        wrong.append(f"its architecture is {content.architecture!r}, the model's {model.architecture!r}")
+    shapes = {linear.name: (linear.n_in, linear.n_out) for linear in model.linears()}
+    for base in content.bases:
+        given = (content.tensors[base + ".lora_a"].shape[1], content.tensors[base + ".lora_b"].shape[0])
+        if base not in shapes:
+            wrong.append(f"the model has no linear {base}")
+        elif given != shapes[base]:
+            wrong.append(
+                f"{base} is {given[0]} to {given[1]} in it and {shapes[base][0]} to {shapes[base][1]} in the model"
+            )
+    if wrong:
+        more = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
+        raise ModelError(f"{path} is an adapter of another model than {model.path}: " + "; ".join(wrong[:3]) + more)
+
+
+def load_adapter(path: str | os.PathLike[str], model: "Model") -> "Adapter":
+    """Make a live adapter of a file. Raises :class:`ModelError` where it doesn't fit the model."""
+    from ggtune._native import core
+
+    content = read_adapter(path)
+    check_fits(path, content, model)
+    ranks = {content.tensors[base + ".lora_a"].shape[0] for base in content.bases}
+    if len(ranks) != 1:
+        raise GgtuneError(
+            f"{path} has pairs of different rank ({', '.join(map(str, sorted(ranks)))}): merge it instead"
+        )
+    kind_of = {linear.name: linear.kind for linear in model.linears()}
+    kinds = sorted({kind_of[base] for base in content.bases})
+    adapter = core.Adapter(model, rank=content.rank, alpha=content.alpha, targets=kinds)
+    for name in adapter.tensor_names():
+        # a linear that the file leaves out keeps B = 0: no effect
+        if name in content.tensors:
+            adapter.set(name, content.tensors[name])
+    return adapter

@@ -1,0 +1,100 @@
+"""Where a run writes: a run folder, or the file names of the old ``finetune``."""
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ggtune.errors import GgtuneError
+from ggtune.train.files import replacing
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Names of what a run writes. ITERATION in ``adapter`` and ``checkpoint`` stands for the step.
+
+    Where ``latest`` is given, a name with ITERATION also gets a copy with that in its place.
+    """
+
+    adapter: Path
+    checkpoint: Path
+    metrics: Path
+    config: Path | None = None
+    latest: str = ""
+
+    @classmethod
+    def folder(cls, out: Path) -> "Outputs":
+        """Name the files of a run folder."""
+        return cls(
+            adapter=out / "adapter.gguf",
+            checkpoint=out / "checkpoint-ITERATION.gguf",
+            metrics=out / "metrics.jsonl",
+            config=out / "config.json",
+        )
+
+    @staticmethod
+    def at_step(pattern: Path, step: int) -> Path:
+        """Put the step in a name."""
+        return Path(str(pattern).replace("ITERATION", str(step)))
+
+    def latest_of(self, pattern: Path) -> Path | None:
+        """Return the name of the copy that is always the newest, None where there is none."""
+        if not self.latest or "ITERATION" not in str(pattern):
+            return None
+        return Path(str(pattern).replace("ITERATION", self.latest))
+
+    def update_latest(self, pattern: Path, step: int) -> None:
+        """Make the newest file stand under the name with ``latest`` too."""
+        latest = self.latest_of(pattern)
+        if latest is None:
+            return
+        with replacing(latest) as temporary:
+            shutil.copyfile(self.at_step(pattern, step), temporary)
+
+    def checkpoints(self) -> dict[int, Path]:
+        """Find the checkpoints that are there, by step; a name without ITERATION counts as step 0."""
+        return numbered(self.checkpoint)
+
+    def existing(self) -> list[Path]:
+        """Return what is already there of a run folder."""
+        files = [self.adapter, self.metrics, *([self.config] if self.config else []), *self.checkpoints().values()]
+        return [path for path in files if path.exists()]
+
+    def check_writable(self) -> None:
+        """Raise :class:`GgtuneError` for a folder that can't be written; folders made for the trial are removed."""
+        for folder in {self.adapter.parent, self.checkpoint.parent, self.metrics.parent}:
+            made = [parent for parent in [folder, *folder.parents] if not parent.exists()]
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                with tempfile.TemporaryFile(dir=folder):
+                    pass
+            except OSError as error:
+                raise GgtuneError(f"can't write to the folder {folder}: {error.strerror or error}") from error
+            finally:
+                _remove_empty(made)
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    for folder in folders:
+        if folder.is_dir():
+            folder.rmdir()
+
+
+def numbered(pattern: Path) -> dict[int, Path]:
+    """Find the files that a name with ITERATION stands for, by their number."""
+    if "ITERATION" not in pattern.name:
+        return {0: pattern} if pattern.exists() else {}
+    before, _, after = pattern.name.partition("ITERATION")
+    return dict(_matching(pattern.parent, before, after))
+
+
+def _matching(folder: Path, before: str, after: str) -> Iterator[tuple[int, Path]]:
+    if not folder.is_dir():
+        return
+    for path in folder.iterdir():
+        name = path.name
+        if len(name) > len(before) + len(after) and name.startswith(before) and name.endswith(after):
+            number = name[len(before) : len(name) - len(after)]
+            if number.isdecimal() and number.isascii():
+                yield int(number), path

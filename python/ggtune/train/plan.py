@@ -1,0 +1,75 @@
+"""Which samples every step computes. All of it follows from the samples, the settings and the seed."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ggtune.data.packing import MAX_SEQUENCES, MicroBatch, efficiency, pack
+from ggtune.data.samples import Sample
+from ggtune.data.split import IndexArray, epoch_order
+from ggtune.errors import GgtuneError
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How well the samples of the first epoch fill the micro-batches."""
+
+    micro_batches_per_step: float
+    efficiency: float  # share of full micro-batches' rows that hold a token
+
+
+class Plan:
+    """The micro-batches of each step, and those of the held-out samples.
+
+    ``batch`` samples make an optimizer step; the last step of an epoch takes what is left. ``max_tokens`` bounds a
+    micro-batch. Raises :class:`GgtuneError` where a sample is longer than that.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        held_out: Sequence[Sample],
+        *,
+        batch: int,
+        max_tokens: int,
+        seed: int,
+        epochs: float,
+        max_steps: int,
+    ) -> None:
+        longest = max(sample.n_rows for sample in [*samples, *held_out])
+        if longest > max_tokens:
+            raise GgtuneError(
+                f"the longest sample needs {longest} tokens: give at least that many by --micro-batch-tokens, "
+                "or cut the samples by a smaller --ctx"
+            )
+        self._samples = samples
+        self._batch = batch
+        self._seed = seed
+        self.max_tokens = max_tokens
+        self.steps_per_epoch = math.ceil(len(samples) / batch)
+        limits = [max(1, round(epochs * self.steps_per_epoch))] if epochs > 0 else []
+        limits += [max_steps] if max_steps else []
+        self.total_steps: int | None = min(limits, default=None)
+        self.largest = self._largest(longest)
+        self.held_out: list[MicroBatch] = pack(held_out, max(self.largest[0], longest)) if held_out else []
+        self._order: tuple[int, IndexArray] | None = None
+
+    def micro_batches(self, epoch: int, cursor: int) -> list[MicroBatch]:
+        """Return the micro-batches of step ``cursor`` (from 0) of ``epoch`` (from 0)."""
+        if self._order is None or self._order[0] != epoch:
+            self._order = (epoch, epoch_order(len(self._samples), self._seed, epoch))
+        chosen = self._order[1][cursor * self._batch : (cursor + 1) * self._batch]
+        return pack([self._samples[i] for i in chosen], self.max_tokens)
+
+    def packing(self) -> Packing:
+        """Pack the first epoch to see."""
+        steps = [self.micro_batches(0, cursor) for cursor in range(self.steps_per_epoch)]
+        batches = [batch for step in steps for batch in step]
+        return Packing(len(batches) / len(steps), efficiency(batches, self.max_tokens))
+
+    def _largest(self, longest: int) -> tuple[int, int, int]:
+        """Bounds of (tokens, targets, sequences) of any step's micro-batches."""
+        rows = sorted((sample.n_rows for sample in self._samples), reverse=True)[: self._batch]
+        targets = sorted((int((sample.weights != 0).sum()) for sample in self._samples), reverse=True)[: self._batch]
+        n_tokens = max(longest, min(self.max_tokens, sum(rows)))
+        return n_tokens, min(n_tokens, sum(targets)), min(len(rows), MAX_SEQUENCES)

@@ -1,0 +1,81 @@
+"""What a run shows: a bar on a terminal, one plain line per step anywhere else."""
+
+import sys
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, TextIO
+
+from tqdm import tqdm
+
+
+def format_duration(seconds: float) -> str:
+    """``3725`` as ``1:02:05``."""
+    minutes, s = divmod(round(seconds), 60)
+    hours, m = divmod(minutes, 60)
+    return f"{hours}:{m:02}:{s:02}"
+
+
+def step_line(
+    record: Mapping[str, Any], *, held_out: float | None, total_steps: int | None, eta_s: float | None
+) -> str:
+    """Put one step's metrics (``record`` as in ``metrics.jsonl``) and the last held-out loss on one line."""
+    parts = [
+        f"step {record['step']}" + (f"/{total_steps}" if total_steps else ""),
+        f"epoch {record['epoch']:.2f}",
+        f"loss {record['loss']:.4f}",
+        f"smoothed {record['smoothed_loss']:.4f}",
+        f"held-out {held_out:.4f}" if held_out is not None else "held-out -",
+        f"{record['tokens_per_second']:.0f} tokens/s",
+        f"elapsed {format_duration(record['elapsed_s'])}",
+        f"ETA {format_duration(eta_s)}" if eta_s is not None else "ETA -",
+    ]
+    return "  ".join(parts)
+
+
+class Progress:
+    """Writes to ``stream`` (standard output by default). ``quiet`` shows nothing but notes."""
+
+    def __init__(self, stream: TextIO | None = None, *, quiet: bool = False) -> None:
+        self._stream = stream or sys.stdout
+        self._quiet = quiet
+        self._bar: tqdm[Any] | None = None
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def start(self, *, step: int, total_steps: int | None) -> None:
+        """Show a bar where there is a terminal for it."""
+        if self._stream.isatty() and not self._quiet:
+            self._bar = tqdm(total=total_steps, initial=step, file=self._stream, unit="step", dynamic_ncols=True)
+
+    def step(
+        self, record: Mapping[str, Any], *, held_out: float | None, total_steps: int | None, eta_s: float | None
+    ) -> None:
+        """Show a finished step."""
+        if self._bar is not None:
+            shown = {
+                "epoch": f"{record['epoch']:.2f}",
+                "loss": f"{record['loss']:.4f}",
+                "smoothed": f"{record['smoothed_loss']:.4f}",
+                "tokens/s": f"{record['tokens_per_second']:.0f}",
+            }
+            self._bar.set_postfix(shown, refresh=False)
+            self._bar.update()
+            if "held_out_loss" in record:
+                self.note(f"epoch {record['epoch']:.2f}: held-out loss {held_out:.4f}")
+        elif not self._quiet:
+            self.note(step_line(record, held_out=held_out, total_steps=total_steps, eta_s=eta_s))
+
+    def note(self, text: str) -> None:
+        """Show a line of its own."""
+        if self._bar is not None:
+            self._bar.write(text, file=self._stream)
+        else:
+            print(text, file=self._stream, flush=True)

@@ -1,0 +1,121 @@
+import numpy as np
+import pytest
+from ggtune.data.packing import efficiency, pack
+from ggtune.data.samples import Sample, fit_context, make_sample
+from ggtune.data.split import Holdout, epoch_order
+from ggtune.errors import DataError, GgtuneError
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+
+def sample(n_rows: int, row: int = 2) -> Sample:
+    rng = np.random.default_rng([n_rows, row])
+    tokens = rng.integers(3, 100, n_rows + 1).tolist()
+    return make_sample(tokens[: n_rows // 2], tokens[n_rows // 2 :], "answer", row)
+
+
+def test_make_sample_weights() -> None:
+    answer = make_sample([1, 5, 6], [7, 2], "answer", 2)
+    assert answer.tokens.tolist() == [1, 5, 6, 7, 2]
+    assert answer.weights.tolist() == [0, 0, 0, 1, 1]
+    assert (answer.n_prompt, answer.n_rows) == (3, 4)
+    assert make_sample([1, 5, 6], [7, 2], "all", 2).weights.tolist() == [0, 1, 1, 1, 1]
+    assert make_sample([], [7, 2], "answer", 2).weights.tolist() == [0, 1]
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 64), max_size=60), st.integers(64, 100), st.integers(1, 5))
+def test_packing_keeps_every_sample_whole(lengths: list[int], max_tokens: int, max_sequences: int) -> None:
+    samples = [sample(n, row) for row, n in enumerate(lengths)]
+    batches = pack(samples, max_tokens, max_sequences)
+    assert sorted(i for batch in batches for i in batch.samples) == list(range(len(samples)))
+    for batch in batches:
+        assert batch.n_tokens <= max_tokens
+        assert len(batch.samples) <= max_sequences
+        for sequence, i in enumerate(batch.samples):
+            rows = np.flatnonzero(batch.sequences == sequence)
+            assert np.array_equal(rows, np.arange(rows[0], rows[0] + samples[i].n_rows))
+            assert np.array_equal(batch.tokens[rows], samples[i].tokens[:-1])
+            assert np.array_equal(batch.targets[rows], samples[i].tokens[1:])
+            assert np.array_equal(batch.weights[rows], samples[i].weights[1:])
+            assert np.array_equal(batch.positions[rows], np.arange(samples[i].n_rows))
+        for array in (batch.tokens, batch.positions, batch.sequences, batch.targets):
+            assert array.dtype == np.int32
+        assert batch.weights.dtype == np.float32
+    again = pack(samples, max_tokens, max_sequences)
+    assert [batch.samples for batch in again] == [batch.samples for batch in batches]
+
+
+def test_best_fit() -> None:
+    # 60 leaves 40, 70 leaves 30: the 30 goes where it fits exactly, the 40 into the other
+    batches = pack([sample(n) for n in (60, 30, 70, 40)], 100)
+    assert [batch.samples for batch in batches] == [(2, 1), (0, 3)]
+    assert efficiency(batches, 100) == 1.0
+    assert efficiency(pack([sample(50)], 100), 100) == 0.5
+    assert batches[0].n_targets == int(np.count_nonzero(batches[0].weights))
+
+
+def test_too_long_for_a_micro_batch() -> None:
+    with pytest.raises(DataError, match="row 7 needs 11 tokens: a micro-batch has 10"):
+        pack([sample(11, row=7)], 10)
+
+
+def test_fit_context() -> None:
+    samples = [sample(4, 2), sample(10, 3), sample(40, 4)]  # prompts of 2, 5, 20 tokens
+    cut = fit_context(samples, 8, "cut", "x.csv")
+    assert [(s.row, s.n_rows) for s in cut.samples] == [(2, 4), (3, 8)]
+    assert cut.samples[1].tokens.tolist() == samples[1].tokens[:9].tolist()
+    assert (cut.cut_rows, cut.skipped_rows) == ((3,), (4,))  # nothing of the answer of row 4 would be left
+    skipped = fit_context(samples, 8, "skip", "x.csv")
+    assert [s.row for s in skipped.samples] == [2]
+    assert skipped.skipped_rows == (3, 4)
+    assert fit_context(samples, 40, "skip", "x.csv").samples == tuple(samples)
+    with pytest.raises(DataError, match=r"x\.csv: .* context of 3 tokens: the shortest needs 4, all of them 40"):
+        fit_context(samples, 3, "skip", "x.csv")
+
+
+@pytest.mark.parametrize(
+    ("text", "n", "count"),
+    [
+        ("5%", 1741, 87),
+        (0.05, 100, 5),
+        ("0.05", 3, 1),
+        (0.05, 1, 0),
+        (0, 10, 0),
+        ("0%", 10, 0),
+        (3, 10, 3),
+        ("every:20", 1741, 88),
+        (0.999, 10, 9),
+    ],
+)
+def test_holdout_counts(text: str | float, n: int, count: int) -> None:
+    training, held_out = Holdout.parse(text).split(n, seed=3)
+    assert len(held_out) == count
+    assert sorted([*training.tolist(), *held_out.tolist()]) == list(range(n))
+    again = Holdout.parse(text).split(n, seed=3)
+    assert np.array_equal(again[1], held_out)
+
+
+def test_holdout_every_and_seeds() -> None:
+    assert Holdout.parse("every:20").split(41, seed=1)[1].tolist() == [0, 20, 40]
+    seeds = [Holdout.parse("10%").split(1000, seed=seed)[1].tolist() for seed in (0, 1)]
+    assert seeds[0] != seeds[1]
+
+
+@pytest.mark.parametrize("text", ["", "x", "-1", "1.5", "100%", "every:1", "every:0", "every:x", "nan"])
+def test_bad_holdout(text: str) -> None:
+    with pytest.raises(GgtuneError, match="Can't hold out"):
+        Holdout.parse(text)
+
+
+def test_nothing_left_to_train_on() -> None:
+    with pytest.raises(DataError, match="All 3 samples are held out"):
+        Holdout.parse(3).split(3, seed=0)
+
+
+def test_epoch_order() -> None:
+    order = epoch_order(100, seed=4, epoch=2)
+    assert sorted(order.tolist()) == list(range(100))
+    assert np.array_equal(order, epoch_order(100, seed=4, epoch=2))
+    assert not np.array_equal(order, epoch_order(100, seed=4, epoch=3))
+    assert not np.array_equal(order, epoch_order(100, seed=5, epoch=2))

@@ -1,0 +1,106 @@
+from pathlib import Path
+
+import pytest
+from ggtune.data.records import Record, read_csv, read_text, write_csv
+from ggtune.errors import DataError
+
+
+def write(path: Path, content: str | bytes) -> Path:
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+@pytest.fixture
+def csv_file(tmp_path: Path) -> Path:
+    return tmp_path / "train.csv"
+
+
+def test_cells_are_text_as_they_stand(csv_file: Path) -> None:
+    write(csv_file, '\ufeffQUESTION ,Answer\r\n"What is ""NA""?",NA\r\n"two\r\nlines", None \r\n007,1e3\r\n')
+    table = read_csv(csv_file)
+    assert table.records == (
+        Record('What is "NA"?', "NA", None, 2),
+        Record("two\nlines", "None", None, 3),
+        Record("007", "1e3", None, 4),
+    )
+    assert table.empty_rows == ()
+
+
+def test_blank_rows_are_ignored_and_empty_cells_are_listed(csv_file: Path) -> None:
+    write(csv_file, "question,answer\n\na,b\nc,\n,d\n  ,  \ne\nf,g\n")
+    table = read_csv(csv_file)
+    assert [record.row for record in table.records] == [3, 8]
+    assert table.empty_rows == (4, 5, 7)
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+def test_delimiters(csv_file: Path, delimiter: str) -> None:
+    write(csv_file, delimiter.join(["prompt", "completion"]) + "\n" + delimiter.join(["a", '"b, c; d"']) + "\n")
+    assert read_csv(csv_file).records == (Record("a", "b, c; d", None, 2),)
+
+
+def test_columns_by_name_and_unused_ones(csv_file: Path) -> None:
+    write(csv_file, "id,Output,note,Instruction,system\n1,yes,x,Is it?,Be brief.\n2,no,x,Is it not?,\n")
+    table = read_csv(csv_file)
+    assert table.records == (Record("Is it?", "yes", "Be brief.", 2), Record("Is it not?", "no", None, 3))
+    assert table.unused_columns == ("id", "note")
+    assert read_csv(csv_file, question_column="NOTE", answer_column="id").records[0] == Record("x", "1", "Be brief.", 2)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "the file is empty"),
+        ("\n \n", "the file is empty"),
+        ("question\nWhy?\n", "only one column ('question')"),
+        ("question,answer\n", "only a header"),
+        ("question,answer\na,\n,b\n", "empty in all 2"),
+        ("first,second\na,b\n", "no question column found: the header (row 1) names 'first', 'second'"),
+        ("question,second\na,b\n", "no answer column found"),
+        ("question,answer,Answer\na,b,c\n", "two columns are called 'answer'"),
+        ("question,answer\na,b\na,b,c\n", "Expected 2 fields in line 3, saw 3"),
+        ('question,answer\na,b\n"a,b\n', "a double quote in row 3 is never closed"),
+        (b"question,answer\nok,ok\ncaf\xe9,b\n", "line 3 is not UTF-8 (byte 0xe9 at offset 25)"),
+        (b"\xef\xbb\xbfquestion,answer\n\xff,b\n", "line 2 is not UTF-8 (byte 0xff at offset 19)"),
+        ("question,answer\na,b\n".encode("utf-16"), "is UTF-16 text"),
+        ("question,answer\na,b\n\0\n", "line 3 holds a zero byte"),
+    ],
+)
+def test_bad_tables_name_file_and_place(csv_file: Path, content: str | bytes, message: str) -> None:
+    write(csv_file, content)
+    with pytest.raises(DataError) as caught:
+        read_csv(csv_file)
+    assert str(csv_file) in str(caught.value)
+    assert message in str(caught.value)
+
+
+def test_bad_column_options(csv_file: Path) -> None:
+    write(csv_file, "question,answer\na,b\n")
+    with pytest.raises(DataError, match=r"no column 'q' for the question\. The columns are 'question', 'answer'"):
+        read_csv(csv_file, question_column="q")
+    with pytest.raises(DataError, match="can't be both"):
+        read_csv(csv_file, question_column="answer")
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="can't be read"):
+        read_text(tmp_path / "none.csv")
+    with pytest.raises(DataError, match="can't be read"):
+        read_text(tmp_path)
+
+
+@pytest.mark.parametrize("system", [None, "Answer, in a\nword."])
+def test_write_and_read_back(csv_file: Path, system: str | None) -> None:
+    records = (Record('a "b", c', "d\ne", system, 2), Record("NA", "ü", None, 3))
+    write_csv(csv_file, records)
+    assert read_csv(csv_file).records == records
+    assert list(csv_file.parent.iterdir()) == [csv_file]
+
+
+@pytest.mark.parametrize("name", ["no/x.csv", "file/x.csv", "folder"])
+def test_unwritable_places(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(DataError, match="can't be written"):
+        write_csv(tmp_path / name, [Record("a", "b", None, 2)])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]

@@ -1,0 +1,138 @@
+"""Engine against PyTorch: tiny models of many architectures, made by scripts/make_golden.py (which says with what)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+from ggtune._core import Adapter, Model, Trainer
+from numpy.typing import NDArray
+
+FOLDER = Path(__file__).parent / "golden"
+NAMES = sorted(path.stem for path in FOLDER.glob("*.npz"))
+REQUIRED = {"llama", "qwen2", "qwen3", "gemma", "gemma2", "phi3"}
+BATCH_KEYS = ("tokens", "positions", "sequences", "targets", "weights")
+
+Batch = tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32], NDArray[np.int32], NDArray[np.float32]]
+
+
+@dataclass
+class Golden:
+    """One model with PyTorch's numbers, and trainers that start from its adapter."""
+
+    numbers: dict[str, np.ndarray]
+    gradients: dict[str, np.ndarray]
+    batch: Batch
+    new_trainer: Callable[..., Trainer]
+
+    def samples(self) -> list[Batch]:
+        """Split the batch into micro-batches of one sequence each."""
+        tokens, positions, sequences, targets, weights = self.batch
+        rows = [sequences == sequence for sequence in np.unique(sequences)]
+        return [
+            (tokens[own], positions[own], np.zeros(own.sum(), dtype=np.int32), targets[own], weights[own])
+            for own in rows
+        ]
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def golden(request: pytest.FixtureRequest) -> Golden:
+    name = request.param
+    with np.load(FOLDER / f"{name}.npz") as file:
+        numbers = dict(file)
+    batch = tuple(numbers[key] for key in BATCH_KEYS)
+    model = Model(str(FOLDER / f"{name}.gguf"))
+    lora = {tensor.name: np.array(tensor.data) for tensor in gguf.GGUFReader(FOLDER / f"{name}-lora.gguf").tensors}
+    kinds = sorted({tensor.split(".")[2] for tensor in lora})
+
+    def new_trainer(recompute: bool = False) -> Trainer:
+        adapter = Adapter(model, rank=int(numbers["rank"]), alpha=float(numbers["alpha"]), targets=kinds)
+        assert sorted(adapter.tensor_names()) == sorted(lora)
+        for tensor, values in lora.items():
+            adapter.set(tensor, values)
+        context = int(numbers["positions"].max()) + 1
+        return Trainer(model, adapter, context=context, threads=2, recompute=recompute)
+
+    gradients = {key: value for key, value in numbers.items() if key.endswith((".lora_a", ".lora_b"))}
+    return Golden(numbers, gradients, batch, new_trainer)
+
+
+def relative_errors(actual: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> dict[str, float]:
+    """Norm of the difference over norm of the expected, by tensor."""
+    assert actual.keys() == expected.keys()
+    assert all(actual[name].shape == expected[name].shape for name in expected)
+    return {
+        name: float(np.linalg.norm(actual[name] - expected[name]) / np.linalg.norm(expected[name])) for name in expected
+    }
+
+
+def assert_all_below(errors: dict[str, float], limit: float) -> None:
+    # "not below" instead of "above": NaN must fail
+    too_far = {name: error for name, error in errors.items() if not error < limit}
+    assert not too_far
+
+
+def test_every_required_architecture_is_there() -> None:
+    assert set(NAMES) >= REQUIRED
+
+
+def test_files_are_small() -> None:
+    assert {path.name: size for path in FOLDER.glob("*.gguf") if (size := path.stat().st_size) >= 300_000} == {}
+    assert sum(path.stat().st_size for path in FOLDER.iterdir()) < 4_000_000
+
+
+def test_loss_and_log_probs_equal_pytorch(golden: Golden) -> None:
+    trainer = golden.new_trainer()
+    weights = golden.numbers["weights"]
+    for result in (trainer.evaluate(*golden.batch), trainer.accumulate(*golden.batch)):
+        assert result.loss_sum == pytest.approx(float(golden.numbers["loss_sum"]), rel=1e-5)
+        assert result.weight_sum == pytest.approx(float(weights.sum()))
+        assert result.n_tokens == len(weights)
+        assert result.n_targets == np.count_nonzero(weights)
+        expected = np.where(weights == 0, np.nan, golden.numbers["log_probs"])
+        np.testing.assert_allclose(result.log_probs, expected, rtol=0, atol=1e-4)
+
+
+def test_gradients_equal_pytorch(golden: Golden) -> None:
+    trainer = golden.new_trainer()
+    trainer.accumulate(*golden.batch)
+    gradients = trainer.gradients()
+    assert all(np.any(gradient) for gradient in gradients.values())  # K and V of every layer included
+    assert_all_below(relative_errors(gradients, golden.gradients), 1e-4)
+
+
+def test_adamw_follows_pytorch(golden: Golden) -> None:
+    numbers = golden.numbers
+    trainer = golden.new_trainer()
+    losses = []
+    for _ in range(len(numbers["losses"]) - 1):
+        result = trainer.accumulate(*golden.batch)
+        losses.append(result.loss_sum / result.weight_sum)
+        trainer.step(
+            float(numbers["lr"]),
+            beta1=float(numbers["beta1"]),
+            beta2=float(numbers["beta2"]),
+            epsilon=float(numbers["epsilon"]),
+            weight_decay=float(numbers["weight_decay"]),
+        )
+    result = trainer.evaluate(*golden.batch)
+    losses.append(result.loss_sum / result.weight_sum)
+    assert trainer.n_steps == 20
+    np.testing.assert_allclose(losses, numbers["losses"], rtol=1e-3)
+
+
+def test_packed_samples_equal_samples_alone(golden: Golden) -> None:
+    packed, alone = golden.new_trainer(), golden.new_trainer()
+    packed_loss = packed.accumulate(*golden.batch).loss_sum
+    alone_loss = sum(alone.accumulate(*sample).loss_sum for sample in golden.samples())
+    assert packed_loss == pytest.approx(alone_loss, rel=1e-5)
+    assert_all_below(relative_errors(packed.gradients(), alone.gradients()), 1e-5)
+
+
+def test_recomputation_changes_nothing(golden: Golden) -> None:
+    keeping, recomputing = golden.new_trainer(), golden.new_trainer(recompute=True)
+    loss = keeping.accumulate(*golden.batch).loss_sum
+    assert recomputing.accumulate(*golden.batch).loss_sum == pytest.approx(loss, rel=1e-6)
+    assert_all_below(relative_errors(recomputing.gradients(), keeping.gradients()), 1e-6)
