@@ -26,8 +26,19 @@ namespace ggtune {
 namespace {
 
 constexpr uint64_t copy_chunk_bytes = 4u << 20;
-// Per thread and between two looks for Ctrl-C: a tenth of a second even for the slowest quantizers.
-constexpr int64_t chunk_elements = 1 << 16;
+// Elements per thread and between two looks for Ctrl-C, for less than a tenth of a second: most quantizers do millions
+// of them in a second, those that search a grid of patterns a hundred thousand.
+int64_t chunk_elements(ggml_type type) {
+    switch (type) {
+        case GGML_TYPE_IQ1_M:
+        case GGML_TYPE_IQ2_S:
+        case GGML_TYPE_IQ3_XXS:
+        case GGML_TYPE_IQ3_S:
+            return 1 << 12;
+        default:
+            return 1 << 16;
+    }
+}
 
 // Calls work(begin, end) for parts of [0, n) on several threads; the first exception of a part is thrown again here.
 template <typename Work>
@@ -284,7 +295,7 @@ class Merger {
         const GgufTensor & from = base_.tensors[index];
         const GgufTensor & to = editor_.tensors()[index];
         const int threads = std::max(1, options_.threads);
-        const int64_t chunk_rows = std::max<int64_t>(1, chunk_elements / from.ne[0]) * threads;
+        const int64_t chunk_rows = std::max<int64_t>(1, chunk_elements(to.type) / from.ne[0]) * threads;
         std::vector<uint8_t> in;
         std::vector<uint8_t> merged;
         int64_t total = 0;

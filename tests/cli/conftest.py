@@ -25,6 +25,11 @@ def ggtune() -> Ggtune:
 
 
 @pytest.fixture
+def rows() -> list[tuple[str, str]]:
+    return ROWS
+
+
+@pytest.fixture
 def table(tmp_path: Path) -> Path:
     path = tmp_path / "table.csv"
     path.write_text("question,answer\n" + "".join(f'"{q}","{a}"\n' for q, a in ROWS))

@@ -50,6 +50,7 @@ def _gguf(path: Path, architecture: str, *, tokenizer: bool) -> Path:
         writer.add_token_list(["a", "b", "</s>"])
         writer.add_token_merges(["a b"])
         writer.add_eos_token_id(2)
+        writer.add_add_bos_token(False)
     writer.add_tensor("token_embd.weight", np.zeros((3, 32), dtype=np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

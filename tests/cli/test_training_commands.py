@@ -15,8 +15,6 @@ import pytest
 from ggtune.cli.old_flags import LOST_FLAGS
 from ggtune.demo import DATA, MODEL
 
-from .conftest import ROWS
-
 SMALL = ["--ctx", "64", "--batch", "2", "--rank", "2", "--threads", "1"]
 
 
@@ -94,14 +92,14 @@ def test_every_old_flag_is_taken(ggtune) -> None:  # type: ignore[no-untyped-def
     assert ggtune("finetune", "--no-checkpointing", *meant.split()).exit_code == 1
 
 
-def test_run_makes_a_model_and_ask_answers(ggtune, tmp_path, table) -> None:  # type: ignore[no-untyped-def]
+def test_run_makes_a_model_and_ask_answers(ggtune, tmp_path, table, rows) -> None:  # type: ignore[no-untyped-def]
     out = tmp_path / "Bees & more"
     result = ggtune("run", table, "--model", MODEL, "--out", out, *SMALL, "--epochs", 1, "--store", tmp_path / "store")
     assert result.exit_code == 0, result.output
     assert {"adapter.gguf", "model.gguf", "Modelfile", "metrics.jsonl", "config.json"} <= {p.name for p in out.iterdir()}
     assert (tmp_path / "store/manifests/registry.ollama.ai/library/bees-more/latest").exists()
-    live = ggtune("ask", "--model", MODEL, "--lora", out / "adapter.gguf", ROWS[0][0], "--max-tokens", 8)
-    merged = ggtune("ask", "--model", out / "model.gguf", ROWS[0][0], "--max-tokens", 8)
+    live = ggtune("ask", "--model", MODEL, "--lora", out / "adapter.gguf", rows[0][0], "--max-tokens", 8)
+    merged = ggtune("ask", "--model", out / "model.gguf", rows[0][0], "--max-tokens", 8)
     for asked in (live, merged):
         assert asked.exit_code == 0, asked.output
         assert asked.stdout.strip()

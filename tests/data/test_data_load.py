@@ -1,5 +1,6 @@
 """From files to token samples, with the tokenizers of real model files: byte-level BPE and SentencePiece."""
 
+import datetime
 from itertools import chain
 from pathlib import Path
 
@@ -301,3 +302,19 @@ def test_which_reader_a_file_gets(demo_model: _core.Model, tmp_path: Path) -> No
     for name in ("x.jsonl", "x.parquet"):
         with pytest.raises(DataError, match="files are not read"):
             load_samples(tmp_path / name, demo_model, context=64)
+
+
+def test_a_dated_template_is_repeatable(demo_model: _core.Model, csv_file: Path) -> None:
+    class Dated:
+        chat_template = "{{ strftime_now('%d %b %Y') }}" + str(demo_model.chat_template)
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(demo_model, name)
+
+    days = [datetime.datetime(2026, 1, day) for day in (2, 2, 3)]
+    first, second, third = (
+        content(load_samples(csv_file, Dated(), context=128, now=day).samples)  # type: ignore[arg-type]
+        for day in days
+    )
+    assert first == second
+    assert first != third

@@ -176,7 +176,9 @@ def model_template(tokenizer: TemplatedTokenizer, *, now: datetime.datetime | No
     )
 
 
-def choose_template(name: str | None, tokenizer: TemplatedTokenizer) -> Template:
+def choose_template(
+    name: str | None, tokenizer: TemplatedTokenizer, *, now: datetime.datetime | None = None
+) -> Template:
     """Find the template of that name; None is ``model`` where the GGUF has one, else ``plain``.
 
     Raises :class:`GgtuneError` for an unknown name or a model without chat template.
@@ -184,7 +186,7 @@ def choose_template(name: str | None, tokenizer: TemplatedTokenizer) -> Template
     if name is None:
         name = "model" if tokenizer.chat_template else "plain"
     if name == "model":
-        return model_template(tokenizer)
+        return model_template(tokenizer, now=now)
     if name not in TEMPLATES:
         raise GgtuneError(f"There is no template '{name}'. Templates: {', '.join(TEMPLATES)}, model.")
     return TEMPLATES[name]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,7 +73,7 @@ class _Options:
     answer_column: str | None
     sample_start: str
     include_sample_start: bool
-    overlapping_samples: bool
+    now: datetime.datetime | None
 
 
 def load_samples(
@@ -89,13 +90,15 @@ def load_samples(
     sample_start: str | None = None,
     include_sample_start: bool = False,
     overlapping_samples: bool = False,
+    now: datetime.datetime | None = None,
 ) -> Dataset:
     """Read a CSV table, ``<SFT>`` text or plain text into token samples of at most ``context`` rows.
 
     A table is known by its suffix or its header; a text with ``sample_start`` in it (None stands for ``<SFT>``) is
     ``<SFT>`` text; ``sample_start=""`` or, where None is given, a text without marker is plain text, cut into windows.
     ``template`` None stands for the model's own (see :func:`choose_template`), in ``<SFT>`` text for the one whose
-    answer tag occurs. Raises :class:`DataError` for bad data, :class:`GgtuneError` for a template that can't be used.
+    answer tag occurs. ``now`` is the time for a model's template that writes the date: the same time gives the same
+    samples. Raises :class:`DataError` for bad data, :class:`GgtuneError` for a template that can't be used.
     """
     text = read_text(path) if Path(path).suffix.lower() not in _OTHER_FORMATS else ""
     kind = _kind_of(Path(path), text, sample_start)
@@ -108,7 +111,7 @@ def load_samples(
         answer_column=answer_column or None,
         sample_start=sample_start or SAMPLE_START,
         include_sample_start=include_sample_start,
-        overlapping_samples=overlapping_samples,
+        now=now,
     )
     report = LoadReport(str(path), kind)
     if context < 1:
@@ -150,7 +153,7 @@ def _from_csv(
 ) -> tuple[list[Sample], Template]:
     template = options.template
     if template is None or isinstance(template, str):
-        template = choose_template(template, tokenizer)
+        template = choose_template(template, tokenizer, now=options.now)
     if options.system:
         template.render_prompt(options.system, "?")  # a refusal is the template's, not a row's
     table = read_csv(path, question_column=options.question_column, answer_column=options.answer_column)
@@ -175,7 +178,7 @@ def _from_sft(
     texts = split_samples(path, text, options.sample_start)
     template = options.template
     if isinstance(template, str):
-        template = choose_template(template, tokenizer)
+        template = choose_template(template, tokenizer, now=options.now)
     found = template or find_template(texts, _candidates(tokenizer))
     tag = answer_tag(found) if found else ""
     if options.loss_on == "answer":

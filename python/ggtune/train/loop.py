@@ -105,6 +105,7 @@ class Loop:
     def _steps(self, metrics: MetricsFile) -> str:
         if self._state.pending:
             self._finish(metrics, dict(self._state.pending))
+            self._saved_step = None  # the checkpoint that is there lacks the held-out loss
         elif self._monitor.held_out_before is None and self._plan.held_out and not self._state.step:
             before = self._evaluate()
             self._monitor.held_out_before = self._monitor.held_out = before

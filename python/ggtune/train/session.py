@@ -67,11 +67,13 @@ def prepare(config: TrainConfig, outputs: Outputs, *, checkpoint: Checkpoint | N
         )
 
     threads = config.threads or available_threads()
+    targets = _targets(config, model)
+    _check_adapter_memory(config, model, targets)
     adapter = core.Adapter(
         model,
         rank=config.rank,
         alpha=config.effective_alpha,
-        targets=_targets(config, model),
+        targets=targets,
         rslora=config.rslora,
         seed=config.seed,
     )
@@ -153,6 +155,17 @@ def _targets(config: TrainConfig, model: "Model") -> list[str]:
     if unknown := [name for name in config.targets if name not in kinds]:
         raise GgtuneError(f"--targets: {config.model} has no linear {', '.join(unknown)}; it has {', '.join(kinds)}")
     return list(config.targets)
+
+
+def _check_adapter_memory(config: TrainConfig, model: "Model", targets: Sequence[str]) -> None:
+    """Refuse an adapter that can't even be made. It takes four times its F32 values: with gradient and two moments."""
+    n_params = sum(config.rank * (linear.n_in + linear.n_out) for linear in model.linears() if linear.kind in targets)
+    needed, free = 16 * n_params, available_memory()
+    if needed > free and not config.force:
+        raise GgtuneError(
+            f"more memory is needed than there is: {format_bytes(needed)} for an adapter of rank {config.rank}, "
+            f"{format_bytes(free)} are free. Give a smaller --rank or fewer --targets."
+        )
 
 
 def _check_memory(config: TrainConfig, engine: "Trainer", plan: Plan) -> dict[str, int]:

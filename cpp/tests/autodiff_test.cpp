@@ -1,0 +1,315 @@
+// Every rule of the op table against central finite differences of ggml's forward op (ggtune's own where it replaces ggml's).
+#include "engine/autodiff.h"
+
+#include <ggml-cpp.h>
+
+#include <functional>
+#include <random>
+
+#include "check.h"
+#include "engine/error.h"
+#include "engine/executor.h"
+
+namespace {
+
+using namespace ggtune;
+using namespace ggtune::test;
+
+// What a test case builds its graph from. Inputs hold random numbers; those that `make` marks trainable get gradients.
+struct Builder {
+    GraphOps ops;
+    ggml_context * ctx;  // for nodes
+    std::vector<ggml_tensor *> inputs;
+    std::vector<ggml_tensor *> trainable;
+    std::vector<ggml_tensor *> nodes;
+    ggml_context * input_ctx;
+
+    Builder(ggml_context * nodes_ctx, ggml_context * inputs_ctx) : ops(nodes_ctx), ctx(nodes_ctx), input_ctx(inputs_ctx) {}
+
+    ggml_tensor * input(bool train, std::vector<int64_t> ne, ggml_type type = GGML_TYPE_F32) {
+        ggml_tensor * t = ggml_new_tensor(input_ctx, type, ne.size(), ne.data());
+        inputs.push_back(t);
+        if (train) {
+            trainable.push_back(t);
+        }
+        return t;
+    }
+    ggml_tensor * node(ggml_tensor * t) {
+        nodes.push_back(t);
+        return t;
+    }
+};
+
+struct Case {
+    std::string name;
+    double tolerance;  // relative in norm; float32 forward passes limit what differences can show
+    std::function<ggml_tensor *(Builder &)> make;
+    float h = 4e-3f;  // step of the differences
+};
+
+void fill(ggml_tensor * t, std::mt19937 & rng) {
+    std::normal_distribution<float> normal;
+    for (int64_t i = 0; i < ggml_nelements(t); i++) {
+        if (t->type == GGML_TYPE_I32) {
+            static_cast<int32_t *>(t->data)[i] = static_cast<int32_t>((i * 2) % 5);
+        } else if (t->type == GGML_TYPE_F16) {
+            static_cast<ggml_fp16_t *>(t->data)[i] = ggml_fp32_to_fp16(normal(rng));
+        } else {
+            static_cast<float *>(t->data)[i] = normal(rng);
+        }
+    }
+}
+
+void run(const Case & c) {
+    const ggml_context_ptr nodes_ctx(ggml_init({1 << 22, nullptr, true}));
+    const ggml_context_ptr input_ctx(ggml_init({1 << 16, nullptr, true}));
+    const ggml_context_ptr result_ctx(ggml_init({1 << 16, nullptr, true}));
+    Builder b(nodes_ctx.get(), input_ctx.get());
+    ggml_tensor * y = c.make(b);
+    const ggml_backend_buffer_ptr input_buffer(
+        ggml_backend_alloc_ctx_tensors_from_buft(input_ctx.get(), ggml_backend_cpu_buffer_type()));
+    std::mt19937 rng(1);
+    for (ggml_tensor * t : b.inputs) {
+        fill(t, rng);
+    }
+    ggml_tensor * dy = ggml_new_tensor(result_ctx.get(), GGML_TYPE_F32, GGML_MAX_DIMS, y->ne);
+    std::vector<ggml_tensor *> accumulators;
+    for (ggml_tensor * t : b.trainable) {
+        accumulators.push_back(ggml_dup_tensor(result_ctx.get(), t));
+    }
+    const ggml_backend_buffer_ptr result_buffer(
+        ggml_backend_alloc_ctx_tensors_from_buft(result_ctx.get(), ggml_backend_cpu_buffer_type()));
+    fill(dy, rng);
+    for (ggml_tensor * t : accumulators) {
+        // gradients are added: what was there before must stay
+        std::fill_n(static_cast<float *>(t->data), ggml_nelements(t), 0.25f);
+    }
+
+    Executor executor(2);
+    Autodiff ad(b.ops);
+    for (size_t i = 0; i < b.trainable.size(); i++) {
+        ad.set_trainable(b.trainable[i], accumulators[i]);
+    }
+    ad.trace(b.nodes);
+    check(c.name + ": rules", static_cast<double>(ad.missing_rules(b.nodes).size()), 0);
+    ad.add(y, dy);
+    ad.backward(b.nodes);
+    ggml_cgraph * backward = ggml_new_graph_custom(nodes_ctx.get(), 512, false);
+    ggml_build_forward_expand(backward, y);
+    for (ggml_tensor * t : ad.take_results()) {
+        ggml_build_forward_expand(backward, t);
+    }
+    executor.allocate(backward);
+    executor.compute(backward, 0, ggml_graph_n_nodes(backward));
+
+    // a graph of the forward pass alone, on memory of its own
+    ggml_cgraph * forward = ggml_new_graph_custom(nodes_ctx.get(), 512, false);
+    for (int i = 0; i < ggml_graph_n_nodes(backward); i++) {
+        ggml_tensor * t = ggml_graph_node(backward, i);
+        t->data = nullptr;
+        t->buffer = nullptr;
+    }
+    for (ggml_tensor * t = ggml_get_first_tensor(nodes_ctx.get()); t != nullptr; t = ggml_get_next_tensor(nodes_ctx.get(), t)) {
+        t->data = nullptr;
+        t->buffer = nullptr;
+    }
+    ggml_set_output(y);
+    ggml_build_forward_expand(forward, y);
+    Executor forward_executor(1);
+    forward_executor.allocate(forward);
+    const auto objective = [&] {
+        forward_executor.compute(forward, 0, ggml_graph_n_nodes(forward));
+        double sum = 0;
+        for (int64_t i3 = 0; i3 < y->ne[3]; i3++) {
+            for (int64_t i2 = 0; i2 < y->ne[2]; i2++) {
+                for (int64_t i1 = 0; i1 < y->ne[1]; i1++) {
+                    for (int64_t i0 = 0; i0 < y->ne[0]; i0++) {
+                        const auto at = [&](const ggml_tensor * t) {
+                            const char * p = static_cast<const char *>(t->data);
+                            return *reinterpret_cast<const float *>(p + i0 * t->nb[0] + i1 * t->nb[1] + i2 * t->nb[2] +
+                                                                    i3 * t->nb[3]);
+                        };
+                        sum += static_cast<double>(at(y)) * at(dy);
+                    }
+                }
+            }
+        }
+        return sum;
+    };
+    for (size_t k = 0; k < b.trainable.size(); k++) {
+        float * x = static_cast<float *>(b.trainable[k]->data);
+        const float * found = static_cast<const float *>(accumulators[k]->data);
+        std::vector<double> gradient, differences;
+        for (int64_t i = 0; i < ggml_nelements(b.trainable[k]); i++) {
+            const float kept = x[i];
+            x[i] = kept + c.h;
+            const double up = objective();
+            const double x_up = x[i];
+            x[i] = kept - c.h;
+            const double down = objective();
+            const double x_down = x[i];
+            x[i] = kept;
+            differences.push_back((up - down) / (x_up - x_down));
+            gradient.push_back(found[i] - 0.25);
+        }
+        check(c.name + ": input " + std::to_string(k), relative_difference(gradient, differences), c.tolerance);
+    }
+}
+
+ggml_tensor * own_activation(Builder & b, Activation f, ggml_unary_op op) {
+    // as the training graph does: ggtune's exact function in place of ggml's table, differentiated by the same rule
+    ggml_tensor * x = b.input(true, {33, 5});
+    ggml_tensor * own = b.ops.activation(f, x);
+    b.ops.set_origin(own, {ggml_unary(b.ctx, x, op), nullptr});
+    return b.node(own);
+}
+
+ggml_tensor * own_glu(Builder & b, Activation f, ggml_glu_op op, bool fused, bool swapped) {
+    ggml_tensor * gate = b.input(true, {fused ? 22 : 11, 5});
+    ggml_tensor * up = fused ? nullptr : b.input(true, {11, 5});
+    ggml_tensor * own = b.ops.glu(f, gate, up, swapped);
+    ggml_tensor * replaced = fused ? ggml_glu(b.ctx, gate, op, swapped) : ggml_glu_split(b.ctx, gate, up, op);
+    b.ops.set_origin(own, {replaced, nullptr});
+    return b.node(own);
+}
+
+std::vector<Case> cases() {
+    std::vector<Case> list;
+    const auto add = [&](std::string name, double tolerance, std::function<ggml_tensor *(Builder &)> make, float h = 4e-3f) {
+        list.push_back({std::move(name), tolerance, std::move(make), h});
+    };
+    constexpr double linear = 2e-4;  // exact but for rounding
+    constexpr double curved = 1e-3;
+
+    add("add", linear, [](Builder & b) { return b.node(ggml_add(b.ctx, b.input(true, {8, 3}), b.input(true, {8, 3}))); });
+    add("add, repeated", linear, [](Builder & b) { return b.node(ggml_add(b.ctx, b.input(true, {8, 3, 2}), b.input(true, {8}))); });
+    add("add to itself", linear, [](Builder & b) {
+        ggml_tensor * x = b.node(ggml_scale(b.ctx, b.input(true, {8, 3}), 1.0f));
+        return b.node(ggml_add(b.ctx, x, x));
+    });
+    add("sub", linear, [](Builder & b) { return b.node(ggml_sub(b.ctx, b.input(true, {8, 3}), b.input(true, {8}))); });
+    add("mul", curved, [](Builder & b) { return b.node(ggml_mul(b.ctx, b.input(true, {8, 3}), b.input(true, {8, 3}))); });
+    add("mul, repeated", curved, [](Builder & b) { return b.node(ggml_mul(b.ctx, b.input(true, {8, 3, 2}), b.input(true, {8, 1, 2}))); });
+    add("div", 5e-3, [](Builder & b) {
+        ggml_tensor * below = b.node(ggml_scale_bias(b.ctx, b.input(true, {8, 3}), 0.1f, 2.0f));
+        return b.node(ggml_div(b.ctx, b.input(true, {8, 3}), below));
+    });
+    add("scale", linear, [](Builder & b) { return b.node(ggml_scale_bias(b.ctx, b.input(true, {8, 3}), -1.7f, 0.3f)); });
+    add("repeat", linear, [](Builder & b) {
+        ggml_tensor * shape = ggml_new_tensor_3d(b.ctx, GGML_TYPE_F32, 8, 6, 2);
+        return b.node(ggml_repeat(b.ctx, b.input(true, {8, 3}), shape));
+    });
+    add("mul_mat", linear, [](Builder & b) { return b.node(ggml_mul_mat(b.ctx, b.input(true, {12, 7}), b.input(true, {12, 5}))); });
+    add("mul_mat, grouped", linear, [](Builder & b) {
+        return b.node(ggml_mul_mat(b.ctx, b.input(true, {12, 7, 2}), b.input(true, {12, 5, 6})));
+    });
+    add("mul_mat, permuted", linear, [](Builder & b) {
+        ggml_tensor * w = b.node(ggml_permute(b.ctx, b.input(true, {6, 2, 7}), 0, 2, 1, 3));
+        ggml_tensor * x = b.node(ggml_permute(b.ctx, b.input(true, {6, 4, 5}), 0, 2, 1, 3));
+        return b.node(ggml_mul_mat(b.ctx, w, x));
+    });
+    add("mul_mat, frozen F32", linear, [](Builder & b) {
+        return b.node(ggml_mul_mat(b.ctx, b.input(false, {12, 7}), b.input(true, {12, 5, 2})));
+    });
+    // ggml rounds x to half precision: a wide step, which a linear function does not mind
+    add("mul_mat, frozen F16", 2e-3, [](Builder & b) {
+        return b.node(ggml_mul_mat(b.ctx, b.input(false, {32, 7}, GGML_TYPE_F16), b.input(true, {32, 5})));
+    }, 1.0f);
+    add("mul_mat, ggtune's", linear, [](Builder & b) {
+        ggml_tensor * w = b.input(true, {12, 7, 2});
+        ggml_tensor * x = b.input(true, {12, 5, 4});
+        ggml_tensor * own = b.ops.matmul(w, x);
+        b.ops.set_origin(own, {ggml_mul_mat(b.ctx, w, x), nullptr});
+        return b.node(own);
+    });
+    add("silu", curved, [](Builder & b) { return b.node(ggml_silu(b.ctx, b.input(true, {33, 5}))); });
+    add("gelu", curved, [](Builder & b) { return own_activation(b, Activation::gelu, GGML_UNARY_OP_GELU); });
+    add("gelu_erf", curved, [](Builder & b) { return b.node(ggml_gelu_erf(b.ctx, b.input(true, {33, 5}))); });
+    add("gelu_quick", curved, [](Builder & b) { return own_activation(b, Activation::gelu_quick, GGML_UNARY_OP_GELU_QUICK); });
+    add("relu", 3e-2, [](Builder & b) { return b.node(ggml_relu(b.ctx, b.input(true, {33, 5}))); });  // a kink at 0
+    add("tanh", curved, [](Builder & b) { return b.node(ggml_tanh(b.ctx, b.input(true, {33, 5}))); });
+    add("sigmoid", curved, [](Builder & b) { return b.node(ggml_sigmoid(b.ctx, b.input(true, {33, 5}))); });
+    add("exp", curved, [](Builder & b) { return b.node(ggml_exp(b.ctx, b.input(true, {33, 5}))); });
+    add("sqr", curved, [](Builder & b) { return b.node(ggml_sqr(b.ctx, b.input(true, {33, 5}))); });
+    add("swiglu, split", curved, [](Builder & b) {
+        return b.node(ggml_swiglu_split(b.ctx, b.input(true, {11, 5}), b.input(true, {11, 5})));
+    });
+    add("swiglu, fused", curved, [](Builder & b) { return b.node(ggml_swiglu(b.ctx, b.input(true, {22, 5}))); });
+    add("swiglu, swapped", curved, [](Builder & b) { return b.node(ggml_swiglu_swapped(b.ctx, b.input(true, {22, 5}))); });
+    add("geglu, split", curved, [](Builder & b) { return own_glu(b, Activation::gelu, GGML_GLU_OP_GEGLU, false, false); });
+    add("geglu, fused", curved, [](Builder & b) { return own_glu(b, Activation::gelu, GGML_GLU_OP_GEGLU, true, false); });
+    add("geglu, swapped", curved, [](Builder & b) { return own_glu(b, Activation::gelu, GGML_GLU_OP_GEGLU, true, true); });
+    add("geglu_quick", curved, [](Builder & b) { return own_glu(b, Activation::gelu_quick, GGML_GLU_OP_GEGLU_QUICK, false, false); });
+    add("geglu_erf", curved, [](Builder & b) {
+        return b.node(ggml_geglu_erf_split(b.ctx, b.input(true, {11, 5}), b.input(true, {11, 5})));
+    });
+    add("reglu", 3e-2, [](Builder & b) { return b.node(ggml_reglu_split(b.ctx, b.input(true, {11, 5}), b.input(true, {11, 5}))); });
+    add("soft_max", 2e-3, [](Builder & b) {
+        return b.node(ggml_soft_max_ext(b.ctx, b.input(true, {9, 5, 3}), b.input(false, {9, 5}), 0.7f, 0.0f));
+    });
+    add("soft_max, sinks", 2e-3, [](Builder & b) {
+        ggml_tensor * y = ggml_soft_max_ext(b.ctx, b.input(true, {9, 5, 3}), b.input(false, {9, 5}), 0.7f, 0.0f);
+        ggml_soft_max_add_sinks(y, b.input(false, {3}));
+        return b.node(y);
+    });
+    add("rms_norm", curved, [](Builder & b) { return b.node(ggml_rms_norm(b.ctx, b.input(true, {16, 5}), 1e-5f)); });
+    add("norm", curved, [](Builder & b) { return b.node(ggml_norm(b.ctx, b.input(true, {16, 5}), 1e-5f)); });
+    for (const int mode : {GGML_ROPE_TYPE_NORMAL, GGML_ROPE_TYPE_NEOX}) {
+        add("rope, mode " + std::to_string(mode), linear, [mode](Builder & b) {
+            ggml_tensor * x = b.input(true, {16, 3, 5});
+            return b.node(ggml_rope_ext(b.ctx, x, b.input(false, {5}, GGML_TYPE_I32), nullptr, 12, mode, 64, 10000.0f, 0.5f, 1.0f,
+                                        1.2f, 32.0f, 1.0f));
+        });
+    }
+    add("rope, frequency factors", linear, [](Builder & b) {
+        ggml_tensor * factors = b.input(false, {8});
+        return b.node(ggml_rope_ext(b.ctx, b.input(true, {16, 3, 5}), b.input(false, {5}, GGML_TYPE_I32), factors, 16,
+                                    GGML_ROPE_TYPE_NEOX, 64, 10000.0f, 1.0f, 0.0f, 1.0f, 32.0f, 1.0f));
+    });
+    add("clamp", 5e-2, [](Builder & b) { return b.node(ggml_clamp(b.ctx, b.input(true, {33, 5}), -0.5f, 0.8f)); });
+    add("cont, reshape", linear, [](Builder & b) {
+        ggml_tensor * t = b.node(ggml_cont_2d(b.ctx, b.node(ggml_permute(b.ctx, b.input(true, {4, 3, 5}), 0, 2, 1, 3)), 20, 3));
+        return b.node(ggml_reshape_3d(b.ctx, t, 4, 5, 3));
+    });
+    add("permute", linear, [](Builder & b) {
+        ggml_tensor * t = b.node(ggml_permute(b.ctx, b.input(true, {4, 3, 5, 2}), 2, 0, 3, 1));
+        return b.node(ggml_cont(b.ctx, t));
+    });
+    add("transpose", linear, [](Builder & b) {
+        return b.node(ggml_cont(b.ctx, b.node(ggml_transpose(b.ctx, b.input(true, {4, 7, 3})))));
+    });
+    add("view, rows", linear, [](Builder & b) {
+        ggml_tensor * x = b.input(true, {10, 6});
+        return b.node(ggml_cont(b.ctx, b.node(ggml_view_2d(b.ctx, x, 10, 3, x->nb[1], 2 * x->nb[1]))));
+    });
+    add("view, fused heads", linear, [](Builder & b) {
+        ggml_tensor * x = b.node(ggml_scale(b.ctx, b.input(true, {12, 5}), 2.0f));
+        ggml_tensor * q = b.node(ggml_view_3d(b.ctx, x, 4, 2, 5, 4 * sizeof(float), x->nb[1], 0));
+        ggml_tensor * k = b.node(ggml_view_3d(b.ctx, x, 4, 1, 5, 4 * sizeof(float), x->nb[1], 8 * sizeof(float)));
+        return b.node(ggml_mul(b.ctx, b.node(ggml_cont(b.ctx, q)), b.node(ggml_cont(b.ctx, k))));
+    });
+    add("view of a view", linear, [](Builder & b) {
+        ggml_tensor * x = b.input(true, {10, 6});
+        ggml_tensor * outer = b.node(ggml_view_2d(b.ctx, x, 8, 5, x->nb[1], x->nb[1] + 4));
+        ggml_tensor * inner = b.node(ggml_view_2d(b.ctx, outer, 3, 4, outer->nb[1], outer->nb[1] + 8));
+        return b.node(ggml_cont(b.ctx, inner));
+    });
+    add("view of a permuted tensor", linear, [](Builder & b) {
+        ggml_tensor * x = b.node(ggml_permute(b.ctx, b.input(true, {4, 6, 3}), 1, 0, 2, 3));
+        return b.node(ggml_cont(b.ctx, b.node(ggml_view_3d(b.ctx, x, 5, 4, 2, x->nb[1], x->nb[2], x->nb[0] + x->nb[2]))));
+    });
+    add("get_rows", linear, [](Builder & b) {
+        return b.node(ggml_get_rows(b.ctx, b.input(true, {10, 6}), b.input(false, {4}, GGML_TYPE_I32)));
+    });
+    add("dropout", linear, [](Builder & b) { return b.node(b.ops.dropout(b.input(true, {33, 5}), {7, 3, 0.3f})); });
+    return list;
+}
+
+}  // namespace
+
+int main() {
+    for (const Case & c : cases()) {
+        run(c);
+    }
+    return finish();
+}
