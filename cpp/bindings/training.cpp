@@ -127,6 +127,18 @@ void bind_training(py::module_ & m) {
              py::arg("targets"), py::arg("weights"))
         .def("evaluate", run_batch<&Trainer::evaluate>, py::arg("tokens"), py::arg("positions"), py::arg("sequences"),
              py::arg("targets"), py::arg("weights"))
+        .def(
+            "profile",
+            [](Trainer & trainer, const IntArray & tokens, const IntArray & positions, const IntArray & sequences,
+               const IntArray & targets, const FloatArray & weights) {
+                const BatchArrays arrays{tokens, positions, sequences, targets, weights};  // held until the engine is done
+                const MicroBatch batch = arrays.view();
+                const py::gil_scoped_release release;
+                Executor::Profile seconds;
+                trainer.accumulate_profiled(batch, seconds);
+                return seconds;
+            },
+            py::arg("tokens"), py::arg("positions"), py::arg("sequences"), py::arg("targets"), py::arg("weights"))
         .def("gradients",
              [](Trainer & trainer) {
                  std::map<std::string, FloatArray> gradients;

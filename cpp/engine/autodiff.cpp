@@ -73,23 +73,47 @@ void scale_rule(Autodiff & ad, ggml_tensor * y, const ggml_tensor *, ggml_tensor
 
 bool is_matrix(const ggml_tensor * t) { return t->ne[2] == 1 && t->ne[3] == 1 && t->nb[0] == ggml_type_size(t->type); }
 
-// y = w^T x
-void mul_mat_rule(Autodiff & ad, ggml_tensor * y, const ggml_tensor *, ggml_tensor * dy) {
-    ggml_tensor * w = y->src[0];
-    ggml_tensor * x = y->src[1];
+// dx and dw of a product whose result is multiplied by `scale`
+void product_gradients(Autodiff & ad, ggml_tensor * w, ggml_tensor * x, ggml_tensor * dy, float scale) {
     if (ad.needs_gradient(x)) {
         const bool frozen_matrix = !ad.needs_gradient(w) && is_matrix(w);
-        ad.add(x, frozen_matrix ? ad.ops.weight_dx(w, dy, x->ne) : ad.ops.matmul_dx(w, dy));
+        ggml_tensor * own = ad.own_gradient(x);
+        ggml_tensor * dx = frozen_matrix && scale == 1.0f ? ad.ops.weight_dx(w, dy, x->ne, own) : ad.ops.matmul_dx(w, dy, scale, own);
+        if (own != nullptr) {
+            ad.set_own_gradient(x, dx);
+        } else {
+            ad.add_own(x, dx);
+        }
     }
     if (ad.needs_gradient(w)) {
         ggml_tensor * accumulator = ad.accumulator(w);
-        ggml_tensor * dw = ad.ops.matmul_dw(w, x, dy, accumulator);
+        ggml_tensor * dw = ad.ops.matmul_dw(w, x, dy, scale, accumulator);
         if (accumulator != nullptr) {
             ad.add_result(w, dw);
         } else {
-            ad.add(w, dw);
+            ad.add_own(w, dw);
         }
     }
+}
+
+// y = w^T x
+void mul_mat_rule(Autodiff & ad, ggml_tensor * y, const ggml_tensor *, ggml_tensor * dy) {
+    product_gradients(ad, y->src[0], y->src[1], dy, 1.0f);
+}
+
+// y = src0 + scale b h
+void lora_add_rule(Autodiff & ad, ggml_tensor * y, float scale, ggml_tensor * dy) {
+    product_gradients(ad, y->src[1], y->src[2], dy, scale);
+    ad.add(y->src[0], dy);
+}
+
+// y = the part of the packed attention node that holds the output
+void attention_rule(Autodiff & ad, ggml_tensor * y, ggml_tensor * dy) {
+    const ggml_tensor * packed = y->src[0];
+    const GraphOps::AttentionGradients d = ad.ops.attention_dx(y, dy);
+    ad.add(packed->src[0], d.dq);
+    ad.add(packed->src[1], d.dk);
+    ad.add(packed->src[2], d.dv);
 }
 
 // y = f(x)
@@ -318,9 +342,10 @@ void Autodiff::trace(const std::vector<ggml_tensor *> & nodes) {
 std::vector<std::string> Autodiff::missing_rules(const std::vector<ggml_tensor *> & nodes) const {
     std::vector<std::string> missing;
     for (const ggml_tensor * node : nodes) {
+        using Kind = GraphOps::Origin::Kind;
         const GraphOps::Origin origin = ops.origin(node);
-        const ggml_tensor * proto = origin.replaced != nullptr ? origin.replaced : node;
-        if (!needs_gradient(node) || origin.dropout != nullptr) {
+        const ggml_tensor * proto = origin.kind == Kind::replacement ? origin.replaced : node;
+        if (!needs_gradient(node) || (origin.kind != Kind::none && origin.kind != Kind::replacement)) {
             continue;
         }
         if (rule_for(proto) == nullptr || node->type != GGML_TYPE_F32) {
@@ -343,7 +368,18 @@ void Autodiff::add(ggml_tensor * t, ggml_tensor * dt) {
         gradients[t] = dt;
     } else {
         it->second = ggml_add(ops.ctx, ops.contiguous(it->second), dt);
+        owned.insert(t);
     }
+}
+
+void Autodiff::add_own(ggml_tensor * t, ggml_tensor * dt) {
+    add(t, dt);
+    owned.insert(t);
+}
+
+ggml_tensor * Autodiff::own_gradient(const ggml_tensor * t) const {
+    ggml_tensor * dt = owned.count(t) != 0 ? gradient(t) : nullptr;
+    return dt != nullptr && ggml_is_contiguous(dt) ? dt : nullptr;
 }
 
 ggml_tensor * Autodiff::gradient(const ggml_tensor * t) const {
@@ -371,11 +407,23 @@ void Autodiff::backward(const std::vector<ggml_tensor *> & nodes) {
             continue;
         }
         const GraphOps::Origin origin = ops.origin(y);
-        if (origin.dropout != nullptr) {
-            add(y->src[0], ops.dropout(dy, *origin.dropout));
-            continue;
+        const ggml_tensor * proto = y;
+        switch (origin.kind) {
+            case GraphOps::Origin::Kind::dropout:
+                add(y->src[0], ops.dropout(dy, *origin.dropout));
+                continue;
+            case GraphOps::Origin::Kind::lora_add:
+                lora_add_rule(*this, y, origin.lora_scale, dy);
+                continue;
+            case GraphOps::Origin::Kind::attention:
+                attention_rule(*this, y, dy);
+                continue;
+            case GraphOps::Origin::Kind::replacement:
+                proto = origin.replaced;
+                break;
+            case GraphOps::Origin::Kind::none:
+                break;
         }
-        const ggml_tensor * proto = origin.replaced != nullptr ? origin.replaced : y;
         const Rule rule = rule_for(proto);
         if (rule == nullptr) {
             throw Error(std::string("no gradient rule for ") + ggml_op_desc(proto) + " (tensor " + y->name + ")");

@@ -30,6 +30,11 @@ class Autodiff {
 
     // d(loss)/dt += dt. F32, the shape of t, any strides.
     void add(ggml_tensor * t, ggml_tensor * dt);
+    // The same for a dt that was made for this and is read by nothing else: later terms may be added to it in place.
+    void add_own(ggml_tensor * t, ggml_tensor * dt);
+    // Where a term of d(loss)/dt can be added in place, or nullptr: then it has to be added with add_own().
+    ggml_tensor * own_gradient(const ggml_tensor * t) const;
+    void set_own_gradient(const ggml_tensor * t, ggml_tensor * dt) { gradients[t] = dt; }
     // d(loss)/dt as far as it has been added up; nullptr if nothing has
     ggml_tensor * gradient(const ggml_tensor * t) const;
 
@@ -47,6 +52,7 @@ class Autodiff {
   private:
     std::unordered_map<const ggml_tensor *, ggml_tensor *> accumulators;
     std::unordered_map<const ggml_tensor *, ggml_tensor *> gradients;
+    std::unordered_set<const ggml_tensor *> owned;  // tensors whose gradient nothing else reads
     std::unordered_set<const ggml_tensor *> on_path;
     std::unordered_set<const ggml_tensor *> reached;
     std::vector<ggml_tensor *> results;

@@ -1,8 +1,9 @@
 #include "engine/executor.h"
 
-#include <string>
+#include <chrono>
 
 #include "engine/error.h"
+#include "engine/graph_ops.h"
 #include "engine/llama_access.h"
 
 namespace ggtune {
@@ -42,6 +43,19 @@ void Executor::allocate(ggml_cgraph * graph) {
 }
 
 void Executor::compute(ggml_cgraph * graph, int begin, int end) {
+    if (profile == nullptr) {
+        compute_slice_checked(graph, begin, end);
+        return;
+    }
+    for (int i = begin; i < end; i++) {
+        const auto start = std::chrono::steady_clock::now();
+        compute_slice_checked(graph, i, i + 1);
+        const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
+        (*profile)[GraphOps::describe(ggml_graph_node(graph, i))] += elapsed.count();
+    }
+}
+
+void Executor::compute_slice_checked(ggml_cgraph * graph, int begin, int end) {
     if (begin == end) {
         return;
     }

@@ -4,8 +4,9 @@
 #include <ggml-cpp.h>
 #include <ggml-cpu.h>
 
-#include <functional>
+#include <map>
 #include <memory>
+#include <string>
 
 namespace ggtune {
 
@@ -25,15 +26,22 @@ class Executor {
     // Runs nodes [begin, end). Raises Interrupted.
     void compute(ggml_cgraph * graph, int begin, int end);
 
+    // From now on nodes are run one by one and their seconds added up under a name; nullptr ends it.
+    using Profile = std::map<std::string, double>;
+    void set_profile(Profile * profile_) { profile = profile_; }
+
     size_t allocated_bytes() const;
 
   private:
+    void compute_slice_checked(ggml_cgraph * graph, int begin, int end);
+
     struct PoolDeleter {
         void operator()(ggml_threadpool * pool) const { ggml_threadpool_free(pool); }
     };
     ggml_backend_ptr backend;
     std::unique_ptr<ggml_threadpool, PoolDeleter> pool;
     ggml_gallocr_ptr allocator;
+    Profile * profile = nullptr;
 };
 
 }  // namespace ggtune

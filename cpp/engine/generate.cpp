@@ -17,7 +17,7 @@ constexpr int decode_batch = 512;
 
 bool abort_callback(void *) { return interrupted(); }
 
-llama_context_ptr make_context(Model & model, int64_t n_context, int threads) {
+llama_context_ptr make_context(Model & model, int64_t n_context, int threads, ggml_type cache_type) {
     if (model.vocab_only) {
         throw Error(model.path + " was loaded without its weights");
     }
@@ -30,6 +30,11 @@ llama_context_ptr make_context(Model & model, int64_t n_context, int threads) {
     params.n_threads_batch = threads;
     params.abort_callback = abort_callback;
     params.no_perf = true;
+    params.type_k = cache_type;
+    params.type_v = cache_type;
+    if (cache_type == GGML_TYPE_F32) {
+        params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_DISABLED;  // it works in half precision
+    }
     llama_context_ptr ctx(llama_init_from_model(&model.llama(), params));
     if (!ctx) {
         throw Error("llama.cpp could not make a context of " + std::to_string(n_context) + " tokens: " + take_llama_log());
@@ -72,7 +77,7 @@ Generator::Generator(Model & model_, const std::vector<int32_t> & prompt, Adapte
                     std::to_string(n_context));
     }
     check_tokens(model, prompt);
-    ctx = make_context(model, n_context, threads);
+    ctx = make_context(model, n_context, threads, GGML_TYPE_F16);
     if (adapter != nullptr) {
         llama_adapter_lora * lora = adapter->lora();
         float scale = 1.0f;
@@ -112,7 +117,7 @@ std::vector<float> decode_log_probs(Model & model, const std::vector<int32_t> & 
     }
     check_tokens(model, tokens);
     llama_adapter_lora_ptr adapter;
-    llama_context_ptr ctx = make_context(model, tokens.size(), threads);
+    llama_context_ptr ctx = make_context(model, tokens.size(), threads, GGML_TYPE_F32);
     if (!adapter_path.empty()) {
         check_adapter(open_checked(adapter_path), open_checked(model.path));
         adapter.reset(llama_adapter_lora_init(&model.llama(), adapter_path.c_str()));

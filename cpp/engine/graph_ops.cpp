@@ -4,6 +4,7 @@
 #include <cstring>
 #include <initializer_list>
 
+#include "kernels/attention.h"
 #include "kernels/gemm.h"
 #include "kernels/norm.h"
 #include "kernels/partition.h"
@@ -64,17 +65,11 @@ void run_matmul(ggml_tensor * y, int ith, int nth, void *) {
     });
 }
 
-void run_matmul_dx(ggml_tensor * dx, int ith, int nth, void *) {
-    const ggml_tensor * w = dx->src[0];
-    const ggml_tensor * dy = dx->src[1];
-    const int64_t group2 = dy->ne[2] / w->ne[2];
-    const int64_t group3 = dy->ne[3] / w->ne[3];
-    for_each_matrix(dy->ne[2] * dy->ne[3], ith, nth, [&](int64_t b, int i, int n) {
-        const int64_t i2 = b % dy->ne[2];
-        const int64_t i3 = b / dy->ne[2];
-        kernels::gemm(dy->ne[1], w->ne[0], w->ne[1], matrix(dy, i2, i3), matrix(w, i2 / group2, i3 / group3), 1.0f, 0.0f,
-                      floats(dx) + i2 * stride(dx, 2) + i3 * stride(dx, 3), stride(dx, 1), 1, i, n);
-    });
+void run_lora_add(ggml_tensor * y, int ith, int nth, void * userdata) {
+    const ggml_tensor * b = y->src[1];
+    const ggml_tensor * h = y->src[2];
+    kernels::gemm(y->ne[1], y->ne[0], b->ne[0], matrix(h, 0, 0), matrix(b, 0, 0).transposed(), *static_cast<float *>(userdata), 1.0f,
+                  floats(y), stride(y, 1), 1, ith, nth);
 }
 
 void run_zeros(ggml_tensor * t, int ith, int nth, void *) {
@@ -82,38 +77,95 @@ void run_zeros(ggml_tensor * t, int ith, int nth, void *) {
     std::fill(floats(t) + range.begin, floats(t) + range.end, 0.0f);
 }
 
-struct MatmulDw {
+// Of a product's gradient: in place, ggml puts the tensor written to before the arguments.
+struct ProductGradient {
+    float scale;
     bool accumulate;
+
+    const ggml_tensor * argument(const ggml_tensor * node, int index) const { return node->src[index + (accumulate ? 1 : 0)]; }
 };
 
+void run_matmul_dx(ggml_tensor * dx, int ith, int nth, void * userdata) {
+    const auto & params = *static_cast<const ProductGradient *>(userdata);
+    const ggml_tensor * w = params.argument(dx, 0);
+    const ggml_tensor * dy = params.argument(dx, 1);
+    const int64_t group2 = dy->ne[2] / w->ne[2];
+    const int64_t group3 = dy->ne[3] / w->ne[3];
+    for_each_matrix(dy->ne[2] * dy->ne[3], ith, nth, [&](int64_t b, int i, int n) {
+        const int64_t i2 = b % dy->ne[2];
+        const int64_t i3 = b / dy->ne[2];
+        kernels::gemm(dy->ne[1], w->ne[0], w->ne[1], matrix(dy, i2, i3), matrix(w, i2 / group2, i3 / group3), params.scale,
+                      params.accumulate ? 1.0f : 0.0f, floats(dx) + i2 * stride(dx, 2) + i3 * stride(dx, 3), stride(dx, 1), 1, i, n);
+    });
+}
+
 void run_matmul_dw(ggml_tensor * dw, int ith, int nth, void * userdata) {
-    const bool accumulate = static_cast<const MatmulDw *>(userdata)->accumulate;
-    // in place, ggml puts the tensor written to before the arguments
-    const ggml_tensor * x = dw->src[accumulate ? 1 : 0];
-    const ggml_tensor * dy = dw->src[accumulate ? 2 : 1];
+    const auto & params = *static_cast<const ProductGradient *>(userdata);
+    const ggml_tensor * x = params.argument(dw, 0);
+    const ggml_tensor * dy = params.argument(dw, 1);
     const int64_t group2 = x->ne[2] / dw->ne[2];
     const int64_t group3 = x->ne[3] / dw->ne[3];
     for_each_matrix(dw->ne[2] * dw->ne[3], ith, nth, [&](int64_t b, int i, int n) {
         const int64_t i2 = b % dw->ne[2];
         const int64_t i3 = b / dw->ne[2];
         float * out = floats(dw) + i2 * stride(dw, 2) + i3 * stride(dw, 3);
-        float beta = accumulate ? 1.0f : 0.0f;
+        float beta = params.accumulate ? 1.0f : 0.0f;
         for (int64_t g3 = 0; g3 < group3; g3++) {
             for (int64_t g2 = 0; g2 < group2; g2++) {
                 const Operand xm = matrix(x, i2 * group2 + g2, i3 * group3 + g3);
                 const Operand dym = matrix(dy, i2 * group2 + g2, i3 * group3 + g3);
-                kernels::gemm(dw->ne[1], dw->ne[0], x->ne[1], dym.transposed(), xm, 1.0f, beta, out, stride(dw, 1), 1, i, n);
+                kernels::gemm(dw->ne[1], dw->ne[0], x->ne[1], dym.transposed(), xm, params.scale, beta, out, stride(dw, 1), 1, i,
+                              n);
                 beta = 1.0f;
             }
         }
     });
 }
 
-void run_weight_dx(ggml_tensor * dx, int ith, int nth, void *) {
-    const ggml_tensor * w = dx->src[0];
-    const ggml_tensor * dy = dx->src[1];
+void run_weight_dx(ggml_tensor * dx, int ith, int nth, void * userdata) {
+    const auto & params = *static_cast<const ProductGradient *>(userdata);
+    const ggml_tensor * w = params.argument(dx, 0);
+    const ggml_tensor * dy = params.argument(dx, 1);
     kernels::weight_input_gradient(w->type, w->data, w->nb[1], w->ne[0], w->ne[1], floats(dy), stride(dy, 1),
-                                   dy->ne[1] * dy->ne[2] * dy->ne[3], floats(dx), stride(dx, 1), false, ith, nth);
+                                   dy->ne[1] * dy->ne[2] * dy->ne[3], floats(dx), stride(dx, 1), params.accumulate, ith, nth);
+}
+
+kernels::ConstHeads const_heads(const ggml_tensor * t) { return {floats(t), stride(t, 1), stride(t, 2)}; }
+
+kernels::AttentionShape attention_shape(const GraphOps::AttentionParams & params, const ggml_tensor * q, const ggml_tensor * k,
+                                        const ggml_tensor * v, const ggml_tensor * first, const ggml_tensor * end) {
+    return {q->ne[1],         q->ne[2],       k->ne[2],         q->ne[0], v->ne[0],
+            params.pre_scale, params.softcap, params.post_scale, static_cast<const int32_t *>(first->data),
+            static_cast<const int32_t *>(end->data)};
+}
+
+void run_attention(ggml_tensor * packed, int ith, int nth, void * userdata) {
+    const auto & params = *static_cast<const GraphOps::AttentionParams *>(userdata);
+    ggml_tensor * const * src = packed->src;
+    const kernels::AttentionShape shape = attention_shape(params, src[0], src[1], src[2], src[3], src[4]);
+    const int64_t width = shape.n_heads * shape.head_dim_v;
+    kernels::attention_forward(shape, const_heads(src[0]), const_heads(src[1]), const_heads(src[2]),
+                               {floats(packed), width, shape.head_dim_v}, floats(packed) + width * shape.n_tokens, ith, nth);
+}
+
+void run_attention_dx(ggml_tensor * packed_dx, int ith, int nth, void * userdata) {
+    const auto & params = *static_cast<const GraphOps::AttentionParams *>(userdata);
+    ggml_tensor * const * src = packed_dx->src;
+    const kernels::AttentionShape shape = attention_shape(params, src[0], src[1], src[2], src[3], src[4]);
+    const ggml_tensor * packed = src[5];
+    const ggml_tensor * d_out = src[6];
+    const int64_t width = shape.n_heads * shape.head_dim_v;
+    const int64_t width_q = shape.n_heads * shape.head_dim;
+    const int64_t width_k = shape.n_heads_kv * shape.head_dim;
+    const int64_t width_v = shape.n_heads_kv * shape.head_dim_v;
+    float * dq = floats(packed_dx);
+    float * dk = dq + width_q * shape.n_tokens;
+    float * dv = dk + width_k * shape.n_tokens;
+    const float * out = static_cast<const float *>(packed->data);
+    kernels::attention_backward(shape, const_heads(src[0]), const_heads(src[1]), const_heads(src[2]),
+                                {out, width, shape.head_dim_v}, out + width * shape.n_tokens,
+                                {floats(d_out), stride(d_out, 1), shape.head_dim_v}, {dq, width_q, shape.head_dim},
+                                {dk, width_k, shape.head_dim}, {dv, width_v, shape.head_dim_v}, false, ith, nth);
 }
 
 // contiguous tensors are cut into runs of one size class so that every thread gets whole cache lines
@@ -300,6 +352,46 @@ void run_cross_entropy_dx(ggml_tensor * dlogits, int ith, int nth, void *) {
 
 }  // namespace
 
+std::string GraphOps::describe(const ggml_tensor * node) {
+    static const std::pair<ggml_custom_op_t, const char *> names[] = {
+        {run_matmul, "matmul"},
+        {run_lora_add, "lora_add"},
+        {run_matmul_dx, "matmul_dx"},
+        {run_matmul_dw, "matmul_dw"},
+        {run_weight_dx, "weight_dx"},
+        {run_activation, "activation"},
+        {run_activation_dx, "activation_dx"},
+        {run_glu, "glu"},
+        {run_glu_dx, "glu_dx"},
+        {run_softmax_dx, "softmax_dx"},
+        {run_rms_norm_dx, "rms_norm_dx"},
+        {run_norm_dx, "norm_dx"},
+        {run_clamp_dx, "clamp_dx"},
+        {run_view_dx, "view_dx"},
+        {run_rows_dx, "rows_dx"},
+        {run_dropout, "dropout"},
+        {run_log_probabilities, "log_probabilities"},
+        {run_cross_entropy_dx, "cross_entropy_dx"},
+        {run_attention, "attention"},
+        {run_attention_dx, "attention_dx"},
+        {run_zeros, "zeros"},
+    };
+    if (node->op == GGML_OP_CUSTOM) {
+        ggml_custom_op_t function;
+        std::memcpy(&function, node->op_params, sizeof(function));  // first member of ggml's custom op parameters
+        for (const auto & [known, name] : names) {
+            if (known == function) {
+                return name;
+            }
+        }
+    }
+    std::string name = ggml_op_desc(node);
+    if (node->op == GGML_OP_MUL_MAT) {
+        name += std::string(" ") + ggml_type_name(node->src[0]->type);
+    }
+    return name;
+}
+
 ggml_tensor * GraphOps::contiguous(ggml_tensor * t) { return ggml_is_contiguous(t) ? t : ggml_cont(ctx, t); }
 
 ggml_tensor * GraphOps::zeros_like(const ggml_tensor * t) { return custom(ctx, t->ne, {}, run_zeros, nullptr); }
@@ -309,23 +401,36 @@ ggml_tensor * GraphOps::matmul(ggml_tensor * w, ggml_tensor * x) {
     return custom(ctx, ne, {w, x}, run_matmul, nullptr);
 }
 
-ggml_tensor * GraphOps::matmul_dx(ggml_tensor * w, ggml_tensor * dy) {
-    const int64_t ne[4] = {w->ne[0], dy->ne[1], dy->ne[2], dy->ne[3]};
-    return custom(ctx, ne, {w, dy}, run_matmul_dx, nullptr);
+ggml_tensor * GraphOps::lora_add(ggml_tensor * y, ggml_tensor * b, ggml_tensor * h, float scale) {
+    float * params = keep(scale);
+    ggml_tensor * args[] = {b, h};
+    ggml_tensor * sum = ggml_custom_inplace(ctx, y, args, 2, run_lora_add, GGML_N_TASKS_MAX, params);
+    origins[sum] = {Origin::Kind::lora_add, nullptr, nullptr, scale};
+    return sum;
 }
 
-ggml_tensor * GraphOps::matmul_dw(ggml_tensor * w, ggml_tensor * x, ggml_tensor * dy, ggml_tensor * accumulator) {
-    MatmulDw * params = keep(MatmulDw{accumulator != nullptr});
-    if (accumulator != nullptr) {
-        ggml_tensor * args[] = {x, dy};
-        return ggml_custom_inplace(ctx, accumulator, args, 2, run_matmul_dw, GGML_N_TASKS_MAX, params);
+ggml_tensor * GraphOps::product_gradient(const int64_t ne[4], ggml_tensor * a, ggml_tensor * b, float scale,
+                                         ggml_tensor * accumulator, ggml_custom_op_t fun) {
+    ProductGradient * params = keep(ProductGradient{scale, accumulator != nullptr});
+    if (accumulator == nullptr) {
+        return custom(ctx, ne, {a, b}, fun, params);
     }
-    return custom(ctx, w->ne, {x, dy}, run_matmul_dw, params);
+    ggml_tensor * args[] = {a, b};
+    return ggml_custom_inplace(ctx, accumulator, args, 2, fun, GGML_N_TASKS_MAX, params);
 }
 
-ggml_tensor * GraphOps::weight_dx(ggml_tensor * w, ggml_tensor * dy, const int64_t ne_x[4]) {
+ggml_tensor * GraphOps::matmul_dx(ggml_tensor * w, ggml_tensor * dy, float scale, ggml_tensor * accumulator) {
+    const int64_t ne[4] = {w->ne[0], dy->ne[1], dy->ne[2], dy->ne[3]};
+    return product_gradient(ne, w, dy, scale, accumulator, run_matmul_dx);
+}
+
+ggml_tensor * GraphOps::matmul_dw(ggml_tensor * w, ggml_tensor * x, ggml_tensor * dy, float scale, ggml_tensor * accumulator) {
+    return product_gradient(w->ne, x, dy, scale, accumulator, run_matmul_dw);
+}
+
+ggml_tensor * GraphOps::weight_dx(ggml_tensor * w, ggml_tensor * dy, const int64_t ne_x[4], ggml_tensor * accumulator) {
     const bool rows_in_step = dy->nb[0] == sizeof(float) && dy->ne[2] == 1 && dy->ne[3] == 1;
-    return custom(ctx, ne_x, {w, rows_in_step ? dy : contiguous(dy)}, run_weight_dx, nullptr);
+    return product_gradient(ne_x, w, rows_in_step ? dy : contiguous(dy), 1.0f, accumulator, run_weight_dx);
 }
 
 ggml_tensor * GraphOps::activation(Activation f, ggml_tensor * x) {
@@ -400,7 +505,7 @@ ggml_tensor * GraphOps::rows_dx(ggml_tensor * x, ggml_tensor * ids, ggml_tensor 
 ggml_tensor * GraphOps::dropout(ggml_tensor * x, const kernels::DropoutMask & mask) {
     kernels::DropoutMask * params = keep(mask);
     ggml_tensor * y = custom(ctx, x->ne, {contiguous(x)}, run_dropout, params);
-    set_origin(y, {nullptr, params});
+    origins[y] = {Origin::Kind::dropout, nullptr, params};
     return y;
 }
 
@@ -415,15 +520,47 @@ ggml_tensor * GraphOps::cross_entropy_dx(ggml_tensor * logits, ggml_tensor * tar
     return ggml_custom_inplace(ctx, logits, args, 3, run_cross_entropy_dx, GGML_N_TASKS_MAX, nullptr);
 }
 
+GraphOps::AttentionNodes GraphOps::attention(ggml_tensor * q, ggml_tensor * k, ggml_tensor * v, ggml_tensor * first,
+                                             ggml_tensor * end, const AttentionParams & params) {
+    const int64_t width = v->ne[0] * q->ne[2];
+    const int64_t n_tokens = q->ne[1];
+    const int64_t ne[4] = {(width + q->ne[2]) * n_tokens, 1, 1, 1};
+    AttentionParams * kept_params = keep(params);
+    ggml_tensor * packed = custom(ctx, ne, {q, k, v, first, end}, run_attention, kept_params);
+    ggml_tensor * out = ggml_view_2d(ctx, packed, width, n_tokens, width * sizeof(float), 0);
+    origins[packed] = {Origin::Kind::attention, nullptr, nullptr, 0.0f, kept_params};
+    origins[out] = origins[packed];
+    return {packed, out};
+}
+
+GraphOps::AttentionGradients GraphOps::attention_dx(ggml_tensor * out, ggml_tensor * d_out) {
+    ggml_tensor * packed = out->src[0];
+    ggml_tensor *q = packed->src[0], *k = packed->src[1], *v = packed->src[2];
+    const int64_t ne[4] = {ggml_nelements(q) + ggml_nelements(k) + ggml_nelements(v), 1, 1, 1};
+    ggml_tensor * rows = d_out->nb[0] == sizeof(float) ? d_out : ggml_cont(ctx, d_out);
+    AttentionParams * params = keep(*origin(out).attention);
+    ggml_tensor * dx = custom(ctx, ne, {q, k, v, packed->src[3], packed->src[4], packed, rows}, run_attention_dx, params);
+    size_t offset = 0;
+    const auto part = [&](const ggml_tensor * like) {  // token by token, as the projections that they belong to
+        const size_t head_bytes = like->ne[0] * sizeof(float);
+        ggml_tensor * view =
+            ggml_view_3d(ctx, dx, like->ne[0], like->ne[1], like->ne[2], head_bytes * like->ne[2], head_bytes, offset);
+        offset += ggml_nelements(like) * sizeof(float);
+        return view;
+    };
+    ggml_tensor * dq = part(q);
+    ggml_tensor * dk = part(k);
+    return {dq, dk, part(v)};
+}
+
 GraphOps::Origin GraphOps::origin(const ggml_tensor * node) const {
     const auto it = origins.find(node);
     return it != origins.end() ? it->second : Origin{};
 }
 
 void GraphOps::copy_origin(const ggml_tensor * from, const ggml_tensor * to) {
-    const auto it = origins.find(from);
-    if (it != origins.end()) {
-        const Origin found = it->second;
+    const Origin found = origin(from);
+    if (found.kind != Origin::Kind::none) {
         origins[to] = found;
     }
 }

@@ -6,6 +6,7 @@
 #include <ggml.h>
 
 #include <memory>
+#include <string>
 #include <unordered_map>
 #include <vector>
 
@@ -19,6 +20,9 @@ using kernels::Activation;
 // Makes nodes in one ggml context and keeps their parameters alive.
 class GraphOps {
   public:
+    // For profiles: what a node does, custom operations by their own names.
+    static std::string describe(const ggml_tensor * node);
+
     explicit GraphOps(ggml_context * ctx_) : ctx(ctx_) {}
     GraphOps(const GraphOps &) = delete;
     GraphOps & operator=(const GraphOps &) = delete;
@@ -32,12 +36,16 @@ class GraphOps {
 
     // y[o, t, ...] = sum_i w[i, o, ...] x[i, t, ...], F32, with ggml's broadcast of w over the outer dimensions of x
     ggml_tensor * matmul(ggml_tensor * w, ggml_tensor * x);
-    // dx[i, t, ...] for that product, w F32
-    ggml_tensor * matmul_dx(ggml_tensor * w, ggml_tensor * dy);
-    // dw[i, o, ...] for that product; added to `accumulator` in place where there is one
-    ggml_tensor * matmul_dw(ggml_tensor * w, ggml_tensor * x, ggml_tensor * dy, ggml_tensor * accumulator);
+    // y + scale * b h, written over y: the end of a LoRA product. b ne = [rank, o], h ne = [rank, t], y ne = [o, t]
+    ggml_tensor * lora_add(ggml_tensor * y, ggml_tensor * b, ggml_tensor * h, float scale);
+
+    // The gradients of products are multiplied by `scale` and added to `accumulator` in place where there is one.
+    // dx[i, t, ...], w F32
+    ggml_tensor * matmul_dx(ggml_tensor * w, ggml_tensor * dy, float scale, ggml_tensor * accumulator);
+    // dw[i, o, ...]
+    ggml_tensor * matmul_dw(ggml_tensor * w, ggml_tensor * x, ggml_tensor * dy, float scale, ggml_tensor * accumulator);
     // dx[i, t] for a frozen matrix w of any type, ne = [i, o]
-    ggml_tensor * weight_dx(ggml_tensor * w, ggml_tensor * dy, const int64_t ne_x[4]);
+    ggml_tensor * weight_dx(ggml_tensor * w, ggml_tensor * dy, const int64_t ne_x[4], ggml_tensor * accumulator);
 
     ggml_tensor * activation(Activation f, ggml_tensor * x);
     ggml_tensor * activation_dx(Activation f, ggml_tensor * x, ggml_tensor * dy);
@@ -61,12 +69,33 @@ class GraphOps {
     // d(sum of -weight log p)/dlogits, written over the logits once log_probs has been computed from them
     ggml_tensor * cross_entropy_dx(ggml_tensor * logits, ggml_tensor * targets, ggml_tensor * weights, ggml_tensor * log_probs);
 
-    // What a node made here stands for, where autodiff has to know: an activation or GLU in place of ggml's, or a dropout.
-    struct Origin {
-        const ggml_tensor * replaced = nullptr;            // ggml's node with op and parameters
-        const kernels::DropoutMask * dropout = nullptr;
+    // softmax(post_scale * cap(pre_scale * q . k)) v over the keys [first, end) of each token (I32, ne = [T]); see
+    // kernels/attention.h. q ne = [head_dim, T, n_head], k and v the same with n_head_kv; any strides over T and heads.
+    // `out` ne = [head_dim_v * n_head, T] is a view of `packed`, which also holds the log-sum-exps for the gradient.
+    struct AttentionParams {
+        float pre_scale, softcap, post_scale;
     };
-    void set_origin(const ggml_tensor * node, Origin origin) { origins[node] = origin; }
+    struct AttentionNodes {
+        ggml_tensor * packed;
+        ggml_tensor * out;
+    };
+    AttentionNodes attention(ggml_tensor * q, ggml_tensor * k, ggml_tensor * v, ggml_tensor * first, ggml_tensor * end,
+                             const AttentionParams & params);
+    struct AttentionGradients {
+        ggml_tensor *dq, *dk, *dv;  // shapes of q, k, v
+    };
+    AttentionGradients attention_dx(ggml_tensor * out, ggml_tensor * d_out);
+
+    // What a node made here stands for, where autodiff has to know.
+    struct Origin {
+        enum class Kind { none, replacement, dropout, lora_add, attention };
+        Kind kind = Kind::none;
+        const ggml_tensor * replaced = nullptr;          // replacement: ggml's node with op and parameters
+        const kernels::DropoutMask * dropout = nullptr;
+        float lora_scale = 0.0f;
+        const AttentionParams * attention = nullptr;
+    };
+    void set_replaced(const ggml_tensor * node, const ggml_tensor * by_ggml) { origins[node] = {Origin::Kind::replacement, by_ggml}; }
     Origin origin(const ggml_tensor * node) const;
     void copy_origin(const ggml_tensor * from, const ggml_tensor * to);
 
@@ -77,6 +106,9 @@ class GraphOps {
         kept.push_back(owned);
         return owned.get();
     }
+
+    ggml_tensor * product_gradient(const int64_t ne[4], ggml_tensor * a, ggml_tensor * b, float scale, ggml_tensor * accumulator,
+                                   ggml_custom_op_t fun);
 
     std::vector<std::shared_ptr<void>> kept;
     std::unordered_map<const ggml_tensor *, Origin> origins;

@@ -62,10 +62,49 @@ class LlamaForwardGraph final : public ForwardGraph {
     ggml_tensor * logits() const override { return result.t_logits; }
     void set_inputs() override { result.set_inputs(&memory_context->get_ubatch()); }
 
+    bool visible_keys(const ggml_tensor * mask, std::vector<int32_t> & first, std::vector<int32_t> & end) const override {
+        for (const auto & input : result.inputs) {
+            if (const auto * plain = dynamic_cast<const llm_graph_input_attn_kv *>(input.get())) {
+                if (mask == plain->get_kq_mask()) {
+                    return visible_keys(plain->hparams, plain->cparams, plain->hparams.n_swa, plain->hparams.swa_type, first, end);
+                }
+            } else if (const auto * mixed = dynamic_cast<const llm_graph_input_attn_kv_iswa *>(input.get())) {
+                if (mask == mixed->get_kq_mask()) {
+                    return visible_keys(mixed->hparams, mixed->cparams, 0, LLAMA_SWA_TYPE_NONE, first, end);
+                }
+                if (mask == mixed->get_kq_mask_swa()) {
+                    return visible_keys(mixed->hparams, mixed->cparams, mixed->hparams.n_swa, mixed->hparams.swa_type, first, end);
+                }
+            }
+        }
+        return false;
+    }
+
     std::unique_ptr<llama_memory_i> memory;  // bookkeeping of sequences and positions only: holds no K or V
     llama_batch_allocr allocr;
     llama_memory_context_ptr memory_context;
     llm_graph_result result;
+
+  private:
+    bool visible_keys(const llama_hparams & hparams, const llama_cparams & cparams, uint32_t window, llama_swa_type window_type,
+                      std::vector<int32_t> & first, std::vector<int32_t> & end) const {
+        if (!cparams.causal_attn || hparams.use_alibi) {
+            return false;
+        }
+        const llama_ubatch & rows = memory_context->get_ubatch();
+        first.resize(rows.n_tokens);
+        end.resize(rows.n_tokens);
+        for (uint32_t t = 0; t < rows.n_tokens; t++) {
+            const bool starts = t == 0 || rows.seq_id[t][0] != rows.seq_id[t - 1][0];
+            int32_t key = starts ? t : first[t - 1];  // windows only move forward
+            while (llama_hparams::is_masked_swa(window, window_type, rows.pos[key], rows.pos[t])) {
+                key++;
+            }
+            first[t] = key;
+            end[t] = t + 1;
+        }
+        return true;
+    }
 };
 
 }  // namespace

@@ -158,6 +158,15 @@ BatchResult Trainer::accumulate(const MicroBatch & batch) {
 
 BatchResult Trainer::evaluate(const MicroBatch & batch) { return run(batch, false); }
 
+BatchResult Trainer::accumulate_profiled(const MicroBatch & batch, Executor::Profile & seconds) {
+    const struct ProfileGuard {
+        Executor & executor;
+        ~ProfileGuard() { executor.set_profile(nullptr); }
+    } guard{executor};
+    executor.set_profile(&seconds);
+    return accumulate(batch);
+}
+
 void Trainer::zero_gradients() {
     ggml_backend_buffer_clear(buffer.get(), 0);
     weight_sum = 0;

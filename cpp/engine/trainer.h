@@ -55,6 +55,9 @@ class Trainer {
     BatchResult accumulate(const MicroBatch & batch);
     BatchResult evaluate(const MicroBatch & batch);
 
+    // As accumulate(), with the seconds spent by kind of node (and a little more in all: nodes run one by one).
+    BatchResult accumulate_profiled(const MicroBatch & batch, Executor::Profile & seconds);
+
     void zero_gradients();
     // One step on gradients / accumulated weight; returns their global norm before clipping. Raises Error, changing nothing,
     // where there is no weight or the norm is not finite. Loshchilov & Hutter, arXiv:1711.05101, algorithm 2.

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <chrono>
 #include <cstring>
-#include <initializer_list>
 #include <unordered_set>
 
 #include "engine/error.h"
@@ -33,15 +32,6 @@ bool is_row_wise(const GraphOps & ops, const ggml_tensor * node) {
             return !is_view_op(node);
         default:
             return false;
-    }
-}
-
-// Contiguous copies that a new node has put between itself and its operands are nodes like all others.
-void push_copies(std::vector<ggml_tensor *> & nodes, ggml_tensor * node, std::initializer_list<const ggml_tensor *> operands) {
-    for (ggml_tensor * src : node->src) {
-        if (src != nullptr && std::find(operands.begin(), operands.end(), src) == operands.end()) {
-            nodes.push_back(src);
-        }
     }
 }
 
@@ -88,7 +78,12 @@ TrainingGraph::TrainingGraph(const ForwardGraphBuilder & builder, const Adapter 
     ggml_set_input(weights);
 
     collect_forward_nodes();
-    replace_forward_nodes(options, adapter);
+    Rewriter rewriter(*ops, *forward, adapter, {options.dropout, options.dropout_seed, options.dropout_counter});
+    rewriter.rewrite(body);
+    rewriter.rewrite(head);
+    hidden = rewriter.current(hidden);
+    logits = rewriter.current(logits);
+    key_ranges = rewriter.key_ranges();
 
     if (!options.gradients) {
         build_head(nullptr);
@@ -140,64 +135,6 @@ void TrainingGraph::collect_forward_nodes() {
     }
     body.assign(nodes.begin(), end_of_body + 1);
     head.assign(end_of_body + 1, nodes.end());
-}
-
-// Puts nodes of ggtune's own in place of llama.cpp's: exact GELU where ggml reads a half-precision table, faster small products,
-// and dropout in front of the adapter.
-void TrainingGraph::replace_forward_nodes(const GraphOptions & options, const Adapter & adapter) {
-    std::unordered_map<const ggml_tensor *, uint64_t> lora_a;  // A matrices, with their number
-    for (size_t i = 0; i < adapter.pairs().size(); i++) {
-        lora_a[adapter.pairs()[i].a] = i;
-    }
-    std::unordered_map<const ggml_tensor *, ggml_tensor *> replaced;
-    for (std::vector<ggml_tensor *> * nodes : {&body, &head}) {
-        std::vector<ggml_tensor *> result;
-        for (ggml_tensor * node : *nodes) {
-            for (ggml_tensor *& src : node->src) {
-                const auto it = replaced.find(src);
-                if (src != nullptr && it != replaced.end()) {
-                    src = it->second;
-                }
-            }
-            const auto viewed = replaced.find(node->view_src);
-            if (node->view_src != nullptr && viewed != replaced.end()) {
-                node->view_src = viewed->second;
-            }
-            const auto as = lora_a.find(node->src[0]);
-            if (node->op == GGML_OP_MUL_MAT && as != lora_a.end() && options.dropout > 0) {
-                const uint64_t stream = options.dropout_counter * lora_a.size() + as->second;
-                ggml_tensor * x = node->src[1];
-                node->src[1] = ops->dropout(x, {options.dropout_seed, stream, options.dropout});
-                push_copies(result, node->src[1], {x});
-                result.push_back(node->src[1]);
-            }
-            ggml_tensor * own = nullptr;
-            Activation f;
-            if (node->op == GGML_OP_UNARY && activation_of(node, f) && (f == Activation::gelu || f == Activation::gelu_quick)) {
-                own = ops->activation(f, node->src[0]);
-            } else if (node->op == GGML_OP_GLU && activation_of(node, f) &&
-                       (f == Activation::gelu || f == Activation::gelu_quick)) {
-                own = ops->glu(f, node->src[0], node->src[1], node->src[1] == nullptr && node->op_params[1] != 0);
-            } else if (node->op == GGML_OP_MUL_MAT && node->src[0]->type == GGML_TYPE_F32 && node->src[1]->type == GGML_TYPE_F32) {
-                own = ops->matmul(node->src[0], node->src[1]);
-            }
-            if (own != nullptr) {
-                ggml_set_name(own, node->name);
-                ops->set_origin(own, {node, nullptr});
-                replaced[node] = own;
-                push_copies(result, own, {node->src[0], node->src[1]});
-                node = own;
-            }
-            result.push_back(node);
-        }
-        *nodes = std::move(result);
-    }
-    for (ggml_tensor ** end : {&hidden, &logits}) {
-        const auto it = replaced.find(*end);
-        if (it != replaced.end()) {
-            *end = it->second;
-        }
-    }
 }
 
 // A second computation of a node from substituted operands; n_rows >= 0 cuts it to so many rows.
@@ -352,6 +289,10 @@ TrainingGraph::Times TrainingGraph::run(Executor & executor, std::vector<float> 
     ggml_backend_tensor_set(targets, target_values.data(), 0, ggml_nbytes(targets));
     if (weights->buffer != nullptr) {  // no memory where nothing reads it: without gradients
         ggml_backend_tensor_set(weights, weight_values.data(), 0, ggml_nbytes(weights));
+    }
+    for (const KeyRanges & ranges : key_ranges) {
+        ggml_backend_tensor_set(ranges.first, ranges.first_values.data(), 0, ggml_nbytes(ranges.first));
+        ggml_backend_tensor_set(ranges.end, ranges.end_values.data(), 0, ggml_nbytes(ranges.end));
     }
     Times times;
     int begin = 0;

@@ -13,6 +13,7 @@
 #include "engine/executor.h"
 #include "engine/graph_ops.h"
 #include "engine/llama_access.h"
+#include "engine/rewriter.h"
 
 namespace ggtune {
 
@@ -59,7 +60,6 @@ class TrainingGraph {
     };
 
     void collect_forward_nodes();
-    void replace_forward_nodes(const GraphOptions & options, const Adapter & adapter);
     void build_head(Autodiff * ad);
     void build_backward(Autodiff & ad, bool recompute);
     ggml_tensor * clone(const ggml_tensor * node, const std::unordered_map<const ggml_tensor *, ggml_tensor *> & substitutes,
@@ -79,6 +79,7 @@ class TrainingGraph {
 
     ggml_tensor * targets = nullptr;  // I32 [n_outputs]
     ggml_tensor * weights = nullptr;  // F32 [n_outputs]
+    std::vector<KeyRanges> key_ranges;
     std::vector<int32_t> target_values;
     std::vector<float> weight_values;
     std::vector<ggml_tensor *> log_probabilities;  // one tensor per chunk of rows

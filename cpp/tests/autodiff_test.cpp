@@ -160,7 +160,7 @@ ggml_tensor * own_activation(Builder & b, Activation f, ggml_unary_op op) {
     // as the training graph does: ggtune's exact function in place of ggml's table, differentiated by the same rule
     ggml_tensor * x = b.input(true, {33, 5});
     ggml_tensor * own = b.ops.activation(f, x);
-    b.ops.set_origin(own, {ggml_unary(b.ctx, x, op), nullptr});
+    b.ops.set_replaced(own, ggml_unary(b.ctx, x, op));
     return b.node(own);
 }
 
@@ -169,7 +169,7 @@ ggml_tensor * own_glu(Builder & b, Activation f, ggml_glu_op op, bool fused, boo
     ggml_tensor * up = fused ? nullptr : b.input(true, {11, 5});
     ggml_tensor * own = b.ops.glu(f, gate, up, swapped);
     ggml_tensor * replaced = fused ? ggml_glu(b.ctx, gate, op, swapped) : ggml_glu_split(b.ctx, gate, up, op);
-    b.ops.set_origin(own, {replaced, nullptr});
+    b.ops.set_replaced(own, replaced);
     return b.node(own);
 }
 
@@ -219,7 +219,7 @@ std::vector<Case> cases() {
         ggml_tensor * w = b.input(true, {12, 7, 2});
         ggml_tensor * x = b.input(true, {12, 5, 4});
         ggml_tensor * own = b.ops.matmul(w, x);
-        b.ops.set_origin(own, {ggml_mul_mat(b.ctx, w, x), nullptr});
+        b.ops.set_replaced(own, ggml_mul_mat(b.ctx, w, x));
         return b.node(own);
     });
     add("silu", curved, [](Builder & b) { return b.node(ggml_silu(b.ctx, b.input(true, {33, 5}))); });

@@ -127,6 +127,10 @@ class Trainer:
         self, tokens: IntArray, positions: IntArray, sequences: IntArray, targets: IntArray, weights: FloatArray
     ) -> BatchResult:
         """The same loss without gradients and without dropout."""
+    def profile(
+        self, tokens: IntArray, positions: IntArray, sequences: IntArray, targets: IntArray, weights: FloatArray
+    ) -> dict[str, float]:
+        """As :meth:`accumulate`; returns the seconds spent by kind of node."""
     def gradients(self) -> dict[str, FloatArray]:
         """Summed (not averaged) gradients by adapter tensor name, as copies."""
     def zero_gradients(self) -> None: ...

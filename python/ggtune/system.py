@@ -1,6 +1,7 @@
 """What this process may use of the machine: processors and memory, as affinity and control groups allow."""
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -83,6 +84,16 @@ def available_memory(*, proc: Path = Path("/proc"), root: Path = Path("/sys/fs/c
             pass
         free = min(free, limit - used + cache)
     return max(0, free)
+
+
+def peak_memory() -> int:
+    """Most bytes of physical memory that the process has held so far; 0 where the system does not tell."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def format_bytes(n: float) -> str:

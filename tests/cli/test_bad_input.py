@@ -8,7 +8,6 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
-
 from ggtune.demo import MODEL
 
 Files = Callable[[Path], dict[str, Path]]
@@ -66,7 +65,9 @@ def _without_tokenizer(path: Path) -> Path:
     for field in reader.fields.values():
         if field.name.startswith(("GGUF.", "tokenizer.", "general.architecture")):
             continue
-        writer.add_key_value(field.name, field.contents(), field.types[0], field.types[1] if len(field.types) > 1 else None)
+        writer.add_key_value(
+            field.name, field.contents(), field.types[0], field.types[1] if len(field.types) > 1 else None
+        )
     for tensor in reader.tensors:
         writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
     writer.write_header_to_file()

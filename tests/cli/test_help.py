@@ -4,7 +4,6 @@ import sys
 
 import pytest
 from click.testing import CliRunner
-
 from ggtune.cli import cli
 
 COMMANDS = ["run", "train", "export-lora", "package", "ask", "convert", "finetune", "demo"]

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import gguf
 import pytest
-
 from ggtune.cli.old_flags import LOST_FLAGS
 from ggtune.demo import DATA, MODEL
 
@@ -81,7 +80,8 @@ def test_every_old_flag_is_taken(ggtune) -> None:  # type: ignore[no-untyped-def
     given = [part for name, (takes_value, _) in LOST_FLAGS.items() for part in ([name, "1"] if takes_value else [name])]
     meant = """--model-base none.gguf --train-data none.txt --lora-out l.bin --checkpoint-out c-ITERATION.gguf
     --save-every 10 --sample-start x --include-sample-start --escape --overlapping-samples --separate-with-eos
-    --separate-with-bos -c 128 -t 1 -b 8 --grad-acc 2 --epochs -1 --adam-iter 256 --adam-alpha 1e-3 --adam-min-alpha 1e-4
+    --separate-with-bos -c 128 -t 1 -b 8 --grad-acc 2 --epochs -1 --adam-iter 256 --adam-alpha 1e-3
+    --adam-min-alpha 1e-4
     --adam-decay 0.1 --adam-beta1 0.9 --adam-beta2 0.999 --adam-gclip 1.0 --warmup 100 --cos-decay-steps 1000
     --cos-decay-min 0.1 --lora-r 4 --lora-alpha 4 --seed 1 -ngl 0 --use-checkpointing"""
     result = ggtune("finetune", *given, *meant.split())
@@ -96,7 +96,9 @@ def test_run_makes_a_model_and_ask_answers(ggtune, tmp_path, table, rows) -> Non
     out = tmp_path / "Bees & more"
     result = ggtune("run", table, "--model", MODEL, "--out", out, *SMALL, "--epochs", 1, "--store", tmp_path / "store")
     assert result.exit_code == 0, result.output
-    assert {"adapter.gguf", "model.gguf", "Modelfile", "metrics.jsonl", "config.json"} <= {p.name for p in out.iterdir()}
+    assert {"adapter.gguf", "model.gguf", "Modelfile", "metrics.jsonl", "config.json"} <= {
+        p.name for p in out.iterdir()
+    }
     assert (tmp_path / "store/manifests/registry.ollama.ai/library/bees-more/latest").exists()
     live = ggtune("ask", "--model", MODEL, "--lora", out / "adapter.gguf", rows[0][0], "--max-tokens", 8)
     merged = ggtune("ask", "--model", out / "model.gguf", rows[0][0], "--max-tokens", 8)

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import gguf
 import numpy as np
+from ggtune import _core
 from gguf import GGMLQuantizationType as QuantizationType
 from numpy.typing import NDArray
-
-from ggtune import _core
 
 N_EMBD = 256  # the block of K- and IQ-quants
 N_FF = 512
@@ -93,7 +92,7 @@ def write_adapter(
     architecture: str = "llama",
     adapter_type: str = "lora",
     general_type: str = "adapter",
-    type: str = "f32",
+    tensor_type: str = "f32",
 ) -> Path:
     """A LoRA adapter with A ``(rank, n_in)`` and B ``(n_out, rank)`` for each base tensor's name."""
     writer = gguf.GGUFWriter(path, architecture)
@@ -102,8 +101,8 @@ def write_adapter(
     writer.add_string("adapter.type", adapter_type)
     writer.add_float32("adapter.lora.alpha", alpha)
     for name, (a, b) in pairs.items():
-        add_tensor(writer, f"{name}.lora_a", a, type)
-        add_tensor(writer, f"{name}.lora_b", b, type)
+        add_tensor(writer, f"{name}.lora_a", a, tensor_type)
+        add_tensor(writer, f"{name}.lora_b", b, tensor_type)
     return finish(writer)
 
 
@@ -120,13 +119,13 @@ def random_pairs(
     return pairs
 
 
-def add_tensor(writer: gguf.GGUFWriter, name: str, array: NDArray[np.float32], type: str) -> None:
+def add_tensor(writer: gguf.GGUFWriter, name: str, array: NDArray[np.float32], tensor_type: str) -> None:
     """Add a tensor in a ggml type, quantized by ggml."""
-    if type == "f32":
+    if tensor_type == "f32":
         writer.add_tensor(name, np.ascontiguousarray(array, dtype=np.float32))
     else:
-        data = _core.quantize(type, np.atleast_2d(array))
-        writer.add_tensor(name, data if array.ndim > 1 else data[0], raw_dtype=QuantizationType[type.upper()])
+        data = _core.quantize(tensor_type, np.atleast_2d(array))
+        writer.add_tensor(name, data if array.ndim > 1 else data[0], raw_dtype=QuantizationType[tensor_type.upper()])
 
 
 def finish(writer: gguf.GGUFWriter) -> Path:
@@ -155,3 +154,8 @@ def field(path: Path, key: str) -> object:
     """A key's value, None where it is missing."""
     entry = gguf.GGUFReader(path).get_field(key)
     return None if entry is None else entry.contents()
+
+
+def names(folder: Path) -> list[str]:
+    """What lies in a folder."""
+    return sorted(path.name for path in folder.iterdir())

@@ -10,10 +10,9 @@ import gguf
 import gguf_files
 import numpy as np
 import pytest
-from gguf_files import VOCABULARY, model_arrays, write_adapter, write_model
-
 from ggtune import _core
 from ggtune.errors import ModelError
+from gguf_files import VOCABULARY, model_arrays, write_adapter, write_model
 
 N_MUTATIONS = 3000
 
@@ -56,9 +55,9 @@ def text(value: str) -> bytes:
     return struct.pack("<Q", len(value.encode())) + value.encode()
 
 
-def tensor(name: str = "t", ne: tuple[int, ...] = (32,), type: int = 0, offset: int = 0) -> bytes:
+def tensor(name: str = "t", ne: tuple[int, ...] = (32,), ggml_type: int = 0, offset: int = 0) -> bytes:
     dims = struct.pack(f"<I{len(ne)}q", len(ne), *ne)
-    return text(name) + dims + struct.pack("<IQ", type, offset)
+    return text(name) + dims + struct.pack("<IQ", ggml_type, offset)
 
 
 def test_whole_models(model: Path, tmp_path: Path) -> None:
@@ -108,9 +107,9 @@ HEADERS: list[tuple[bytes, str]] = [
     (header(n_tensors=1) + tensor(ne=(32, 0)) + bytes(256), "the shape [32, 0]"),
     (header(n_tensors=1) + tensor(ne=(-32,)) + bytes(256), "the shape [-32]"),
     (header(n_tensors=1) + tensor(ne=(2**32, 2**32)) + bytes(256), "the shape"),
-    (header(n_tensors=1) + tensor(type=4) + bytes(256), "no longer reads"),
-    (header(n_tensors=1) + tensor(type=1000) + bytes(256), "unknown type 1000"),
-    (header(n_tensors=1) + tensor(type=12) + bytes(256), "not a multiple of the 256"),
+    (header(n_tensors=1) + tensor(ggml_type=4) + bytes(256), "no longer reads"),
+    (header(n_tensors=1) + tensor(ggml_type=1000) + bytes(256), "unknown type 1000"),
+    (header(n_tensors=1) + tensor(ggml_type=12) + bytes(256), "not a multiple of the 256"),
     (header(n_tensors=1) + tensor(offset=32) + bytes(256), "0 is expected"),
     (header(n_tensors=2) + tensor() + tensor(name="u", offset=64) + bytes(256), "128 is expected"),
     (header(n_tensors=1) + tensor(ne=(2**40,)) + bytes(256), "truncated"),
@@ -231,7 +230,6 @@ def test_mutated_files(mutate: Callable[[bytearray, np.random.Generator], None],
         path.write_bytes(data)
         try:
             _core.check_gguf(str(path))
-        except ModelError as error:
-            assert str(error)
+        except ModelError:  # anything else fails the test
             n_refused += 1
     assert n_refused > N_MUTATIONS // 20

@@ -12,10 +12,9 @@ import gguf
 import gguf_files
 import numpy as np
 import pytest
-from gguf_files import LINEARS, N_EMBD, N_LAYER, Arrays, model_arrays, random_pairs, write_adapter, write_model
-
 from ggtune import _core
 from ggtune.errors import GgtuneError, ModelError
+from gguf_files import LINEARS, N_EMBD, N_LAYER, Arrays, model_arrays, random_pairs, write_adapter, write_model
 
 ADAPTED = [f"blk.{layer}.{kind}.weight" for layer in range(N_LAYER) for kind in LINEARS]
 QUERY = "blk.0.attn_q.weight"
@@ -62,7 +61,7 @@ def test_f32_merge_equals_numpy(base: Path, adapter: Path, arrays: Arrays, tmp_p
         expected = array + 0.5 * 8.0 / 4 * (b @ a)
         assert np.abs(merged - expected).max() < 1e-6
         assert np.abs(merged - array).max() > 1e-2
-    assert os.listdir(tmp_path) == ["merged.gguf"]
+    assert gguf_files.names(tmp_path) == ["merged.gguf"]
 
 
 def test_two_adapters_add_up(base: Path, arrays: Arrays, tmp_path: Path) -> None:
@@ -95,9 +94,9 @@ def test_embedding_pair_is_flipped(base: Path, arrays: Arrays, tmp_path: Path) -
     assert counts["n_changed_rows"] == n_vocab - 1
 
 
-@pytest.mark.parametrize("type", ["f16", "bf16", "q8_0", "q4_0", "q2_K", "q3_K", "q4_K", "q5_K", "q6_K", "iq4_xs"])
-def test_types_and_other_bytes_are_kept(type: str, adapter: Path, arrays: Arrays, tmp_path: Path) -> None:
-    types = {name: type for name in ADAPTED} | {"output.weight": "q6_K", QUERY: "q8_0"}
+@pytest.mark.parametrize("ggml_type", ["f16", "bf16", "q8_0", "q4_0", "q2_K", "q3_K", "q4_K", "q5_K", "q6_K", "iq4_xs"])
+def test_types_and_other_bytes_are_kept(ggml_type: str, adapter: Path, arrays: Arrays, tmp_path: Path) -> None:
+    types = dict.fromkeys(ADAPTED, ggml_type) | {"output.weight": "q6_K", QUERY: "q8_0"}
     base = write_model(tmp_path / "base.gguf", arrays, types=types, file_type=17)
     output = tmp_path / "merged.gguf"
     _core.merge(str(base), [(str(adapter), 1.0)], str(output), threads=2)
@@ -212,11 +211,11 @@ def test_alignment_of_the_base_is_kept(arrays: Arrays, tmp_path: Path) -> None:
 def failing_merge(base: Path, adapter: Path | list[tuple[str, float]], output: Path, **options: object) -> str:
     """The message of a merge that has to fail and to leave nothing behind."""
     folder = output.parent
-    before = sorted(os.listdir(folder)) if folder.is_dir() else None
+    before = gguf_files.names(folder) if folder.is_dir() else None
     adapters = adapter if isinstance(adapter, list) else [(str(adapter), 1.0)]
     with pytest.raises(GgtuneError) as caught:
         _core.merge(str(base), adapters, str(output), **options)  # type: ignore[arg-type]
-    assert (sorted(os.listdir(folder)) if folder.is_dir() else None) == before
+    assert (gguf_files.names(folder) if folder.is_dir() else None) == before
     return str(caught.value)
 
 
@@ -360,7 +359,7 @@ def test_interrupt_leaves_nothing_behind(arrays: Arrays, tmp_path: Path) -> None
     with pytest.raises(KeyboardInterrupt):
         _core.merge(str(base), [(str(adapter), 1.0)], str(tmp_path / "merged.gguf"), outtype="iq3_s")
     assert time.monotonic() - sent < 0.5
-    assert sorted(os.listdir(tmp_path)) == ["adapter.gguf", "base.gguf"]
+    assert gguf_files.names(tmp_path) == ["adapter.gguf", "base.gguf"]
 
 
 def test_errors_of_files_are_model_errors(base: Path, tmp_path: Path) -> None:

@@ -10,10 +10,9 @@ import gguf_files
 import numpy as np
 import psutil
 import pytest
-from gguf_files import VOCABULARY, model_arrays, write_model
-
 from ggtune import _core
 from ggtune.errors import GgtuneError, ModelError
+from gguf_files import VOCABULARY, model_arrays, write_model
 
 # The largest relative error (root mean square) that each type may have on normally distributed values.
 ERRORS = {
@@ -38,26 +37,28 @@ ERRORS = {
 }
 
 
-@pytest.mark.parametrize("type", ERRORS)
-def test_round_trip(type: str) -> None:
+@pytest.mark.parametrize("ggml_type", ERRORS)
+def test_round_trip(ggml_type: str) -> None:
     values = np.random.default_rng(0).normal(size=(8, 512)).astype(np.float32)
-    data = _core.quantize(type, values)
+    data = _core.quantize(ggml_type, values)
     assert data.dtype == np.uint8
-    assert data.shape == gguf.quants.quant_shape_to_byte_shape(values.shape, gguf.GGMLQuantizationType[type.upper()])
-    back = _core.dequantize(type.upper(), data, 512)
+    assert data.shape == gguf.quants.quant_shape_to_byte_shape(
+        values.shape, gguf.GGMLQuantizationType[ggml_type.upper()]
+    )
+    back = _core.dequantize(ggml_type.upper(), data, 512)
     assert back.shape == values.shape
     assert back.dtype == np.float32
     error = np.sqrt(np.mean((back - values) ** 2) / np.mean(values**2))
-    assert error <= ERRORS[type]
-    assert ERRORS[type] == 0 or error > ERRORS[type] / 10
+    assert error <= ERRORS[ggml_type]
+    assert ERRORS[ggml_type] == 0 or error > ERRORS[ggml_type] / 10
 
 
-@pytest.mark.parametrize("type", ["f16", "bf16", "q8_0", "q4_0", "q4_K", "q5_K", "q6_K", "q3_K", "q2_K", "iq4_xs"])
-def test_dequantize_agrees_with_gguf_py(type: str) -> None:
-    kind = gguf.GGMLQuantizationType[type.upper()]
-    data = _core.quantize(type, np.random.default_rng(1).normal(size=(4, 512)).astype(np.float32))
+@pytest.mark.parametrize("ggml_type", ["f16", "bf16", "q8_0", "q4_0", "q4_K", "q5_K", "q6_K", "q3_K", "q2_K", "iq4_xs"])
+def test_dequantize_agrees_with_gguf_py(ggml_type: str) -> None:
+    kind = gguf.GGMLQuantizationType[ggml_type.upper()]
+    data = _core.quantize(ggml_type, np.random.default_rng(1).normal(size=(4, 512)).astype(np.float32))
     expected = gguf.quants.dequantize(data, kind)
-    assert np.abs(_core.dequantize(type, data, 512) - expected).max() < 1e-6
+    assert np.abs(_core.dequantize(ggml_type, data, 512) - expected).max() < 1e-6
 
 
 def test_wrong_arrays() -> None:
@@ -74,38 +75,38 @@ def test_wrong_arrays() -> None:
         _core.dequantize("q4_K", np.zeros(144, np.uint8), 100)
     with pytest.raises(GgtuneError, match="no multiple of the 144"):
         _core.dequantize("q4_K", np.zeros(100, np.uint8), 256)
-    for bad, type in ((np.nan, "q4_K"), (np.inf, "iq4_nl"), (1e5, "f16")):
+    for bad, ggml_type in ((np.nan, "q4_K"), (np.inf, "iq4_nl"), (1e5, "f16")):
         with pytest.raises(GgtuneError, match="can't hold"):
-            _core.quantize(type, np.where(np.arange(512).reshape(2, 256) == 300, np.float32(bad), values))
+            _core.quantize(ggml_type, np.where(np.arange(512).reshape(2, 256) == 300, np.float32(bad), values))
 
 
 @pytest.mark.parametrize(
-    ("type", "expected"),
+    ("file_type", "expected"),
     [("Q8_0", {"Q8_0"}), ("q4_k_m", {"Q4_K", "Q6_K"}), ("F16", {"F16"}), ("IQ4_XS", {"IQ4_XS", "Q5_K", "Q6_K"})],
 )
-def test_quantize_model(type: str, expected: set[str], tmp_path: Path) -> None:
+def test_quantize_model(file_type: str, expected: set[str], tmp_path: Path) -> None:
     source = write_model(tmp_path / "source.gguf")
     output = tmp_path / "output.gguf"
-    _core.quantize_model(str(source), str(output), type, threads=2)
+    _core.quantize_model(str(source), str(output), file_type, threads=2)
     tensors = gguf_files.tensors(output)
     assert {each.tensor_type.name for each in tensors.values() if len(each.shape) > 1} <= expected
-    assert tensors["blk.0.ffn_up.weight"].tensor_type.name == type.upper().removesuffix("_M")
+    assert tensors["blk.0.ffn_up.weight"].tensor_type.name == file_type.upper().removesuffix("_M")
     original = model_arrays()["blk.0.ffn_up.weight"]
     assert np.abs(gguf_files.values(output, "blk.0.ffn_up.weight") - original).max() < 0.03
     assert gguf_files.field(output, "tokenizer.ggml.tokens") == VOCABULARY
-    assert sorted(os.listdir(tmp_path)) == ["output.gguf", "source.gguf"]
+    assert gguf_files.names(tmp_path) == ["output.gguf", "source.gguf"]
 
 
 def test_wrong_models(tmp_path: Path) -> None:
     source = write_model(tmp_path / "source.gguf")
     quantized = write_model(tmp_path / "quantized.gguf", types="q8_0")
     output = tmp_path / "output.gguf"
-    before = sorted(os.listdir(tmp_path))
+    before = gguf_files.names(tmp_path)
 
-    def message(source: Path, output: Path, type: str) -> str:
+    def message(source: Path, output: Path, file_type: str) -> str:
         with pytest.raises(GgtuneError) as caught:
-            _core.quantize_model(str(source), str(output), type)
-        assert sorted(os.listdir(tmp_path)) == before
+            _core.quantize_model(str(source), str(output), file_type)
+        assert gguf_files.names(tmp_path) == before
         return str(caught.value)
 
     assert "unknown file type 'Q9'" in message(source, output, "Q9")
@@ -122,7 +123,7 @@ def test_values_that_are_not_finite(tmp_path: Path) -> None:
     source = write_model(tmp_path / "source.gguf", arrays)
     with pytest.raises(GgtuneError, match=r"source\.gguf: can't be quantized to Q8_0: .*blk\.0\.ffn_up\.weight"):
         _core.quantize_model(str(source), str(tmp_path / "output.gguf"), "Q8_0")
-    assert os.listdir(tmp_path) == ["source.gguf"]
+    assert gguf_files.names(tmp_path) == ["source.gguf"]
 
 
 def test_truncated_model(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from ggtune.config import TrainConfig
 from ggtune.errors import GgtuneError
 from ggtune.train.adapter_file import AdapterFile, write_adapter
@@ -67,7 +66,7 @@ def test_truncated_files_are_refused(tmp_path: Path, share: float) -> None:
     save_checkpoint(path, make_checkpoint())
     whole = path.read_bytes()
     path.write_bytes(whole[: int(len(whole) * share)])
-    with pytest.raises(GgtuneError, match="c.gguf"):
+    with pytest.raises(GgtuneError, match=r"c\.gguf"):
         load_checkpoint(path)
 
 
@@ -101,9 +100,14 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "c.gguf"
     save_checkpoint(path, make_checkpoint())
     before = path.read_bytes()
-    with pytest.raises(GgtuneError, match="No space left"), replacing(path) as temporary:
-        temporary.write_bytes(before[:100])
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def fill_the_disk() -> None:
+        with replacing(path) as temporary:
+            temporary.write_bytes(before[:100])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(GgtuneError, match="No space left"):
+        fill_the_disk()
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["c.gguf"]
 

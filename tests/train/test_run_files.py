@@ -6,7 +6,6 @@ import signal
 from pathlib import Path
 
 import pytest
-
 from ggtune.errors import GgtuneError
 from ggtune.system import available_memory, available_threads, format_bytes
 from ggtune.train.interrupts import Interrupts
@@ -54,7 +53,8 @@ def test_a_line_has_all_figures() -> None:
     }
     line = step_line(record, held_out=2.0, total_steps=9, eta_s=3600)
     assert line == (
-        "step 3/9  epoch 0.50  loss 1.2500  smoothed 1.5000  held-out 2.0000  100 tokens/s  elapsed 0:01:01  ETA 1:00:00"
+        "step 3/9  epoch 0.50  loss 1.2500  smoothed 1.5000  held-out 2.0000  100 tokens/s  "
+        "elapsed 0:01:01  ETA 1:00:00"
     )
     assert format_duration(0.4) == "0:00:00"
 
@@ -70,9 +70,13 @@ def test_a_signal_waits_for_what_must_be_whole() -> None:
 
 
 def test_a_signal_ends_what_may_be_given_up() -> None:
-    with Interrupts() as interrupts, pytest.raises(KeyboardInterrupt), interrupts.allowed():
-        os.kill(os.getpid(), signal.SIGINT)
-        signal.pause()
+    def work(interrupts: Interrupts) -> None:
+        with interrupts.allowed():
+            os.kill(os.getpid(), signal.SIGINT)
+            signal.pause()
+
+    with Interrupts() as interrupts, pytest.raises(KeyboardInterrupt):
+        work(interrupts)
 
 
 @pytest.mark.parametrize(
@@ -85,9 +89,7 @@ def test_a_signal_ends_what_may_be_given_up() -> None:
         ("3:cpu,cpuacct:/box", {"cpu/box/cpu.cfs_quota_us": "-1", "cpu/box/cpu.cfs_period_us": "100000"}, None),
     ],
 )
-def test_threads_follow_the_quota(
-    tmp_path: Path, membership: str, files: dict[str, str], expected: int | None
-) -> None:
+def test_threads_follow_the_quota(tmp_path: Path, membership: str, files: dict[str, str], expected: int | None) -> None:
     (tmp_path / "proc/self").mkdir(parents=True)
     (tmp_path / "proc/self/cgroup").write_text(membership + "\n")
     for name, text in files.items():

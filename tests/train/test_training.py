@@ -4,14 +4,12 @@ import dataclasses
 import json
 import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import gguf
 import numpy as np
 import pytest
-
 from ggtune.config import TrainConfig
 from ggtune.demo import DATA, MODEL
 from ggtune.errors import GgtuneError
@@ -204,8 +202,8 @@ class Recording(TrainConfig):
 
 
 @pytest.fixture
-def recording() -> Iterator[Recording]:
-    yield Recording(**{**config().to_dict(), "targets": ("attn_q",), "max_steps": 1})
+def recording() -> Recording:
+    return Recording(**{**config().to_dict(), "targets": ("attn_q",), "max_steps": 1})
 
 
 def test_every_setting_is_read(tmp_path: Path, recording: Recording) -> None:

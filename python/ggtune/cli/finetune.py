@@ -53,7 +53,7 @@ def command(context: click.Context, /, **options: Any) -> None:
         config,
         outputs,
         checkpoint,
-        resume_hint=f"the same command, with --checkpoint-in {outputs.checkpoint} (ITERATION: the step)",
+        resume_hint="the same command with that file for --checkpoint-in",
     )
     click.echo(f"Adapter: {result.adapter}")
 

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import time
+from collections import deque
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ggtune.config import TrainConfig
 from ggtune.errors import GgtuneError
+from ggtune.system import format_bytes, peak_memory
 from ggtune.train.adapter_file import adapter_content, write_adapter
 from ggtune.train.checkpoint import Checkpoint, State, remove_old_checkpoints, save_checkpoint
 from ggtune.train.interrupts import Interrupts, RunInterruptedError
@@ -23,6 +25,8 @@ from ggtune.train.schedule import Schedule
 
 if TYPE_CHECKING:
     from ggtune._core import Trainer
+
+_ETA_STEPS = 50  # the last steps, whose mean time tells when the run ends
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,7 @@ class Loop:
         )
         self._interrupts = Interrupts()
         self._started = time.monotonic()
-        self._first_step = state.step
+        self._step_times_s: deque[float] = deque(maxlen=_ETA_STEPS)
         self._elapsed_before_s = state.elapsed_s
         self._n_tokens = 0
         self._last_loss: float | None = None
@@ -162,6 +166,7 @@ class Loop:
         self._last_loss = loss
         self._n_tokens += n_tokens
         seconds = time.monotonic() - started
+        self._step_times_s.append(seconds)
         self._state = dataclasses.replace(
             self._state,
             step=self._state.step + 1,
@@ -194,10 +199,10 @@ class Loop:
         self._show(record)
 
     def _show(self, record: Mapping[str, Any]) -> None:
-        done = self._state.step - self._first_step
         eta = None
-        if self._total is not None and done > 0:
-            eta = self._session_s() / done * (self._total - self._state.step)
+        if self._total is not None and self._step_times_s:
+            mean_s = sum(self._step_times_s) / len(self._step_times_s)
+            eta = mean_s * (self._total - self._state.step)
         self._progress.step(record, held_out=self._monitor.held_out, total_steps=self._total, eta_s=eta)
 
     def _evaluate(self) -> float:
@@ -245,6 +250,6 @@ def describe(result: Result) -> list[str]:
     if result.seconds > 0:
         lines.append(
             f"{result.n_tokens} tokens in {format_duration(result.seconds)}, "
-            f"{result.n_tokens / result.seconds:.0f} tokens/s."
+            f"{result.n_tokens / result.seconds:.0f} tokens/s; peak memory {format_bytes(peak_memory())}."
         )
     return lines

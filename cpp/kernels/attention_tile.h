@@ -1,0 +1,147 @@
+// What the forward and the backward of attention share: tiles of queries by keys, their masks and products. Private to
+// cpp/kernels.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <new>
+#include <vector>
+
+#include "kernels/attention.h"
+#include "kernels/blocked_product.h"
+#include "kernels/microkernel.h"
+#include "kernels/partition.h"
+#include "kernels/simd.h"
+#include "kernels/vector_math.h"
+
+namespace ggtune::kernels::detail {
+
+// Rows of a register block, whatever its width.
+inline constexpr int64_t kBlockRows = max_block_rows(simd::kPanelVectors);
+inline constexpr int64_t kQueryTile = 96;
+inline constexpr int64_t kKeyTile = 192;
+// Row stride of a tile of scores. Not a power of two: its columns are read, too.
+inline constexpr int64_t kScoreStride = kKeyTile + 16;
+inline constexpr int64_t kQueryBlocks = kQueryTile / kBlockRows;
+inline constexpr int64_t kKeyBlocks = (kKeyTile + kBlockRows - 1) / kBlockRows;
+static_assert(kQueryTile % kBlockRows == 0 && kKeyTile % kPanelCols == 0);
+
+inline constexpr double kLn2 = 0.69314718055994530942;
+
+// Scratch on cache line boundaries (a vector load across two lines costs two).
+class AlignedFloats {
+  public:
+    AlignedFloats() = default;
+    AlignedFloats(const AlignedFloats &) = delete;
+    AlignedFloats & operator=(const AlignedFloats &) = delete;
+    ~AlignedFloats() { release(); }
+
+    // At least n floats, old contents lost.
+    float * reserve(int64_t n) {
+        if (n > size_) {
+            release();
+            data_ = static_cast<float *>(::operator new(static_cast<size_t>(n) * sizeof(float), kAlignment));
+            size_ = n;
+        }
+        return data_;
+    }
+
+  private:
+    static constexpr std::align_val_t kAlignment{64};
+
+    void release() {
+        ::operator delete(data_, kAlignment);
+        data_ = nullptr;
+        size_ = 0;
+    }
+
+    float * data_ = nullptr;
+    int64_t size_ = 0;
+};
+
+// A run of tokens that sees no other key and whose keys no other token sees: a sample, or short ones together.
+// Found from the masks alone; independent of the number of threads.
+std::vector<Range> independent_runs(const AttentionShape & shape);
+
+// Number of (token, key) pairs of these tokens that see each other.
+int64_t count_pairs(const AttentionShape & shape, Range tokens);
+
+// From the first to the last key that one of these tokens sees; empty if there is none.
+Range visible_keys(const AttentionShape & shape, Range tokens);
+
+// Which keys of a tile its queries see, by row and by register block; all relative to the tile.
+struct TileMask {
+    int64_t n_queries;
+    int64_t n_keys;
+    bool full;  // every query sees every key
+    int32_t begin[kQueryTile], end[kQueryTile];
+    int32_t block_begin[kQueryBlocks], block_end[kQueryBlocks];      // keys that a block of queries sees
+    int32_t key_block_begin[kKeyBlocks], key_block_end[kKeyBlocks];  // queries that see a block of keys
+
+    // False where no query sees a key.
+    bool build(const AttentionShape & shape, Range queries, Range keys);
+
+    // Columns of a row that hold scores: the block's keys, widened to whole vectors.
+    int64_t first_column(int64_t row) const { return block_begin[row / kBlockRows] / kWidth * kWidth; }
+    int64_t end_column(int64_t row) const { return round_up(block_end[row / kBlockRows], kWidth); }
+};
+
+// n rows of dim floats to rows of `padded_dim` (zeros after dim).
+void copy_rows(const float * source, int64_t stride, int64_t n, int64_t dim, float * rows, int64_t padded_dim);
+
+// n rows of dim floats, transposed, to panels of kPanelCols rows: element (row, i) of a panel at i * kPanelCols + row.
+// Takes round_up(n, kPanelCols) * dim floats, zeros up to a multiple of kWidth rows.
+void pack_transposed(const float * source, int64_t stride, int64_t n, int64_t dim, float * panels);
+
+// scores = alpha * queries * keys^T where the mask is open; queries [n_queries][padded_dim], keys as pack_transposed().
+void score_product(const TileMask & mask, const float * queries, const float * key_panels, int64_t dim, float alpha,
+                   float * scores);
+
+// result [n_queries] += alpha * weights * rows, rows [n_keys][padded_dim]; weights are scores.
+void multiply_keys(const TileMask & mask, const float * weights, const float * rows, int64_t dim, float alpha,
+                   float * result, int64_t result_stride);
+
+// result [n_keys][padded_dim] += alpha * weights^T * rows, rows [n_queries][padded_dim]. Weights are read where a block
+// of keys is seen by some query of the tile.
+void multiply_queries(const TileMask & mask, const float * weights, const float * rows, int64_t dim, float alpha,
+                      float * result);
+
+// Logits are held to the base 2 in the tiles: this is what the product q . k is multiplied by.
+inline float product_factor(const AttentionShape & shape) {
+    return static_cast<float>(shape.softcap == 0.0f ? static_cast<double>(shape.pre_scale) * shape.post_scale / kLn2
+                                                    : static_cast<double>(shape.pre_scale));
+}
+
+// Soft cap and post_scale / ln 2 on the scores, where there is a soft cap; then -infinity beyond the mask.
+void cap_and_mask(const AttentionShape & shape, const TileMask & mask, float * scores);
+
+// 2^x for x <= 127, 0 below -125, relative error 1e-7; NaN stays NaN. Polynomial: minimax fit to [-0.5, 0.5].
+inline simd::Vec exp2(simd::Vec x) {
+    using simd::IntVec;
+    using simd::Vec;
+    // Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits.
+    constexpr float kRound = 12582912.0f;
+    static constexpr float kExp2[] = {1.000000001f,    0.6931472057f,  0.2402264689f,   0.05550328777f,
+                                      0.009618488957f, 0.001339993122f, 0.0001534581196f};
+    const Vec shifted = x + kRound;
+    const Vec mantissa = simd::polynomial(kExp2, x - (shifted - kRound));
+    const Vec power = (Vec)((IntVec)mantissa + ((IntVec)shifted << 23));
+    return x < simd::splat(-125.0f) ? simd::splat(0.0f) : power;
+}
+
+typedef float QuarterVec __attribute__((vector_size(16)));
+
+// Sum of the lanes, pairwise.
+inline float lane_sum(simd::Vec v) {
+    QuarterVec parts[kWidth / 4];
+    std::memcpy(parts, &v, sizeof v);
+    for (int64_t n = kWidth / 8; n > 0; n /= 2) {
+        for (int64_t i = 0; i < n; ++i) {
+            parts[i] += parts[i + n];
+        }
+    }
+    return (parts[0][0] + parts[0][2]) + (parts[0][1] + parts[0][3]);
+}
+
+}  // namespace ggtune::kernels::detail

@@ -1,0 +1,24 @@
+// Quantized weights as unsigned bytes with scales, the form that int8 dot products take. Private to cpp/kernels.
+#pragma once
+
+#include <ggml.h>
+
+#include <cstdint>
+
+namespace ggtune::kernels::detail {
+
+// How a weight type is written as bytes: weight = scale * (value - offset) - min, with one scale and one min for each
+// sub_block consecutive values of a row.
+struct Int8Format {
+    int64_t sub_block;  // 16 or 32
+    int32_t offset;
+    bool has_min;
+    // Unpacks n values stored at src, n a multiple of the type's block: values [n], scales and mins [n / sub_block];
+    // mins are left alone unless has_min.
+    void (*unpack)(const uint8_t * src, int64_t n, uint8_t * values, float * scales, float * mins);
+};
+
+// The format of a type, nullptr for a type that has none.
+const Int8Format * int8_format(ggml_type type);
+
+}  // namespace ggtune::kernels::detail

@@ -1,0 +1,542 @@
+"""The native module's adapter, trainer and generator: what repeats, what is refused, what can be interrupted."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+
+import gguf_files
+import numpy as np
+import pytest
+from ggtune import _core
+from ggtune._core import Adapter, Generator, Model, Trainer
+from ggtune.demo import MODEL
+from ggtune.errors import GgtuneError
+from numpy.typing import NDArray
+
+Batch = tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32], NDArray[np.int32], NDArray[np.float32]]
+
+LINEARS = list(gguf_files.LINEARS)
+CONTEXT = 64
+N_VOCAB = len(gguf_files.VOCABULARY)
+
+TYPES = ["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q2_K", "q3_K", "q4_K", "q5_K", "q6_K"]
+TYPES += ["iq4_nl", "iq4_xs", "iq3_s", "iq3_xxs", "iq2_s", "mxfp4", "tq1_0", "tq2_0"]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """A quantized llama of two layers."""
+    return Model(str(gguf_files.write_model(tmp_path_factory.mktemp("tiny") / "tiny.gguf", types="q4_K")))
+
+
+@pytest.fixture(scope="module")
+def demo() -> Model:
+    return Model(str(MODEL))
+
+
+@pytest.fixture
+def trainer(tiny: Model) -> Trainer:
+    return make_trainer(tiny)
+
+
+def make_adapter(model: Model, *, rank: int = 4, seed: int = 0) -> Adapter:
+    """An adapter on all linears whose B is random as well."""
+    adapter = Adapter(model, rank=rank, alpha=float(rank), targets=LINEARS, seed=seed)
+    rng = np.random.default_rng(seed)
+    for name in adapter.tensor_names():
+        if name.endswith(".lora_b"):
+            adapter.set(name, rng.normal(0, 0.1, adapter.get(name).shape).astype(np.float32))
+    return adapter
+
+
+def make_trainer(model: Model, *, threads: int = 1, recompute: bool = False, dropout: float = 0.0, seed: int = 0) -> Trainer:
+    return Trainer(
+        model,
+        make_adapter(model),
+        context=CONTEXT,
+        threads=threads,
+        recompute=recompute,
+        dropout=dropout,
+        seed=seed,
+    )
+
+
+def make_batch(n_sequences: int = 2, length: int = 12, n_vocab: int = N_VOCAB, seed: int = 0) -> Batch:
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(0, n_vocab, (n_sequences, length + 1)).astype(np.int32)
+    return (
+        tokens[:, :-1].reshape(-1),
+        np.tile(np.arange(length, dtype=np.int32), n_sequences),
+        np.repeat(np.arange(n_sequences, dtype=np.int32), length),
+        tokens[:, 1:].reshape(-1),
+        np.ones(n_sequences * length, np.float32),
+    )
+
+
+def same_bits(left: dict[str, NDArray[np.float32]], right: dict[str, NDArray[np.float32]]) -> bool:
+    return left.keys() == right.keys() and all(np.array_equal(left[name], right[name]) for name in left)
+
+
+# --- the gradient through a quantized weight
+
+
+@pytest.mark.parametrize("ggml_type", TYPES)
+def test_weight_gradient(ggml_type: str) -> None:
+    """Every type that ggml quantizes without an importance matrix. The others (IQ1_S, IQ1_M, IQ2_XXS, IQ2_XS) need one,
+    which `quantize` does not take: the C++ test of the kernels covers them with a matrix of ones."""
+    rng = np.random.default_rng(0)
+    n_in, n_out = 512, 70  # no multiple of a tile
+    weight = _core.quantize(ggml_type, rng.normal(size=(n_out, n_in)).astype(np.float32))
+    dequantized = _core.dequantize(ggml_type, weight, n_in).astype(np.float64)
+    for n_tokens in (1, 37):
+        d_output = rng.normal(size=(n_tokens, n_out)).astype(np.float32)
+        expected = d_output.astype(np.float64) @ dequantized
+        reference = _core.weight_gradient_input(ggml_type, weight, d_output, n_in, reference=True)
+        results = [_core.weight_gradient_input(ggml_type, weight, d_output, n_in, threads=n) for n in (1, 2, 3)]
+        for each in (reference, *results):
+            assert each.shape == expected.shape
+            assert np.linalg.norm(each - expected) < 1e-5 * np.linalg.norm(expected)
+        assert np.linalg.norm(results[0] - reference) < 1e-5 * np.linalg.norm(reference)
+        assert all(np.array_equal(results[0], each) for each in results[1:])
+
+
+def test_weight_gradient_of_a_wrong_shape() -> None:
+    weight = _core.quantize("q8_0", np.ones((4, 64), np.float32))
+    for d_output, n_in in ((np.ones((2, 5)), 64), (np.ones((2, 4)), 32), (np.ones((2, 4)), 0), (np.ones(4), 64)):
+        with pytest.raises(GgtuneError, match="a row of n_in values of type q8_0 for each column"):
+            _core.weight_gradient_input("q8_0", weight, d_output.astype(np.float32), n_in)
+
+
+# --- adapters
+
+
+def test_an_adapter_follows_from_its_seed(tiny: Model) -> None:
+    first, again, other = (Adapter(tiny, rank=4, alpha=4.0, targets=LINEARS, seed=seed) for seed in (1, 1, 2))
+    names = first.tensor_names()
+    assert len(names) == 2 * gguf_files.N_LAYER * len(LINEARS)
+    a_names = [name for name in names if name.endswith(".lora_a")]
+    assert all(np.array_equal(first.get(name), again.get(name)) for name in names)
+    assert all(not np.any(first.get(name)) for name in names if name.endswith(".lora_b"))
+    assert not any(np.array_equal(first.get(name), other.get(name)) for name in a_names)
+    of_one_shape = [first.get(name).tobytes() for name in a_names if first.get(name).shape == (4, gguf_files.N_EMBD)]
+    assert len(set(of_one_shape)) == len(of_one_shape) > 1  # a seed of its own per tensor
+    for name in a_names:
+        values = first.get(name)
+        assert values.std() == pytest.approx(values.shape[1] ** -0.5, rel=0.1)
+        assert abs(values.mean()) < 0.1 * values.shape[1] ** -0.5
+
+
+def test_a_tensor_does_not_depend_on_the_other_targets(tiny: Model) -> None:
+    name = "blk.1.attn_v.weight.lora_a"
+    every, one = (Adapter(tiny, rank=4, alpha=4.0, targets=targets, seed=3) for targets in (LINEARS, ["attn_v"]))
+    assert np.array_equal(every.get(name), one.get(name))
+    assert len(one.tensor_names()) == 2 * gguf_files.N_LAYER
+
+
+def test_rank_stabilized_scale(tiny: Model) -> None:
+    assert Adapter(tiny, rank=16, alpha=8.0, targets=["attn_q"], rslora=True).alpha == pytest.approx(32)
+    assert Adapter(tiny, rank=16, alpha=8.0, targets=["attn_q"]).alpha == 8
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rank": 0}, "rank must be at least 1, not 0"),
+        ({"rank": 1000}, "rank 1000 is more than blk.0.attn_q.weight has"),
+        ({"alpha": 0.0}, "alpha must be a number above 0"),
+        ({"alpha": -1.0}, "alpha must be a number above 0"),
+        ({"alpha": float("nan")}, "alpha must be a number above 0"),
+        ({"targets": ["output"]}, "no linear named 'output'; it has attn_k, .*ffn_up"),
+        ({"targets": []}, "no linear is chosen"),
+    ],
+)
+def test_wrong_adapters(tiny: Model, change: dict[str, object], message: str) -> None:
+    settings: dict[str, object] = {"rank": 4, "alpha": 4.0, "targets": ["attn_q"]}
+    with pytest.raises(GgtuneError, match=message):
+        Adapter(tiny, **(settings | change))  # type: ignore[arg-type]
+
+
+def test_wrong_adapter_tensors(tiny: Model) -> None:
+    adapter = Adapter(tiny, rank=4, alpha=4.0, targets=["attn_q"])
+    with pytest.raises(GgtuneError, match=r"no tensor blk\.0\.attn_k\.weight\.lora_a"):
+        adapter.get("blk.0.attn_k.weight.lora_a")
+    with pytest.raises(GgtuneError, match=r"has shape \(4, 256\)"):
+        adapter.set("blk.0.attn_q.weight.lora_a", np.zeros((256, 4), np.float32))
+
+
+# --- micro-batches
+
+
+def change_row(key: int, row: int, value: float) -> Callable[[Batch], Batch]:
+    def change(batch: Batch) -> Batch:
+        arrays = [array.copy() for array in batch]
+        arrays[key][row] = value
+        return tuple(arrays)  # type: ignore[return-value]
+
+    return change
+
+
+TOKENS, POSITIONS, SEQUENCES, TARGETS, WEIGHTS = range(5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (change_row(POSITIONS, 3, 7), "row 3 of a micro-batch: position 7 where 3 was expected"),
+        (change_row(POSITIONS, 12, 12), "row 12 of a micro-batch: position 12 where 0 was expected"),
+        (change_row(SEQUENCES, 23, 0), "row 23 of a micro-batch: sequence 0 is in two pieces"),
+        (change_row(SEQUENCES, 0, 256), "row 0 of a micro-batch: sequence 256 is not in 0 to 255"),
+        (change_row(SEQUENCES, 0, -1), "row 0 of a micro-batch: sequence -1 is not in 0 to 255"),
+        (change_row(TOKENS, 5, N_VOCAB), f"row 5 of a micro-batch: token {N_VOCAB} is not in the vocabulary"),
+        (change_row(TOKENS, 5, -1), "row 5 of a micro-batch: token -1 is not in the vocabulary"),
+        (change_row(TARGETS, 6, N_VOCAB), f"row 6 of a micro-batch: target {N_VOCAB} is not in the vocabulary"),
+        (change_row(WEIGHTS, 7, np.nan), "row 7 of a micro-batch: the weight is not finite"),
+        (change_row(WEIGHTS, 7, np.inf), "row 7 of a micro-batch: the weight is not finite"),
+        (lambda batch: tuple(array[:0] for array in batch), "at least one token"),
+        (lambda batch: (*batch[:4], batch[4][:-1]), "the same length"),
+        (lambda _: make_batch(1, CONTEXT + 1), "longer than the context of 64 tokens"),
+    ],
+)
+def test_wrong_micro_batches(trainer: Trainer, change: Callable[[Batch], Batch], message: str) -> None:
+    batch = make_batch()
+    for call in (trainer.accumulate, trainer.evaluate):
+        with pytest.raises(GgtuneError, match=message):
+            call(*change(batch))
+    assert trainer.n_micro_batches == 0
+    assert not any(np.any(gradient) for gradient in trainer.gradients().values())
+    assert np.isfinite(trainer.accumulate(*batch).loss_sum)
+
+
+def test_rows_without_weight_need_no_target(trainer: Trainer) -> None:
+    tokens, positions, sequences, targets, weights = make_batch()
+    weights[::2] = 0
+    expected = trainer.evaluate(tokens, positions, sequences, targets, weights)
+    targets[::2] = -1
+    result = trainer.evaluate(tokens, positions, sequences, targets, weights)
+    assert result.loss_sum == expected.loss_sum
+    assert (result.n_targets, result.n_tokens, result.weight_sum) == (12, 24, 12)
+
+
+def test_a_micro_batch_without_targets(trainer: Trainer) -> None:
+    result = trainer.accumulate(*make_batch()[:4], np.zeros(24, np.float32))
+    assert (result.loss_sum, result.weight_sum, result.n_targets, result.n_tokens) == (0, 0, 0, 24)
+    assert np.isnan(result.log_probs).all()
+    with pytest.raises(GgtuneError, match="nothing to step on"):
+        trainer.step(1e-3)
+
+
+def test_gradients_follow_the_weights(tiny: Model) -> None:
+    batch, ones, doubled = make_batch(), make_trainer(tiny), make_trainer(tiny)
+    single = ones.accumulate(*batch)
+    double = doubled.accumulate(*batch[:4], 2 * batch[4])
+    assert double.loss_sum == 2 * single.loss_sum
+    for name, gradient in ones.gradients().items():
+        np.testing.assert_allclose(doubled.gradients()[name], 2 * gradient, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"context": 0}, "context must be at least 1"),
+        ({"threads": 0}, "at least 1 thread"),
+        ({"dropout": 1.0}, "dropout must be at least 0 and below 1"),
+        ({"dropout": -0.1}, "dropout must be at least 0 and below 1"),
+    ],
+)
+def test_wrong_trainers(tiny: Model, change: dict[str, float], message: str) -> None:
+    settings: dict[str, float] = {"context": CONTEXT, "threads": 1}
+    with pytest.raises(GgtuneError, match=message):
+        Trainer(tiny, make_adapter(tiny), **(settings | change))  # type: ignore[arg-type]
+
+
+# --- what repeats bit for bit
+
+
+def test_threads_and_recomputation_change_no_bit(tiny: Model) -> None:
+    batch = make_batch()
+    first = make_trainer(tiny)
+    expected = first.accumulate(*batch)
+    for threads, recompute in ((1, False), (2, False), (3, False), (1, True), (2, True)):
+        trainer = make_trainer(tiny, threads=threads, recompute=recompute)
+        result = trainer.accumulate(*batch)
+        assert result.loss_sum == expected.loss_sum
+        assert np.array_equal(result.log_probs, expected.log_probs)
+        assert same_bits(trainer.gradients(), first.gradients())
+
+
+def test_threads_change_no_bit_of_the_demo_model(demo: Model) -> None:
+    batch = make_batch(3, 14, demo.n_vocab)
+    one, two = make_trainer(demo, threads=1), make_trainer(demo, threads=2)
+    assert one.accumulate(*batch).loss_sum == two.accumulate(*batch).loss_sum
+    assert same_bits(one.gradients(), two.gradients())
+
+
+def test_dropout_follows_from_seed_and_counter(tiny: Model) -> None:
+    batch = make_batch()
+
+    def gradients(seed: int, n_micro_batches: int, *, recompute: bool = False) -> dict[str, NDArray[np.float32]]:
+        trainer = make_trainer(tiny, dropout=0.5, seed=seed, recompute=recompute)
+        trainer.n_micro_batches = n_micro_batches
+        trainer.accumulate(*batch)
+        assert trainer.n_micro_batches == n_micro_batches + 1
+        return trainer.gradients()
+
+    first = gradients(1, 5)
+    assert same_bits(gradients(1, 5), first)
+    assert same_bits(gradients(1, 5, recompute=True), first)
+    assert not same_bits(gradients(1, 6), first)
+    assert not same_bits(gradients(2, 5), first)
+
+
+def test_dropout_is_of_training_only(tiny: Model) -> None:
+    batch = make_batch()
+    plain, dropping = make_trainer(tiny), make_trainer(tiny, dropout=0.5)
+    expected = plain.evaluate(*batch).loss_sum
+    losses = [dropping.accumulate(*batch).loss_sum for _ in range(3)]
+    assert dropping.evaluate(*batch).loss_sum == expected
+    assert dropping.n_micro_batches == 3
+    assert len({expected, *losses}) == 4
+
+
+# --- steps
+
+
+def test_a_step_needs_gradients(trainer: Trainer) -> None:
+    with pytest.raises(GgtuneError, match="nothing to step on"):
+        trainer.step(1e-3)
+    trainer.accumulate(*make_batch())
+    trainer.step(1e-3)
+    assert trainer.n_steps == 1
+    with pytest.raises(GgtuneError, match="nothing to step on"):
+        trainer.step(1e-3)
+    trainer.accumulate(*make_batch())
+    trainer.zero_gradients()
+    with pytest.raises(GgtuneError, match="nothing to step on"):
+        trainer.step(1e-3)
+    assert trainer.n_steps == 1
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing(tiny: Model) -> None:
+    trainer = make_trainer(tiny)
+    name = trainer.adapter.tensor_names()[0]
+    values = trainer.adapter.get(name)
+    trainer.adapter.set(name, np.full_like(values, np.nan))
+    before = {each: trainer.adapter.get(each) for each in trainer.adapter.tensor_names()}
+    trainer.accumulate(*make_batch())
+    with pytest.raises(GgtuneError, match="the gradient is not finite"):
+        trainer.step(1e-3)
+    assert trainer.n_steps == 0
+    for each, kept in before.items():
+        np.testing.assert_array_equal(trainer.adapter.get(each), kept)
+    trainer.zero_gradients()
+    trainer.adapter.set(name, values)
+    trainer.accumulate(*make_batch())
+    assert np.isfinite(trainer.step(1e-3))
+
+
+def test_clipping_scales_the_gradient(tiny: Model) -> None:
+    """The first moment of the first step is (1 - beta1) times the gradient that was used."""
+    free, clipped, loose = (make_trainer(tiny) for _ in range(3))
+    for trainer in (free, clipped, loose):
+        trainer.accumulate(*make_batch())
+    gradients = free.gradients()
+    norm = free.step(1e-3)
+    total = np.sqrt(sum(np.sum(each.astype(np.float64) ** 2) for each in gradients.values()))
+    assert norm == pytest.approx(total / 24, rel=1e-6)
+    assert clipped.step(1e-3, clip=norm / 4) == norm  # that before clipping
+    assert loose.step(1e-3, clip=2 * norm) == norm
+    for name, (first, second) in free.moments().items():
+        np.testing.assert_allclose(clipped.moments()[name][0], first / 4, rtol=1e-4, atol=1e-12)
+        np.testing.assert_allclose(clipped.moments()[name][1], second / 16, rtol=1e-4, atol=1e-20)
+        assert np.array_equal(loose.moments()[name][0], first)
+
+
+def test_moments_carry_over(tiny: Model) -> None:
+    """A second trainer with adapter, moments and counters of the first takes the same next step."""
+    trainer, other = make_trainer(tiny), make_trainer(tiny)
+    for _ in range(3):
+        trainer.accumulate(*make_batch())
+        trainer.step(1e-2, weight_decay=0.1, clip=1.0)
+    for name in trainer.adapter.tensor_names():
+        other.adapter.set(name, trainer.adapter.get(name))
+    other.set_moments(trainer.moments())
+    other.n_steps = trainer.n_steps
+    for each in (trainer, other):
+        each.accumulate(*make_batch(seed=1))
+        each.step(1e-2, weight_decay=0.1, clip=1.0)
+    for name in trainer.adapter.tensor_names():
+        assert np.array_equal(trainer.adapter.get(name), other.adapter.get(name))
+
+
+def test_wrong_moments_change_nothing(tiny: Model) -> None:
+    trainer = make_trainer(tiny)
+    trainer.accumulate(*make_batch())
+    trainer.step(1e-3)
+    before = trainer.moments()
+    name = trainer.adapter.tensor_names()[-1]
+    twice = {each: (2 * first, 2 * second) for each, (first, second) in before.items()}
+    with pytest.raises(GgtuneError, match=f"moments of {name} are missing"):
+        trainer.set_moments({each: pair for each, pair in twice.items() if each != name})
+    with pytest.raises(GgtuneError, match="has shape"):
+        trainer.set_moments(twice | {name: (twice[name][0], twice[name][1].T)})
+    assert all(np.array_equal(first, before[each][0]) for each, (first, _) in trainer.moments().items())
+
+
+def test_training_lowers_the_loss(tiny: Model) -> None:
+    trainer, batch = make_trainer(tiny), make_batch()
+    losses = []
+    for _ in range(12):
+        losses.append(trainer.accumulate(*batch).loss_sum)
+        trainer.step(1e-2, clip=1.0)
+    assert losses[-1] < 0.5 * losses[0]
+
+
+# --- memory
+
+
+def test_memory_grows_with_the_micro_batch(demo: Model) -> None:
+    keeping, recomputing = make_trainer(demo), make_trainer(demo, recompute=True)
+    sizes = [keeping.memory(n, n) for n in (8, 32, 64)]
+    for size in sizes:
+        assert set(size) == {"weights", "adapter", "optimizer", "compute"}
+        assert all(n_bytes > 0 for n_bytes in size.values())
+        assert size["adapter"] == 4 * keeping.adapter.n_params
+        assert size["optimizer"] == 3 * size["adapter"]
+    assert sizes[0]["compute"] < sizes[1]["compute"] < sizes[2]["compute"]
+    assert keeping.memory(64, 1)["compute"] < sizes[2]["compute"]
+    assert recomputing.memory(64, 8)["compute"] < keeping.memory(64, 8)["compute"]
+    with pytest.raises(GgtuneError, match="no more targets than tokens"):
+        keeping.memory(8, 9)
+
+
+# --- signals and other threads
+
+
+def long_batch(model: Model) -> Batch:
+    """A micro-batch that takes several seconds."""
+    return make_batch(128, CONTEXT, model.n_vocab)
+
+
+def test_a_signal_ends_a_micro_batch(demo: Model) -> None:
+    trainer, short = make_trainer(demo), make_batch(1, 8, demo.n_vocab)
+    expected = trainer.accumulate(*short).loss_sum
+    gradients = trainer.gradients()
+    trainer.zero_gradients()
+    raised: list[float] = []
+
+    def interrupt(signum: int, frame: FrameType | None) -> None:
+        raised.append(time.monotonic())
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        sent = time.monotonic() + 0.3
+        signal.setitimer(signal.ITIMER_REAL, 0.3)
+        with pytest.raises(KeyboardInterrupt):
+            trainer.accumulate(*long_batch(demo))
+        ended = time.monotonic()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert raised
+    assert ended - sent < 1
+    assert trainer.n_micro_batches == 1
+    trainer.zero_gradients()
+    assert trainer.accumulate(*short).loss_sum == expected
+    assert same_bits(trainer.gradients(), gradients)
+
+
+def test_other_python_threads_run_meanwhile(demo: Model) -> None:
+    trainer = make_trainer(demo)
+    done, counts = threading.Event(), [0]
+
+    def count() -> None:
+        while not done.is_set():
+            counts[0] += 1
+            time.sleep(0.001)
+
+    thread = threading.Thread(target=count)
+    thread.start()
+    try:
+        start, before = time.monotonic(), counts[0]
+        trainer.accumulate(*make_batch(8, CONTEXT, demo.n_vocab))
+        elapsed = time.monotonic() - start
+        progress = counts[0] - before
+    finally:
+        done.set()
+        thread.join()
+    assert progress > 20 * elapsed  # some hundred a second; none with the lock held
+
+
+# --- generation
+
+
+def prompt(model: Model) -> NDArray[np.int32]:
+    return model.tokenize('<s>[INST] What is the meaning of the noun "argon"? [/INST]')
+
+
+def generate(model: Model, *, adapter: Adapter | None = None, n: int = 16, **settings: float) -> list[int]:
+    generator = Generator(model, prompt(model), adapter=adapter, context=128, **settings)  # type: ignore[arg-type]
+    return [token for token, _ in zip(generator, range(n), strict=False)]
+
+
+def test_greedy_generation_repeats(demo: Model) -> None:
+    tokens = generate(demo)
+    assert tokens
+    assert generate(demo, seed=7) == tokens  # nothing is drawn
+    assert all(0 <= token < demo.n_vocab and not demo.is_end_token(token) for token in tokens)
+    best = [_core.decode_log_probs(demo, np.array([*prompt(demo), token]))[-1] for token in tokens[:1]]
+    others = [_core.decode_log_probs(demo, np.array([*prompt(demo), token]))[-1] for token in range(300, 330)]
+    assert max(others) <= best[0] + 0.05
+
+
+def test_sampling_follows_the_seed(demo: Model) -> None:
+    drawn = [generate(demo, temperature=2.0, seed=seed) for seed in (1, 1, 2, 3)]
+    assert drawn[0] == drawn[1]
+    assert len({tuple(tokens) for tokens in drawn}) > 1
+
+
+def test_the_live_adapter_takes_part(demo: Model) -> None:
+    plain = generate(demo)
+    without_effect = Adapter(demo, rank=4, alpha=4.0, targets=LINEARS)
+    assert generate(demo, adapter=without_effect) == plain
+    adapter = make_adapter(demo)
+    for name in adapter.tensor_names():
+        adapter.set(name, 10 * adapter.get(name))
+    assert generate(demo, adapter=adapter) != plain
+
+
+def test_generation_ends_at_the_full_context(demo: Model) -> None:
+    tokens = prompt(demo)
+    adapter = make_adapter(demo)
+    free = list(zip(Generator(demo, tokens, adapter=adapter, context=256, temperature=2.0, top_k=0), range(256)))
+    assert len(tokens) + len(free) <= 257
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [([], "the prompt is empty"), ([1] * 32, "does not fit the context of 32"), ([1, 10**6], "not in the vocabulary")],
+)
+def test_wrong_prompts(demo: Model, tokens: list[int], message: str) -> None:
+    with pytest.raises(GgtuneError, match=message):
+        Generator(demo, np.array(tokens, dtype=np.int32), context=32)
+
+
+def test_wrong_tokens_to_score(demo: Model, tmp_path: Path) -> None:
+    with pytest.raises(GgtuneError, match="at least two tokens"):
+        _core.decode_log_probs(demo, np.array([1], dtype=np.int32))
+    with pytest.raises(GgtuneError, match="not in the vocabulary"):
+        _core.decode_log_probs(demo, np.array([1, -1], dtype=np.int32))
+    with pytest.raises(GgtuneError, match="no such file"):
+        _core.decode_log_probs(demo, np.array([1, 2], dtype=np.int32), adapter_path=str(tmp_path / "none.gguf"))
+    arrays = gguf_files.model_arrays()
+    other = gguf_files.write_adapter(
+        tmp_path / "other.gguf", gguf_files.random_pairs(["blk.0.ffn_up.weight"], arrays)
+    )
+    with pytest.raises(GgtuneError, match=r"other\.gguf"):
+        _core.decode_log_probs(demo, np.array([1, 2], dtype=np.int32), adapter_path=str(other))
