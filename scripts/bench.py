@@ -27,7 +27,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--rank", type=int, default=4, help="LoRA rank (default 4)")
     parser.add_argument("--batch", type=int, default=1, help="micro-batches of a step (default 1)")
     parser.add_argument("--samples", type=int, default=1, help="samples packed into a micro-batch (default 1)")
-    parser.add_argument("--steps", type=int, default=5, help="steps measured after one to warm up; the best counts (default 5)")
+    parser.add_argument(
+        "--steps", type=int, default=5, help="steps measured after one to warm up; the best counts (default 5)"
+    )
     parser.add_argument("--threads", type=int, help="default: the processors that this process may use")
     parser.add_argument("--recompute", action="store_true", help="keep only the layers' inputs, compute the rest again")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -65,9 +67,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     linears = model.linears()
     targets = sorted({linear.kind for linear in linears})
     adapter = _core.Adapter(model, rank=args.rank, alpha=args.rank, targets=targets)
-    trainer = _core.Trainer(
-        model, adapter, context=args.ctx, threads=args.threads, recompute=args.recompute
-    )
+    trainer = _core.Trainer(model, adapter, context=args.ctx, threads=args.threads, recompute=args.recompute)
     rng = np.random.default_rng(0)
     batches = [micro_batch(rng, model.n_vocab, args.ctx, args.samples) for _ in range(args.batch)]
     square = rng.standard_normal((GEMM_SIZE, GEMM_SIZE), dtype=np.float32)
@@ -124,10 +124,16 @@ def main() -> None:
         return
     print(f"{result['model']}: {args.batch} x {args.ctx} tokens, rank {args.rank}, {args.threads} threads")
     print(f"  tokens/s            {result['tokens_per_second']:.1f}")
-    print(f"  forward, backward   {result['forward_s']:.3f} s, {result['backward_s']:.3f} s of {result['step_s']:.3f} s a step")
-    print(f"  peak memory         {result['peak_bytes'] / 1e9:.2f} GB (predicted {result['predicted_bytes'] / 1e9:.2f} GB)")
+    print(
+        f"  forward, backward   {result['forward_s']:.3f} s, {result['backward_s']:.3f} s of {result['step_s']:.3f} s a step"
+    )
+    print(
+        f"  peak memory         {result['peak_bytes'] / 1e9:.2f} GB (predicted {result['predicted_bytes'] / 1e9:.2f} GB)"
+    )
     print(f"  f32 matrix rate     {result['gemm_flops_per_second'] / 1e9:.0f} GFLOP/s")
-    print(f"  bound               {result['bound_tokens_per_second']:.1f} tokens/s; reached {result['fraction_of_bound']:.2f} of it")
+    print(
+        f"  bound               {result['bound_tokens_per_second']:.1f} tokens/s; reached {result['fraction_of_bound']:.2f} of it"
+    )
 
 
 if __name__ == "__main__":

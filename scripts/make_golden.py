@@ -24,6 +24,7 @@ import numpy as np
 import peft
 import torch
 import transformers
+
 from golden.families import FAMILIES, build_model
 from golden.llama_cpp import Converter, save_adapter, save_byte_level, save_sentence_piece
 from golden.pytorch import ADAMW, ALPHA, RANK, add_adapter, make_batch, reference

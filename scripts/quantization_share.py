@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import click
+
 from ggtune._core import Adapter, Model, Trainer
 from ggtune.data.load import load_samples
 from ggtune.data.packing import MicroBatch, pack
@@ -26,14 +27,14 @@ PACKED_TOKENS = 512
 
 
 def loss(model: Model, adapter: Adapter, batches: Iterable[MicroBatch], context: int, threads: int) -> float:
-    """Mean of ``-log p`` over the target tokens, in nats."""
+    """Compute the mean of ``-log p`` over the target tokens, in nats."""
     trainer = Trainer(model, adapter, context=context, threads=threads)
     results = [trainer.evaluate(b.tokens, b.positions, b.sequences, b.targets, b.weights) for b in batches]
     return sum(each.loss_sum for each in results) / sum(each.weight_sum for each in results)
 
 
 def no_adapter(model: Model) -> Adapter:
-    """An adapter without effect: its B is 0."""
+    """Make an adapter without effect: its B is 0."""
     return Adapter(model, rank=1, alpha=1.0, targets=[model.linears()[0].kind])
 
 

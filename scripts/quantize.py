@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import click
+
 from ggtune import _core
 from ggtune.errors import GgtuneError
 

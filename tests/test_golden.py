@@ -7,8 +7,9 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
-from ggtune._core import Adapter, Model, Trainer
 from numpy.typing import NDArray
+
+from ggtune._core import Adapter, Model, Trainer
 
 FOLDER = Path(__file__).parent / "golden"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.npz"))

@@ -24,6 +24,8 @@ py::array_t<T> to_array(const std::vector<T> & values) {
     return py::array_t<T>(static_cast<py::ssize_t>(values.size()), values.data());
 }
 
-inline std::vector<int32_t> to_vector(const IntArray & values) { return {values.data(), values.data() + values.size()}; }
+inline std::vector<int32_t> to_vector(const IntArray & values) {
+    return {values.data(), values.data() + values.size()};
+}
 
 }  // namespace ggtune

@@ -9,8 +9,9 @@ namespace ggtune {
 
 void bind_generation(py::module_ & m) {
     py::class_<Generator>(m, "Generator")
-        .def(py::init([](const std::shared_ptr<Model> & model, const IntArray & prompt, const std::shared_ptr<Adapter> & adapter,
-                         int context, int threads, float temperature, int top_k, float top_p, uint32_t seed) {
+        .def(py::init([](const std::shared_ptr<Model> & model, const IntArray & prompt,
+                         const std::shared_ptr<Adapter> & adapter, int context, int threads, float temperature,
+                         int top_k, float top_p, uint32_t seed) {
                  const std::vector<int32_t> tokens = to_vector(prompt);
                  const py::gil_scoped_release release;  // model and adapter are held by the caller's arguments
                  return std::make_unique<Generator>(*model, tokens, adapter.get(), context, threads,
@@ -43,7 +44,8 @@ void bind_generation(py::module_ & m) {
             }
             return to_array(log_probs);
         },
-        py::arg("model"), py::arg("tokens"), py::kw_only(), py::arg("adapter_path") = py::none(), py::arg("threads") = 1);
+        py::arg("model"), py::arg("tokens"), py::kw_only(), py::arg("adapter_path") = py::none(),
+        py::arg("threads") = 1);
 }
 
 }  // namespace ggtune

@@ -1,7 +1,10 @@
 // Bindings of single kernels, for tests and benchmarks.
+#include <pybind11/stl.h>
+
 #include <thread>
 
 #include "bindings/bindings.h"
+#include "engine/calibrate.h"
 #include "engine/error.h"
 #include "engine/quantize.h"
 #include "kernels/weight_product.h"
@@ -26,13 +29,15 @@ FloatArray weight_gradient_input(const std::string & type_name, const py::array_
     float * out = dx.mutable_data();
     const py::gil_scoped_release release;  // the arrays are held by this call
     if (reference) {
-        kernels::weight_input_gradient_reference(type, w, row_bytes, n_in, n_out, dy, n_out, n_tokens, out, n_in, false);
+        kernels::weight_input_gradient_reference(type, w, row_bytes, n_in, n_out, dy, n_out, n_tokens, out, n_in,
+                                                 false);
         return dx;
     }
     std::vector<std::thread> workers;
     for (int i = 0; i < threads; i++) {
         workers.emplace_back([=] {
-            kernels::weight_input_gradient(type, w, row_bytes, n_in, n_out, dy, n_out, n_tokens, out, n_in, false, i, threads);
+            kernels::weight_input_gradient(type, w, row_bytes, n_in, n_out, dy, n_out, n_tokens, out, n_in, false, i,
+                                           threads);
         });
     }
     for (std::thread & worker : workers) {
@@ -41,11 +46,19 @@ FloatArray weight_gradient_input(const std::string & type_name, const py::array_
     return dx;
 }
 
+std::pair<double, double> time_products(const std::string & type_name, int64_t n_in, int64_t n_out, int64_t n_tokens,
+                                        int threads) {
+    const ProductTimes times = measure_products(type_from_name(type_name), n_in, n_out, n_tokens, threads);
+    return {times.forward_s, times.input_gradient_s};
+}
+
 }  // namespace
 
 void bind_kernels(py::module_ & m) {
     m.def("weight_gradient_input", weight_gradient_input, py::arg("type"), py::arg("weight"), py::arg("d_output"),
           py::arg("n_in"), py::kw_only(), py::arg("threads") = 1, py::arg("reference") = false);
+    m.def("time_products", time_products, py::arg("type"), py::arg("n_in"), py::arg("n_out"), py::arg("n_tokens"),
+          py::kw_only(), py::arg("threads") = 1, py::call_guard<py::gil_scoped_release>());
 }
 
 }  // namespace ggtune

@@ -47,11 +47,15 @@ void bind_model(py::module_ & m) {
         .def_property_readonly("type", [](const Linear & l) { return ggml_type_name(l.weight->type); });
 
     py::class_<Model, std::shared_ptr<Model>>(m, "Model")
-        .def(py::init([](const std::string & path, int gpu_layers, bool vocab_only) {
+        .def(py::init([](const std::string & path, int gpu_layers, bool vocab_only, bool header_only) {
                  const py::gil_scoped_release release;  // only C++ values are used
-                 return std::make_shared<Model>(path, gpu_layers, vocab_only);
+                 return std::make_shared<Model>(path, gpu_layers,
+                                                vocab_only    ? Model::Contents::vocabulary
+                                                : header_only ? Model::Contents::header
+                                                              : Model::Contents::all);
              }),
-             py::arg("path"), py::kw_only(), py::arg("gpu_layers") = 0, py::arg("vocab_only") = false)
+             py::arg("path"), py::kw_only(), py::arg("gpu_layers") = 0, py::arg("vocab_only") = false,
+             py::arg("header_only") = false)
         .def_readonly("path", &Model::path)
         .def_property_readonly("architecture", &Model::architecture)
         .def_property_readonly("chat_template", &Model::chat_template)

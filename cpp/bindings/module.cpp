@@ -31,8 +31,8 @@ void translate(std::exception_ptr exception) {
     }
 }
 
-// Called by the engine between nodes, on the thread that called it. Python's own signal handlers only note that a signal came;
-// what they should do happens here, at most every 100 ms, since taking the GIL is not free.
+// Called by the engine between nodes, on the thread that called it. Python's own signal handlers only note that a
+// signal came; what they should do happens here, at most every 100 ms, since taking the GIL is not free.
 bool check_signals() {
     using clock = std::chrono::steady_clock;
     thread_local clock::time_point last = clock::now();

@@ -10,11 +10,17 @@ namespace ggtune {
 namespace {
 
 // ggml's ne = [a, b] is NumPy's shape (b, a)
-std::vector<py::ssize_t> shape_of(const ggml_tensor * t) { return {t->ne[1], t->ne[0]}; }
+std::vector<py::ssize_t> shape_of(const ggml_tensor * t) {
+    return {t->ne[1], t->ne[0]};
+}
 
-FloatArray copy_out(const ggml_tensor * shape, const float * values) { return FloatArray(shape_of(shape), values); }
+FloatArray copy_out(const ggml_tensor * shape, const float * values) {
+    return FloatArray(shape_of(shape), values);
+}
 
-FloatArray copy_tensor(const ggml_tensor * t) { return copy_out(t, static_cast<const float *>(t->data)); }
+FloatArray copy_tensor(const ggml_tensor * t) {
+    return copy_out(t, static_cast<const float *>(t->data));
+}
 
 void check_shape(const std::string & name, const ggml_tensor * t, const FloatArray & values) {
     if (values.ndim() != 2 || values.shape(0) != t->ne[1] || values.shape(1) != t->ne[0]) {
@@ -39,8 +45,8 @@ struct BatchArrays {
 };
 
 template <BatchResult (Trainer::*method)(const MicroBatch &)>
-BatchResult run_batch(Trainer & trainer, const IntArray & tokens, const IntArray & positions, const IntArray & sequences,
-                      const IntArray & targets, const FloatArray & weights) {
+BatchResult run_batch(Trainer & trainer, const IntArray & tokens, const IntArray & positions,
+                      const IntArray & sequences, const IntArray & targets, const FloatArray & weights) {
     const BatchArrays arrays{tokens, positions, sequences, targets, weights};  // held until the engine is done
     const MicroBatch batch = arrays.view();
     const py::gil_scoped_release release;
@@ -78,12 +84,12 @@ void set_moments(Trainer & trainer, const Moments & moments) {
 
 void bind_training(py::module_ & m) {
     py::class_<Adapter, std::shared_ptr<Adapter>>(m, "Adapter")
-        .def(py::init([](const std::shared_ptr<Model> & model, int rank, float alpha, const std::vector<std::string> & targets,
-                         bool rslora, uint64_t seed) {
+        .def(py::init([](const std::shared_ptr<Model> & model, int rank, float alpha,
+                         const std::vector<std::string> & targets, bool rslora, uint64_t seed) {
                  return std::make_shared<Adapter>(*model, rank, alpha, targets, rslora, seed);
              }),
-             py::arg("model"), py::kw_only(), py::arg("rank"), py::arg("alpha"), py::arg("targets"), py::arg("rslora") = false,
-             py::arg("seed") = 0, py::keep_alive<1, 2>())
+             py::arg("model"), py::kw_only(), py::arg("rank"), py::arg("alpha"), py::arg("targets"),
+             py::arg("rslora") = false, py::arg("seed") = 0, py::keep_alive<1, 2>())
         .def_readonly("rank", &Adapter::rank)
         .def_readonly("alpha", &Adapter::alpha)
         .def_property_readonly("architecture", [](const Adapter & adapter) { return adapter.model().architecture(); })
@@ -113,25 +119,33 @@ void bind_training(py::module_ & m) {
         .def_property_readonly("log_probs", [](const BatchResult & result) { return to_array(result.log_probs); });
 
     py::class_<Trainer>(m, "Trainer")
-        .def(py::init([](const std::shared_ptr<Model> &, const std::shared_ptr<Adapter> & adapter, int64_t context, int threads,
-                         bool recompute, float dropout, uint64_t seed) {
+        .def(py::init([](const std::shared_ptr<Model> &, const std::shared_ptr<Adapter> & adapter, int64_t context,
+                         int threads, bool recompute, int keep_layers, float dropout, uint64_t seed,
+                         const std::string & precision) {
+                 if (precision != "auto" && precision != "f32") {
+                     throw Error("precision must be auto or f32, not '" + precision + "'");
+                 }
                  const py::gil_scoped_release release;  // the adapter is held by the trainer
-                 return std::make_unique<Trainer>(adapter, context, threads, recompute, dropout, seed);
+                 return std::make_unique<Trainer>(
+                     adapter,
+                     Trainer::Options{context, threads, recompute, keep_layers, dropout, seed, precision == "f32"});
              }),
              py::arg("model"), py::arg("adapter"), py::kw_only(), py::arg("context"), py::arg("threads"),
-             py::arg("recompute") = false, py::arg("dropout") = 0.0f, py::arg("seed") = 0, py::keep_alive<1, 2>())
+             py::arg("recompute") = false, py::arg("keep_layers") = 0, py::arg("dropout") = 0.0f, py::arg("seed") = 0,
+             py::arg("precision") = "auto", py::keep_alive<1, 2>())
         .def_readwrite("n_steps", &Trainer::n_steps)
         .def_readwrite("n_micro_batches", &Trainer::n_micro_batches)
         .def_property_readonly("adapter", [](const Trainer & trainer) { return trainer.adapter; })
-        .def("accumulate", run_batch<&Trainer::accumulate>, py::arg("tokens"), py::arg("positions"), py::arg("sequences"),
-             py::arg("targets"), py::arg("weights"))
+        .def("accumulate", run_batch<&Trainer::accumulate>, py::arg("tokens"), py::arg("positions"),
+             py::arg("sequences"), py::arg("targets"), py::arg("weights"))
         .def("evaluate", run_batch<&Trainer::evaluate>, py::arg("tokens"), py::arg("positions"), py::arg("sequences"),
              py::arg("targets"), py::arg("weights"))
         .def(
             "profile",
             [](Trainer & trainer, const IntArray & tokens, const IntArray & positions, const IntArray & sequences,
                const IntArray & targets, const FloatArray & weights) {
-                const BatchArrays arrays{tokens, positions, sequences, targets, weights};  // held until the engine is done
+                const BatchArrays arrays{tokens, positions, sequences, targets,
+                                         weights};  // held until the engine is done
                 const MicroBatch batch = arrays.view();
                 const py::gil_scoped_release release;
                 Executor::Profile seconds;
@@ -150,9 +164,8 @@ void bind_training(py::module_ & m) {
         .def("zero_gradients", &Trainer::zero_gradients)
         .def(
             "step",
-            [](Trainer & trainer, double lr, double beta1, double beta2, double epsilon, double weight_decay, double clip) {
-                return trainer.step({lr, beta1, beta2, epsilon, weight_decay, clip});
-            },
+            [](Trainer & trainer, double lr, double beta1, double beta2, double epsilon, double weight_decay,
+               double clip) { return trainer.step({lr, beta1, beta2, epsilon, weight_decay, clip}); },
             py::arg("lr"), py::kw_only(), py::arg("beta1") = 0.9, py::arg("beta2") = 0.999, py::arg("epsilon") = 1e-8,
             py::arg("weight_decay") = 0.0, py::arg("clip") = 0.0, py::call_guard<py::gil_scoped_release>())
         .def("moments", get_moments)

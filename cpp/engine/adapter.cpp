@@ -49,7 +49,8 @@ std::string joined(const std::set<std::string> & names) {
 
 }  // namespace
 
-Adapter::Adapter(Model & model, int rank_, float alpha_, const std::vector<std::string> & targets, bool rslora, uint64_t seed)
+Adapter::Adapter(Model & model, int rank_, float alpha_, const std::vector<std::string> & targets, bool rslora,
+                 uint64_t seed)
     : rank(rank_), alpha(rslora ? alpha_ * std::sqrt(static_cast<float>(rank_)) : alpha_), base(&model) {
     if (rank < 1) {
         throw Error("rank must be at least 1, not " + std::to_string(rank));
@@ -57,7 +58,7 @@ Adapter::Adapter(Model & model, int rank_, float alpha_, const std::vector<std::
     if (!(alpha_ > 0) || !std::isfinite(alpha_)) {
         throw Error("alpha must be a number above 0");
     }
-    if (model.vocab_only) {
+    if (model.contents == Model::Contents::vocabulary) {
         throw Error(model.path + " was loaded without its weights");
     }
     const std::vector<Linear> linears = model.linears();
@@ -82,8 +83,8 @@ Adapter::Adapter(Model & model, int rank_, float alpha_, const std::vector<std::
             continue;
         }
         if (rank > std::min(linear.n_in, linear.n_out)) {
-            throw Error("rank " + std::to_string(rank) + " is more than " + linear.name + " has (" + std::to_string(linear.n_in) +
-                        " x " + std::to_string(linear.n_out) + ")");
+            throw Error("rank " + std::to_string(rank) + " is more than " + linear.name + " has (" +
+                        std::to_string(linear.n_in) + " x " + std::to_string(linear.n_out) + ")");
         }
         ggml_tensor * a = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, linear.n_in, rank);
         ggml_tensor * b = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, rank, linear.n_out);
@@ -94,6 +95,11 @@ Adapter::Adapter(Model & model, int rank_, float alpha_, const std::vector<std::
         named.emplace_back(linear.name + ".lora_b", b);
         weights.push_back({linear.name, a, b});
     }
+    if (!model.has_weights()) {
+        buffer = no_memory_for(ctx.get());
+        handle = make_lora(model.llama(), alpha, weights);
+        return;
+    }
     buffer.reset(ggml_backend_alloc_ctx_tensors_from_buft(ctx.get(), ggml_backend_cpu_buffer_type()));
     if (!buffer) {
         throw Error("not enough memory for an adapter of " + std::to_string(n_params()) + " parameters");
@@ -101,10 +107,18 @@ Adapter::Adapter(Model & model, int rank_, float alpha_, const std::vector<std::
     ggml_backend_buffer_clear(buffer.get(), 0);
     for (const AdapterPair & pair : list) {
         const uint64_t tensor_seed = kernels::detail::mix64(seed ^ hash_name(pair.linear.name));
-        fill_normal(static_cast<float *>(pair.a->data), ggml_nelements(pair.a), 1.0 / std::sqrt(static_cast<double>(pair.a->ne[0])),
-                    tensor_seed);
+        fill_normal(static_cast<float *>(pair.a->data), ggml_nelements(pair.a),
+                    1.0 / std::sqrt(static_cast<double>(pair.a->ne[0])), tensor_seed);
     }
     handle = make_lora(model.llama(), alpha, weights);
+}
+
+ggml_backend_buffer_ptr no_memory_for(ggml_context * ctx) {
+    ggml_backend_buffer_ptr buffer(ggml_backend_buft_alloc_buffer(ggml_backend_cpu_buffer_type(), 0));
+    for (ggml_tensor * t = ggml_get_first_tensor(ctx); t != nullptr; t = ggml_get_next_tensor(ctx, t)) {
+        t->buffer = buffer.get();
+    }
+    return buffer;
 }
 
 ggml_tensor * Adapter::tensor(const std::string & name) const {

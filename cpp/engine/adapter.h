@@ -18,11 +18,16 @@ struct AdapterPair {
     ggml_tensor * b;  // ne = [rank, n_out]
 };
 
+// Marks all tensors of a context as allocated elsewhere, for graphs that are planned and never run.
+ggml_backend_buffer_ptr no_memory_for(ggml_context * ctx);
+
 class Adapter {
   public:
-    // A ~ N(0, 1 / n_in) from a seed of its own per tensor, B = 0. targets: kinds of Linear. With rslora alpha is multiplied by
-    // sqrt(rank) (Kalajdzievski 2023, arXiv:2312.03732). The model must outlive the adapter.
-    // Raises Error for a kind that the model does not have, a rank below 1 or above the smallest dimension, an alpha that is not > 0.
+    // A ~ N(0, 1 / n_in) from a seed of its own per tensor, B = 0. targets: kinds of Linear. With rslora alpha is
+    // multiplied by sqrt(rank) (Kalajdzievski 2023, arXiv:2312.03732). The model must outlive the adapter. Of a model's header alone: an adapter for
+    // planning, without values. Raises Error
+    // for a kind that the model does not have, a rank below 1 or above the smallest dimension, an alpha that is not >
+    // 0.
     Adapter(Model & model, int rank, float alpha, const std::vector<std::string> & targets, bool rslora, uint64_t seed);
 
     const int rank;

@@ -9,8 +9,8 @@ namespace ggtune {
 
 namespace {
 
-// Each rule gets y, the node it differentiates (with y->src), `proto`, the node with ggml's op and parameters (y itself unless
-// ggtune has put a node of its own in its place), and dy.
+// Each rule gets y, the node it differentiates (with y->src), `proto`, the node with ggml's op and parameters (y itself
+// unless ggtune has put a node of its own in its place), and dy.
 using Rule = void (*)(Autodiff & ad, ggml_tensor * y, const ggml_tensor * proto, ggml_tensor * dy);
 
 float param(const ggml_tensor * node, int index) {
@@ -71,14 +71,17 @@ void scale_rule(Autodiff & ad, ggml_tensor * y, const ggml_tensor *, ggml_tensor
     ad.add(y->src[0], ggml_scale(ad.ops.ctx, ad.ops.contiguous(dy), param(y, 0)));
 }
 
-bool is_matrix(const ggml_tensor * t) { return t->ne[2] == 1 && t->ne[3] == 1 && t->nb[0] == ggml_type_size(t->type); }
+bool is_matrix(const ggml_tensor * t) {
+    return t->ne[2] == 1 && t->ne[3] == 1 && t->nb[0] == ggml_type_size(t->type);
+}
 
 // dx and dw of a product whose result is multiplied by `scale`
 void product_gradients(Autodiff & ad, ggml_tensor * w, ggml_tensor * x, ggml_tensor * dy, float scale) {
     if (ad.needs_gradient(x)) {
         const bool frozen_matrix = !ad.needs_gradient(w) && is_matrix(w);
         ggml_tensor * own = ad.own_gradient(x);
-        ggml_tensor * dx = frozen_matrix && scale == 1.0f ? ad.ops.weight_dx(w, dy, x->ne, own) : ad.ops.matmul_dx(w, dy, scale, own);
+        ggml_tensor * dx =
+            frozen_matrix && scale == 1.0f ? ad.ops.weight_dx(w, dy, x->ne, own) : ad.ops.matmul_dx(w, dy, scale, own);
         if (own != nullptr) {
             ad.set_own_gradient(x, dx);
         } else {
@@ -137,8 +140,8 @@ void glu_rule(Autodiff & ad, ggml_tensor * y, const ggml_tensor * proto, ggml_te
     const int64_t n = dy->ne[0];
     for (int half = 0; half < 2; half++) {
         if (ad.needs_gradient(y->src[half])) {
-            ad.add(y->src[half], ggml_view_4d(ad.ops.ctx, both, n, dy->ne[1], dy->ne[2], dy->ne[3], both->nb[1], both->nb[2],
-                                              both->nb[3], half * n * sizeof(float)));
+            ad.add(y->src[half], ggml_view_4d(ad.ops.ctx, both, n, dy->ne[1], dy->ne[2], dy->ne[3], both->nb[1],
+                                              both->nb[2], both->nb[3], half * n * sizeof(float)));
         }
     }
 }
@@ -397,7 +400,9 @@ void Autodiff::add_result(ggml_tensor * leaf, ggml_tensor * accumulated) {
     reached.insert(leaf);
 }
 
-std::vector<ggml_tensor *> Autodiff::take_results() { return std::exchange(results, {}); }
+std::vector<ggml_tensor *> Autodiff::take_results() {
+    return std::exchange(results, {});
+}
 
 void Autodiff::backward(const std::vector<ggml_tensor *> & nodes) {
     for (auto it = nodes.rbegin(); it != nodes.rend(); ++it) {

@@ -18,10 +18,12 @@ class Autodiff {
 
     GraphOps & ops;
 
-    // A leaf whose gradient is wanted, added in place to `accumulator` (F32, same shape). Each leaf may be used by one product.
+    // A leaf whose gradient is wanted, added in place to `accumulator` (F32, same shape). Each leaf may be used by one
+    // product.
     void set_trainable(ggml_tensor * leaf, ggml_tensor * accumulator);
 
-    // Mark the nodes that depend on a trainable leaf; nodes in topological order. May be called again for further nodes.
+    // Mark the nodes that depend on a trainable leaf; nodes in topological order. May be called again for further
+    // nodes.
     void trace(const std::vector<ggml_tensor *> & nodes);
     bool needs_gradient(const ggml_tensor * t) const { return t != nullptr && on_path.count(t) != 0; }
 

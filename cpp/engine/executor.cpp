@@ -11,12 +11,18 @@ namespace ggtune {
 namespace {
 
 bool (*interrupt_check)() = nullptr;
-bool abort_callback(void *) { return interrupted(); }
+bool abort_callback(void *) {
+    return interrupted();
+}
 
 }  // namespace
 
-void set_interrupt_check(bool (*check)()) { interrupt_check = check; }
-bool interrupted() { return interrupt_check != nullptr && interrupt_check(); }
+void set_interrupt_check(bool (*check)()) {
+    interrupt_check = check;
+}
+bool interrupted() {
+    return interrupt_check != nullptr && interrupt_check();
+}
 
 Executor::Executor(int n_threads)
     : backend(ggml_backend_cpu_init()), allocator(ggml_gallocr_new(ggml_backend_cpu_buffer_type())) {
@@ -68,6 +74,8 @@ void Executor::compute_slice_checked(ggml_cgraph * graph, int begin, int end) {
     }
 }
 
-size_t Executor::allocated_bytes() const { return ggml_gallocr_get_buffer_size(allocator.get(), 0); }
+size_t Executor::allocated_bytes() const {
+    return ggml_gallocr_get_buffer_size(allocator.get(), 0);
+}
 
 }  // namespace ggtune

@@ -10,8 +10,8 @@
 
 namespace ggtune {
 
-// Asked between nodes while the engine computes, on the calling thread; true stops the work, which then raises Interrupted.
-// Set once, by the bindings.
+// Asked between nodes while the engine computes, on the calling thread; true stops the work, which then raises
+// Interrupted. Set once, by the bindings.
 void set_interrupt_check(bool (*check)());
 bool interrupted();
 

@@ -15,10 +15,12 @@ namespace {
 constexpr int default_context = 4096;
 constexpr int decode_batch = 512;
 
-bool abort_callback(void *) { return interrupted(); }
+bool abort_callback(void *) {
+    return interrupted();
+}
 
 llama_context_ptr make_context(Model & model, int64_t n_context, int threads, ggml_type cache_type) {
-    if (model.vocab_only) {
+    if (!model.has_weights()) {
         throw Error(model.path + " was loaded without its weights");
     }
     llama_context_params params = llama_context_default_params();
@@ -37,7 +39,8 @@ llama_context_ptr make_context(Model & model, int64_t n_context, int threads, gg
     }
     llama_context_ptr ctx(llama_init_from_model(&model.llama(), params));
     if (!ctx) {
-        throw Error("llama.cpp could not make a context of " + std::to_string(n_context) + " tokens: " + take_llama_log());
+        throw Error("llama.cpp could not make a context of " + std::to_string(n_context) +
+                    " tokens: " + take_llama_log());
     }
     return ctx;
 }
@@ -58,7 +61,8 @@ void decode(llama_context * ctx, std::vector<int32_t> & tokens) {
 void check_tokens(const Model & model, const std::vector<int32_t> & tokens) {
     for (const int32_t token : tokens) {
         if (token < 0 || token >= model.n_vocab()) {
-            throw Error("token " + std::to_string(token) + " is not in the vocabulary of " + std::to_string(model.n_vocab()));
+            throw Error("token " + std::to_string(token) + " is not in the vocabulary of " +
+                        std::to_string(model.n_vocab()));
         }
     }
 }
@@ -68,7 +72,7 @@ void check_tokens(const Model & model, const std::vector<int32_t> & tokens) {
 Generator::Generator(Model & model_, const std::vector<int32_t> & prompt, Adapter * adapter, int context, int threads,
                      const Sampling & sampling)
     : model(model_), pending(prompt) {
-    const int64_t n_context = context > 0 ? context : std::min(model.n_ctx_train(), default_context);
+    n_context = context > 0 ? context : std::min(model.n_ctx_train(), default_context);
     if (prompt.empty()) {
         throw Error("the prompt is empty");
     }
@@ -97,7 +101,7 @@ Generator::Generator(Model & model_, const std::vector<int32_t> & prompt, Adapte
 }
 
 std::optional<int32_t> Generator::next() {
-    if (n_used + static_cast<int64_t>(pending.size()) > static_cast<int64_t>(llama_n_ctx(ctx.get()))) {
+    if (n_used + static_cast<int64_t>(pending.size()) > n_context) {
         return std::nullopt;
     }
     decode(ctx.get(), pending);
@@ -110,8 +114,8 @@ std::optional<int32_t> Generator::next() {
     return token;
 }
 
-std::vector<float> decode_log_probs(Model & model, const std::vector<int32_t> & tokens, const std::string & adapter_path,
-                                    int threads) {
+std::vector<float> decode_log_probs(Model & model, const std::vector<int32_t> & tokens,
+                                    const std::string & adapter_path, int threads) {
     if (tokens.size() < 2) {
         throw Error("at least two tokens are needed to score one");
     }

@@ -35,11 +35,12 @@ class Generator {
     llama_context_ptr ctx;
     llama_sampler_ptr sampler;
     std::vector<int32_t> pending;  // tokens to be decoded before the next one can be sampled
+    int64_t n_context = 0;
     int64_t n_used = 0;
 };
 
 // log p(tokens[i + 1] | tokens[..i]), n - 1 values. adapter_path: a LoRA file, loaded by llama.cpp; may be empty.
-std::vector<float> decode_log_probs(Model & model, const std::vector<int32_t> & tokens, const std::string & adapter_path,
-                                    int threads);
+std::vector<float> decode_log_probs(Model & model, const std::vector<int32_t> & tokens,
+                                    const std::string & adapter_path, int threads);
 
 }  // namespace ggtune

@@ -5,7 +5,9 @@
 #include <initializer_list>
 
 #include "kernels/attention.h"
+#include "kernels/dequantize.h"
 #include "kernels/gemm.h"
+#include "kernels/int8_product.h"
 #include "kernels/norm.h"
 #include "kernels/partition.h"
 #include "kernels/softmax.h"
@@ -18,25 +20,31 @@ namespace {
 using kernels::Operand;
 using kernels::split_range;
 
-const float * floats(const ggml_tensor * t) { return static_cast<const float *>(t->data); }
-float * floats(ggml_tensor * t) { return static_cast<float *>(t->data); }
+const float * floats(const ggml_tensor * t) {
+    return static_cast<const float *>(t->data);
+}
+float * floats(ggml_tensor * t) {
+    return static_cast<float *>(t->data);
+}
 
-int64_t stride(const ggml_tensor * t, int dim) { return t->nb[dim] / sizeof(float); }
+int64_t stride(const ggml_tensor * t, int dim) {
+    return t->nb[dim] / sizeof(float);
+}
 
 // matrix (i2, i3) of a F32 tensor: element (row i1, column i0)
 Operand matrix(const ggml_tensor * t, int64_t i2, int64_t i3) {
     return {floats(t) + i2 * stride(t, 2) + i3 * stride(t, 3), stride(t, 1), stride(t, 0)};
 }
 
-ggml_tensor * custom(ggml_context * ctx, const int64_t ne[4], std::initializer_list<ggml_tensor *> args, ggml_custom_op_t fun,
-                     void * userdata) {
+ggml_tensor * custom(ggml_context * ctx, const int64_t ne[4], std::initializer_list<ggml_tensor *> args,
+                     ggml_custom_op_t fun, void * userdata) {
     std::vector<ggml_tensor *> list(args);
-    return ggml_custom_4d(ctx, GGML_TYPE_F32, ne[0], ne[1], ne[2], ne[3], list.data(), static_cast<int>(list.size()), fun,
-                          GGML_N_TASKS_MAX, userdata);
+    return ggml_custom_4d(ctx, GGML_TYPE_F32, ne[0], ne[1], ne[2], ne[3], list.data(), static_cast<int>(list.size()),
+                          fun, GGML_N_TASKS_MAX, userdata);
 }
 
-// Runs body(batch, ith, nth) over n matrices: whole matrices per thread when there are many, else threads share each matrix.
-// The kernels give the same bits either way.
+// Runs body(batch, ith, nth) over n matrices: whole matrices per thread when there are many, else threads share each
+// matrix. The kernels give the same bits either way.
 template <typename Body>
 void for_each_matrix(int64_t n, int ith, int nth, Body body) {
     if (n >= 4 * nth || n % nth == 0) {
@@ -65,11 +73,25 @@ void run_matmul(ggml_tensor * y, int ith, int nth, void *) {
     });
 }
 
+void run_weight_forward(ggml_tensor * y, int ith, int nth, void *) {
+    const ggml_tensor * w = y->src[0];
+    const ggml_tensor * x = y->src[1];
+    kernels::weight_forward(w->type, w->data, w->nb[1], w->ne[0], w->ne[1], floats(x), stride(x, 1),
+                            x->ne[1] * x->ne[2] * x->ne[3], floats(y), stride(y, 1), false, ith, nth);
+}
+
+void run_int8_product(ggml_tensor * y, int ith, int nth, void *) {
+    const ggml_tensor * w = y->src[0];
+    const ggml_tensor * x = y->src[1];
+    kernels::int8_forward(w->type, w->data, w->nb[1], w->ne[0], w->ne[1], floats(x), stride(x, 1),
+                          x->ne[1] * x->ne[2] * x->ne[3], floats(y), stride(y, 1), ith, nth);
+}
+
 void run_lora_add(ggml_tensor * y, int ith, int nth, void * userdata) {
     const ggml_tensor * b = y->src[1];
     const ggml_tensor * h = y->src[2];
-    kernels::gemm(y->ne[1], y->ne[0], b->ne[0], matrix(h, 0, 0), matrix(b, 0, 0).transposed(), *static_cast<float *>(userdata), 1.0f,
-                  floats(y), stride(y, 1), 1, ith, nth);
+    kernels::gemm(y->ne[1], y->ne[0], b->ne[0], matrix(h, 0, 0), matrix(b, 0, 0).transposed(),
+                  *static_cast<float *>(userdata), 1.0f, floats(y), stride(y, 1), 1, ith, nth);
 }
 
 void run_zeros(ggml_tensor * t, int ith, int nth, void *) {
@@ -82,7 +104,9 @@ struct ProductGradient {
     float scale;
     bool accumulate;
 
-    const ggml_tensor * argument(const ggml_tensor * node, int index) const { return node->src[index + (accumulate ? 1 : 0)]; }
+    const ggml_tensor * argument(const ggml_tensor * node, int index) const {
+        return node->src[index + (accumulate ? 1 : 0)];
+    }
 };
 
 void run_matmul_dx(ggml_tensor * dx, int ith, int nth, void * userdata) {
@@ -94,8 +118,9 @@ void run_matmul_dx(ggml_tensor * dx, int ith, int nth, void * userdata) {
     for_each_matrix(dy->ne[2] * dy->ne[3], ith, nth, [&](int64_t b, int i, int n) {
         const int64_t i2 = b % dy->ne[2];
         const int64_t i3 = b / dy->ne[2];
-        kernels::gemm(dy->ne[1], w->ne[0], w->ne[1], matrix(dy, i2, i3), matrix(w, i2 / group2, i3 / group3), params.scale,
-                      params.accumulate ? 1.0f : 0.0f, floats(dx) + i2 * stride(dx, 2) + i3 * stride(dx, 3), stride(dx, 1), 1, i, n);
+        kernels::gemm(dy->ne[1], w->ne[0], w->ne[1], matrix(dy, i2, i3), matrix(w, i2 / group2, i3 / group3),
+                      params.scale, params.accumulate ? 1.0f : 0.0f,
+                      floats(dx) + i2 * stride(dx, 2) + i3 * stride(dx, 3), stride(dx, 1), 1, i, n);
     });
 }
 
@@ -114,8 +139,8 @@ void run_matmul_dw(ggml_tensor * dw, int ith, int nth, void * userdata) {
             for (int64_t g2 = 0; g2 < group2; g2++) {
                 const Operand xm = matrix(x, i2 * group2 + g2, i3 * group3 + g3);
                 const Operand dym = matrix(dy, i2 * group2 + g2, i3 * group3 + g3);
-                kernels::gemm(dw->ne[1], dw->ne[0], x->ne[1], dym.transposed(), xm, params.scale, beta, out, stride(dw, 1), 1, i,
-                              n);
+                kernels::gemm(dw->ne[1], dw->ne[0], x->ne[1], dym.transposed(), xm, params.scale, beta, out,
+                              stride(dw, 1), 1, i, n);
                 beta = 1.0f;
             }
         }
@@ -127,15 +152,26 @@ void run_weight_dx(ggml_tensor * dx, int ith, int nth, void * userdata) {
     const ggml_tensor * w = params.argument(dx, 0);
     const ggml_tensor * dy = params.argument(dx, 1);
     kernels::weight_input_gradient(w->type, w->data, w->nb[1], w->ne[0], w->ne[1], floats(dy), stride(dy, 1),
-                                   dy->ne[1] * dy->ne[2] * dy->ne[3], floats(dx), stride(dx, 1), params.accumulate, ith, nth);
+                                   dy->ne[1] * dy->ne[2] * dy->ne[3], floats(dx), stride(dx, 1), params.accumulate, ith,
+                                   nth);
 }
 
-kernels::ConstHeads const_heads(const ggml_tensor * t) { return {floats(t), stride(t, 1), stride(t, 2)}; }
+kernels::ConstHeads const_heads(const ggml_tensor * t) {
+    return {floats(t), stride(t, 1), stride(t, 2)};
+}
 
-kernels::AttentionShape attention_shape(const GraphOps::AttentionParams & params, const ggml_tensor * q, const ggml_tensor * k,
-                                        const ggml_tensor * v, const ggml_tensor * first, const ggml_tensor * end) {
-    return {q->ne[1],         q->ne[2],       k->ne[2],         q->ne[0], v->ne[0],
-            params.pre_scale, params.softcap, params.post_scale, static_cast<const int32_t *>(first->data),
+kernels::AttentionShape attention_shape(const GraphOps::AttentionParams & params, const ggml_tensor * q,
+                                        const ggml_tensor * k, const ggml_tensor * v, const ggml_tensor * first,
+                                        const ggml_tensor * end) {
+    return {q->ne[1],
+            q->ne[2],
+            k->ne[2],
+            q->ne[0],
+            v->ne[0],
+            params.pre_scale,
+            params.softcap,
+            params.post_scale,
+            static_cast<const int32_t *>(first->data),
             static_cast<const int32_t *>(end->data)};
 }
 
@@ -145,7 +181,8 @@ void run_attention(ggml_tensor * packed, int ith, int nth, void * userdata) {
     const kernels::AttentionShape shape = attention_shape(params, src[0], src[1], src[2], src[3], src[4]);
     const int64_t width = shape.n_heads * shape.head_dim_v;
     kernels::attention_forward(shape, const_heads(src[0]), const_heads(src[1]), const_heads(src[2]),
-                               {floats(packed), width, shape.head_dim_v}, floats(packed) + width * shape.n_tokens, ith, nth);
+                               {floats(packed), width, shape.head_dim_v}, floats(packed) + width * shape.n_tokens, ith,
+                               nth);
 }
 
 void run_attention_dx(ggml_tensor * packed_dx, int ith, int nth, void * userdata) {
@@ -169,12 +206,14 @@ void run_attention_dx(ggml_tensor * packed_dx, int ith, int nth, void * userdata
 }
 
 // contiguous tensors are cut into runs of one size class so that every thread gets whole cache lines
-kernels::Range element_range(const ggml_tensor * t, int ith, int nth) { return split_range(ggml_nelements(t), ith, nth, 64); }
+kernels::Range element_range(const ggml_tensor * t, int ith, int nth) {
+    return split_range(ggml_nelements(t), ith, nth, 64);
+}
 
 void run_activation(ggml_tensor * y, int ith, int nth, void * userdata) {
     const auto range = element_range(y, ith, nth);
-    kernels::activation_forward(*static_cast<Activation *>(userdata), floats(y->src[0]) + range.begin, floats(y) + range.begin,
-                                range.size());
+    kernels::activation_forward(*static_cast<Activation *>(userdata), floats(y->src[0]) + range.begin,
+                                floats(y) + range.begin, range.size());
 }
 
 void run_activation_dx(ggml_tensor * dx, int ith, int nth, void * userdata) {
@@ -189,7 +228,8 @@ struct Glu {
     bool swapped;
 
     // rows of gate and up; n is the width of one of them
-    void inputs(const ggml_tensor * a, const ggml_tensor * b, int64_t row, int64_t n, const float *& gate, const float *& up) const {
+    void inputs(const ggml_tensor * a, const ggml_tensor * b, int64_t row, int64_t n, const float *& gate,
+                const float *& up) const {
         const float * first = floats(a) + row * stride(a, 1);
         const float * second = fused ? first + n : floats(b) + row * stride(b, 1);
         gate = swapped ? second : first;
@@ -257,11 +297,11 @@ void run_clamp_dx(ggml_tensor * dx, int ith, int nth, void * userdata) {
 
 // How a view lies in its source: both are strided windows on the same memory.
 struct ViewGeometry {
-    int64_t ne[4];       // of the view
-    int64_t nb[4];       // bytes, of the view
+    int64_t ne[4];  // of the view
+    int64_t nb[4];  // bytes, of the view
     int64_t source_nb[4];
-    int64_t offset;      // bytes from the source's first element
-    int order[4];        // dimensions of the source by falling stride
+    int64_t offset;  // bytes from the source's first element
+    int order[4];    // dimensions of the source by falling stride
 };
 
 void run_view_dx(ggml_tensor * dx, int ith, int nth, void * userdata) {
@@ -335,8 +375,8 @@ void run_log_probabilities(ggml_tensor * log_probs, int ith, int nth, void *) {
     const int32_t * targets = static_cast<const int32_t *>(log_probs->src[1]->data);
     const auto rows = split_range(logits->ne[1], ith, nth);
     for (int64_t row = rows.begin; row < rows.end; row++) {
-        floats(log_probs)[row] =
-            static_cast<float>(kernels::log_probability(floats(logits) + row * stride(logits, 1), logits->ne[0], targets[row]));
+        floats(log_probs)[row] = static_cast<float>(
+            kernels::log_probability(floats(logits) + row * stride(logits, 1), logits->ne[0], targets[row]));
     }
 }
 
@@ -345,8 +385,8 @@ void run_cross_entropy_dx(ggml_tensor * dlogits, int ith, int nth, void *) {
     const float * weights = floats(dlogits->src[2]);
     const auto rows = split_range(dlogits->ne[1], ith, nth);
     for (int64_t row = rows.begin; row < rows.end; row++) {
-        kernels::cross_entropy_gradient_inplace(floats(dlogits) + row * stride(dlogits, 1), dlogits->ne[0], targets[row],
-                                                weights[row]);
+        kernels::cross_entropy_gradient_inplace(floats(dlogits) + row * stride(dlogits, 1), dlogits->ne[0],
+                                                targets[row], weights[row]);
     }
 }
 
@@ -356,6 +396,8 @@ std::string GraphOps::describe(const ggml_tensor * node) {
     static const std::pair<ggml_custom_op_t, const char *> names[] = {
         {run_matmul, "matmul"},
         {run_lora_add, "lora_add"},
+        {run_weight_forward, "weight_forward"},
+        {run_int8_product, "int8_product"},
         {run_matmul_dx, "matmul_dx"},
         {run_matmul_dw, "matmul_dw"},
         {run_weight_dx, "weight_dx"},
@@ -392,13 +434,37 @@ std::string GraphOps::describe(const ggml_tensor * node) {
     return name;
 }
 
-ggml_tensor * GraphOps::contiguous(ggml_tensor * t) { return ggml_is_contiguous(t) ? t : ggml_cont(ctx, t); }
+ggml_tensor * GraphOps::contiguous(ggml_tensor * t) {
+    return ggml_is_contiguous(t) ? t : ggml_cont(ctx, t);
+}
 
-ggml_tensor * GraphOps::zeros_like(const ggml_tensor * t) { return custom(ctx, t->ne, {}, run_zeros, nullptr); }
+ggml_tensor * GraphOps::zeros_like(const ggml_tensor * t) {
+    return custom(ctx, t->ne, {}, run_zeros, nullptr);
+}
 
 ggml_tensor * GraphOps::matmul(ggml_tensor * w, ggml_tensor * x) {
     const int64_t ne[4] = {w->ne[1], x->ne[1], x->ne[2], x->ne[3]};
     return custom(ctx, ne, {w, x}, run_matmul, nullptr);
+}
+
+bool GraphOps::can_weight_forward(const ggml_tensor * w, const ggml_tensor * x) {
+    return ggml_is_matrix(w) && w->nb[0] == ggml_type_size(w->type) && kernels::can_dequantize(w->type) && x->type == GGML_TYPE_F32;
+}
+
+ggml_tensor * GraphOps::weight_forward(ggml_tensor * w, ggml_tensor * x) {
+    const int64_t ne[4] = {w->ne[1], x->ne[1], x->ne[2], x->ne[3]};
+    return custom(ctx, ne, {w, contiguous(x)}, run_weight_forward, nullptr);
+}
+
+bool GraphOps::can_int8_product(const ggml_tensor * w, const ggml_tensor * x) {
+    constexpr int64_t min_rows = 16;  // fewer do not pay for unpacking the weights
+    return kernels::int8_product_fast() && kernels::int8_product_supported(w->type) && ggml_is_matrix(w) &&
+           w->nb[0] == ggml_type_size(w->type) && x->type == GGML_TYPE_F32 && ggml_nrows(x) >= min_rows;
+}
+
+ggml_tensor * GraphOps::int8_product(ggml_tensor * w, ggml_tensor * x) {
+    const int64_t ne[4] = {w->ne[1], x->ne[1], x->ne[2], x->ne[3]};
+    return custom(ctx, ne, {w, contiguous(x)}, run_int8_product, nullptr);
 }
 
 ggml_tensor * GraphOps::lora_add(ggml_tensor * y, ggml_tensor * b, ggml_tensor * h, float scale) {
@@ -424,7 +490,8 @@ ggml_tensor * GraphOps::matmul_dx(ggml_tensor * w, ggml_tensor * dy, float scale
     return product_gradient(ne, w, dy, scale, accumulator, run_matmul_dx);
 }
 
-ggml_tensor * GraphOps::matmul_dw(ggml_tensor * w, ggml_tensor * x, ggml_tensor * dy, float scale, ggml_tensor * accumulator) {
+ggml_tensor * GraphOps::matmul_dw(ggml_tensor * w, ggml_tensor * x, ggml_tensor * dy, float scale,
+                                  ggml_tensor * accumulator) {
     return product_gradient(w->ne, x, dy, scale, accumulator, run_matmul_dw);
 }
 
@@ -539,7 +606,8 @@ GraphOps::AttentionGradients GraphOps::attention_dx(ggml_tensor * out, ggml_tens
     const int64_t ne[4] = {ggml_nelements(q) + ggml_nelements(k) + ggml_nelements(v), 1, 1, 1};
     ggml_tensor * rows = d_out->nb[0] == sizeof(float) ? d_out : ggml_cont(ctx, d_out);
     AttentionParams * params = keep(*origin(out).attention);
-    ggml_tensor * dx = custom(ctx, ne, {q, k, v, packed->src[3], packed->src[4], packed, rows}, run_attention_dx, params);
+    ggml_tensor * dx =
+        custom(ctx, ne, {q, k, v, packed->src[3], packed->src[4], packed, rows}, run_attention_dx, params);
     size_t offset = 0;
     const auto part = [&](const ggml_tensor * like) {  // token by token, as the projections that they belong to
         const size_t head_bytes = like->ne[0] * sizeof(float);

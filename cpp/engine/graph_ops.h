@@ -1,6 +1,7 @@
 // Nodes of ggtune's own in a ggml graph: custom CPU operations that run the kernels of cpp/kernels.
 //
-// Symbols: T tokens, shapes in ggml order (ne[0] runs fastest). d<name> is the gradient of the loss with respect to <name>.
+// Symbols: T tokens, shapes in ggml order (ne[0] runs fastest). d<name> is the gradient of the loss with respect to
+// <name>.
 #pragma once
 
 #include <ggml.h>
@@ -36,6 +37,13 @@ class GraphOps {
 
     // y[o, t, ...] = sum_i w[i, o, ...] x[i, t, ...], F32, with ggml's broadcast of w over the outer dimensions of x
     ggml_tensor * matmul(ggml_tensor * w, ggml_tensor * x);
+    // y[o, t] for a frozen matrix w of any type, in float32
+    static bool can_weight_forward(const ggml_tensor * w, const ggml_tensor * x);
+    ggml_tensor * weight_forward(ggml_tensor * w, ggml_tensor * x);
+    // The same by int8 dot products with rounded activations, as ggml does it but for all tokens at a time; only where the
+    // type, the CPU and the number of rows make that the fastest way.
+    static bool can_int8_product(const ggml_tensor * w, const ggml_tensor * x);
+    ggml_tensor * int8_product(ggml_tensor * w, ggml_tensor * x);
     // y + scale * b h, written over y: the end of a LoRA product. b ne = [rank, o], h ne = [rank, t], y ne = [o, t]
     ggml_tensor * lora_add(ggml_tensor * y, ggml_tensor * b, ggml_tensor * h, float scale);
 
@@ -51,7 +59,8 @@ class GraphOps {
     ggml_tensor * activation_dx(Activation f, ggml_tensor * x, ggml_tensor * dy);
     // y = f(gate) * up; up == nullptr: gate holds both halves of each row, `swapped` puts the gate second
     ggml_tensor * glu(Activation f, ggml_tensor * gate, ggml_tensor * up, bool swapped);
-    // gradient of both halves, ne[0] twice that of dy: in the order of the fused input, gate first where the inputs are two
+    // gradient of both halves, ne[0] twice that of dy: in the order of the fused input, gate first where the inputs are
+    // two
     ggml_tensor * glu_dx(Activation f, ggml_tensor * gate, ggml_tensor * up, bool swapped, ggml_tensor * dy);
 
     ggml_tensor * softmax_dx(ggml_tensor * y, ggml_tensor * dy, float scale);
@@ -67,7 +76,8 @@ class GraphOps {
     // log p(target) of each row; ne = [rows]
     ggml_tensor * log_probabilities(ggml_tensor * logits, ggml_tensor * targets);
     // d(sum of -weight log p)/dlogits, written over the logits once log_probs has been computed from them
-    ggml_tensor * cross_entropy_dx(ggml_tensor * logits, ggml_tensor * targets, ggml_tensor * weights, ggml_tensor * log_probs);
+    ggml_tensor * cross_entropy_dx(ggml_tensor * logits, ggml_tensor * targets, ggml_tensor * weights,
+                                   ggml_tensor * log_probs);
 
     // softmax(post_scale * cap(pre_scale * q . k)) v over the keys [first, end) of each token (I32, ne = [T]); see
     // kernels/attention.h. q ne = [head_dim, T, n_head], k and v the same with n_head_kv; any strides over T and heads.
@@ -90,12 +100,14 @@ class GraphOps {
     struct Origin {
         enum class Kind { none, replacement, dropout, lora_add, attention };
         Kind kind = Kind::none;
-        const ggml_tensor * replaced = nullptr;          // replacement: ggml's node with op and parameters
+        const ggml_tensor * replaced = nullptr;  // replacement: ggml's node with op and parameters
         const kernels::DropoutMask * dropout = nullptr;
         float lora_scale = 0.0f;
         const AttentionParams * attention = nullptr;
     };
-    void set_replaced(const ggml_tensor * node, const ggml_tensor * by_ggml) { origins[node] = {Origin::Kind::replacement, by_ggml}; }
+    void set_replaced(const ggml_tensor * node, const ggml_tensor * by_ggml) {
+        origins[node] = {Origin::Kind::replacement, by_ggml};
+    }
     Origin origin(const ggml_tensor * node) const;
     void copy_origin(const ggml_tensor * from, const ggml_tensor * to);
 
@@ -107,8 +119,8 @@ class GraphOps {
         return owned.get();
     }
 
-    ggml_tensor * product_gradient(const int64_t ne[4], ggml_tensor * a, ggml_tensor * b, float scale, ggml_tensor * accumulator,
-                                   ggml_custom_op_t fun);
+    ggml_tensor * product_gradient(const int64_t ne[4], ggml_tensor * a, ggml_tensor * b, float scale,
+                                   ggml_tensor * accumulator, ggml_custom_op_t fun);
 
     std::vector<std::shared_ptr<void>> kept;
     std::unordered_map<const ggml_tensor *, Origin> origins;

@@ -19,8 +19,8 @@ namespace ggtune {
 
 namespace {
 
-// llama.cpp asserts on architectures that it can't build a training graph for. While graphs are built, on this thread and with no
-// worker running, such an abort becomes an exception.
+// llama.cpp asserts on architectures that it can't build a training graph for. While graphs are built, on this thread
+// and with no worker running, such an abort becomes an exception.
 class AbortAsException {
   public:
     AbortAsException() : previous(ggml_set_abort_callback(raise)) {}
@@ -37,9 +37,13 @@ std::vector<std::pair<std::string, ggml_tensor *>> model_tensors(const llama_mod
     return model.tensors_by_name;
 }
 
-std::string model_architecture(const llama_model & model) { return llm_arch_name(model.arch); }
+std::string model_architecture(const llama_model & model) {
+    return llm_arch_name(model.arch);
+}
 
-void LoraDeleter::operator()(llama_adapter_lora * lora) const { delete lora; }
+void LoraDeleter::operator()(llama_adapter_lora * lora) const {
+    delete lora;
+}
 
 LoraHandle make_lora(llama_model & model, float alpha, const std::vector<LoraWeights> & weights) {
     LoraHandle lora(new llama_adapter_lora(&model));
@@ -62,18 +66,21 @@ class LlamaForwardGraph final : public ForwardGraph {
     ggml_tensor * logits() const override { return result.t_logits; }
     void set_inputs() override { result.set_inputs(&memory_context->get_ubatch()); }
 
-    bool visible_keys(const ggml_tensor * mask, std::vector<int32_t> & first, std::vector<int32_t> & end) const override {
+    bool visible_keys(const ggml_tensor * mask, std::vector<int32_t> & first,
+                      std::vector<int32_t> & end) const override {
         for (const auto & input : result.inputs) {
             if (const auto * plain = dynamic_cast<const llm_graph_input_attn_kv *>(input.get())) {
                 if (mask == plain->get_kq_mask()) {
-                    return visible_keys(plain->hparams, plain->cparams, plain->hparams.n_swa, plain->hparams.swa_type, first, end);
+                    return visible_keys(plain->hparams, plain->cparams, plain->hparams.n_swa, plain->hparams.swa_type,
+                                        first, end);
                 }
             } else if (const auto * mixed = dynamic_cast<const llm_graph_input_attn_kv_iswa *>(input.get())) {
                 if (mask == mixed->get_kq_mask()) {
                     return visible_keys(mixed->hparams, mixed->cparams, 0, LLAMA_SWA_TYPE_NONE, first, end);
                 }
                 if (mask == mixed->get_kq_mask_swa()) {
-                    return visible_keys(mixed->hparams, mixed->cparams, mixed->hparams.n_swa, mixed->hparams.swa_type, first, end);
+                    return visible_keys(mixed->hparams, mixed->cparams, mixed->hparams.n_swa, mixed->hparams.swa_type,
+                                        first, end);
                 }
             }
         }
@@ -86,8 +93,8 @@ class LlamaForwardGraph final : public ForwardGraph {
     llm_graph_result result;
 
   private:
-    bool visible_keys(const llama_hparams & hparams, const llama_cparams & cparams, uint32_t window, llama_swa_type window_type,
-                      std::vector<int32_t> & first, std::vector<int32_t> & end) const {
+    bool visible_keys(const llama_hparams & hparams, const llama_cparams & cparams, uint32_t window,
+                      llama_swa_type window_type, std::vector<int32_t> & first, std::vector<int32_t> & end) const {
         if (!cparams.causal_attn || hparams.use_alibi) {
             return false;
         }
@@ -130,12 +137,13 @@ struct ForwardGraphBuilder::Impl {
         const auto no_layer = [](int32_t) { return false; };
         // F16: quantized K or V would add rotation nodes
         if (sliding_window) {
-            return std::make_unique<llama_kv_cache_iswa>(model, GGML_TYPE_F16, GGML_TYPE_F16, true, false, true, true, n_tokens,
-                                                         LLAMA_MAX_SEQ, n_tokens, 1, nullptr, no_layer, nullptr, nullptr);
+            return std::make_unique<llama_kv_cache_iswa>(model, GGML_TYPE_F16, GGML_TYPE_F16, true, false, true, true,
+                                                         n_tokens, LLAMA_MAX_SEQ, n_tokens, 1, nullptr, no_layer,
+                                                         nullptr, nullptr);
         }
-        return std::make_unique<llama_kv_cache>(model, model.hparams, GGML_TYPE_F16, GGML_TYPE_F16, true, false, true, n_tokens,
-                                                LLAMA_MAX_SEQ, 1, model.hparams.n_swa, model.hparams.swa_type, nullptr, no_layer,
-                                                nullptr, nullptr);
+        return std::make_unique<llama_kv_cache>(model, model.hparams, GGML_TYPE_F16, GGML_TYPE_F16, true, false, true,
+                                                n_tokens, LLAMA_MAX_SEQ, 1, model.hparams.n_swa, model.hparams.swa_type,
+                                                nullptr, no_layer, nullptr, nullptr);
     }
 };
 
@@ -145,7 +153,8 @@ ForwardGraphBuilder::ForwardGraphBuilder(llama_model & model, uint32_t context, 
     if (llama_model_has_encoder(&model) || llama_model_is_recurrent(&model) || llama_model_is_hybrid(&model)) {
         throw Error("the architecture " + arch + " can't be trained: only decoders with plain attention can");
     }
-    // Wanted are only llama.cpp's derived parameters (RoPE scaling and the like) and its scheduler: as small as it can be.
+    // Wanted are only llama.cpp's derived parameters (RoPE scaling and the like) and its scheduler: as small as it can
+    // be.
     llama_context_params params = llama_context_default_params();
     params.n_ctx = 256;
     params.n_batch = 1;
@@ -194,7 +203,8 @@ std::unique_ptr<ForwardGraph> ForwardGraphBuilder::build(const GraphBatch & batc
     const uint32_t n_tokens = batch.n_tokens;
     AbortAsException guard;
     try {
-        auto built = std::make_unique<LlamaForwardGraph>(impl->make_memory(n_tokens), model.hparams.n_pos_per_embd(), impl->max_nodes);
+        auto built = std::make_unique<LlamaForwardGraph>(impl->make_memory(n_tokens), model.hparams.n_pos_per_embd(),
+                                                         impl->max_nodes);
         llama_cparams cparams = impl->cparams;
         cparams.n_batch = n_tokens;
         cparams.n_ubatch = n_tokens;
@@ -255,7 +265,8 @@ std::unique_ptr<ForwardGraph> ForwardGraphBuilder::build(const GraphBatch & batc
     } catch (const Error &) {
         throw;
     } catch (const std::exception & e) {
-        throw Error("llama.cpp can't build a training graph for the architecture " + model_architecture(model) + ": " + e.what());
+        throw Error("llama.cpp can't build a training graph for the architecture " + model_architecture(model) + ": " +
+                    e.what());
     }
 }
 

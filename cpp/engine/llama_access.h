@@ -1,5 +1,5 @@
-// The one door to llama.cpp's private headers, which change with every pin: forward graphs for training batches, the model's
-// tensors by name, and LoRA adapters made of tensors that live elsewhere.
+// The one door to llama.cpp's private headers, which change with every pin: forward graphs for training batches, the
+// model's tensors by name, and LoRA adapters made of tensors that live elsewhere.
 #pragma once
 
 #include <ggml-backend.h>
@@ -50,9 +50,10 @@ class ForwardGraph {
     virtual ggml_cgraph * graph() const = 0;
     virtual ggml_tensor * hidden() const = 0;  // after the final norm, ne = [n_embd, n_outputs]
     virtual ggml_tensor * logits() const = 0;  // ne = [n_vocab, n_outputs]
-    // The keys that each row sees under one of llama.cpp's attention masks: rows [first[t], end[t]), end[t] = t + 1. False for
-    // masks that are not of this kind (attention that is not causal).
-    virtual bool visible_keys(const ggml_tensor * mask, std::vector<int32_t> & first, std::vector<int32_t> & end) const = 0;
+    // The keys that each row sees under one of llama.cpp's attention masks: rows [first[t], end[t]), end[t] = t + 1.
+    // False for masks that are not of this kind (attention that is not causal).
+    virtual bool visible_keys(const ggml_tensor * mask, std::vector<int32_t> & first,
+                              std::vector<int32_t> & end) const = 0;
     // Fill tokens, positions, masks and row ids. Call when the graph's tensors have memory.
     virtual void set_inputs() = 0;
 };

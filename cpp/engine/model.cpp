@@ -95,10 +95,12 @@ std::string take_llama_log() {
     return line;
 }
 
-void set_llama_log_verbose(bool verbose) { log_verbose = verbose; }
+void set_llama_log_verbose(bool verbose) {
+    log_verbose = verbose;
+}
 
-Model::Model(const std::string & path_, int gpu_layers, bool vocab_only_) : path(path_), vocab_only(vocab_only_) {
-    check_model(open_checked(path), vocab_only);
+Model::Model(const std::string & path_, int gpu_layers, Contents contents_) : path(path_), contents(contents_) {
+    check_model(open_checked(path), contents == Contents::vocabulary);
     initialize_backend();
     take_llama_log();
     llama_model_params params = llama_model_default_params();
@@ -107,8 +109,9 @@ Model::Model(const std::string & path_, int gpu_layers, bool vocab_only_) : path
         params.devices = no_devices;
     }
     params.n_gpu_layers = gpu_layers;
-    params.vocab_only = vocab_only;
-    params.load_mode = LLAMA_LOAD_MODE_MMAP;
+    params.vocab_only = contents == Contents::vocabulary;
+    params.no_alloc = contents == Contents::header;
+    params.load_mode = contents == Contents::header ? LLAMA_LOAD_MODE_NONE : LLAMA_LOAD_MODE_MMAP;
     params.use_extra_bufts = false;  // repacked weights could not be read by the gradient kernels
     try {
         handle = llama_model_load_from_file(path.c_str(), params);
@@ -122,21 +125,37 @@ Model::Model(const std::string & path_, int gpu_layers, bool vocab_only_) : path
     arch = model_architecture(*handle);
 }
 
-Model::~Model() { llama_model_free(handle); }
+Model::~Model() {
+    llama_model_free(handle);
+}
 
-const llama_vocab & Model::vocab() const { return *llama_model_get_vocab(handle); }
+const llama_vocab & Model::vocab() const {
+    return *llama_model_get_vocab(handle);
+}
 
 std::optional<std::string> Model::chat_template() const {
     const char * text = llama_model_chat_template(handle, nullptr);
     return text != nullptr ? std::optional<std::string>(text) : std::nullopt;
 }
 
-uint64_t Model::n_params() const { return llama_model_n_params(handle); }
-uint64_t Model::n_bytes() const { return llama_model_size(handle); }
-int32_t Model::n_layer() const { return llama_model_n_layer(handle); }
-int32_t Model::n_embd() const { return llama_model_n_embd(handle); }
-int32_t Model::n_vocab() const { return llama_vocab_n_tokens(&vocab()); }
-int32_t Model::n_ctx_train() const { return llama_model_n_ctx_train(handle); }
+uint64_t Model::n_params() const {
+    return llama_model_n_params(handle);
+}
+uint64_t Model::n_bytes() const {
+    return llama_model_size(handle);
+}
+int32_t Model::n_layer() const {
+    return llama_model_n_layer(handle);
+}
+int32_t Model::n_embd() const {
+    return llama_model_n_embd(handle);
+}
+int32_t Model::n_vocab() const {
+    return llama_vocab_n_tokens(&vocab());
+}
+int32_t Model::n_ctx_train() const {
+    return llama_model_n_ctx_train(handle);
+}
 
 std::map<std::string, std::string> Model::metadata() const {
     std::map<std::string, std::string> result;
@@ -151,13 +170,16 @@ std::map<std::string, std::string> Model::metadata() const {
         return text;
     };
     for (int32_t i = 0; i < llama_model_meta_count(handle); i++) {
-        const std::string key = read([&](char * buf, size_t n) { return llama_model_meta_key_by_index(handle, i, buf, n); });
+        const std::string key =
+            read([&](char * buf, size_t n) { return llama_model_meta_key_by_index(handle, i, buf, n); });
         result[key] = read([&](char * buf, size_t n) { return llama_model_meta_val_str_by_index(handle, i, buf, n); });
     }
     return result;
 }
 
-std::vector<std::pair<std::string, ggml_tensor *>> Model::tensors() const { return model_tensors(*handle); }
+std::vector<std::pair<std::string, ggml_tensor *>> Model::tensors() const {
+    return model_tensors(*handle);
+}
 
 std::vector<Linear> Model::linears() const {
     std::vector<Linear> result;
@@ -173,10 +195,12 @@ std::vector<Linear> Model::linears() const {
 
 std::vector<int32_t> Model::tokenize(const std::string & text, bool add_special, bool parse_special) const {
     std::vector<int32_t> tokens(text.size() + 8);
-    int32_t n = llama_tokenize(&vocab(), text.data(), text.size(), tokens.data(), tokens.size(), add_special, parse_special);
+    int32_t n =
+        llama_tokenize(&vocab(), text.data(), text.size(), tokens.data(), tokens.size(), add_special, parse_special);
     if (n < 0) {
         tokens.resize(-static_cast<int64_t>(n));
-        n = llama_tokenize(&vocab(), text.data(), text.size(), tokens.data(), tokens.size(), add_special, parse_special);
+        n = llama_tokenize(&vocab(), text.data(), text.size(), tokens.data(), tokens.size(), add_special,
+                           parse_special);
     }
     if (n < 0) {
         throw Error("the tokenizer of " + path + " failed on a text of " + std::to_string(text.size()) + " bytes");

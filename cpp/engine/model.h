@@ -27,14 +27,19 @@ struct Linear {
 
 class Model {
   public:
-    // Raises ModelFileError. gpu_layers: blocks kept in video memory, for generation only. vocab_only: no weights are loaded.
-    Model(const std::string & path, int gpu_layers, bool vocab_only);
+    // What is read of the file: all of it; the tokenizer; or the header alone, which is enough to plan memory.
+    enum class Contents { all, vocabulary, header };
+
+    // Raises ModelFileError. gpu_layers: blocks kept in video memory, for generation only.
+    Model(const std::string & path, int gpu_layers, Contents contents);
     ~Model();
     Model(const Model &) = delete;
     Model & operator=(const Model &) = delete;
 
+
     const std::string path;
-    const bool vocab_only;
+    const Contents contents;
+    bool has_weights() const { return contents == Contents::all; }
 
     llama_model & llama() const { return *handle; }
     const llama_vocab & vocab() const;

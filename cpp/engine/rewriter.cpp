@@ -16,20 +16,27 @@ float param(const ggml_tensor * node, int index) {
     return value;
 }
 
-bool is_op(const ggml_tensor * node, ggml_op op) { return node != nullptr && node->op == op; }
+bool is_op(const ggml_tensor * node, ggml_op op) {
+    return node != nullptr && node->op == op;
+}
 
 bool is_float_product(const ggml_tensor * node) {
     return is_op(node, GGML_OP_MUL_MAT) && node->src[0]->type == GGML_TYPE_F32 && node->src[1]->type == GGML_TYPE_F32;
 }
 
 // multiplication by a number, without an addition
-bool is_multiple(const ggml_tensor * node) { return is_op(node, GGML_OP_SCALE) && param(node, 1) == 0.0f; }
+bool is_multiple(const ggml_tensor * node) {
+    return is_op(node, GGML_OP_SCALE) && param(node, 1) == 0.0f;
+}
 
 // heads with contiguous elements, [head_dim, T, heads]
-bool is_heads(const ggml_tensor * t) { return t->type == GGML_TYPE_F32 && t->ne[3] == 1 && t->nb[0] == sizeof(float); }
+bool is_heads(const ggml_tensor * t) {
+    return t->type == GGML_TYPE_F32 && t->ne[3] == 1 && t->nb[0] == sizeof(float);
+}
 
 // Contiguous copies that a new node has put between itself and its operands are nodes like all others.
-void push_copies(std::vector<ggml_tensor *> & nodes, ggml_tensor * node, std::initializer_list<const ggml_tensor *> operands) {
+void push_copies(std::vector<ggml_tensor *> & nodes, ggml_tensor * node,
+                 std::initializer_list<const ggml_tensor *> operands) {
     for (ggml_tensor * src : node->src) {
         if (src != nullptr && std::find(operands.begin(), operands.end(), src) == operands.end()) {
             nodes.push_back(src);
@@ -39,8 +46,9 @@ void push_copies(std::vector<ggml_tensor *> & nodes, ggml_tensor * node, std::in
 
 }  // namespace
 
-Rewriter::Rewriter(GraphOps & ops_, const ForwardGraph & forward_, const Adapter & adapter, const DropoutOptions & dropout_)
-    : ops(ops_), forward(forward_), dropout(dropout_) {
+Rewriter::Rewriter(GraphOps & ops_, const ForwardGraph & forward_, const Adapter & adapter, const DropoutOptions & dropout_,
+                   bool f32_products_)
+    : ops(ops_), forward(forward_), dropout(dropout_), f32_products(f32_products_) {
     for (size_t i = 0; i < adapter.pairs().size(); i++) {
         lora_a[adapter.pairs()[i].a] = i;
         lora_b.insert(adapter.pairs()[i].b);
@@ -108,7 +116,8 @@ std::optional<Rewriter::Attention> Rewriter::match_attention(const ggml_tensor *
     const ggml_tensor * kq = softmax->src[0];
     if (is_multiple(kq)) {
         const ggml_tensor * tanh = kq->src[0];
-        if (!is_op(tanh, GGML_OP_UNARY) || ggml_get_unary_op(tanh) != GGML_UNARY_OP_TANH || !is_multiple(tanh->src[0])) {
+        if (!is_op(tanh, GGML_OP_UNARY) || ggml_get_unary_op(tanh) != GGML_UNARY_OP_TANH ||
+            !is_multiple(tanh->src[0])) {
             return std::nullopt;
         }
         const ggml_tensor * inner = tanh->src[0];
@@ -165,6 +174,15 @@ ggml_tensor * Rewriter::own_node(ggml_tensor * node) {
     }
     if (is_float_product(node)) {
         return ops.matmul(node->src[0], node->src[1]);
+    }
+    if (is_op(node, GGML_OP_MUL_MAT)) {
+        ggml_tensor *w = node->src[0], *x = node->src[1];
+        if (f32_products && GraphOps::can_weight_forward(w, x)) {
+            return ops.weight_forward(w, x);
+        }
+        if (!f32_products && GraphOps::can_int8_product(w, x)) {
+            return ops.int8_product(w, x);
+        }
     }
     return nullptr;
 }

@@ -1,5 +1,6 @@
 // Puts nodes of ggtune's own in place of some of llama.cpp's: exact GELU where ggml reads a half-precision table, fused
-// attention, the LoRA product fused with its scale and sum, products of float matrices, dropout in front of the adapter.
+// attention, the LoRA product fused with its scale and sum, products of float matrices, dropout in front of the
+// adapter.
 #pragma once
 
 #include <ggml.h>
@@ -17,7 +18,7 @@
 namespace ggtune {
 
 struct DropoutOptions {
-    float p;           // 0: none
+    float p;  // 0: none
     uint64_t seed;
     uint64_t counter;  // number of the micro-batch
 };
@@ -32,7 +33,8 @@ struct KeyRanges {
 
 class Rewriter {
   public:
-    Rewriter(GraphOps & ops, const ForwardGraph & forward, const Adapter & adapter, const DropoutOptions & dropout);
+    Rewriter(GraphOps & ops, const ForwardGraph & forward, const Adapter & adapter, const DropoutOptions & dropout,
+             bool f32_products);
 
     // Rewrites a stretch of the forward graph, nodes in topological order. Stretches are given in order, too.
     void rewrite(std::vector<ggml_tensor *> & nodes);
@@ -60,6 +62,7 @@ class Rewriter {
     GraphOps & ops;
     const ForwardGraph & forward;
     const DropoutOptions dropout;
+    const bool f32_products;
     std::unordered_map<const ggml_tensor *, uint64_t> lora_a;  // with the adapter pair's number
     std::unordered_set<const ggml_tensor *> lora_b;
     std::unordered_map<const ggml_tensor *, int> n_uses;

@@ -25,7 +25,11 @@ struct ShapeBatch {
         }
     }
     MicroBatch view() const {
-        return {static_cast<int64_t>(tokens.size()), tokens.data(), positions.data(), sequences.data(), targets.data(),
+        return {static_cast<int64_t>(tokens.size()),
+                tokens.data(),
+                positions.data(),
+                sequences.data(),
+                targets.data(),
                 weights.data()};
     }
 };
@@ -34,26 +38,24 @@ constexpr int64_t max_sequences = 256;  // llama.cpp's LLAMA_MAX_SEQ
 
 }  // namespace
 
-Trainer::Trainer(std::shared_ptr<Adapter> adapter_, int64_t context_, int threads, bool recompute_, float dropout_, uint64_t seed_)
+Trainer::Trainer(std::shared_ptr<Adapter> adapter_, const Options & options_)
     : adapter(std::move(adapter_)),
-      context(context_),
-      recompute(recompute_),
-      dropout(dropout_),
-      seed(seed_),
-      builder(adapter->model().llama(), static_cast<uint32_t>(std::max<int64_t>(context_, 1)), adapter->lora()),
-      executor(std::max(threads, 1)) {
-    if (context < 1) {
+      options(options_),
+      builder(adapter->model().llama(), static_cast<uint32_t>(std::max<int64_t>(options.context, 1)), adapter->lora()),
+      executor(std::max(options.threads, 1)) {
+    if (options.context < 1) {
         throw Error("the context must be at least 1 token");
     }
-    if (!(dropout >= 0 && dropout < 1)) {
+    if (!(options.dropout >= 0 && options.dropout < 1)) {
         throw Error("dropout must be at least 0 and below 1");
     }
-    if (threads < 1) {
+    if (options.threads < 1) {
         throw Error("there must be at least 1 thread");
     }
     for (const auto & [name, tensor] : adapter->model().tensors()) {
-        if (tensor->buffer != nullptr && !ggml_backend_buffer_is_host(tensor->buffer)) {
-            throw Error("training needs the weights in main memory: load the model with gpu_layers=0 (tensor " + name + ")");
+        if (tensor->data != nullptr && tensor->buffer != nullptr && !ggml_backend_buffer_is_host(tensor->buffer)) {
+            throw Error("training needs the weights in main memory: load the model with gpu_layers=0 (tensor " + name +
+                        ")");
         }
     }
     const auto & tensors = adapter->tensors();
@@ -61,11 +63,16 @@ Trainer::Trainer(std::shared_ptr<Adapter> adapter_, int64_t context_, int thread
     ctx.reset(ggml_init(params));
     for (const auto & [name, tensor] : tensors) {
         ggml_tensor * gradient = ggml_dup_tensor(ctx.get(), tensor);
-        const size_t n = ggml_nelements(tensor);
+        const size_t n = adapter->model().has_weights() ? ggml_nelements(tensor) : 0;
         list.push_back({name, tensor, gradient, std::vector<float>(n), std::vector<float>(n)});
         accumulators[tensor] = gradient;
     }
-    buffer.reset(ggml_backend_alloc_ctx_tensors_from_buft(ctx.get(), ggml_backend_cpu_buffer_type()));
+    const bool has_weights = adapter->model().has_weights();
+    if (has_weights) {
+        buffer.reset(ggml_backend_alloc_ctx_tensors_from_buft(ctx.get(), ggml_backend_cpu_buffer_type()));
+    } else {
+        buffer = no_memory_for(ctx.get());
+    }
     if (!buffer) {
         throw Error("not enough memory for the gradients of " + std::to_string(adapter->n_params()) + " parameters");
     }
@@ -75,13 +82,21 @@ Trainer::Trainer(std::shared_ptr<Adapter> adapter_, int64_t context_, int thread
 }
 
 GraphOptions Trainer::graph_options(bool gradients) const {
-    GraphOptions options;
-    options.gradients = gradients;
-    options.recompute = gradients && recompute;
-    options.dropout = gradients ? dropout : 0.0f;
-    options.dropout_seed = seed;
-    options.dropout_counter = n_micro_batches;
-    return options;
+    GraphOptions graph;
+    graph.gradients = gradients;
+    if (gradients) {
+        const int n_layer = adapter->model().n_layer();
+        graph.recompute_layers = options.recompute ? std::clamp(n_layer - options.keep_layers, 0, n_layer) : 0;
+        graph.dropout = {options.dropout, options.seed, static_cast<uint64_t>(n_micro_batches)};
+    }
+    graph.f32_products = options.f32_products;
+    return graph;
+}
+
+void Trainer::check_weights() const {
+    if (!adapter->model().has_weights()) {
+        throw Error(adapter->model().path + " was loaded without its weights");
+    }
 }
 
 void Trainer::check(const MicroBatch & batch) const {
@@ -103,11 +118,11 @@ void Trainer::check(const MicroBatch & batch) const {
         seen[sequence] = true;
         const int32_t expected = starts ? 0 : batch.positions[i - 1] + 1;
         if (batch.positions[i] != expected) {
-            throw Error(row(i) + "position " + std::to_string(batch.positions[i]) + " where " + std::to_string(expected) +
-                        " was expected");
+            throw Error(row(i) + "position " + std::to_string(batch.positions[i]) + " where " +
+                        std::to_string(expected) + " was expected");
         }
-        if (batch.positions[i] >= context) {
-            throw Error(row(i) + "the sequence is longer than the context of " + std::to_string(context) + " tokens");
+        if (batch.positions[i] >= options.context) {
+            throw Error(row(i) + "the sequence is longer than the context of " + std::to_string(options.context) + " tokens");
         }
         if (batch.tokens[i] < 0 || batch.tokens[i] >= n_vocab) {
             throw Error(row(i) + "token " + std::to_string(batch.tokens[i]) + " is not in the vocabulary of " +
@@ -124,6 +139,7 @@ void Trainer::check(const MicroBatch & batch) const {
 }
 
 BatchResult Trainer::run(const MicroBatch & batch, bool gradients) {
+    check_weights();
     check(batch);
     BatchResult result;
     result.n_tokens = batch.n_tokens;
@@ -156,7 +172,9 @@ BatchResult Trainer::accumulate(const MicroBatch & batch) {
     return result;
 }
 
-BatchResult Trainer::evaluate(const MicroBatch & batch) { return run(batch, false); }
+BatchResult Trainer::evaluate(const MicroBatch & batch) {
+    return run(batch, false);
+}
 
 BatchResult Trainer::accumulate_profiled(const MicroBatch & batch, Executor::Profile & seconds) {
     const struct ProfileGuard {
@@ -173,6 +191,7 @@ void Trainer::zero_gradients() {
 }
 
 double Trainer::step(const AdamW & o) {
+    check_weights();
     if (!(weight_sum > 0)) {
         throw Error("there is nothing to step on: no target with a weight has been accumulated");
     }
@@ -211,8 +230,11 @@ double Trainer::step(const AdamW & o) {
 }
 
 MemoryParts Trainer::memory(int64_t n_tokens, int64_t n_targets, int64_t n_sequences) const {
-    if (n_tokens < 1 || n_targets < 1 || n_targets > n_tokens || n_sequences < 1 || n_sequences > std::min(n_tokens, max_sequences)) {
-        throw Error("a micro-batch has at least one token, target and sequence, at most 256 sequences, and no more targets than tokens");
+    if (n_tokens < 1 || n_targets < 1 || n_targets > n_tokens || n_sequences < 1 ||
+        n_sequences > std::min(n_tokens, max_sequences)) {
+        throw Error(
+            "a micro-batch has at least one token, target and sequence, at most 256 sequences, and no more targets "
+            "than tokens");
     }
     const ShapeBatch shape(n_tokens, n_targets, n_sequences);
     const TrainingGraph graph(builder, *adapter, accumulators, shape.view(), graph_options(true));

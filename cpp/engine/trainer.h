@@ -16,10 +16,10 @@
 namespace ggtune {
 
 struct BatchResult {
-    double loss_sum = 0;    // sum over rows of -weight log p(target)
+    double loss_sum = 0;  // sum over rows of -weight log p(target)
     double weight_sum = 0;
     int64_t n_tokens = 0;
-    int64_t n_targets = 0;  // rows whose weight is not zero
+    int64_t n_targets = 0;         // rows whose weight is not zero
     std::vector<float> log_probs;  // [n_tokens], NaN where the weight is 0
     double forward_s = 0;
     double backward_s = 0;
@@ -43,8 +43,17 @@ struct MemoryParts {
 
 class Trainer {
   public:
-    // context: longest sequence in tokens. Builds one small graph and raises Error where the model can't be trained.
-    Trainer(std::shared_ptr<Adapter> adapter, int64_t context, int threads, bool recompute, float dropout, uint64_t seed);
+    struct Options {
+        int64_t context = 0;  // longest sequence, tokens
+        int threads = 1;
+        bool recompute = false;  // compute layers again for their gradient, but for the last keep_layers ones
+        int keep_layers = 0;
+        float dropout = 0.0f;
+        uint64_t seed = 0;          // of the dropout masks
+        bool f32_products = false;  // forward products with quantized weights in float32 instead of int8
+    };
+    // Builds one small graph and raises Error where the model can't be trained.
+    Trainer(std::shared_ptr<Adapter> adapter, const Options & options);
 
     int64_t n_steps = 0;          // optimizer steps taken
     int64_t n_micro_batches = 0;  // counter of the dropout masks
@@ -59,8 +68,8 @@ class Trainer {
     BatchResult accumulate_profiled(const MicroBatch & batch, Executor::Profile & seconds);
 
     void zero_gradients();
-    // One step on gradients / accumulated weight; returns their global norm before clipping. Raises Error, changing nothing,
-    // where there is no weight or the norm is not finite. Loshchilov & Hutter, arXiv:1711.05101, algorithm 2.
+    // One step on gradients / accumulated weight; returns their global norm before clipping. Raises Error, changing
+    // nothing, where there is no weight or the norm is not finite. Loshchilov & Hutter, arXiv:1711.05101, algorithm 2.
     double step(const AdamW & options);
 
     struct State {
@@ -75,14 +84,12 @@ class Trainer {
     MemoryParts memory(int64_t n_tokens, int64_t n_targets, int64_t n_sequences) const;
 
   private:
+    void check_weights() const;
     void check(const MicroBatch & batch) const;
     BatchResult run(const MicroBatch & batch, bool gradients);
     GraphOptions graph_options(bool gradients) const;
 
-    const int64_t context;
-    const bool recompute;
-    const float dropout;
-    const uint64_t seed;
+    const Options options;
     double weight_sum = 0;  // of the accumulated gradients
 
     std::vector<State> list;

@@ -11,14 +11,16 @@ namespace ggtune {
 
 namespace {
 
-// Logits and their gradient exist for one chunk of rows at a time: at most so many floats, and enough rows for the product
-// with the output matrix to run at matrix speed.
+// Logits and their gradient exist for one chunk of rows at a time: at most so many floats, and enough rows for the
+// product with the output matrix to run at matrix speed.
 constexpr int64_t max_chunk_logits = 8 << 20;
 constexpr int64_t min_chunk_rows = 64;
 
 constexpr int64_t nodes_per_forward_node = 8;
 
-bool is_view_op(const ggml_tensor * node) { return node->view_src != nullptr; }
+bool is_view_op(const ggml_tensor * node) {
+    return node->view_src != nullptr;
+}
 
 // Cutting the rows of a node's operands must cut the rows of its result: true for these.
 bool is_row_wise(const GraphOps & ops, const ggml_tensor * node) {
@@ -47,8 +49,8 @@ std::string joined(const std::vector<std::string> & items) {
 }  // namespace
 
 TrainingGraph::TrainingGraph(const ForwardGraphBuilder & builder, const Adapter & adapter,
-                             const std::unordered_map<ggml_tensor *, ggml_tensor *> & accumulators, const MicroBatch & batch,
-                             const GraphOptions & options) {
+                             const std::unordered_map<ggml_tensor *, ggml_tensor *> & accumulators,
+                             const MicroBatch & batch, const GraphOptions & options) {
     std::vector<uint8_t> outputs(batch.n_tokens);
     for (int64_t i = 0; i < batch.n_tokens; i++) {
         outputs[i] = batch.weights[i] != 0.0f;
@@ -67,8 +69,8 @@ TrainingGraph::TrainingGraph(const ForwardGraphBuilder & builder, const Adapter 
 
     const int64_t n_chunks = 2 + n_outputs / min_chunk_rows;
     const int64_t max_nodes = nodes_per_forward_node * ggml_graph_n_nodes(forward->graph()) + 32 * n_chunks + 1024;
-    const ggml_init_params params = {max_nodes * ggml_tensor_overhead() + ggml_graph_overhead_custom(max_nodes, false), nullptr,
-                                     true};
+    const ggml_init_params params = {max_nodes * ggml_tensor_overhead() + ggml_graph_overhead_custom(max_nodes, false),
+                                     nullptr, true};
     ctx.reset(ggml_init(params));
     ops = std::make_unique<GraphOps>(ctx.get());
     gf = ggml_new_graph_custom(ctx.get(), max_nodes, false);
@@ -78,7 +80,7 @@ TrainingGraph::TrainingGraph(const ForwardGraphBuilder & builder, const Adapter 
     ggml_set_input(weights);
 
     collect_forward_nodes();
-    Rewriter rewriter(*ops, *forward, adapter, {options.dropout, options.dropout_seed, options.dropout_counter});
+    Rewriter rewriter(*ops, *forward, adapter, options.dropout, options.f32_products);
     rewriter.rewrite(body);
     rewriter.rewrite(head);
     hidden = rewriter.current(hidden);
@@ -102,7 +104,7 @@ TrainingGraph::TrainingGraph(const ForwardGraphBuilder & builder, const Adapter 
         throw Error("this model can't be trained: there is no gradient rule for " + joined(missing));
     }
     build_head(&ad);
-    build_backward(ad, options.recompute);
+    build_backward(ad, options.recompute_layers);
     std::vector<std::string> unreached;
     for (const auto & [name, tensor] : adapter.tensors()) {
         if (!ad.has_result(tensor)) {
@@ -114,7 +116,8 @@ TrainingGraph::TrainingGraph(const ForwardGraphBuilder & builder, const Adapter 
     }
 }
 
-// The nodes that the logits depend on, split at the final hidden state. llama.cpp lists others too (inputs it does not use).
+// The nodes that the logits depend on, split at the final hidden state. llama.cpp lists others too (inputs it does not
+// use).
 void TrainingGraph::collect_forward_nodes() {
     std::unordered_set<const ggml_tensor *> needed = {logits};
     const int n_nodes = ggml_graph_n_nodes(forward->graph());
@@ -139,7 +142,8 @@ void TrainingGraph::collect_forward_nodes() {
 
 // A second computation of a node from substituted operands; n_rows >= 0 cuts it to so many rows.
 ggml_tensor * TrainingGraph::clone(const ggml_tensor * node,
-                                   const std::unordered_map<const ggml_tensor *, ggml_tensor *> & substitutes, int64_t n_rows) {
+                                   const std::unordered_map<const ggml_tensor *, ggml_tensor *> & substitutes,
+                                   int64_t n_rows) {
     int64_t ne[GGML_MAX_DIMS];
     std::copy(std::begin(node->ne), std::end(node->ne), ne);
     if (n_rows >= 0) {
@@ -181,7 +185,8 @@ void TrainingGraph::build_head(Autodiff * ad) {
     const int64_t n_rows = hidden->ne[1];
     int64_t chunk_rows = n_rows;
     if (std::all_of(head.begin(), head.end(), [&](const ggml_tensor * node) { return is_row_wise(*ops, node); })) {
-        chunk_rows = std::clamp<int64_t>(max_chunk_logits / logits->ne[0], min_chunk_rows, std::max(n_rows, min_chunk_rows));
+        chunk_rows =
+            std::clamp<int64_t>(max_chunk_logits / logits->ne[0], min_chunk_rows, std::max(n_rows, min_chunk_rows));
     }
     ggml_tensor * d_hidden = nullptr;
     for (int64_t row = 0; row < n_rows; row += chunk_rows) {
@@ -229,7 +234,8 @@ void TrainingGraph::build_head(Autodiff * ad) {
         if (d_hidden == nullptr) {
             d_hidden = ops->zeros_like(hidden);
         }
-        d_hidden = ggml_set_2d_inplace(ctx.get(), d_hidden, ops->contiguous(d_rows), hidden->nb[1], row * hidden->nb[1]);
+        d_hidden =
+            ggml_set_2d_inplace(ctx.get(), d_hidden, ops->contiguous(d_rows), hidden->nb[1], row * hidden->nb[1]);
         expand(d_hidden, false);
     }
     if (ad != nullptr) {
@@ -237,10 +243,11 @@ void TrainingGraph::build_head(Autodiff * ad) {
     }
 }
 
-void TrainingGraph::build_backward(Autodiff & ad, bool recompute) {
-    // Layers end at llama.cpp's "l_out-<layer>" tensors; what follows the last one (the final norm) is not worth recomputing.
+void TrainingGraph::build_backward(Autodiff & ad, int recompute_layers) {
+    // Layers end at llama.cpp's "l_out-<layer>" tensors; what follows the last one (the final norm) is not worth
+    // recomputing.
     std::vector<size_t> ends;
-    if (recompute) {
+    if (recompute_layers > 0) {
         for (size_t i = 0; i < body.size(); i++) {
             if (std::strncmp(body[i]->name, "l_out-", 6) == 0) {
                 ends.push_back(i + 1);
@@ -255,7 +262,7 @@ void TrainingGraph::build_backward(Autodiff & ad, bool recompute) {
         const size_t begin = segment > 0 ? ends[segment - 1] : 0;
         std::vector<ggml_tensor *> nodes(body.begin() + begin, body.begin() + end);
         end = begin;
-        const bool again = recompute && segment < ends.size();
+        const bool again = segment < std::min<size_t>(recompute_layers, ends.size());
         if (again) {
             ggml_tensor * output = nodes.back();
             if (ad.gradient(output) == nullptr) {
@@ -274,7 +281,8 @@ void TrainingGraph::build_backward(Autodiff & ad, bool recompute) {
         for (ggml_tensor * result : ad.take_results()) {
             expand(result, false);
         }
-        // the gradient of what this segment started from is complete here; computed now, so that the segment's memory is free
+        // the gradient of what this segment started from is complete here; computed now, so that the segment's memory
+        // is free
         if (begin > 0) {
             if (ggml_tensor * d_input = ad.gradient(body[begin - 1])) {
                 expand(d_input, false);

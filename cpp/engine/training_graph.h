@@ -29,16 +29,16 @@ struct MicroBatch {
 
 struct GraphOptions {
     bool gradients = true;
-    bool recompute = false;
-    float dropout = 0.0f;
-    uint64_t dropout_seed = 0;
-    uint64_t dropout_counter = 0;  // number of the micro-batch
+    int recompute_layers = 0;  // so many of the first layers are computed again for their gradient
+    DropoutOptions dropout = {0.0f, 0, 0};
+    bool f32_products = false;
 };
 
 class TrainingGraph {
   public:
     // accumulators: for each adapter tensor (by pointer) the F32 tensor that its gradient is added to.
-    // Raises Error and names the ops that have no gradient rule, or the adapter tensors that the loss does not depend on.
+    // Raises Error and names the ops that have no gradient rule, or the adapter tensors that the loss does not depend
+    // on.
     TrainingGraph(const ForwardGraphBuilder & builder, const Adapter & adapter,
                   const std::unordered_map<ggml_tensor *, ggml_tensor *> & accumulators, const MicroBatch & batch,
                   const GraphOptions & options);
@@ -61,9 +61,9 @@ class TrainingGraph {
 
     void collect_forward_nodes();
     void build_head(Autodiff * ad);
-    void build_backward(Autodiff & ad, bool recompute);
-    ggml_tensor * clone(const ggml_tensor * node, const std::unordered_map<const ggml_tensor *, ggml_tensor *> & substitutes,
-                        int64_t n_rows);
+    void build_backward(Autodiff & ad, int recompute_layers);
+    ggml_tensor * clone(const ggml_tensor * node,
+                        const std::unordered_map<const ggml_tensor *, ggml_tensor *> & substitutes, int64_t n_rows);
     void expand(ggml_tensor * node, bool forward);
 
     std::unique_ptr<ForwardGraph> forward;

@@ -72,20 +72,20 @@ class TileWorker {
         const Range run = work.run;
         const int64_t first_head = work.head_kv * group_;
         switch (work.output) {
-        case Output::all:
-            for (int64_t h = first_head; h < first_head + group_; ++h) {
-                clear_dq(h, run);
-            }
-            for (int64_t begin = run.begin; begin < run.end; begin += kKeyTile) {
-                key_tile(work.head_kv, run, begin, true);
-            }
-            break;
-        case Output::keys:
-            key_tile(work.head_kv, run, work.tile_begin, false);
-            break;
-        case Output::queries:
-            query_tile(work.head, run, work.tile_begin);
-            break;
+            case Output::all:
+                for (int64_t h = first_head; h < first_head + group_; ++h) {
+                    clear_dq(h, run);
+                }
+                for (int64_t begin = run.begin; begin < run.end; begin += kKeyTile) {
+                    key_tile(work.head_kv, run, begin, true);
+                }
+                break;
+            case Output::keys:
+                key_tile(work.head_kv, run, work.tile_begin, false);
+                break;
+            case Output::queries:
+                query_tile(work.head, run, work.tile_begin);
+                break;
         }
     }
 
@@ -147,6 +147,7 @@ class TileWorker {
         for (int64_t i = 0; i < queries.size(); ++i) {
             const float * d_row = d_out_ + i * padded_dim_v_;
             const float * row = out + i * args_.out.token_stride;
+            prefetch_next_head(row, dim_v_);
             simd::Vec sum = {};
             int64_t j = 0;
             for (; j + kWidth <= dim_v_; j += kWidth) {
@@ -242,10 +243,10 @@ class TileWorker {
     const Backward & args_;
     const AttentionShape & shape_;
     const int64_t dim_, dim_v_, padded_dim_, padded_dim_v_, group_;
-    float *key_panels_, *value_panels_, *keys_, *dk_, *dv_;     // of the key tile
-    float *queries_, *d_out_;                                   // of the query tile
-    float *weights_, *d_weights_;                               // [kQueryTile][kScoreStride]
-    float mean_d_weight_[kQueryTile];                           // sum over keys of weight * d_weight = out . d_out
+    float *key_panels_, *value_panels_, *keys_, *dk_, *dv_;  // of the key tile
+    float *queries_, *d_out_;                                // of the query tile
+    float *weights_, *d_weights_;                            // [kQueryTile][kScoreStride]
+    float mean_d_weight_[kQueryTile];                        // sum over keys of weight * d_weight = out . d_out
     TileMask mask_;
 };
 
@@ -282,10 +283,11 @@ void split_piece(const AttentionShape & shape, const Work & piece, std::vector<W
         const Range keys = {begin, std::min(begin + kKeyTile, run.end)};
         int64_t pairs = 0;
         for (int64_t t = run.begin; t < run.end; ++t) {
-            pairs += std::max<int64_t>(0, std::min<int64_t>(shape.end_key[t], keys.end) -
-                                              std::max<int64_t>(shape.first_key[t], keys.begin));
+            pairs += std::max<int64_t>(
+                0, std::min<int64_t>(shape.end_key[t], keys.end) - std::max<int64_t>(shape.first_key[t], keys.begin));
         }
-        list.push_back({Output::keys, piece.head_kv, 0, run, begin, kProductsKeys * static_cast<double>(pairs * group)});
+        list.push_back(
+            {Output::keys, piece.head_kv, 0, run, begin, kProductsKeys * static_cast<double>(pairs * group)});
     }
     for (int64_t h = piece.head_kv * group; h < (piece.head_kv + 1) * group; ++h) {
         for (int64_t begin = run.begin; begin < run.end; begin += kQueryTile) {

@@ -19,8 +19,8 @@ double dot(const float * a, const float * b, int64_t n) {
 }
 
 struct Row {
-    std::vector<double> weights;    // of the keys from first_key[t] on
-    std::vector<double> d_logit;    // d logit / d (q . k)
+    std::vector<double> weights;  // of the keys from first_key[t] on
+    std::vector<double> d_logit;  // d logit / d (q . k)
     double lse;
 };
 

@@ -93,6 +93,7 @@ bool TileMask::build(const AttentionShape & shape, Range queries, Range keys) {
 
 void copy_rows(const float * source, int64_t stride, int64_t n, int64_t dim, float * rows, int64_t padded_dim) {
     for (int64_t i = 0; i < n; ++i) {
+        prefetch_next_head(source, dim);
         std::memcpy(rows, source, static_cast<size_t>(dim) * sizeof(float));
         std::fill(rows + dim, rows + padded_dim, 0.0f);
         source += stride;
@@ -103,6 +104,9 @@ void copy_rows(const float * source, int64_t stride, int64_t n, int64_t dim, flo
 void pack_transposed(const float * source, int64_t stride, int64_t n, int64_t dim, float * panels) {
     for (int64_t row = 0; row < n; row += kPanelCols) {
         const int64_t n_rows = std::min(kPanelCols, n - row);
+        for (int64_t i = row; i < row + n_rows; ++i) {
+            prefetch_next_head(source + i * stride, dim);
+        }
         transpose_copy(source + row * stride, stride, n_rows, dim, panels, kPanelCols);
         for (int64_t i = 0; i < dim && n_rows < kPanelCols; ++i) {
             std::fill(panels + i * kPanelCols + n_rows, panels + i * kPanelCols + round_up(n_rows, kWidth), 0.0f);

@@ -13,6 +13,7 @@
 #include "kernels/microkernel.h"
 #include "kernels/partition.h"
 #include "kernels/simd.h"
+#include "kernels/transpose.h"
 #include "kernels/vector_math.h"
 
 namespace ggtune::kernels::detail {
@@ -87,6 +88,14 @@ struct TileMask {
     int64_t end_column(int64_t row) const { return round_up(block_end[row / kBlockRows], kWidth); }
 };
 
+// Heads lie side by side in a token's row and the rows far apart: the hardware does not see what comes next.
+inline void prefetch_next_head(const float * row, int64_t dim) {
+    constexpr int64_t kLine = 16;
+    for (int64_t i = dim; i < 2 * dim; i += kLine) {
+        __builtin_prefetch(row + i, 0, 2);
+    }
+}
+
 // n rows of dim floats to rows of `padded_dim` (zeros after dim).
 void copy_rows(const float * source, int64_t stride, int64_t n, int64_t dim, float * rows, int64_t padded_dim);
 
@@ -122,19 +131,17 @@ inline simd::Vec exp2(simd::Vec x) {
     using simd::Vec;
     // Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits.
     constexpr float kRound = 12582912.0f;
-    static constexpr float kExp2[] = {1.000000001f,    0.6931472057f,  0.2402264689f,   0.05550328777f,
+    static constexpr float kExp2[] = {1.000000001f,    0.6931472057f,   0.2402264689f,   0.05550328777f,
                                       0.009618488957f, 0.001339993122f, 0.0001534581196f};
     const Vec shifted = x + kRound;
     const Vec mantissa = simd::polynomial(kExp2, x - (shifted - kRound));
     const Vec power = (Vec)((IntVec)mantissa + ((IntVec)shifted << 23));
-    return x < simd::splat(-125.0f) ? simd::splat(0.0f) : power;
+    return simd::select(x < simd::splat(-125.0f), simd::splat(0.0f), power);
 }
-
-typedef float QuarterVec __attribute__((vector_size(16)));
 
 // Sum of the lanes, pairwise.
 inline float lane_sum(simd::Vec v) {
-    QuarterVec parts[kWidth / 4];
+    Vec4 parts[kWidth / 4];
     std::memcpy(parts, &v, sizeof v);
     for (int64_t n = kWidth / 8; n > 0; n /= 2) {
         for (int64_t i = 0; i < n; ++i) {

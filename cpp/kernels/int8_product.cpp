@@ -34,13 +34,14 @@ constexpr int kTokens = 3;
 constexpr int kVectors = 2;
 constexpr int64_t kPanelCols = kVectors * kWidth;
 
-// Values of X that share a scale; the sums of X are kept for each kSumBlock values.
-constexpr int64_t kScaleBlock = 32;
+// The sums of X are kept for each kSumBlock values.
 constexpr int64_t kSumBlock = 16;
+constexpr int64_t kLargestScaleBlock = 256;
 
-// A panel of the unpacked tile (kTileK x kPanelCols bytes) stays in the L1 cache while it serves all tokens; the
-// tokens' kTileK columns of X and kTileN columns of Y stay in L2. kTileK is a multiple of every ggml block size.
-constexpr int64_t kTileK = 512;
+// A tile of unpacked weights (kTileK x kTileN bytes, and their scales) stays in the L2 cache while it serves all tokens,
+// a register block of which (kTileK bytes each) is in L1. kTileK is a multiple of every ggml block size. Measured
+// best, if by little: a smaller kTileK reads and writes Y more often.
+constexpr int64_t kTileK = 2048;
 constexpr int64_t kTileN = 128;
 constexpr int64_t kTileTokens = 1020;
 
@@ -77,37 +78,27 @@ inline IntVec add_dot4(IntVec sum, IntVec w, IntVec x) {
 
 // Quantized activations: blocks of kTokens tokens one after another, each
 //   int8_t  values [n_in / 4][kTokens][4]
-//   float   scales [n_in / kScaleBlock][kTokens]
+//   float   scales [n_in / scale_block][kTokens]
 //   int32_t sums   [n_in / kSumBlock][kTokens]    of the quantized values
 // The tokens that are missing in the last block are zeros.
 struct TokenBlock {
-    int8_t * values;
-    float * scales;
-    int32_t * sums;
+    int64_t n_in, scale_block;
 
-    static size_t size(int64_t n_in) {
-        return static_cast<size_t>(kTokens * (n_in + n_in / kScaleBlock * 4 + n_in / kSumBlock * 4));
-    }
-
-    TokenBlock(void * quantized, int64_t n_in, int64_t index) {
-        char * begin = static_cast<char *>(quantized) + static_cast<size_t>(index) * size(n_in);
-        values = reinterpret_cast<int8_t *>(begin);
-        scales = reinterpret_cast<float *>(begin + kTokens * n_in);
-        sums = reinterpret_cast<int32_t *>(begin + kTokens * (n_in + n_in / kScaleBlock * 4));
-    }
+    size_t scales() const { return static_cast<size_t>(kTokens * n_in); }
+    size_t sums() const { return scales() + static_cast<size_t>(kTokens * n_in / scale_block) * sizeof(float); }
+    size_t size() const { return sums() + static_cast<size_t>(kTokens * n_in / kSumBlock) * sizeof(int32_t); }
 };
 
-// kScaleBlock values at x as q[i] * (the returned scale).
+// n values at x as q[i] * (the returned scale).
+template <int n>
 float quantize_block(const float * x, int8_t * q) {
     typedef int8_t ByteVec __attribute__((vector_size(kWidth)));
-    constexpr int kBlockVectors = kScaleBlock / kWidth;
     constexpr int32_t kInfinityBits = 0x7f800000;
     // bits of non-negative floats, infinity and NaN included, are in the order of their values
     IntVec largest_bits = {};
-    for (int i = 0; i < kBlockVectors; ++i) {
-        const IntVec bits = (IntVec)simd::load(x + i * kWidth) & 0x7fffffff;
-        const IntVec larger = bits > largest_bits;
-        largest_bits = (bits & larger) | (largest_bits & ~larger);
+    for (int i = 0; i < n; i += kWidth) {
+        const IntVec bits = (IntVec)simd::load(x + i) & 0x7fffffff;
+        largest_bits = bits > largest_bits ? bits : largest_bits;
     }
     int32_t bits = 0;
     for (int i = 0; i < kWidth; ++i) {
@@ -118,44 +109,47 @@ float quantize_block(const float * x, int8_t * q) {
     // below, 127 / largest would not be finite
     constexpr float kSmallest = 1e-36f;
     if (bits >= kInfinityBits || largest < kSmallest) {
-        std::memset(q, 0, kScaleBlock);
+        std::memset(q, 0, n);
         return bits >= kInfinityBits ? std::numeric_limits<float>::quiet_NaN() : 0.0f;
     }
-    // 1.5 * 2^23: adding it leaves the sum rounded to an integer in the low bits
+    // 1.5 * 2^23: adding it leaves the sum rounded to an integer, in the low bits
     constexpr float kRounding = 12582912.0f;
-    constexpr int32_t kRoundingBits = 0x4b400000;
     const float inverse = 127.0f / largest;
-    for (int i = 0; i < kBlockVectors; ++i) {
-        const Vec rounded = simd::load(x + i * kWidth) * inverse + kRounding;
-        const ByteVec bytes = __builtin_convertvector((IntVec)rounded - kRoundingBits, ByteVec);
-        std::memcpy(q + i * kWidth, &bytes, sizeof bytes);
+    for (int i = 0; i < n; i += kWidth) {
+        const Vec rounded = simd::load(x + i) * inverse + kRounding;
+        const ByteVec bytes = __builtin_convertvector((IntVec)rounded, ByteVec);  // the low bytes
+        std::memcpy(q + i, &bytes, sizeof bytes);
     }
-    return largest / 127.0f;
+    return largest * (1.0f / 127.0f);
 }
 
 // Blocks [first, last) of the tokens of X; `quantized` is where block `first` goes.
-void quantize_token_blocks(const float * x, int64_t x_row_stride, int64_t n_in, int64_t n_tokens, int64_t first,
-                           int64_t last, void * quantized) {
-    for (int64_t block = first; block < last; ++block) {
-        const TokenBlock target(quantized, n_in, block - first);
+void quantize_token_blocks(const float * x, int64_t x_row_stride, const TokenBlock & layout, int64_t n_tokens,
+                           int64_t first, int64_t last, char * quantized) {
+    const int64_t scale_block = layout.scale_block;
+    int8_t q[kLargestScaleBlock];
+    for (int64_t block = first; block < last; ++block, quantized += layout.size()) {
+        auto * values = reinterpret_cast<int8_t *>(quantized);
+        auto * scales = reinterpret_cast<float *>(quantized + layout.scales());
+        auto * sums = reinterpret_cast<int32_t *>(quantized + layout.sums());
         const int64_t filled = std::min<int64_t>(kTokens, n_tokens - block * kTokens);
         if (filled < kTokens) {
-            std::memset(target.values, 0, TokenBlock::size(n_in));
+            std::memset(quantized, 0, layout.size());
         }
         for (int64_t t = 0; t < filled; ++t) {
             const float * row = x + (block * kTokens + t) * x_row_stride;
-            for (int64_t i = 0; i < n_in; i += kScaleBlock) {
-                int8_t q[kScaleBlock];
-                target.scales[i / kScaleBlock * kTokens + t] = quantize_block(row + i, q);
-                for (int64_t j = 0; j < kScaleBlock; j += 4) {
-                    std::memcpy(target.values + (i + j) * kTokens + t * 4, q + j, 4);
+            for (int64_t i = 0; i < layout.n_in; i += scale_block) {
+                scales[i / scale_block * kTokens + t] =
+                    scale_block == 32 ? quantize_block<32>(row + i, q) : quantize_block<256>(row + i, q);
+                for (int64_t j = 0; j < scale_block; j += 4) {
+                    std::memcpy(values + (i + j) * kTokens + t * 4, q + j, 4);
                 }
-                for (int64_t j = 0; j < kScaleBlock; j += kSumBlock) {
+                for (int64_t j = 0; j < scale_block; j += kSumBlock) {
                     int32_t sum = 0;
                     for (int64_t s = 0; s < kSumBlock; ++s) {
                         sum += q[j + s];
                     }
-                    target.sums[(i + j) / kSumBlock * kTokens + t] = sum;
+                    sums[(i + j) / kSumBlock * kTokens + t] = sum;
                 }
             }
         }
@@ -169,14 +163,14 @@ struct Panel {
     const float * mins;
 };
 
-// One token block and what its sums contribute to the product, [k / sub_block][kTokens]:
-//   starts       where the integer sums begin, -offset * sum, for a format without mins
-//   scaled_sums  the factors of the mins, scale * sum
+// One token block: values and scales as in TokenBlock, and [k / sub_block][kTokens] what its sums contribute to the
+// product: for a format without mins `starts`, where the integer sums begin (-offset * sum), else `sums`, the factors
+// of the mins.
 struct Tokens {
     const int8_t * values;
     const float * scales;
     const int32_t * starts;
-    const float * scaled_sums;
+    const float * sums;
 };
 
 struct Output {
@@ -198,57 +192,65 @@ inline IntVec load_bytes(const uint8_t * p) {
     return v;
 }
 
-template <int n_vectors, int sub_block, bool has_min>
+// The sums are taken block by block in order: they do not depend on the register block.
+template <int n_vectors, int sub_block, bool has_min, int scale_block>
 void multiply(int64_t k, const Panel & w, const Tokens & x, const Output & out) {
     constexpr int64_t width = n_vectors * kWidth;
     const uint8_t * w_values = w.values;
     const int8_t * x_values = x.values;
+    const float * x_scales = x.scales;
     Vec sum[kTokens][n_vectors] = {};
-    for (int64_t block = 0; block < k / sub_block; ++block) {
-        IntVec dot[kTokens][n_vectors];
-#pragma GCC unroll 6
-        for (int t = 0; t < kTokens; ++t) {
-            const IntVec start = has_min ? IntVec{} : IntVec{} + x.starts[block * kTokens + t];
-#pragma GCC unroll 2
-            for (int v = 0; v < n_vectors; ++v) {
-                dot[t][v] = start;
-            }
-        }
-        for (int four = 0; four < sub_block / 4; ++four) {
-            IntVec weights[n_vectors];
-#pragma GCC unroll 2
-            for (int v = 0; v < n_vectors; ++v) {
-                weights[v] = load_bytes(w_values + 4 * v * kWidth);
-            }
+    for (int64_t block = 0; block < k / sub_block;) {
+        Vec scaled[kTokens][n_vectors] = {};
+        for (int i = 0; i < scale_block / sub_block; ++i, ++block) {
+            IntVec dot[kTokens][n_vectors];
 #pragma GCC unroll 6
             for (int t = 0; t < kTokens; ++t) {
-                const IntVec element = splat_bytes(x_values + 4 * t);
+                const IntVec start = has_min ? IntVec{} : IntVec{} + x.starts[block * kTokens + t];
 #pragma GCC unroll 2
                 for (int v = 0; v < n_vectors; ++v) {
-                    dot[t][v] = add_dot4(dot[t][v], weights[v], element);
+                    dot[t][v] = start;
                 }
             }
-            w_values += 4 * width;
-            x_values += 4 * kTokens;
-        }
-        const float * x_scales = x.scales + block * sub_block / kScaleBlock * kTokens;
-        Vec scales[n_vectors];
-        Vec mins[n_vectors];
+#pragma GCC unroll 8
+            for (int four = 0; four < sub_block / 4; ++four) {
+                IntVec weights[n_vectors];
 #pragma GCC unroll 2
-        for (int v = 0; v < n_vectors; ++v) {
-            scales[v] = simd::load(w.scales + block * width + v * kWidth);
-            mins[v] = has_min ? simd::load(w.mins + block * width + v * kWidth) : Vec{};
+                for (int v = 0; v < n_vectors; ++v) {
+                    weights[v] = load_bytes(w_values + 4 * v * kWidth);
+                }
+#pragma GCC unroll 6
+                for (int t = 0; t < kTokens; ++t) {
+                    const IntVec element = splat_bytes(x_values + 4 * t);
+#pragma GCC unroll 2
+                    for (int v = 0; v < n_vectors; ++v) {
+                        dot[t][v] = add_dot4(dot[t][v], weights[v], element);
+                    }
+                }
+                w_values += 4 * width;
+                x_values += 4 * kTokens;
+            }
+#pragma GCC unroll 2
+            for (int v = 0; v < n_vectors; ++v) {
+                const Vec scale = simd::load(w.scales + block * width + v * kWidth);
+                const Vec min = has_min ? simd::load(w.mins + block * width + v * kWidth) : Vec{};
+#pragma GCC unroll 6
+                for (int t = 0; t < kTokens; ++t) {
+                    scaled[t][v] += __builtin_convertvector(dot[t][v], Vec) * scale;
+                    if constexpr (has_min) {
+                        scaled[t][v] -= min * x.sums[block * kTokens + t];
+                    }
+                }
+            }
         }
 #pragma GCC unroll 6
         for (int t = 0; t < kTokens; ++t) {
 #pragma GCC unroll 2
             for (int v = 0; v < n_vectors; ++v) {
-                sum[t][v] += (__builtin_convertvector(dot[t][v], Vec) * scales[v]) * x_scales[t];
-                if constexpr (has_min) {
-                    sum[t][v] -= mins[v] * x.scaled_sums[block * kTokens + t];
-                }
+                sum[t][v] += scaled[t][v] * x_scales[t];
             }
         }
+        x_scales += kTokens;
     }
     if (out.n_rows == kTokens && out.n_cols == width) {
 #pragma GCC unroll 6
@@ -273,60 +275,69 @@ void multiply(int64_t k, const Panel & w, const Tokens & x, const Output & out) 
 
 using Multiply = void (*)(int64_t k, const Panel & w, const Tokens & x, const Output & out);
 
+template <int n_vectors, int sub_block, bool has_min>
+Multiply multiply_kernel(int64_t scale_block) {
+    return scale_block == 32 ? multiply<n_vectors, sub_block, has_min, 32>
+                             : multiply<n_vectors, sub_block, has_min, 256>;
+}
+
 template <int n_vectors>
-Multiply multiply_kernel(const Int8Format & format) {
+Multiply multiply_kernel(const Int8Format & format, int64_t scale_block) {
     if (format.sub_block == 16) {
-        return format.has_min ? multiply<n_vectors, 16, true> : multiply<n_vectors, 16, false>;
+        return format.has_min ? multiply_kernel<n_vectors, 16, true>(scale_block)
+                              : multiply_kernel<n_vectors, 16, false>(scale_block);
     }
-    return format.has_min ? multiply<n_vectors, 32, true> : multiply<n_vectors, 32, false>;
+    return format.has_min ? multiply_kernel<n_vectors, 32, true>(scale_block)
+                          : multiply_kernel<n_vectors, 32, false>(scale_block);
 }
 
 // A tile of W as panels of kPanelCols outputs one after another; the last one is narrower, a multiple of kWidth wide,
 // its outputs beyond n_rows are zeros.
 class WeightTile {
   public:
-    WeightTile(ggml_type type, const void * data, size_t row_bytes)
-        : format_(*detail::int8_format(type)),
-          data_(static_cast<const uint8_t *>(data)),
-          row_bytes_(row_bytes),
-          block_(ggml_blck_size(type)),
-          block_bytes_(ggml_type_size(type)) {}
+    void set_weight(ggml_type type, const void * data, size_t row_bytes) {
+        format_ = detail::int8_format(type);
+        data_ = static_cast<const uint8_t *>(data);
+        row_bytes_ = row_bytes;
+        block_ = ggml_blck_size(type);
+        block_bytes_ = ggml_type_size(type);
+    }
 
-    const Int8Format & format() const { return format_; }
+    const Int8Format & format() const { return *format_; }
 
     // What is subtracted from the bytes as they are in the tile.
-    int32_t offset() const { return recentred() ? 0 : format_.offset; }
+    int32_t offset() const { return recentred() ? 0 : format_->offset; }
 
     static int64_t width(int64_t n_rows, int64_t row) { return std::min(kPanelCols, round_up(n_rows - row, kWidth)); }
 
     void unpack(int64_t row0, int64_t n_rows, int64_t k0, int64_t k) {
         const auto rows = static_cast<size_t>(round_up(n_rows, kWidth));
-        const auto blocks = static_cast<size_t>(k / format_.sub_block);
+        const auto blocks = static_cast<size_t>(k / format_->sub_block);
         values_.resize(rows * static_cast<size_t>(k / 4));
         scales_.resize(rows * blocks);
-        mins_.resize(format_.has_min ? rows * blocks : 0);
+        mins_.resize(format_->has_min ? rows * blocks : 0);
         row_values_.resize(static_cast<size_t>(kPanelCols * k / 4));
         row_scales_.resize(static_cast<size_t>(kPanelCols) * blocks);
         row_mins_.resize(static_cast<size_t>(kPanelCols) * blocks);
         for (int64_t row = 0; row < n_rows; row += kPanelCols) {
             unpack_panel(row0 + row, std::min(kPanelCols, n_rows - row), width(n_rows, row), k0, k,
-                         values_.data() + row * k / 4, row * k / format_.sub_block);
+                         values_.data() + row * k / 4, row * k / format_->sub_block);
         }
     }
 
     Panel panel(int64_t row, int64_t k) const {
-        const int64_t scale = row * k / format_.sub_block;
+        const int64_t scale = row * k / format_->sub_block;
         return {reinterpret_cast<const uint8_t *>(values_.data() + row * k / 4), scales_.data() + scale,
-                format_.has_min ? mins_.data() + scale : nullptr};
+                format_->has_min ? mins_.data() + scale : nullptr};
     }
 
   private:
     // Values up to 255 do not fit signed bytes, until 128 is subtracted.
-    bool recentred() const { return kSignedWeights && format_.offset == 128; }
+    bool recentred() const { return kSignedWeights && format_->offset == 128; }
 
     void unpack_panel(int64_t row0, int64_t n_rows, int64_t width, int64_t k0, int64_t k, float * values,
                       int64_t scale) {
-        const int64_t blocks = k / format_.sub_block;
+        const int64_t blocks = k / format_->sub_block;
         if (n_rows < width) {
             std::fill(row_values_.begin(), row_values_.end(), 0.0f);
             std::fill(row_scales_.begin(), row_scales_.end(), 0.0f);
@@ -336,7 +347,7 @@ class WeightTile {
             const uint8_t * src =
                 data_ + static_cast<size_t>(row0 + i) * row_bytes_ + static_cast<size_t>(k0 / block_) * block_bytes_;
             auto * bytes = reinterpret_cast<uint8_t *>(row_values_.data() + i * k / 4);
-            format_.unpack(src, k, bytes, row_scales_.data() + i * blocks, row_mins_.data() + i * blocks);
+            format_->unpack(src, k, bytes, row_scales_.data() + i * blocks, row_mins_.data() + i * blocks);
             for (int64_t j = 0; j < k && recentred(); ++j) {
                 bytes[j] ^= 128;
             }
@@ -344,22 +355,19 @@ class WeightTile {
         // four bytes travel as one float
         detail::transpose_copy(row_values_.data(), k / 4, width, k / 4, values, width);
         detail::transpose_copy(row_scales_.data(), blocks, width, blocks, scales_.data() + scale, width);
-        if (format_.has_min) {
+        if (format_->has_min) {
             detail::transpose_copy(row_mins_.data(), blocks, width, blocks, mins_.data() + scale, width);
         }
     }
 
-    const Int8Format & format_;
+    const Int8Format * format_;
     const uint8_t * data_;
     size_t row_bytes_;
     int64_t block_;
     size_t block_bytes_;
-    // kept by the thread from one product to the next
-    static thread_local std::vector<float> values_, scales_, mins_, row_values_, row_scales_, row_mins_;
+    std::vector<float> values_, scales_, mins_;              // of the tile
+    std::vector<float> row_values_, row_scales_, row_mins_;  // of a panel, output by output
 };
-
-thread_local std::vector<float> WeightTile::values_, WeightTile::scales_, WeightTile::mins_, WeightTile::row_values_,
-    WeightTile::row_scales_, WeightTile::row_mins_;
 
 detail::Part split(int64_t n_tokens, int64_t n_out, int ith, int nth) {
     // unpacking a weight, and quantizing an activation, in units of a quarter of a float vector operation
@@ -368,61 +376,77 @@ detail::Part split(int64_t n_tokens, int64_t n_out, int ith, int nth) {
     return detail::split_product(n_tokens, n_out, {kWidth, kUnpackCycles, kQuantizeCycles}, ith, nth);
 }
 
-// `quantized` holds the tokens of `part` only.
-void multiply_part(ggml_type type, const void * w, size_t w_row_bytes, int64_t n_in, void * quantized,
-                   const detail::Part & part, float * y, int64_t y_row_stride) {
-    WeightTile tile(type, w, w_row_bytes);
-    const int64_t sub_block = tile.format().sub_block;
-    const bool has_min = tile.format().has_min;
-    const Multiply wide = multiply_kernel<2>(tile.format());
-    const Multiply narrow = multiply_kernel<1>(tile.format());
-    const int64_t n_terms = n_in / sub_block * kTokens;  // of a token block
-    thread_local std::vector<int32_t> starts;
-    thread_local std::vector<float> scaled_sums;
-    for (int64_t token0 = part.rows.begin; token0 < part.rows.end; token0 += kTileTokens) {
-        const int64_t n_tokens = std::min(kTileTokens, part.rows.end - token0);
-        const int64_t first_block = (token0 - part.rows.begin) / kTokens;
-        const int64_t n_blocks = (n_tokens + kTokens - 1) / kTokens;
-        starts.resize(static_cast<size_t>(has_min ? 0 : n_blocks * n_terms));
-        scaled_sums.resize(static_cast<size_t>(has_min ? n_blocks * n_terms : 0));
-        for (int64_t b = 0; b < n_blocks; ++b) {
-            const TokenBlock block(quantized, n_in, first_block + b);
-            for (int64_t i = 0; i < n_in / sub_block; ++i) {
-                for (int64_t t = 0; t < kTokens; ++t) {
-                    const int32_t * sums = block.sums + i * (sub_block / kSumBlock) * kTokens + t;
-                    const int32_t sum = sub_block == kSumBlock ? sums[0] : sums[0] + sums[kTokens];
-                    const auto term = static_cast<size_t>(b * n_terms + i * kTokens + t);
-                    if (has_min) {
-                        const float scale = block.scales[i * sub_block / kScaleBlock * kTokens + t];
-                        scaled_sums[term] = scale * static_cast<float>(sum);
-                    } else {
-                        starts[term] = -tile.offset() * sum;
-                    }
+// What the sums of all tokens contribute, one token block after another; see Tokens.
+struct SumTerms {
+    std::vector<int32_t> starts;
+    std::vector<float> sums;
+
+    void fill(const Int8Format & format, int32_t offset, const char * quantized, const TokenBlock & layout,
+              int64_t n_blocks) {
+        const int64_t n_terms = layout.n_in / format.sub_block * kTokens;
+        starts.resize(static_cast<size_t>(format.has_min ? 0 : n_blocks * n_terms));
+        sums.resize(static_cast<size_t>(format.has_min ? n_blocks * n_terms : 0));
+        size_t term = 0;
+        for (int64_t b = 0; b < n_blocks; ++b, quantized += layout.size()) {
+            const auto * source = reinterpret_cast<const int32_t *>(quantized + layout.sums());
+            for (int64_t i = 0; i < n_terms; ++i, ++term) {
+                int32_t sum = *source++;
+                if (format.sub_block > kSumBlock) {
+                    sum += source[kTokens - 1];
+                    source += (i + 1) % kTokens == 0 ? kTokens : 0;
+                }
+                if (format.has_min) {
+                    sums[term] = static_cast<float>(sum);
+                } else {
+                    starts[term] = -offset * sum;
                 }
             }
         }
+    }
+};
+
+int64_t token_blocks(int64_t n_tokens) {
+    return (n_tokens + kTokens - 1) / kTokens;
+}
+
+// `quantized` holds the tokens of `part` only.
+void multiply_part(ggml_type type, const void * w, size_t w_row_bytes, const TokenBlock & layout,
+                   const char * quantized, const detail::Part & part, float * y, int64_t y_row_stride) {
+    thread_local WeightTile tile;
+    thread_local SumTerms terms;
+    tile.set_weight(type, w, w_row_bytes);
+    const Int8Format & format = tile.format();
+    const Multiply wide = multiply_kernel<2>(format, layout.scale_block);
+    const Multiply narrow = multiply_kernel<1>(format, layout.scale_block);
+    for (int64_t token0 = part.rows.begin; token0 < part.rows.end; token0 += kTileTokens) {
+        const int64_t n_tokens = std::min(kTileTokens, part.rows.end - token0);
+        terms.fill(format, tile.offset(), quantized, layout, token_blocks(n_tokens));
         for (int64_t row0 = part.cols.begin; row0 < part.cols.end; row0 += kTileN) {
             const int64_t n_rows = std::min(kTileN, part.cols.end - row0);
-            for (int64_t k0 = 0; k0 < n_in; k0 += kTileK) {
-                const int64_t k = std::min(kTileK, n_in - k0);
+            for (int64_t k0 = 0; k0 < layout.n_in; k0 += kTileK) {
+                const int64_t k = std::min(kTileK, layout.n_in - k0);
                 tile.unpack(row0, n_rows, k0, k);
                 for (int64_t row = 0; row < n_rows; row += kPanelCols) {
                     const Multiply kernel = WeightTile::width(n_rows, row) == kPanelCols ? wide : narrow;
                     const Panel panel = tile.panel(row, k);
-                    for (int64_t b = 0; b < n_blocks; ++b) {
-                        const TokenBlock block(quantized, n_in, first_block + b);
-                        const int64_t term = b * n_terms + k0 / sub_block * kTokens;
-                        const Tokens tokens = {block.values + k0 * kTokens, block.scales + k0 / kScaleBlock * kTokens,
-                                               has_min ? nullptr : starts.data() + term,
-                                               has_min ? scaled_sums.data() + term : nullptr};
-                        const Output output = {y + (token0 + b * kTokens) * y_row_stride + row0 + row, y_row_stride,
-                                               std::min<int64_t>(kTokens, n_tokens - b * kTokens),
-                                               std::min(kPanelCols, n_rows - row), k0 > 0};
-                        kernel(k, panel, tokens, output);
+                    const char * block = quantized;
+                    int64_t term = k0 / format.sub_block * kTokens;
+                    for (int64_t t = 0; t < n_tokens; t += kTokens) {
+                        const Tokens tokens = {
+                            reinterpret_cast<const int8_t *>(block) + k0 * kTokens,
+                            reinterpret_cast<const float *>(block + layout.scales()) + k0 / layout.scale_block * kTokens,
+                            format.has_min ? nullptr : terms.starts.data() + term,
+                            format.has_min ? terms.sums.data() + term : nullptr};
+                        kernel(k, panel, tokens,
+                               {y + (token0 + t) * y_row_stride + row0 + row, y_row_stride,
+                                std::min<int64_t>(kTokens, n_tokens - t), std::min(kPanelCols, n_rows - row), k0 > 0});
+                        block += layout.size();
+                        term += layout.n_in / format.sub_block * kTokens;
                     }
                 }
             }
         }
+        quantized += static_cast<size_t>(token_blocks(n_tokens)) * layout.size();
     }
 }
 
@@ -436,36 +460,43 @@ bool int8_product_fast() {
     return kFast;
 }
 
-size_t quantized_activations_size(int64_t n_in, int64_t n_tokens) {
-    return static_cast<size_t>((n_tokens + kTokens - 1) / kTokens) * TokenBlock::size(n_in);
+int64_t int8_activation_block(ggml_type type) {
+    return std::max<int64_t>(32, ggml_blck_size(type));
 }
 
-void quantize_activations(const float * x, int64_t x_row_stride, int64_t n_in, int64_t n_tokens, void * quantized,
-                          int ith, int nth) {
-    const Range part = split_range((n_tokens + kTokens - 1) / kTokens, ith, nth);
-    quantize_token_blocks(x, x_row_stride, n_in, n_tokens, part.begin, part.end,
-                          static_cast<char *>(quantized) + static_cast<size_t>(part.begin) * TokenBlock::size(n_in));
+size_t quantized_activations_size(int64_t n_in, int64_t n_tokens, int64_t scale_block) {
+    return static_cast<size_t>(token_blocks(n_tokens)) * TokenBlock{n_in, scale_block}.size();
+}
+
+void quantize_activations(const float * x, int64_t x_row_stride, int64_t n_in, int64_t n_tokens, int64_t scale_block,
+                          void * quantized, int ith, int nth) {
+    const TokenBlock layout = {n_in, scale_block};
+    const Range part = split_range(token_blocks(n_tokens), ith, nth);
+    quantize_token_blocks(x, x_row_stride, layout, n_tokens, part.begin, part.end,
+                          static_cast<char *>(quantized) + static_cast<size_t>(part.begin) * layout.size());
 }
 
 void int8_forward_quantized(ggml_type type, const void * w, size_t w_row_bytes, int64_t n_in, int64_t n_out,
                             const void * quantized, int64_t n_tokens, float * y, int64_t y_row_stride, int ith,
                             int nth) {
+    const TokenBlock layout = {n_in, int8_activation_block(type)};
     const detail::Part part = split(n_tokens, n_out, ith, nth);
-    const size_t skipped = static_cast<size_t>(part.rows.begin / kTokens) * TokenBlock::size(n_in);
-    multiply_part(type, w, w_row_bytes, n_in, (char *)quantized + skipped, part, y, y_row_stride);
+    const size_t skipped = static_cast<size_t>(part.rows.begin / kTokens) * layout.size();
+    multiply_part(type, w, w_row_bytes, layout, static_cast<const char *>(quantized) + skipped, part, y, y_row_stride);
 }
 
 void int8_forward(ggml_type type, const void * w, size_t w_row_bytes, int64_t n_in, int64_t n_out, const float * x,
                   int64_t x_row_stride, int64_t n_tokens, float * y, int64_t y_row_stride, int ith, int nth) {
+    const TokenBlock layout = {n_in, int8_activation_block(type)};
     const detail::Part part = split(n_tokens, n_out, ith, nth);
     if (part.rows.size() == 0 || part.cols.size() == 0) {
         return;
     }
     thread_local std::vector<char> quantized;
-    quantized.resize(quantized_activations_size(n_in, part.rows.size()));
-    quantize_token_blocks(x, x_row_stride, n_in, part.rows.end, part.rows.begin / kTokens,
-                          (part.rows.end + kTokens - 1) / kTokens, quantized.data());
-    multiply_part(type, w, w_row_bytes, n_in, quantized.data(), part, y, y_row_stride);
+    quantized.resize(quantized_activations_size(n_in, part.rows.size(), layout.scale_block));
+    quantize_token_blocks(x, x_row_stride, layout, part.rows.end, part.rows.begin / kTokens,
+                          token_blocks(part.rows.end), quantized.data());
+    multiply_part(type, w, w_row_bytes, layout, quantized.data(), part, y, y_row_stride);
 }
 
 }  // namespace ggtune::kernels

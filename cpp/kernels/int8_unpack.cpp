@@ -19,27 +19,47 @@ inline float half_at(const uint8_t * src) {
     return (half & 0x8000u) != 0 ? -value : value;
 }
 
+typedef uint8_t Bytes16 __attribute__((vector_size(16)));
+
 // 16 bytes of nibbles: the low ones are values 0 to 15, the high ones 16 to 31.
 inline void unpack_nibbles(const uint8_t * src, uint8_t * values) {
-    for (int i = 0; i < 16; ++i) {
-        values[i] = src[i] & 15;
-        values[16 + i] = src[i] >> 4;
-    }
+    Bytes16 nibbles;
+    std::memcpy(&nibbles, src, sizeof nibbles);
+    const Bytes16 low = nibbles & 15;
+    const Bytes16 high = nibbles >> 4;
+    std::memcpy(values, &low, sizeof low);
+    std::memcpy(values + 16, &high, sizeof high);
 }
 
 // Adds bit i of the 32-bit word at src to value i, as its bit 4.
 inline void add_fifth_bits(const uint8_t * src, uint8_t * values) {
-    for (int i = 0; i < 32; ++i) {
-        values[i] = static_cast<uint8_t>(values[i] | (((src[i / 8] >> (i % 8)) & 1) << 4));
+    for (int i = 0; i < 4; ++i) {
+        // byte j of `bits` keeps bit j, and becomes 0 or 16
+        const uint64_t bits = src[i] * 0x0101010101010101u & 0x8040201008040201u;
+        const uint64_t sixteens = ((bits + 0x7f7f7f7f7f7f7f7fu) & 0x8080808080808080u) >> 3;
+        uint64_t eight;
+        std::memcpy(&eight, values + 8 * i, sizeof eight);
+        eight |= sixteens;
+        std::memcpy(values + 8 * i, &eight, sizeof eight);
     }
 }
 
 // The values of IQ4_NL and IQ4_XS (kvalues_iq4nl) plus 128.
-constexpr uint8_t kNonLinear[16] = {1, 24, 45, 63, 79, 93, 106, 118, 129, 141, 153, 166, 181, 197, 217, 241};
+constexpr Bytes16 kNonLinear = {1, 24, 45, 63, 79, 93, 106, 118, 129, 141, 153, 166, 181, 197, 217, 241};
 
 inline void map_non_linear(uint8_t * values) {
-    for (int i = 0; i < 32; ++i) {
-        values[i] = kNonLinear[values[i]];
+    for (int i = 0; i < 32; i += 16) {
+        Bytes16 indices;
+        std::memcpy(&indices, values + i, sizeof indices);
+#if defined(__clang__)  // has no shuffle by variable indices
+        Bytes16 mapped;
+        for (int j = 0; j < 16; ++j) {
+            mapped[j] = kNonLinear[indices[j]];
+        }
+#else
+        const Bytes16 mapped = __builtin_shuffle(kNonLinear, indices);
+#endif
+        std::memcpy(values + i, &mapped, sizeof mapped);
     }
 }
 

@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <functional>
 #include <random>
 #include <string>
 #include <vector>
@@ -154,11 +153,11 @@ void test_case(const Case & c) {
     const Inputs in(c);
     const Result expected = run_reference(c, in);
     const Result one = run_kernels(c, in, 1);
-    check(c.name + ": out", relative_difference(one.out.values, expected.out.values), 1e-6);
+    check(c.name + ": out", relative_difference(one.out.values, expected.out.values), 2e-6);
     check(c.name + ": log-sum-exp", lse_difference(one.lse, expected.lse), 1e-6);
-    check(c.name + ": dq", gradient_difference(one.dq, expected.dq, in.d_out), 2e-6);
-    check(c.name + ": dk", gradient_difference(one.dk, expected.dk, in.d_out), 2e-6);
-    check(c.name + ": dv", gradient_difference(one.dv, expected.dv, in.d_out), 2e-6);
+    check(c.name + ": dq", gradient_difference(one.dq, expected.dq, in.d_out), 5e-6);
+    check(c.name + ": dk", gradient_difference(one.dk, expected.dk, in.d_out), 5e-6);
+    check(c.name + ": dv", gradient_difference(one.dv, expected.dv, in.d_out), 5e-6);
     int n_different = 0;
     for (const int nth : {2, 3, 7}) {
         const Result other = run_kernels(c, in, nth);
@@ -193,6 +192,16 @@ void test_against_reference() {
     std::fill(whole.packing.first_key.begin(), whole.packing.first_key.end(), 0);
     std::fill(whole.packing.end_key.begin(), whole.packing.end_key.end(), 270);
     test_case(whole);
+    Case irregular = whole;
+    irregular.name = "irregular ranges";
+    std::mt19937 engine(9);
+    for (size_t t = 0; t < irregular.packing.first_key.size(); ++t) {
+        const auto a = static_cast<int32_t>(engine() % 271);
+        const auto b = static_cast<int32_t>(t % 3 == 0 ? a + 2 : engine() % 271);
+        irregular.packing.first_key[t] = std::min(a, b);
+        irregular.packing.end_key[t] = std::min(270, std::max(a, b));
+    }
+    test_case(irregular);
     Case blind = {"tokens without keys", 2, 1, 64, 64, Packing({150, 151}), scale(64), 0.0f, 1.0f};
     for (const size_t t : {0, 1, 70, 149, 150, 300}) {
         blind.packing.end_key[t] = blind.packing.first_key[t];

@@ -1,4 +1,5 @@
-// Every rule of the op table against central finite differences of ggml's forward op (ggtune's own where it replaces ggml's).
+// Every rule of the op table against central finite differences of ggml's forward op (ggtune's own where it replaces
+// ggml's).
 #include "engine/autodiff.h"
 
 #include <ggml-cpp.h>
@@ -24,7 +25,8 @@ struct Builder {
     std::vector<ggml_tensor *> nodes;
     ggml_context * input_ctx;
 
-    Builder(ggml_context * nodes_ctx, ggml_context * inputs_ctx) : ops(nodes_ctx), ctx(nodes_ctx), input_ctx(inputs_ctx) {}
+    Builder(ggml_context * nodes_ctx, ggml_context * inputs_ctx)
+        : ops(nodes_ctx), ctx(nodes_ctx), input_ctx(inputs_ctx) {}
 
     ggml_tensor * input(bool train, std::vector<int64_t> ne, ggml_type type = GGML_TYPE_F32) {
         ggml_tensor * t = ggml_new_tensor(input_ctx, type, ne.size(), ne.data());
@@ -109,7 +111,8 @@ void run(const Case & c) {
         t->data = nullptr;
         t->buffer = nullptr;
     }
-    for (ggml_tensor * t = ggml_get_first_tensor(nodes_ctx.get()); t != nullptr; t = ggml_get_next_tensor(nodes_ctx.get(), t)) {
+    for (ggml_tensor * t = ggml_get_first_tensor(nodes_ctx.get()); t != nullptr;
+         t = ggml_get_next_tensor(nodes_ctx.get(), t)) {
         t->data = nullptr;
         t->buffer = nullptr;
     }
@@ -175,46 +178,52 @@ ggml_tensor * own_glu(Builder & b, Activation f, ggml_glu_op op, bool fused, boo
 
 std::vector<Case> cases() {
     std::vector<Case> list;
-    const auto add = [&](std::string name, double tolerance, std::function<ggml_tensor *(Builder &)> make, float h = 4e-3f) {
-        list.push_back({std::move(name), tolerance, std::move(make), h});
-    };
+    const auto add = [&](std::string name, double tolerance, std::function<ggml_tensor *(Builder &)> make,
+                         float h = 4e-3f) { list.push_back({std::move(name), tolerance, std::move(make), h}); };
     constexpr double linear = 2e-4;  // exact but for rounding
     constexpr double curved = 1e-3;
 
-    add("add", linear, [](Builder & b) { return b.node(ggml_add(b.ctx, b.input(true, {8, 3}), b.input(true, {8, 3}))); });
-    add("add, repeated", linear, [](Builder & b) { return b.node(ggml_add(b.ctx, b.input(true, {8, 3, 2}), b.input(true, {8}))); });
+    add("add", linear,
+        [](Builder & b) { return b.node(ggml_add(b.ctx, b.input(true, {8, 3}), b.input(true, {8, 3}))); });
+    add("add, repeated", linear,
+        [](Builder & b) { return b.node(ggml_add(b.ctx, b.input(true, {8, 3, 2}), b.input(true, {8}))); });
     add("add to itself", linear, [](Builder & b) {
         ggml_tensor * x = b.node(ggml_scale(b.ctx, b.input(true, {8, 3}), 1.0f));
         return b.node(ggml_add(b.ctx, x, x));
     });
     add("sub", linear, [](Builder & b) { return b.node(ggml_sub(b.ctx, b.input(true, {8, 3}), b.input(true, {8}))); });
-    add("mul", curved, [](Builder & b) { return b.node(ggml_mul(b.ctx, b.input(true, {8, 3}), b.input(true, {8, 3}))); });
-    add("mul, repeated", curved, [](Builder & b) { return b.node(ggml_mul(b.ctx, b.input(true, {8, 3, 2}), b.input(true, {8, 1, 2}))); });
+    add("mul", curved,
+        [](Builder & b) { return b.node(ggml_mul(b.ctx, b.input(true, {8, 3}), b.input(true, {8, 3}))); });
+    add("mul, repeated", curved,
+        [](Builder & b) { return b.node(ggml_mul(b.ctx, b.input(true, {8, 3, 2}), b.input(true, {8, 1, 2}))); });
     add("div", 5e-3, [](Builder & b) {
         ggml_tensor * below = b.node(ggml_scale_bias(b.ctx, b.input(true, {8, 3}), 0.1f, 2.0f));
         return b.node(ggml_div(b.ctx, b.input(true, {8, 3}), below));
     });
-    add("scale", linear, [](Builder & b) { return b.node(ggml_scale_bias(b.ctx, b.input(true, {8, 3}), -1.7f, 0.3f)); });
+    add("scale", linear,
+        [](Builder & b) { return b.node(ggml_scale_bias(b.ctx, b.input(true, {8, 3}), -1.7f, 0.3f)); });
     add("repeat", linear, [](Builder & b) {
         ggml_tensor * shape = ggml_new_tensor_3d(b.ctx, GGML_TYPE_F32, 8, 6, 2);
         return b.node(ggml_repeat(b.ctx, b.input(true, {8, 3}), shape));
     });
-    add("mul_mat", linear, [](Builder & b) { return b.node(ggml_mul_mat(b.ctx, b.input(true, {12, 7}), b.input(true, {12, 5}))); });
-    add("mul_mat, grouped", linear, [](Builder & b) {
-        return b.node(ggml_mul_mat(b.ctx, b.input(true, {12, 7, 2}), b.input(true, {12, 5, 6})));
-    });
+    add("mul_mat", linear,
+        [](Builder & b) { return b.node(ggml_mul_mat(b.ctx, b.input(true, {12, 7}), b.input(true, {12, 5}))); });
+    add("mul_mat, grouped", linear,
+        [](Builder & b) { return b.node(ggml_mul_mat(b.ctx, b.input(true, {12, 7, 2}), b.input(true, {12, 5, 6}))); });
     add("mul_mat, permuted", linear, [](Builder & b) {
         ggml_tensor * w = b.node(ggml_permute(b.ctx, b.input(true, {6, 2, 7}), 0, 2, 1, 3));
         ggml_tensor * x = b.node(ggml_permute(b.ctx, b.input(true, {6, 4, 5}), 0, 2, 1, 3));
         return b.node(ggml_mul_mat(b.ctx, w, x));
     });
-    add("mul_mat, frozen F32", linear, [](Builder & b) {
-        return b.node(ggml_mul_mat(b.ctx, b.input(false, {12, 7}), b.input(true, {12, 5, 2})));
-    });
+    add("mul_mat, frozen F32", linear,
+        [](Builder & b) { return b.node(ggml_mul_mat(b.ctx, b.input(false, {12, 7}), b.input(true, {12, 5, 2}))); });
     // ggml rounds x to half precision: a wide step, which a linear function does not mind
-    add("mul_mat, frozen F16", 2e-3, [](Builder & b) {
-        return b.node(ggml_mul_mat(b.ctx, b.input(false, {32, 7}, GGML_TYPE_F16), b.input(true, {32, 5})));
-    }, 1.0f);
+    add(
+        "mul_mat, frozen F16", 2e-3,
+        [](Builder & b) {
+            return b.node(ggml_mul_mat(b.ctx, b.input(false, {32, 7}, GGML_TYPE_F16), b.input(true, {32, 5})));
+        },
+        1.0f);
     add("mul_mat, ggtune's", linear, [](Builder & b) {
         ggml_tensor * w = b.input(true, {12, 7, 2});
         ggml_tensor * x = b.input(true, {12, 5, 4});
@@ -225,25 +234,31 @@ std::vector<Case> cases() {
     add("silu", curved, [](Builder & b) { return b.node(ggml_silu(b.ctx, b.input(true, {33, 5}))); });
     add("gelu", curved, [](Builder & b) { return own_activation(b, Activation::gelu, GGML_UNARY_OP_GELU); });
     add("gelu_erf", curved, [](Builder & b) { return b.node(ggml_gelu_erf(b.ctx, b.input(true, {33, 5}))); });
-    add("gelu_quick", curved, [](Builder & b) { return own_activation(b, Activation::gelu_quick, GGML_UNARY_OP_GELU_QUICK); });
+    add("gelu_quick", curved,
+        [](Builder & b) { return own_activation(b, Activation::gelu_quick, GGML_UNARY_OP_GELU_QUICK); });
     add("relu", 3e-2, [](Builder & b) { return b.node(ggml_relu(b.ctx, b.input(true, {33, 5}))); });  // a kink at 0
     add("tanh", curved, [](Builder & b) { return b.node(ggml_tanh(b.ctx, b.input(true, {33, 5}))); });
     add("sigmoid", curved, [](Builder & b) { return b.node(ggml_sigmoid(b.ctx, b.input(true, {33, 5}))); });
     add("exp", curved, [](Builder & b) { return b.node(ggml_exp(b.ctx, b.input(true, {33, 5}))); });
     add("sqr", curved, [](Builder & b) { return b.node(ggml_sqr(b.ctx, b.input(true, {33, 5}))); });
-    add("swiglu, split", curved, [](Builder & b) {
-        return b.node(ggml_swiglu_split(b.ctx, b.input(true, {11, 5}), b.input(true, {11, 5})));
-    });
+    add("swiglu, split", curved,
+        [](Builder & b) { return b.node(ggml_swiglu_split(b.ctx, b.input(true, {11, 5}), b.input(true, {11, 5}))); });
     add("swiglu, fused", curved, [](Builder & b) { return b.node(ggml_swiglu(b.ctx, b.input(true, {22, 5}))); });
-    add("swiglu, swapped", curved, [](Builder & b) { return b.node(ggml_swiglu_swapped(b.ctx, b.input(true, {22, 5}))); });
-    add("geglu, split", curved, [](Builder & b) { return own_glu(b, Activation::gelu, GGML_GLU_OP_GEGLU, false, false); });
-    add("geglu, fused", curved, [](Builder & b) { return own_glu(b, Activation::gelu, GGML_GLU_OP_GEGLU, true, false); });
-    add("geglu, swapped", curved, [](Builder & b) { return own_glu(b, Activation::gelu, GGML_GLU_OP_GEGLU, true, true); });
-    add("geglu_quick", curved, [](Builder & b) { return own_glu(b, Activation::gelu_quick, GGML_GLU_OP_GEGLU_QUICK, false, false); });
+    add("swiglu, swapped", curved,
+        [](Builder & b) { return b.node(ggml_swiglu_swapped(b.ctx, b.input(true, {22, 5}))); });
+    add("geglu, split", curved,
+        [](Builder & b) { return own_glu(b, Activation::gelu, GGML_GLU_OP_GEGLU, false, false); });
+    add("geglu, fused", curved,
+        [](Builder & b) { return own_glu(b, Activation::gelu, GGML_GLU_OP_GEGLU, true, false); });
+    add("geglu, swapped", curved,
+        [](Builder & b) { return own_glu(b, Activation::gelu, GGML_GLU_OP_GEGLU, true, true); });
+    add("geglu_quick", curved,
+        [](Builder & b) { return own_glu(b, Activation::gelu_quick, GGML_GLU_OP_GEGLU_QUICK, false, false); });
     add("geglu_erf", curved, [](Builder & b) {
         return b.node(ggml_geglu_erf_split(b.ctx, b.input(true, {11, 5}), b.input(true, {11, 5})));
     });
-    add("reglu", 3e-2, [](Builder & b) { return b.node(ggml_reglu_split(b.ctx, b.input(true, {11, 5}), b.input(true, {11, 5}))); });
+    add("reglu", 3e-2,
+        [](Builder & b) { return b.node(ggml_reglu_split(b.ctx, b.input(true, {11, 5}), b.input(true, {11, 5}))); });
     add("soft_max", 2e-3, [](Builder & b) {
         return b.node(ggml_soft_max_ext(b.ctx, b.input(true, {9, 5, 3}), b.input(false, {9, 5}), 0.7f, 0.0f));
     });
@@ -257,8 +272,8 @@ std::vector<Case> cases() {
     for (const int mode : {GGML_ROPE_TYPE_NORMAL, GGML_ROPE_TYPE_NEOX}) {
         add("rope, mode " + std::to_string(mode), linear, [mode](Builder & b) {
             ggml_tensor * x = b.input(true, {16, 3, 5});
-            return b.node(ggml_rope_ext(b.ctx, x, b.input(false, {5}, GGML_TYPE_I32), nullptr, 12, mode, 64, 10000.0f, 0.5f, 1.0f,
-                                        1.2f, 32.0f, 1.0f));
+            return b.node(ggml_rope_ext(b.ctx, x, b.input(false, {5}, GGML_TYPE_I32), nullptr, 12, mode, 64, 10000.0f,
+                                        0.5f, 1.0f, 1.2f, 32.0f, 1.0f));
         });
     }
     add("rope, frequency factors", linear, [](Builder & b) {
@@ -268,16 +283,16 @@ std::vector<Case> cases() {
     });
     add("clamp", 5e-2, [](Builder & b) { return b.node(ggml_clamp(b.ctx, b.input(true, {33, 5}), -0.5f, 0.8f)); });
     add("cont, reshape", linear, [](Builder & b) {
-        ggml_tensor * t = b.node(ggml_cont_2d(b.ctx, b.node(ggml_permute(b.ctx, b.input(true, {4, 3, 5}), 0, 2, 1, 3)), 20, 3));
+        ggml_tensor * t =
+            b.node(ggml_cont_2d(b.ctx, b.node(ggml_permute(b.ctx, b.input(true, {4, 3, 5}), 0, 2, 1, 3)), 20, 3));
         return b.node(ggml_reshape_3d(b.ctx, t, 4, 5, 3));
     });
     add("permute", linear, [](Builder & b) {
         ggml_tensor * t = b.node(ggml_permute(b.ctx, b.input(true, {4, 3, 5, 2}), 2, 0, 3, 1));
         return b.node(ggml_cont(b.ctx, t));
     });
-    add("transpose", linear, [](Builder & b) {
-        return b.node(ggml_cont(b.ctx, b.node(ggml_transpose(b.ctx, b.input(true, {4, 7, 3})))));
-    });
+    add("transpose", linear,
+        [](Builder & b) { return b.node(ggml_cont(b.ctx, b.node(ggml_transpose(b.ctx, b.input(true, {4, 7, 3}))))); });
     add("view, rows", linear, [](Builder & b) {
         ggml_tensor * x = b.input(true, {10, 6});
         return b.node(ggml_cont(b.ctx, b.node(ggml_view_2d(b.ctx, x, 10, 3, x->nb[1], 2 * x->nb[1]))));
@@ -296,7 +311,8 @@ std::vector<Case> cases() {
     });
     add("view of a permuted tensor", linear, [](Builder & b) {
         ggml_tensor * x = b.node(ggml_permute(b.ctx, b.input(true, {4, 6, 3}), 1, 0, 2, 3));
-        return b.node(ggml_cont(b.ctx, b.node(ggml_view_3d(b.ctx, x, 5, 4, 2, x->nb[1], x->nb[2], x->nb[0] + x->nb[2]))));
+        return b.node(
+            ggml_cont(b.ctx, b.node(ggml_view_3d(b.ctx, x, 5, 4, 2, x->nb[1], x->nb[2], x->nb[0] + x->nb[2]))));
     });
     add("get_rows", linear, [](Builder & b) {
         return b.node(ggml_get_rows(b.ctx, b.input(true, {10, 6}), b.input(false, {4}, GGML_TYPE_I32)));

@@ -36,10 +36,11 @@ Rows make_rows(int32_t n_vocab) {
 }
 
 void run(const std::string & path) {
-    Model model(path, 0, false);
+    Model model(path, 0, Model::Contents::all);
     auto adapter = std::make_shared<Adapter>(
-        model, 4, 8.0f, std::vector<std::string>{"attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"},
-        false, 1);
+        model, 4, 8.0f,
+        std::vector<std::string>{"attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"}, false,
+        1);
     std::mt19937 rng(5);
     std::normal_distribution<float> normal(0.0f, 0.2f);
     for (const auto & [name, tensor] : adapter->tensors()) {
@@ -48,9 +49,9 @@ void run(const std::string & path) {
     const Rows rows = make_rows(model.n_vocab());
     const int64_t n_tokens = rows.tokens.size();
 
-    Trainer trainer(adapter, 64, 2, false, 0.0f, 0);
-    const BatchResult result = trainer.accumulate({n_tokens, rows.tokens.data(), rows.positions.data(), rows.sequences.data(),
-                                                   rows.targets.data(), rows.weights.data()});
+    Trainer trainer(adapter, {64, 2});
+    const BatchResult result = trainer.accumulate({n_tokens, rows.tokens.data(), rows.positions.data(),
+                                                   rows.sequences.data(), rows.targets.data(), rows.weights.data()});
 
     std::vector<uint8_t> outputs;
     std::vector<int32_t> targets;
@@ -103,7 +104,8 @@ void run(const std::string & path) {
         for (int64_t k = 0; k < ggml_nelements(gradients[i]); k++) {
             found.push_back(static_cast<const float *>(trainer.states()[i].gradient->data)[k]);
             // ggml's loss is the mean over the rows
-            reference.push_back(static_cast<const float *>(gradients[i]->data)[k] * static_cast<double>(targets.size()));
+            reference.push_back(static_cast<const float *>(gradients[i]->data)[k] *
+                                static_cast<double>(targets.size()));
         }
         check(name + ": " + adapter->tensors()[i].first, relative_difference(found, reference), 1e-4);
     }

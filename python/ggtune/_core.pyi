@@ -38,7 +38,10 @@ class Linear:
 class Model:
     """A GGUF model: memory-mapped weights, tokenizer, metadata."""
 
-    def __init__(self, path: str, *, gpu_layers: int = 0, vocab_only: bool = False) -> None: ...
+    def __init__(
+        self, path: str, *, gpu_layers: int = 0, vocab_only: bool = False, header_only: bool = False
+    ) -> None:
+        """``header_only`` reads no weights: enough for ``Adapter`` and ``Trainer.memory``, not for training."""
     path: str
     architecture: str
     chat_template: str | None
@@ -67,14 +70,14 @@ class Adapter:
     """A live LoRA adapter: F32 pairs A ``(rank, n_in)`` and B ``(n_out, rank)`` for each chosen linear.
 
     A ~ N(0, 1/n_in) from a seed of its own per tensor, B = 0 (Hu et al. 2021, arXiv:2106.09685).
-    ``alpha`` is the value of ``adapter.lora.alpha``: the product is scaled by ``alpha / rank``; with ``rslora`` the given alpha
-    was multiplied by ``sqrt(rank)`` (arXiv:2312.03732).
+    ``alpha`` is the value of ``adapter.lora.alpha``: the product is scaled by ``alpha / rank``; with ``rslora`` the
+    given alpha was multiplied by ``sqrt(rank)`` (arXiv:2312.03732).
     """
 
     def __init__(
         self, model: Model, *, rank: int, alpha: float, targets: Sequence[str], rslora: bool = False, seed: int = 0
     ) -> None:
-        """``targets`` are kinds of :class:`Linear` ("attn_q", "ffn_down", ...). Raises for an unknown kind or rank < 1."""
+        """``targets`` are kinds of :class:`Linear` ("attn_q", ...). Raises for an unknown kind or rank < 1."""
     rank: int
     alpha: float
     architecture: str
@@ -100,8 +103,8 @@ class Trainer:
     """Loss, gradients and AdamW (Loshchilov & Hutter, arXiv:1711.05101) of an adapter on a frozen model.
 
     A micro-batch is five arrays of length n_tokens: row i holds token ``tokens[i]`` at ``positions[i]`` (from 0 in each
-    sequence) of sequence ``sequences[i]`` (0, 1, ...: at most 256, rows of one sequence contiguous and in order), predicts
-    ``targets[i]`` and counts with ``weights[i]``. Sequences do not see each other. Weight 0: no target.
+    sequence) of sequence ``sequences[i]`` (0, 1, ...: at most 256, rows of one sequence contiguous and in order),
+    predicts ``targets[i]`` and counts with ``weights[i]``. Sequences do not see each other. Weight 0: no target.
     """
 
     def __init__(
@@ -112,10 +115,15 @@ class Trainer:
         context: int,
         threads: int,
         recompute: bool = False,
+        keep_layers: int = 0,
         dropout: float = 0.0,
         seed: int = 0,
+        precision: str = "auto",
     ) -> None:
-        """``context`` is the longest sequence (it chooses RoPE factors). Raises and names each op that has no gradient rule."""
+        """``context`` is the longest sequence (it chooses RoPE factors). With ``recompute`` each layer is computed a
+        second time for its gradient, but for the last ``keep_layers`` ones. ``precision="f32"`` takes no int8 dot
+        products. Raises and names each op that has no gradient rule.
+        """
     n_steps: int  # optimizer steps taken (AdamW bias correction)
     n_micro_batches: int  # counter of the dropout masks
     adapter: Adapter
@@ -145,16 +153,17 @@ class Trainer:
         clip: float = 0.0,
     ) -> float:
         """Divide the gradients by the accumulated weight, clip to global norm ``clip`` (0: never), take one AdamW step,
-        zero the accumulators. Returns the norm before clipping. A norm that is not finite raises, nothing is changed."""
+        zero the accumulators. Returns the norm before clipping. Raises, changing nothing, for one that is not finite.
+        """
     def moments(self) -> dict[str, tuple[FloatArray, FloatArray]]:
         """First and second moment by adapter tensor name, as copies."""
     def set_moments(self, moments: Mapping[str, tuple[FloatArray, FloatArray]]) -> None: ...
     def memory(self, n_tokens: int, n_targets: int, n_sequences: int = 1) -> dict[str, int]:
-        """Bytes needed for such a micro-batch by part ("weights", "adapter", "optimizer", "compute"), allocating nothing."""
+        """Bytes that such a micro-batch needs, by part: "weights", "adapter", "optimizer", "compute". Allocates none."""
 
 @final
 class Generator:
-    """Iterates over generated token ids; ends at an end-of-generation token, which is not given out, or at the full context."""
+    """Iterates over generated token ids up to an end-of-generation token, which is not given out, or the full context."""
 
     def __init__(
         self,
@@ -193,8 +202,19 @@ def quantize_model(source: str, output: str, type: str, *, threads: int = 1) -> 
 
 def dequantize(type: str, data: NDArray[np.uint8], n_per_row: int) -> FloatArray: ...
 def quantize(type: str, values: FloatArray) -> NDArray[np.uint8]: ...
-def weight_gradient_input(type: str, weight: NDArray[np.uint8], d_output: FloatArray, n_in: int, *, threads: int = 1, reference: bool = False) -> FloatArray:
+def weight_gradient_input(
+    type: str,
+    weight: NDArray[np.uint8],
+    d_output: FloatArray,
+    n_in: int,
+    *,
+    threads: int = 1,
+    reference: bool = False,
+) -> FloatArray:
     """dX = dY W for a quantized W ``(n_out, n_in)`` and dY ``(n_tokens, n_out)``; ``reference`` takes the plain loop."""
+
+def time_products(type: str, n_in: int, n_out: int, n_tokens: int, *, threads: int = 1) -> tuple[float, float]:
+    """Seconds of the forward product and of the input gradient with one such matrix, best of three."""
 
 def available_memory() -> int: ...
 def build_info() -> dict[str, str]:

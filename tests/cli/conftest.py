@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+
 from ggtune.cli import cli
 
 Ggtune = Callable[..., Result]

@@ -8,6 +8,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
+
 from ggtune.demo import MODEL
 
 Files = Callable[[Path], dict[str, Path]]

@@ -4,6 +4,7 @@ import sys
 
 import pytest
 from click.testing import CliRunner
+
 from ggtune.cli import cli
 
 COMMANDS = ["run", "train", "export-lora", "package", "ask", "convert", "finetune", "demo"]

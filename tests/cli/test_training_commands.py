@@ -11,6 +11,7 @@ from pathlib import Path
 
 import gguf
 import pytest
+
 from ggtune.cli.old_flags import LOST_FLAGS
 from ggtune.demo import DATA, MODEL
 

@@ -1,6 +1,7 @@
 import datetime
 
 import pytest
+
 from ggtune.data.chat_template import ChatTemplate, choose_template
 from ggtune.data.templates import TEMPLATES
 from ggtune.errors import GgtuneError

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from ggtune import _core
 from ggtune.data.chat_template import choose_template
 from ggtune.data.load import Dataset, load_samples

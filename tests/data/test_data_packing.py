@@ -1,11 +1,12 @@
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from ggtune.data.packing import efficiency, pack
 from ggtune.data.samples import Sample, fit_context, make_sample
 from ggtune.data.split import Holdout, epoch_order
 from ggtune.errors import DataError, GgtuneError
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 
 def sample(n_rows: int, row: int = 2) -> Sample:

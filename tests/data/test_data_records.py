@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+
 from ggtune.data.records import Record, read_csv, read_text, write_csv
 from ggtune.errors import DataError
 

@@ -1,4 +1,5 @@
 import pytest
+
 from ggtune.data.templates import TEMPLATES
 from ggtune.errors import GgtuneError
 

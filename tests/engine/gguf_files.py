@@ -7,9 +7,10 @@ from pathlib import Path
 
 import gguf
 import numpy as np
-from ggtune import _core
 from gguf import GGMLQuantizationType as QuantizationType
 from numpy.typing import NDArray
+
+from ggtune import _core
 
 N_EMBD = 256  # the block of K- and IQ-quants
 N_FF = 512

@@ -10,9 +10,10 @@ import gguf
 import gguf_files
 import numpy as np
 import pytest
+from gguf_files import VOCABULARY, model_arrays, write_adapter, write_model
+
 from ggtune import _core
 from ggtune.errors import ModelError
-from gguf_files import VOCABULARY, model_arrays, write_adapter, write_model
 
 N_MUTATIONS = 3000
 

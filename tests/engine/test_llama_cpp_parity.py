@@ -9,16 +9,17 @@ import gguf
 import gguf_files
 import numpy as np
 import pytest
+from numpy.typing import NDArray
+
 from ggtune import _core
 from ggtune._core import Adapter, Model, Trainer
 from ggtune.demo import MODEL
-from numpy.typing import NDArray
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 NAMES = sorted(path.stem for path in GOLDEN.glob("*.npz"))
 
-# llama.cpp looks GELU up in a table of half-precision values, the engine computes it (1.9e-3 seen, on gemma). All other
-# families agree within 2e-5.
+# ggml looks GELU up in a table of half-precision values, the engine computes it: up to 5.2e-3 (gemma3). With ggml built
+# without that table (GGML_GELU_FP16) all families agree within 1e-5.
 GELU_FAMILIES = {"falcon", "gemma", "gemma2", "gemma3", "gpt2", "starcoder2"}
 
 TEXTS = [
@@ -71,7 +72,7 @@ def test_float_base(name: str, tmp_path: Path) -> None:
     merged = Model(str(tmp_path / "merged.gguf"))
 
     live = log_probs(model, adapter, texts)
-    plain_limit = 5e-3 if name in GELU_FAMILIES else 1e-4
+    plain_limit = 1e-2 if name in GELU_FAMILIES else 1e-4
     assert largest(decoded(model, texts, lora) - live) < plain_limit
     assert largest(log_probs(merged, no_adapter(merged), texts) - live) < 1e-4
     assert largest(decoded(merged, texts) - live) < plain_limit

@@ -12,9 +12,10 @@ import gguf
 import gguf_files
 import numpy as np
 import pytest
+from gguf_files import LINEARS, N_EMBD, N_LAYER, Arrays, model_arrays, random_pairs, write_adapter, write_model
+
 from ggtune import _core
 from ggtune.errors import GgtuneError, ModelError
-from gguf_files import LINEARS, N_EMBD, N_LAYER, Arrays, model_arrays, random_pairs, write_adapter, write_model
 
 ADAPTED = [f"blk.{layer}.{kind}.weight" for layer in range(N_LAYER) for kind in LINEARS]
 QUERY = "blk.0.attn_q.weight"

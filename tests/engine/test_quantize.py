@@ -10,9 +10,10 @@ import gguf_files
 import numpy as np
 import psutil
 import pytest
+from gguf_files import VOCABULARY, model_arrays, write_model
+
 from ggtune import _core
 from ggtune.errors import GgtuneError, ModelError
-from gguf_files import VOCABULARY, model_arrays, write_model
 
 # The largest relative error (root mean square) that each type may have on normally distributed values.
 ERRORS = {

@@ -1,10 +1,11 @@
 import re
 
 import pytest
-from ggtune.errors import GgtuneError
-from ggtune.ollama.modelfile import Modelfile
 from hypothesis import given
 from hypothesis import strategies as st
+
+from ggtune.errors import GgtuneError
+from ggtune.ollama.modelfile import Modelfile
 
 EXPRESSIBLE = st.text(st.sampled_from('ab "#\n\r\t{}')).filter(
     lambda text: text and not any(line.rstrip().endswith('"""') for line in re.split("[\r\n]", text))

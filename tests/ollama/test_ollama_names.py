@@ -1,4 +1,5 @@
 import pytest
+
 from ggtune.errors import GgtuneError
 from ggtune.ollama.names import ModelName
 

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import gguf_samples as samples
 import pytest
+
 from ggtune.data.templates import TEMPLATES
 from ggtune.errors import GgtuneError
 from ggtune.ollama.modelfile import Modelfile

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import gguf_samples as samples
 import pytest
+
 from ggtune.errors import GgtuneError
 from ggtune.ollama.store import default_store, parameter_count, write_model
 

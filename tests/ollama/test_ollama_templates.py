@@ -1,8 +1,9 @@
 import gguf_samples as samples
 import pytest
+from go_template_subset import execute, parse, render_chat
+
 from ggtune.data.templates import TEMPLATES
 from ggtune.ollama.templates import go_template, known_template_for
-from go_template_subset import execute, parse, render_chat
 
 EOS = "<eos!>"
 SYSTEM = 'You teach "chemistry".\nBe short.'

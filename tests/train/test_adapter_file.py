@@ -4,6 +4,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
+
 from ggtune.errors import GgtuneError, ModelError
 from ggtune.train.adapter_file import AdapterFile, check_fits, read_adapter, write_adapter
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from ggtune.config import TrainConfig
 from ggtune.errors import GgtuneError
 from ggtune.train.adapter_file import AdapterFile, write_adapter

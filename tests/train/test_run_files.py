@@ -6,6 +6,7 @@ import signal
 from pathlib import Path
 
 import pytest
+
 from ggtune.errors import GgtuneError
 from ggtune.system import available_memory, available_threads, format_bytes
 from ggtune.train.interrupts import Interrupts

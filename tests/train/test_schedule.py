@@ -1,6 +1,7 @@
 import math
 
 import pytest
+
 from ggtune.train.schedule import Schedule
 
 

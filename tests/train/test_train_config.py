@@ -1,6 +1,7 @@
 import dataclasses
 
 import pytest
+
 from ggtune.config import TrainConfig, defaults, differences, setting_of
 from ggtune.errors import GgtuneError
 

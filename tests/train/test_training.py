@@ -10,6 +10,7 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
+
 from ggtune.config import TrainConfig
 from ggtune.demo import DATA, MODEL
 from ggtune.errors import GgtuneError
