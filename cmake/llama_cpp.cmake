@@ -50,8 +50,6 @@ set(LLAMA_BUILD_EXAMPLES OFF CACHE BOOL "" FORCE)
 set(LLAMA_BUILD_SERVER OFF CACHE BOOL "" FORCE)
 set(GGML_BUILD_TESTS OFF CACHE BOOL "" FORCE)
 set(GGML_BUILD_EXAMPLES OFF CACHE BOOL "" FORCE)
-# ggml's own thread pool does as well as OpenMP here and needs no run-time library beside the module
-option(GGML_OPENMP "ggml: use OpenMP" OFF)
 option(GGML_CCACHE "ggml: use ccache" OFF) # CMakeLists.txt sets the launcher for the whole project
 
 add_subdirectory("${LLAMA_CPP_SOURCE_DIR}" llama.cpp EXCLUDE_FROM_ALL)

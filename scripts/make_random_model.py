@@ -3,10 +3,10 @@
 
     make_random_model.py OUT.gguf VOCAB.gguf SHAPE TYPE
 
-SHAPE is a name (271M, tinyllama, 7b, 13b) or N_EMBD,N_LAYER,N_HEAD,N_HEAD_KV,N_FF. TYPE is Q4_K_M, Q5_K_M or a plain ggml
-type such as Q8_0 or F16; the two mixtures give attn_v, ffn_down of half the layers and the output matrix Q6_K, as
-llama.cpp's do. VOCAB.gguf supplies the tokenizer (vendor/llama.cpp/models/ggml-vocab-llama-spm.gguf). Weights are drawn and
-quantized once per shape and type and used again, so that a 13B file takes about a minute.
+SHAPE is a name (271M, tinyllama, 7b, 13b) or N_EMBD,N_LAYER,N_HEAD,N_HEAD_KV,N_FF. TYPE is Q4_K_M, Q5_K_M or a plain
+ggml type such as Q8_0 or F16; the two mixtures give attn_v and ffn_down of half the layers and the output matrix Q6_K,
+much as llama.cpp's do. VOCAB.gguf supplies the tokenizer (vendor/llama.cpp/models/ggml-vocab-llama-spm.gguf). Weights
+are drawn and quantized once per shape and type and used again, so that a 13B file takes about a minute.
 """
 
 import sys
@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter, LlamaFileType
+
 from ggtune import _core
 
 SHAPES = {

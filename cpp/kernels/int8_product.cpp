@@ -1,7 +1,6 @@
 #include "kernels/int8_product.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstring>
 #include <limits>
 #include <vector>
@@ -38,11 +37,11 @@ constexpr int64_t kPanelCols = kVectors * kWidth;
 constexpr int64_t kSumBlock = 16;
 constexpr int64_t kLargestScaleBlock = 256;
 
-// A tile of unpacked weights (kTileK x kTileN bytes, and their scales) stays in the L2 cache while it serves all tokens,
-// a register block of which (kTileK bytes each) is in L1. kTileK is a multiple of every ggml block size. Measured
-// best, if by little: a smaller kTileK reads and writes Y more often.
+// A tile of unpacked weights (kTileK x kTileN bytes, and their scales) stays in the L2 cache while it serves up to
+// kTileTokens tokens, of which one register block (kTileK bytes a token) at a time is in L1. kTileK is a multiple of
+// every ggml block size; a smaller one reads and writes Y more often.
 constexpr int64_t kTileK = 2048;
-constexpr int64_t kTileN = 128;
+constexpr int64_t kTileN = 64;
 constexpr int64_t kTileTokens = 1020;
 
 // Each lane of `sum` gains the dot product of four bytes of w and of x.
@@ -89,20 +88,16 @@ struct TokenBlock {
     size_t size() const { return sums() + static_cast<size_t>(kTokens * n_in / kSumBlock) * sizeof(int32_t); }
 };
 
-// n values at x as q[i] * (the returned scale).
+// n values at x as q[i] * (the returned scale). Plain loops, which the compiler turns into vector instructions.
 template <int n>
 float quantize_block(const float * x, int8_t * q) {
-    typedef int8_t ByteVec __attribute__((vector_size(kWidth)));
     constexpr int32_t kInfinityBits = 0x7f800000;
     // bits of non-negative floats, infinity and NaN included, are in the order of their values
-    IntVec largest_bits = {};
-    for (int i = 0; i < n; i += kWidth) {
-        const IntVec bits = (IntVec)simd::load(x + i) & 0x7fffffff;
-        largest_bits = bits > largest_bits ? bits : largest_bits;
-    }
+    int32_t magnitudes[n];
+    std::memcpy(magnitudes, x, sizeof magnitudes);
     int32_t bits = 0;
-    for (int i = 0; i < kWidth; ++i) {
-        bits = std::max(bits, static_cast<int32_t>(largest_bits[i]));
+    for (int i = 0; i < n; ++i) {
+        bits = std::max(bits, magnitudes[i] & 0x7fffffff);
     }
     float largest;
     std::memcpy(&largest, &bits, sizeof largest);
@@ -115,10 +110,14 @@ float quantize_block(const float * x, int8_t * q) {
     // 1.5 * 2^23: adding it leaves the sum rounded to an integer, in the low bits
     constexpr float kRounding = 12582912.0f;
     const float inverse = 127.0f / largest;
-    for (int i = 0; i < n; i += kWidth) {
-        const Vec rounded = simd::load(x + i) * inverse + kRounding;
-        const ByteVec bytes = __builtin_convertvector((IntVec)rounded, ByteVec);  // the low bytes
-        std::memcpy(q + i, &bytes, sizeof bytes);
+    float rounded[n];
+    for (int i = 0; i < n; ++i) {
+        rounded[i] = x[i] * inverse + kRounding;
+    }
+    int32_t integers[n];
+    std::memcpy(integers, rounded, sizeof integers);
+    for (int i = 0; i < n; ++i) {
+        q[i] = static_cast<int8_t>(integers[i]);  // the low byte
     }
     return largest * (1.0f / 127.0f);
 }
@@ -136,9 +135,9 @@ void quantize_token_blocks(const float * x, int64_t x_row_stride, const TokenBlo
         if (filled < kTokens) {
             std::memset(quantized, 0, layout.size());
         }
-        for (int64_t t = 0; t < filled; ++t) {
-            const float * row = x + (block * kTokens + t) * x_row_stride;
-            for (int64_t i = 0; i < layout.n_in; i += scale_block) {
+        for (int64_t i = 0; i < layout.n_in; i += scale_block) {
+            for (int64_t t = 0; t < filled; ++t) {
+                const float * row = x + (block * kTokens + t) * x_row_stride;
                 scales[i / scale_block * kTokens + t] =
                     scale_block == 32 ? quantize_block<32>(row + i, q) : quantize_block<256>(row + i, q);
                 for (int64_t j = 0; j < scale_block; j += 4) {
@@ -370,10 +369,11 @@ class WeightTile {
 };
 
 detail::Part split(int64_t n_tokens, int64_t n_out, int ith, int nth) {
-    // unpacking a weight, and quantizing an activation, in units of a quarter of a float vector operation
-    constexpr double kUnpackCycles = 2.0;
-    constexpr double kQuantizeCycles = 4.0;
-    return detail::split_product(n_tokens, n_out, {kWidth, kUnpackCycles, kQuantizeCycles}, ith, nth);
+    // in units of the dot products of one value of a token with a vector of outputs; measured
+    constexpr double kUnpackCost = 1.0;
+    constexpr double kQuantizeCost = 6.0;
+    static_assert(detail::max_block_rows(simd::kPanelVectors) % kTokens == 0, "tokens are split between their blocks");
+    return detail::split_product(n_tokens, n_out, {kWidth, kUnpackCost, kQuantizeCost}, ith, nth);
 }
 
 // What the sums of all tokens contribute, one token block after another; see Tokens.
@@ -383,22 +383,22 @@ struct SumTerms {
 
     void fill(const Int8Format & format, int32_t offset, const char * quantized, const TokenBlock & layout,
               int64_t n_blocks) {
-        const int64_t n_terms = layout.n_in / format.sub_block * kTokens;
-        starts.resize(static_cast<size_t>(format.has_min ? 0 : n_blocks * n_terms));
-        sums.resize(static_cast<size_t>(format.has_min ? n_blocks * n_terms : 0));
+        const int64_t parts = format.sub_block / kSumBlock;
+        const int64_t n_sub_blocks = layout.n_in / format.sub_block;
+        const auto n_terms = static_cast<size_t>(n_blocks * n_sub_blocks * kTokens);
+        starts.resize(format.has_min ? 0 : n_terms);
+        sums.resize(format.has_min ? n_terms : 0);
         size_t term = 0;
         for (int64_t b = 0; b < n_blocks; ++b, quantized += layout.size()) {
-            const auto * source = reinterpret_cast<const int32_t *>(quantized + layout.sums());
-            for (int64_t i = 0; i < n_terms; ++i, ++term) {
-                int32_t sum = *source++;
-                if (format.sub_block > kSumBlock) {
-                    sum += source[kTokens - 1];
-                    source += (i + 1) % kTokens == 0 ? kTokens : 0;
-                }
-                if (format.has_min) {
-                    sums[term] = static_cast<float>(sum);
-                } else {
-                    starts[term] = -offset * sum;
+            const auto * x_sums = reinterpret_cast<const int32_t *>(quantized + layout.sums());
+            for (int64_t i = 0; i < n_sub_blocks; ++i, x_sums += parts * kTokens) {
+                for (int64_t t = 0; t < kTokens; ++t, ++term) {
+                    const int32_t sum = parts == 1 ? x_sums[t] : x_sums[t] + x_sums[kTokens + t];
+                    if (format.has_min) {
+                        sums[term] = static_cast<float>(sum);
+                    } else {
+                        starts[term] = -offset * sum;
+                    }
                 }
             }
         }
@@ -432,11 +432,11 @@ void multiply_part(ggml_type type, const void * w, size_t w_row_bytes, const Tok
                     const char * block = quantized;
                     int64_t term = k0 / format.sub_block * kTokens;
                     for (int64_t t = 0; t < n_tokens; t += kTokens) {
-                        const Tokens tokens = {
-                            reinterpret_cast<const int8_t *>(block) + k0 * kTokens,
-                            reinterpret_cast<const float *>(block + layout.scales()) + k0 / layout.scale_block * kTokens,
-                            format.has_min ? nullptr : terms.starts.data() + term,
-                            format.has_min ? terms.sums.data() + term : nullptr};
+                        const Tokens tokens = {reinterpret_cast<const int8_t *>(block) + k0 * kTokens,
+                                               reinterpret_cast<const float *>(block + layout.scales()) +
+                                                   k0 / layout.scale_block * kTokens,
+                                               format.has_min ? nullptr : terms.starts.data() + term,
+                                               format.has_min ? terms.sums.data() + term : nullptr};
                         kernel(k, panel, tokens,
                                {y + (token0 + t) * y_row_stride + row0 + row, y_row_stride,
                                 std::min<int64_t>(kTokens, n_tokens - t), std::min(kPanelCols, n_rows - row), k0 > 0});

@@ -176,7 +176,8 @@ void test_product(const Weight & w, int64_t n_tokens) {
     check(name + ", padding untouched", padding_kept ? 0.0 : 1.0, 0.0);
     bool same = true;
     for (const int nth : {1, 2, 3, 8}) {
-        same = same && same_bits(forward(w, x, n_tokens, nth), y) && same_bits(forward_quantized(w, x, n_tokens, nth), y);
+        same =
+            same && same_bits(forward(w, x, n_tokens, nth), y) && same_bits(forward_quantized(w, x, n_tokens, nth), y);
     }
     check(name + ", same bits", same ? 0.0 : 1.0, 0.0);
 }

@@ -18,6 +18,12 @@ ROWS = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def own_registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the runs of tests out of the user's list."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / ".state"))
+
+
 @pytest.fixture
 def ggtune() -> Ggtune:
     """Run a command line in this process; paths may stand among the arguments."""

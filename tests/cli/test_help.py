@@ -7,7 +7,21 @@ from click.testing import CliRunner
 
 from ggtune.cli import cli
 
-COMMANDS = ["run", "train", "export-lora", "package", "ask", "convert", "finetune", "demo"]
+COMMANDS = [
+    "run",
+    "train",
+    "plan",
+    "resume",
+    "status",
+    "watch",
+    "stop",
+    "export-lora",
+    "package",
+    "ask",
+    "convert",
+    "finetune",
+    "demo",
+]
 
 
 @pytest.mark.parametrize("arguments", [["--help"], *([name, "--help"] for name in COMMANDS)])

@@ -30,7 +30,7 @@ def test_train_prints_a_line_per_step(ggtune, tmp_path, table) -> None:  # type:
     assert len(lines) == len(metrics(out / "metrics.jsonl")) == 4
     for word in ("step 4/4", "epoch 2.00", "loss", "smoothed", "held-out", "tokens/s", "elapsed", "ETA"):
         assert word in lines[-1]
-    for word in ("micro-batches of at most 512 tokens", "% full", "Memory:", "all 4 steps are done"):
+    for word in ("micro-batches of at most 512 tokens", "% packing efficiency", "Memory:", "all 4 steps are done"):
         assert word in result.stdout
 
 

@@ -47,13 +47,20 @@ def test_packing_keeps_every_sample_whole(lengths: list[int], max_tokens: int, m
     assert [batch.samples for batch in again] == [batch.samples for batch in batches]
 
 
-def test_best_fit() -> None:
-    # 60 leaves 40, 70 leaves 30: the 30 goes where it fits exactly, the 40 into the other
-    batches = pack([sample(n) for n in (60, 30, 70, 40)], 100)
-    assert [batch.samples for batch in batches] == [(2, 1), (0, 3)]
-    assert efficiency(batches, 100) == 1.0
-    assert efficiency(pack([sample(50)], 100), 100) == 0.5
+def test_best_fit_where_dealing_out_does_not_fit() -> None:
+    # dealt out, 60 + 30 and 50 + 40 + 20 would be 90 and 110
+    batches = pack([sample(n) for n in (60, 50, 40, 30, 20)], 100)
+    assert [batch.samples for batch in batches] == [(0, 2), (1, 3, 4)]
+    assert efficiency(batches) == 1.0
     assert batches[0].n_targets == int(np.count_nonzero(batches[0].weights))
+
+
+def test_micro_batches_are_about_equally_long() -> None:
+    batches = pack([sample(n) for n in (60, 50, 20, 10)], 100)  # best fit alone: 60 + 20 + 10 and 50, or worse
+    assert sorted(batch.n_tokens for batch in batches) == [70, 70]
+    assert efficiency(pack([sample(60), sample(30)], 60)) == 0.75
+    assert pack([], 60) == []
+    assert efficiency([]) == 0.0
 
 
 def test_too_long_for_a_micro_batch() -> None:

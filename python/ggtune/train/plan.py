@@ -15,7 +15,7 @@ class Packing:
     """How well the samples of the first epoch fill the micro-batches."""
 
     micro_batches_per_step: float
-    efficiency: float  # share of full micro-batches' rows that hold a token
+    efficiency: float  # how equally long the micro-batches of a step are, mean over the steps
 
 
 class Plan:
@@ -64,8 +64,8 @@ class Plan:
     def packing(self) -> Packing:
         """Pack the first epoch to see."""
         steps = [self.micro_batches(0, cursor) for cursor in range(self.steps_per_epoch)]
-        batches = [batch for step in steps for batch in step]
-        return Packing(len(batches) / len(steps), efficiency(batches, self.max_tokens))
+        n_micro_batches = sum(len(step) for step in steps)
+        return Packing(n_micro_batches / len(steps), sum(efficiency(step) for step in steps) / len(steps))
 
     def _largest(self, longest: int) -> tuple[int, int, int]:
         """Bounds of (tokens, targets, sequences) of any step's micro-batches."""
