@@ -126,9 +126,8 @@ void bind_training(py::module_ & m) {
                      throw Error("precision must be auto or f32, not '" + precision + "'");
                  }
                  const py::gil_scoped_release release;  // the adapter is held by the trainer
-                 return std::make_unique<Trainer>(
-                     adapter,
-                     Trainer::Options{context, threads, recompute, keep_layers, dropout, seed, precision == "f32"});
+                 return std::make_unique<Trainer>(adapter, Trainer::Options{context, threads, recompute, keep_layers,
+                                                                            dropout, seed, precision == "f32"});
              }),
              py::arg("model"), py::arg("adapter"), py::kw_only(), py::arg("context"), py::arg("threads"),
              py::arg("recompute") = false, py::arg("keep_layers") = 0, py::arg("dropout") = 0.0f, py::arg("seed") = 0,

@@ -15,7 +15,8 @@ namespace ggtune {
 
 ProductTimes measure_products(ggml_type type, int64_t n_in, int64_t n_out, int64_t n_tokens, int threads) {
     if (n_in < 1 || n_out < 1 || n_tokens < 1 || threads < 1 || n_in % ggml_blck_size(type) != 0) {
-        throw Error(std::string("no product of type ") + ggml_type_name(type) + " has " + std::to_string(n_in) + " inputs");
+        throw Error(std::string("no product of type ") + ggml_type_name(type) + " has " + std::to_string(n_in) +
+                    " inputs");
     }
     const ggml_context_ptr inputs(ggml_init({8 * ggml_tensor_overhead(), nullptr, true}));
     ggml_tensor * w = ggml_new_tensor_2d(inputs.get(), type, n_in, n_out);
@@ -27,10 +28,12 @@ ProductTimes measure_products(ggml_type type, int64_t n_in, int64_t n_out, int64
         throw Error("not enough memory to try a product of " + std::to_string(n_in) + " x " + std::to_string(n_out));
     }
     ggml_backend_buffer_clear(buffer.get(), 0);
-    const ggml_context_ptr nodes(ggml_init({64 * ggml_tensor_overhead() + 2 * ggml_graph_overhead_custom(32, false), nullptr, true}));
+    const ggml_context_ptr nodes(
+        ggml_init({64 * ggml_tensor_overhead() + 2 * ggml_graph_overhead_custom(32, false), nullptr, true}));
     GraphOps ops(nodes.get());
-    ggml_tensor * const products[] = {GraphOps::can_int8_product(w, x) ? ops.int8_product(w, x) : ggml_mul_mat(nodes.get(), w, x),
-                                      ops.weight_dx(w, dy, x->ne, nullptr)};
+    ggml_tensor * const products[] = {
+        GraphOps::can_int8_product(w, x) ? ops.int8_product(w, x) : ggml_mul_mat(nodes.get(), w, x),
+        ops.weight_dx(w, dy, x->ne, nullptr)};
     double best_s[2];
     Executor executor(threads);
     for (int i = 0; i < 2; i++) {

@@ -448,7 +448,8 @@ ggml_tensor * GraphOps::matmul(ggml_tensor * w, ggml_tensor * x) {
 }
 
 bool GraphOps::can_weight_forward(const ggml_tensor * w, const ggml_tensor * x) {
-    return ggml_is_matrix(w) && w->nb[0] == ggml_type_size(w->type) && kernels::can_dequantize(w->type) && x->type == GGML_TYPE_F32;
+    return ggml_is_matrix(w) && w->nb[0] == ggml_type_size(w->type) && kernels::can_dequantize(w->type) &&
+           x->type == GGML_TYPE_F32;
 }
 
 ggml_tensor * GraphOps::weight_forward(ggml_tensor * w, ggml_tensor * x) {

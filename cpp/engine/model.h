@@ -36,7 +36,6 @@ class Model {
     Model(const Model &) = delete;
     Model & operator=(const Model &) = delete;
 
-
     const std::string path;
     const Contents contents;
     bool has_weights() const { return contents == Contents::all; }

@@ -46,8 +46,8 @@ void push_copies(std::vector<ggml_tensor *> & nodes, ggml_tensor * node,
 
 }  // namespace
 
-Rewriter::Rewriter(GraphOps & ops_, const ForwardGraph & forward_, const Adapter & adapter, const DropoutOptions & dropout_,
-                   bool f32_products_)
+Rewriter::Rewriter(GraphOps & ops_, const ForwardGraph & forward_, const Adapter & adapter,
+                   const DropoutOptions & dropout_, bool f32_products_)
     : ops(ops_), forward(forward_), dropout(dropout_), f32_products(f32_products_) {
     for (size_t i = 0; i < adapter.pairs().size(); i++) {
         lora_a[adapter.pairs()[i].a] = i;

@@ -122,7 +122,8 @@ void Trainer::check(const MicroBatch & batch) const {
                         std::to_string(expected) + " was expected");
         }
         if (batch.positions[i] >= options.context) {
-            throw Error(row(i) + "the sequence is longer than the context of " + std::to_string(options.context) + " tokens");
+            throw Error(row(i) + "the sequence is longer than the context of " + std::to_string(options.context) +
+                        " tokens");
         }
         if (batch.tokens[i] < 0 || batch.tokens[i] >= n_vocab) {
             throw Error(row(i) + "token " + std::to_string(batch.tokens[i]) + " is not in the vocabulary of " +

@@ -38,9 +38,7 @@ class Linear:
 class Model:
     """A GGUF model: memory-mapped weights, tokenizer, metadata."""
 
-    def __init__(
-        self, path: str, *, gpu_layers: int = 0, vocab_only: bool = False, header_only: bool = False
-    ) -> None:
+    def __init__(self, path: str, *, gpu_layers: int = 0, vocab_only: bool = False, header_only: bool = False) -> None:
         """``header_only`` reads no weights: enough for ``Adapter`` and ``Trainer.memory``, not for training."""
     path: str
     architecture: str

@@ -7,6 +7,7 @@ llama.cpp's old ``finetune``, given in the same place as ``finetune_default`` an
 import dataclasses
 import json
 import math
+import re
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
@@ -32,6 +33,7 @@ class Setting:
     choices: tuple[str, ...] = ()
     check: Callable[[Any], str | None] | None = None  # what is wrong with a value, None where nothing is
     resumable: bool = False  # a continued run may change it
+    rounds: bool = False  # where it does, the result changes by rounding
     metavar: str | None = None
 
     @property
@@ -78,6 +80,32 @@ def _holdout(value: str) -> str | None:
     return None
 
 
+@dataclass(frozen=True)
+class SaveInterval:
+    """How often to save; both None: only at the end."""
+
+    steps: int | None = None
+    seconds: float | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> "SaveInterval":
+        """``"50"`` steps; ``"90s"``, ``"10m"``, ``"2h"``; ``"0"``. Raises :class:`GgtuneError`."""
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text.strip().lower())
+        if found is None or (not found[2] and "." in found[1]):
+            raise GgtuneError("it is a number of steps, or a time such as 90s, 10m or 2h")
+        if not found[2]:
+            return cls(steps=int(found[1]) or None)
+        return cls(seconds=float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2]] or None)
+
+
+def _save_every(value: str) -> str | None:
+    try:
+        SaveInterval.parse(value)
+    except GgtuneError as error:
+        return f"is wrong: {error}"
+    return None
+
+
 def _kinds(value: tuple[str, ...]) -> str | None:
     return None if value and all(value) else 'must be "all" or linears separated by commas, such as attn_q,attn_v'
 
@@ -110,7 +138,7 @@ class TrainConfig:
     template: str = _setting(
         "",
         "Prompt template: alpaca, llama2, mistral, chatml, llama3, gemma, phi3, plain, or model for the model's own "
-        "(the default where it has one; else alpaca).",
+        "(the default where it has one; else plain).",
         metavar="NAME",
     )
     system: str = _setting("", "System text put before every question.", metavar="TEXT")
@@ -225,29 +253,37 @@ class TrainConfig:
     stop_patience: int = _setting(
         5, "... for this many steps in a row.", check=_at_least(1), resumable=True, metavar="STEPS"
     )
-    save_every: int = _setting(
-        50,
-        "Steps between checkpoints (0: only at the end).",
-        finetune_default=10,
-        check=_at_least(0),
+    save_every: str = _setting(
+        "50",
+        "How often a checkpoint is written: a number of steps, a time such as 90s, 10m or 2h, or 0: only at the end.",
+        finetune_default="10",
+        check=_save_every,
         resumable=True,
-        metavar="STEPS",
+        metavar="HOW",
     )
     keep: int = _setting(
-        3, "Checkpoints kept, the newest (0: all).", finetune_default=0, check=_at_least(0), resumable=True
+        3,
+        "Checkpoints kept: the newest, and beside them the one of the best held-out loss (0: all).",
+        finetune_default=0,
+        check=_at_least(0),
+        resumable=True,
+    )
+    spike: float = _setting(
+        3.0,
+        "Report a step whose loss is this many times the smoothed loss (0: never).",
+        check=_at_least(0),
+        resumable=True,
+        metavar="FACTOR",
     )
 
     seed: int = _setting(0, "Seed of everything random (negative: drawn anew).", flags=("-s",))
     threads: int = _setting(
-        0, "Threads (0: the processors that the process may use).", flags=("-t",), check=_at_least(0), resumable=True
-    )
-    gpu_layers: int = _setting(
         0,
-        "Layers of the base kept on a GPU, where ggtune was built with one.",
-        flags=("-ngl",),
-        finetune_flags=("--n-gpu-layers",),
+        "Threads (0: the processors that the process may use).",
+        flags=("-t",),
         check=_at_least(0),
         resumable=True,
+        rounds=True,
     )
     recompute: bool = _setting(
         False,
@@ -255,8 +291,9 @@ class TrainConfig:
         finetune_flags=("--use-checkpointing",),
         finetune_off_flags=("--no-checkpointing", "--no-use-checkpointing"),
         resumable=True,
+        rounds=True,
     )
-    force: bool = _setting(False, "Start even where more memory is needed than there is.", resumable=True)
+    force: bool = _setting(False, "Start even where more memory or disk space is needed than there is.", resumable=True)
 
     def __post_init__(self) -> None:
         """Check every field."""
@@ -289,17 +326,28 @@ class TrainConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "TrainConfig":
-        """Undo :meth:`to_dict`; a name that is no field raises :class:`GgtuneError`."""
-        names = {f.name for f in fields(cls)}
-        if unknown := sorted(set(values) - names):
+        """Undo :meth:`to_dict`; a name that is no field, or a value of another type, raises :class:`GgtuneError`."""
+        by_name = {f.name: f for f in fields(cls)}
+        if unknown := sorted(set(values) - set(by_name)):
             raise GgtuneError(f"unknown settings {', '.join(unknown)}: written by another version of ggtune?")
         plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        if wrong := [name for name, value in plain.items() if not _has_type(value, by_name[name].type)]:
+            raise GgtuneError(f"settings of a wrong type: {', '.join(wrong)}")
         return cls(**plain)
 
     @classmethod
     def for_face(cls, face: Face, **values: Any) -> "TrainConfig":
         """Take the defaults of a command, and ``values`` on top."""
         return cls(**{**defaults(face), **values})
+
+
+def _has_type(value: Any, expected: Any) -> bool:
+    if expected == tuple[str, ...]:
+        return isinstance(value, tuple) and all(isinstance(part, str) for part in value)
+    if isinstance(value, bool) or expected is bool:
+        return isinstance(value, bool) and expected is bool
+    # a whole number is a float too
+    return isinstance(value, expected) or (isinstance(value, int) and isinstance(0.0, expected))
 
 
 def flag(name: str) -> str:
@@ -321,4 +369,13 @@ def differences(old: TrainConfig, new: TrainConfig) -> list[str]:
         f"{flag(f.name)} was {a!r} and is {b!r}"
         for f in fields(TrainConfig)
         if not setting_of(f).resumable and (a := getattr(old, f.name)) != (b := getattr(new, f.name))
+    ]
+
+
+def rounding_differences(old: TrainConfig, new: TrainConfig) -> list[str]:
+    """Name the changed settings after which a continued run is the same but for rounding, no more bit for bit."""
+    return [
+        f"{flag(f.name)} was {a!r} and is {b!r}"
+        for f in fields(TrainConfig)
+        if setting_of(f).rounds and (a := getattr(old, f.name)) != (b := getattr(new, f.name))
     ]

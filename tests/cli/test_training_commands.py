@@ -2,15 +2,9 @@
 
 import csv
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import gguf
-import pytest
 
 from ggtune.cli.old_flags import LOST_FLAGS
 from ggtune.demo import DATA, MODEL
@@ -115,30 +109,3 @@ def test_convert_there_and_back(ggtune, tmp_path) -> None:  # type: ignore[no-un
     assert ggtune("convert", text, "-o", back).exit_code == 0
     with DATA.open(newline="") as first, back.open(newline="") as second:
         assert [row[:2] for row in list(csv.reader(first))[1:]] == [row[:2] for row in list(csv.reader(second))[1:]]
-
-
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_saves_and_the_run_goes_on(tmp_path: Path, number: signal.Signals, status: int) -> None:
-    out = tmp_path / "run"
-    ggtune = [sys.executable, "-m", "ggtune"]
-    settings = ["--ctx", "64", "--batch", "8", "--rank", "2", "--threads", "1", "--holdout", "0", "--save-every", "0"]
-    start = ["train", "--model", MODEL, "--data", DATA, "--out", out, "--epochs", "0", "--max-steps", "100000"]
-    log = tmp_path / "log"
-    with log.open("w") as output:
-        process = subprocess.Popen([*ggtune, *start, *settings], stdout=output, stderr=output)
-        deadline = time.monotonic() + 60
-        while "step 2/" not in log.read_text() and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.02)
-        os.kill(process.pid, number)
-        sent = time.monotonic()
-        assert process.wait(timeout=30) == status, log.read_text()
-        assert time.monotonic() - sent < 5
-    shown = log.read_text()
-    assert "Saved" in shown
-    assert "--resume" in shown
-    assert "Traceback" not in shown
-    done = metrics(out / "metrics.jsonl")[-1]["step"]
-    resumed = [*ggtune, "train", "--resume", "--out", out, "--max-steps", str(int(done) + 1)]
-    again = subprocess.run(resumed, capture_output=True, text=True, check=False)
-    assert again.returncode == 0, again.stderr
-    assert [record["step"] for record in metrics(out / "metrics.jsonl")] == list(range(1, int(done) + 2))

@@ -7,6 +7,7 @@ import pytest
 
 from ggtune.config import TrainConfig
 from ggtune.errors import GgtuneError
+from ggtune.files import replacing
 from ggtune.train.adapter_file import AdapterFile, write_adapter
 from ggtune.train.checkpoint import (
     Checkpoint,
@@ -16,7 +17,6 @@ from ggtune.train.checkpoint import (
     remove_old_checkpoints,
     save_checkpoint,
 )
-from ggtune.train.files import replacing
 
 PATTERN = "checkpoint-ITERATION.gguf"
 

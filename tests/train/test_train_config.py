@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 
-from ggtune.config import TrainConfig, defaults, differences, setting_of
+from ggtune.config import SaveInterval, TrainConfig, defaults, differences, rounding_differences, setting_of
 from ggtune.errors import GgtuneError
 
 
@@ -28,6 +28,8 @@ def config(**changes: object) -> TrainConfig:
         ("min_lr_ratio", 1.5),
         ("stop_patience", 0),
         ("threads", -1),
+        ("save_every", "often"),
+        ("save_every", "1.5"),
         ("model", ""),
     ],
 )
@@ -54,6 +56,25 @@ def test_json_round_trip_and_unknown_fields() -> None:
         TrainConfig.from_dict({**one.to_dict(), "bogus": 1})
 
 
+@pytest.mark.parametrize("changed", [{"rank": "4"}, {"lr": "fast"}, {"targets": [1]}, {"model": None}, {"rslora": 1}])
+def test_values_of_a_wrong_type(changed: dict[str, object]) -> None:
+    with pytest.raises(GgtuneError, match="wrong type: " + next(iter(changed))):
+        TrainConfig.from_dict({**config().to_dict(), **changed})
+
+
+@pytest.mark.parametrize(
+    ("text", "interval"),
+    [("0", (None, None)), ("50", (50, None)), ("10m", (None, 600)), ("1.5H", (None, 5400)), ("0s", (None, None))],
+)
+def test_save_intervals(text: str, interval: tuple[int | None, float | None]) -> None:
+    parsed = SaveInterval.parse(text)
+    assert (parsed.steps, parsed.seconds) == interval
+
+
+def test_what_changes_the_rounding_is_named() -> None:
+    assert rounding_differences(config(), config(recompute=True, keep=1)) == ["--recompute was False and is True"]
+
+
 def test_a_negative_seed_is_drawn() -> None:
     assert config(seed=-1).seed >= 0
 
@@ -77,7 +98,7 @@ def test_finetune_has_the_old_defaults() -> None:
         "min_lr_ratio": 0.1,
         "weight_decay": 0.1,
         "clip": 1.0,
-        "save_every": 10,
+        "save_every": "10",
     }
     assert {name: old[name] for name in expected} == expected
     assert defaults("train")["rank"] == 16

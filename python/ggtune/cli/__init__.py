@@ -5,16 +5,25 @@ nowhere else.
 """
 
 import importlib
+import os
 import sys
 from typing import Any
 
 import click
 
+from ggtune.cli.signals import TerminatedError, signals_as_exceptions
 from ggtune.errors import GgtuneError
+
+ARGUMENTS = "ggtune.arguments"  # key of Context.meta: the command line
 
 _COMMANDS = {
     "run": ("run", "CSV and base model in, model for Ollama out: train, merge and package in one go."),
     "train": ("train", "Train an adapter on questions and answers, or on text."),
+    "plan": ("plan", "Say how much memory and time a training will take, before it starts."),
+    "resume": ("resume", "Go on with a run that was interrupted, or add to one that has ended."),
+    "status": ("status", "Say how runs are doing: all known ones, or one."),
+    "watch": ("watch", "Follow a run from another terminal."),
+    "stop": ("stop", "End a run after saving it."),
     "export-lora": ("export_lora", "Merge an adapter into its base model."),
     "package": ("package", "Make a Modelfile, and put the model into an Ollama store."),
     "ask": ("ask", "Ask a model one question, with or without an adapter."),
@@ -39,14 +48,23 @@ class _LazyGroup(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in _COMMANDS.items()])
 
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        given = list(args)
+        ctx = super().make_context(info_name, args, parent, **extra)
+        ctx.meta[ARGUMENTS] = given
+        return ctx
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with signals_as_exceptions():
+                return super().invoke(ctx)
         except (click.ClickException, click.Abort, click.exceptions.Exit, BrokenPipeError):
             raise
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as interruption:
             click.echo("Interrupted.", err=True)
-            ctx.exit(130)
+            ctx.exit(128 + interruption.signum if isinstance(interruption, TerminatedError) else 130)
         except Exception as error:
             if ctx.params.get("debug"):
                 raise
@@ -83,4 +101,11 @@ def cli(debug: bool) -> None:
 
 def main() -> None:
     """Run the command line; the exit status is 0, 1 for an error, 2 for wrong usage, 128 + the number of a signal."""
-    cli(prog_name="ggtune")
+    try:
+        cli(prog_name="ggtune")
+    finally:
+        # a log on a full disk or a reader that is gone must not change the exit status
+        try:
+            sys.stdout.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

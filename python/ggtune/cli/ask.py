@@ -9,7 +9,7 @@ import click
 @click.option("--lora", help="Adapter to ask it with.", metavar="FILE")
 @click.option(
     "--template",
-    help="Prompt template (default: the one of the training, else the model's own, else alpaca).",
+    help="Prompt template (default: the one of the training, else the model's own, else plain).",
     metavar="NAME",
 )
 @click.option("--system", help="System text (default: the one of the training).", metavar="TEXT")

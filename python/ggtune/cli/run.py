@@ -1,13 +1,21 @@
 """``ggtune run``."""
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from ggtune.cli.background import detach_option, start_detached
 from ggtune.cli.options import config_options
-from ggtune.cli.training import claim_folder, execute, find_checkpoint, settings
+from ggtune.cli.training import claim_folder, earlier_settings, execute, find_checkpoint, resume_command, settings
+from ggtune.config import TrainConfig
+from ggtune.errors import GgtuneError
+
+if TYPE_CHECKING:
+    from ggtune.train.checkpoint import Checkpoint
+    from ggtune.train.outputs import Outputs
 
 
 @click.command("run")
@@ -19,6 +27,7 @@ from ggtune.cli.training import claim_folder, execute, find_checkpoint, settings
 @click.option("--outtype", help="Type of the merged tensors (default: each one's own).")
 @click.option("--resume", is_flag=True, help="Go on from the newest checkpoint in --out; options not given stay.")
 @click.option("--overwrite", is_flag=True, help="Start anew in a folder that already holds a run.")
+@detach_option
 @click.pass_context
 def command(
     context: click.Context,
@@ -30,6 +39,7 @@ def command(
     outtype: str | None,
     resume: bool,
     overwrite: bool,
+    detach: bool,
     **_: Any,
 ) -> None:
     """Train on the questions and answers in DATA, merge, and package: a model for Ollama in one go.
@@ -41,9 +51,57 @@ def command(
     name = name or re.sub(r"[^a-z0-9_.-]+", "-", out.resolve().name.lower()).strip("-.") or "model"
     ModelName.parse(name)
     outputs = claim_folder(out, resume=resume, overwrite=overwrite)
+    if detach:
+        start_detached(context, out)
+        return
     checkpoint = find_checkpoint(outputs, resume=resume, checkpoint_in=None)
-    config = settings(context, "train", checkpoint)
-    result = execute(config, outputs, checkpoint, resume_hint=f"ggtune run --resume --out {out}", overwrite=overwrite)
+    config = settings(context, "train", checkpoint, before=earlier_settings(outputs) if resume else None)
+    run(config, outputs, checkpoint, Packaging(name, store, outtype), overwrite=overwrite)
+
+
+@dataclass(frozen=True)
+class Packaging:
+    """What ``run`` does after the training."""
+
+    name: str
+    store: Path | None = None
+    outtype: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for ``status.json``."""
+        store = str(self.store.absolute()) if self.store else None
+        return {"name": self.name, "store": store, "outtype": self.outtype}
+
+    @classmethod
+    def from_dict(cls, values: Any) -> "Packaging":
+        """Undo :meth:`to_dict`. Raises :class:`GgtuneError` where it is none."""
+        try:
+            name, store, outtype = values["name"], values["store"], values["outtype"]
+        except (TypeError, KeyError):
+            raise GgtuneError("status.json does not say how the run was called: use `ggtune run --resume`") from None
+        return cls(str(name), Path(str(store)) if store else None, str(outtype) if outtype else None)
+
+
+def run(
+    config: TrainConfig,
+    outputs: "Outputs",
+    checkpoint: "Checkpoint | None",
+    packaging: Packaging,
+    *,
+    overwrite: bool = False,
+) -> None:
+    """Train, merge, package."""
+    out = outputs.adapter.parent
+    model = Path(config.model)
+    result = execute(
+        config,
+        outputs,
+        checkpoint,
+        resume_hint=resume_command(out),
+        overwrite=overwrite,
+        command={"name": "run", "packaging": packaging.to_dict()},
+        extra_disk_bytes=model.stat().st_size if model.exists() else 0,
+    )
 
     from ggtune.ollama.package import package_model
     from ggtune.train.merge import merge_adapters
@@ -51,8 +109,13 @@ def command(
     merged = out / "model.gguf"
     click.echo(f"Merging into {merged} ...")
     merge_adapters(
-        config.model, [(str(result.adapter), 1.0)], merged, outtype=outtype, name=name, threads=config.threads
+        config.model,
+        [(str(result.adapter), 1.0)],
+        merged,
+        outtype=packaging.outtype,
+        name=packaging.name,
+        threads=config.threads,
     )
-    package = package_model(merged, name, out_dir=out, store=store)
+    package = package_model(merged, packaging.name, out_dir=out, store=packaging.store)
     click.echo(str(package))
     click.echo(f'Or without Ollama: ggtune ask --model {merged} "..."')

@@ -1,12 +1,17 @@
 """``ggtune train``."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from ggtune.cli.background import detach_option, start_detached
 from ggtune.cli.options import config_options
-from ggtune.cli.training import claim_folder, execute, find_checkpoint, settings
+from ggtune.cli.training import claim_folder, earlier_settings, execute, find_checkpoint, resume_command, settings
+from ggtune.config import TrainConfig
+
+if TYPE_CHECKING:
+    from ggtune.train.loop import Result
 
 
 @click.command("train")
@@ -15,6 +20,7 @@ from ggtune.cli.training import claim_folder, execute, find_checkpoint, settings
 @click.option("--resume", is_flag=True, help="Go on from the newest checkpoint in --out; options not given stay.")
 @click.option("--checkpoint-in", type=click.Path(path_type=Path), help="Go on from this checkpoint instead.")
 @click.option("--overwrite", is_flag=True, help="Start anew in a folder that already holds a run.")
+@detach_option
 @click.pass_context
 def command(
     context: click.Context,
@@ -23,6 +29,7 @@ def command(
     resume: bool,
     checkpoint_in: Path | None,
     overwrite: bool,
+    detach: bool,
     **_: Any,
 ) -> None:
     """Train a LoRA adapter on questions and answers (CSV), <SFT> text or plain text.
@@ -30,9 +37,24 @@ def command(
     The folder --out gets adapter.gguf, metrics.jsonl (one JSON object per step), config.json and checkpoints.
     """
     outputs = claim_folder(out, resume=resume or checkpoint_in is not None, overwrite=overwrite)
+    if detach:
+        start_detached(context, out)
+        return
     checkpoint = find_checkpoint(outputs, resume=resume, checkpoint_in=checkpoint_in)
-    config = settings(context, "train", checkpoint)
-    result = execute(config, outputs, checkpoint, resume_hint=f"ggtune train --resume --out {out}", overwrite=overwrite)
+    config = settings(context, "train", checkpoint, before=earlier_settings(outputs) if resume else None)
+    result = execute(
+        config,
+        outputs,
+        checkpoint,
+        resume_hint=resume_command(out),
+        overwrite=overwrite,
+        command={"name": "train"},
+    )
+    tell_adapter(config, result)
+
+
+def tell_adapter(config: TrainConfig, result: "Result") -> None:
+    """Say where the adapter is and what can be done with it."""
     click.echo(f"Adapter: {result.adapter}")
     click.echo(f'Try it:   ggtune ask --model {config.model} --lora {result.adapter} "..."')
     click.echo(

@@ -1,6 +1,7 @@
 """What ``train``, ``run`` and ``finetune`` share: settings from options and checkpoint, the run itself, its end."""
 
-from collections.abc import Iterator
+import shlex
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ggtune.cli.options import given_settings
-from ggtune.config import Face, TrainConfig, differences
+from ggtune.config import Face, TrainConfig, differences, rounding_differences
 from ggtune.errors import GgtuneError
 
 if TYPE_CHECKING:
@@ -17,9 +18,21 @@ if TYPE_CHECKING:
     from ggtune.train.outputs import Outputs
 
 
-def settings(context: click.Context, face: Face, checkpoint: "Checkpoint | None", **more: Any) -> TrainConfig:
-    """Make the configuration: what is given, else what the checkpoint has, else the defaults of ``face``."""
+def settings(
+    context: click.Context,
+    face: Face,
+    checkpoint: "Checkpoint | None",
+    *,
+    before: TrainConfig | None = None,
+    **more: Any,
+) -> TrainConfig:
+    """Make the configuration: what is given, else what the checkpoint has, else the defaults of ``face``.
+
+    ``before`` are the settings of a run that is started anew: they stand for the defaults.
+    """
     given = {**given_settings(context), **more}
+    if checkpoint is None and before is not None:
+        return TrainConfig.from_dict({**before.to_dict(), **given})
     if checkpoint is None:
         for name, flags in (("model", "--model"), ("data", "--data")):
             if not given.get(name):
@@ -32,6 +45,8 @@ def settings(context: click.Context, face: Face, checkpoint: "Checkpoint | None"
             + "; ".join(changed)
             + ". Leave these options out, or start a new run."
         )
+    if changed := rounding_differences(checkpoint.config, config):
+        click.echo("Changed: " + "; ".join(changed) + ". The result stays the same but for rounding.")
     return config
 
 
@@ -63,20 +78,25 @@ def execute(
     *,
     resume_hint: str,
     overwrite: bool = False,
+    command: Mapping[str, Any] | None = None,
+    extra_disk_bytes: int = 0,
 ) -> "Result":
-    """Train and print; a signal ends the process with 128 + its number after the checkpoint was written."""
+    """Train and print; a signal ends the process with 128 + its number after the checkpoint was written.
+
+    ``command`` is what ``ggtune resume`` has to know; ``extra_disk_bytes`` are what is written after the training.
+    """
     from ggtune.train.loop import describe
     from ggtune.train.progress import Progress
+    from ggtune.train.registry import register
     from ggtune.train.session import prepare
 
-    session = prepare(config, outputs, checkpoint=checkpoint)
+    session = prepare(config, outputs, checkpoint=checkpoint, extra_disk_bytes=extra_disk_bytes)
     for line in session.report:
         click.echo(line)
-    if overwrite:
-        for path in outputs.existing():
-            path.unlink()
+    if outputs.status is not None:
+        register(outputs.status.parent)
     with ending_on_signal(resume_hint):
-        result = session.loop(Progress()).run()
+        result = session.loop(Progress(), command=command, overwrite=overwrite).run()
     for line in describe(result):
         click.echo(line)
     return result
@@ -90,24 +110,53 @@ def ending_on_signal(resume_hint: str) -> Iterator[None]:
     try:
         yield
     except RunInterruptedError as interruption:
-        click.echo(f"{interruption}.".capitalize(), err=True)
+        click.echo(f"I{str(interruption)[1:]}.", err=True)
+        if interruption.problem is not None:
+            click.echo(f"The last step could not be saved: {interruption.problem}", err=True)
         if interruption.checkpoint is None:
-            click.echo("No step was finished: there is nothing to go on from.", err=True)
+            click.echo("There is no checkpoint to go on from.", err=True)
+        elif interruption.problem is not None:
+            click.echo(f"The last checkpoint is {interruption.checkpoint}. Go on with: {resume_hint}", err=True)
         else:
             click.echo(f"Saved {interruption.checkpoint}. Go on with: {resume_hint}", err=True)
         raise click.exceptions.Exit(128 + interruption.signum) from None
 
 
 def claim_folder(out: Path, *, resume: bool, overwrite: bool) -> "Outputs":
-    """Name the files of a run folder. Raises :class:`GgtuneError` where it holds a run that was not spoken of."""
+    """Name the files of a run folder.
+
+    Raises :class:`GgtuneError` where a job is at it, or where it holds a run that was not spoken of.
+    """
+    from ggtune.train.lock import check_free
     from ggtune.train.outputs import Outputs
 
     outputs = Outputs.folder(out)
     if out.exists() and not out.is_dir():
         raise GgtuneError(f"can't write to the folder {out}: it is a file")
+    check_free(outputs.lock)
     if not resume and not overwrite and (there := outputs.existing()):
         raise GgtuneError(
             f"{out} already holds a run ({there[0].name}): give another --out, --resume to go on with it, "
             "or --overwrite to start anew"
         )
     return outputs
+
+
+def resume_command(out: Path) -> str:
+    """Return the command that goes on with the run in ``out``."""
+    return f"ggtune resume {shlex.quote(str(out))}"
+
+
+def earlier_settings(outputs: "Outputs") -> TrainConfig | None:
+    """Return the settings of a run that was started in the folder, None where there are none."""
+    import json
+
+    if outputs.config is None or not outputs.config.exists():
+        return None
+    try:
+        values = json.loads(outputs.config.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise GgtuneError(f"can't read {outputs.config}: {error}") from error
+    if not isinstance(values, dict):
+        raise GgtuneError(f"{outputs.config} has no settings in it")
+    return TrainConfig.from_dict(values)

@@ -8,6 +8,7 @@ from pathlib import Path
 import gguf
 
 from ggtune.errors import ModelError
+from ggtune.gguf_structure import check_structure
 
 
 @dataclass(frozen=True)
@@ -36,15 +37,19 @@ def read_header(path: Path) -> GgufHeader:
     try:
         with path.open("rb") as file:
             magic = file.read(4)
+        if magic != b"GGUF":
+            raise ModelError(f"{path}: not a GGUF file. Give a model file as llama.cpp and Ollama use it.")
+        check_structure(path)
     except OSError as error:
         raise ModelError(f"{path}: can't be read: {error.strerror}.") from None
-    if magic != b"GGUF":
-        raise ModelError(f"{path}: not a GGUF file. Give a model file as llama.cpp and Ollama use it.")
     try:
-        reader = gguf.GGUFReader(path)
-    # gguf-py checks no bounds: whatever NumPy, enum or decoding meets in a damaged file comes out as it is
+        return _header(path, gguf.GGUFReader(path))
+    # gguf-py checks no contents: whatever NumPy, enum or decoding meets in a damaged file comes out as it is
     except (ValueError, IndexError, KeyError, OverflowError, MemoryError):
         raise ModelError(f"{path}: the GGUF file is truncated or damaged. Fetch or write it again.") from None
+
+
+def _header(path: Path, reader: gguf.GGUFReader) -> GgufHeader:
     architecture = _text(reader, "general.architecture")
     if architecture is None:
         raise ModelError(f"{path}: the GGUF file does not name its architecture (general.architecture).")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ggtune.data.templates import TEMPLATES, PromptTemplate
 from ggtune.errors import GgtuneError
-from ggtune.ollama.files import replacing
+from ggtune.files import whole_file
 from ggtune.ollama.gguf_header import GgufHeader, read_header
 from ggtune.ollama.modelfile import Modelfile
 from ggtune.ollama.names import ModelName
@@ -124,8 +124,8 @@ def _writing_modelfile(modelfile: Modelfile, out_dir: Path) -> Iterator[Path]:
     is_new = not out_dir.exists()
     try:
         out_dir.mkdir(parents=True, exist_ok=True)
-        with replacing(path, folder=out_dir, prefix=".Modelfile-") as file:
-            file.write(text.encode())
+        with whole_file(path, mode=0o644) as temporary:
+            temporary.write_bytes(text.encode())
             yield path
     except OSError as error:
         raise GgtuneError(f"{out_dir}: can't write a Modelfile there: {error.strerror or error}.") from error

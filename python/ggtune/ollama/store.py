@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ggtune.errors import GgtuneError, ModelError
-from ggtune.ollama.files import replacing
+from ggtune.files import whole_file
 from ggtune.ollama.gguf_header import GgufHeader, read_header
 from ggtune.ollama.names import ModelName
 from ggtune.ollama.parameters import Parameters, check_parameters
@@ -117,8 +117,8 @@ def write_model(
         manifest = _manifest(contents[-1].layer, layers)
         manifest_path.parent.mkdir(parents=True, exist_ok=True)
         # in the store's root: a file in the tag's folder would be listed as a model
-        with replacing(manifest_path, folder=store_dir, prefix=".manifest-") as file:
-            file.write(manifest)
+        with whole_file(manifest_path, folder=store_dir, prefix=".manifest-", mode=0o644) as temporary:
+            temporary.write_bytes(manifest)
         for content in by_digest.values():
             # a server that started meanwhile may have deleted what no manifest named yet
             if not _blob_path(blobs, content.layer).exists():
@@ -195,7 +195,8 @@ def _put(blobs: Path, content: _Content, count: _Counter) -> Path | None:
             return None
         damaged = True
     digest = hashlib.sha256()
-    with replacing(path, folder=blobs, prefix="sha256-") as file:
+    # Ollama's service runs as a user of its own, and clears away what starts like a blob and is none
+    with whole_file(path, folder=blobs, prefix="sha256-", mode=0o644) as temporary, temporary.open("wb") as file:
         for chunk in _chunks(content.source):
             file.write(chunk)
             digest.update(chunk)

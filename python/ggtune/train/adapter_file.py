@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggtune.errors import GgtuneError, ModelError
-from ggtune.train.files import open_gguf, read_text_field, replacing
+from ggtune.train.files import KeyValue, open_gguf, read_number_field, read_text_field, write_gguf
 
 if TYPE_CHECKING:
     from ggtune._core import Adapter, Model
@@ -52,20 +52,14 @@ def adapter_content(adapter: "Adapter", notes: Mapping[str, str]) -> AdapterFile
 
 
 def write_adapter(path: str | os.PathLike[str], content: AdapterFile) -> None:
-    """Write ``path`` whole or not at all. Raises :class:`GgtuneError` where it can't be written."""
-    with replacing(Path(path)) as temporary:
-        writer = gguf.GGUFWriter(temporary, content.architecture)
-        writer.add_type(gguf.GGUFType.ADAPTER)
-        writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
-        writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, content.alpha)
-        for key, value in content.notes.items():
-            writer.add_string(_PREFIX + key, value)
-        for name, values in content.tensors.items():
-            writer.add_tensor(name, np.ascontiguousarray(values, dtype=np.float32))
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
+    """Write ``path`` whole or not at all. Raises :class:`ggtune.files.WriteError`."""
+    keys: dict[str, KeyValue] = {
+        "general.type": "adapter",
+        "adapter.type": "lora",
+        "adapter.lora.alpha": content.alpha,
+        **{_PREFIX + key: value for key, value in content.notes.items()},
+    }
+    write_gguf(Path(path), content.architecture, keys, content.tensors)
 
 
 def read_adapter(path: str | os.PathLike[str]) -> AdapterFile:
@@ -76,7 +70,7 @@ def read_adapter(path: str | os.PathLike[str]) -> AdapterFile:
         raise ModelError(f"{path} is a checkpoint, not an adapter: make one with `ggtune finetune --only-write-lora`")
     if kind != "adapter" or read_text_field(reader, "adapter.type") != "lora":
         raise ModelError(f"{path} is not a LoRA adapter (general.type is {kind or 'missing'!r}, not 'adapter')")
-    alpha = reader.get_field("adapter.lora.alpha")
+    alpha = read_number_field(reader, "adapter.lora.alpha")
     if alpha is None:
         raise ModelError(f"{path} has no adapter.lora.alpha")
     tensors = {}
@@ -89,9 +83,7 @@ def read_adapter(path: str | os.PathLike[str]) -> AdapterFile:
     notes = {
         key.removeprefix(_PREFIX): read_text_field(reader, key) for key in reader.fields if key.startswith(_PREFIX)
     }
-    return AdapterFile(
-        read_text_field(reader, "general.architecture"), float(alpha.contents()), _pairs(path, tensors), notes
-    )
+    return AdapterFile(read_text_field(reader, "general.architecture"), float(alpha), _pairs(path, tensors), notes)
 
 
 def _pairs(path: str | os.PathLike[str], tensors: Mapping[str, FloatArray]) -> dict[str, FloatArray]:

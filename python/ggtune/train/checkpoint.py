@@ -9,9 +9,9 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gguf
 import numpy as np
@@ -19,8 +19,11 @@ import numpy as np
 from ggtune.config import TrainConfig
 from ggtune.errors import GgtuneError
 from ggtune.train.adapter_file import AdapterFile, FloatArray
-from ggtune.train.files import open_gguf, read_text_field, replacing
+from ggtune.train.files import KeyValue, open_gguf, read_number_field, read_text_field, write_gguf
 from ggtune.train.outputs import numbered
+
+if TYPE_CHECKING:
+    from ggtune._core import Trainer
 
 _KEY = "ggtune.checkpoint."
 _VERSION = 1
@@ -34,8 +37,8 @@ class CheckpointError(GgtuneError):
 class State:
     """Where a run stands after a whole step; sample order and dropout masks follow from seed and counters."""
 
-    step: int  # optimizer steps taken
-    n_micro_batches: int
+    step: int  # steps of the run, the dropped ones included
+    n_micro_batches: int  # counter of the dropout masks
     epoch: int  # from 0
     cursor: int  # steps taken of this epoch
     model_fingerprint: str
@@ -44,6 +47,42 @@ class State:
     pending: Mapping[str, Any] | None = None  # the last step's metrics where its held-out loss is still to be measured
     elapsed_s: float = 0.0
     notes: Mapping[str, str] = field(default_factory=dict)  # go into the adapter file
+    started: str = ""  # ISO time; templates that write the date write this one
+    version: str = ""  # of ggtune
+    n_dropped: int = 0  # steps whose loss or gradient was not finite
+    n_dropped_in_a_row: int = 0
+    lr_scale: float = 1.0  # halved each time that the run goes back
+    failed_step: int = 0  # where it last went back, 0 when it is past that
+
+    @property
+    def n_updates(self) -> int:
+        """Optimizer steps taken."""
+        return self.step - self.n_dropped
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "State":
+        """Undo ``dataclasses.asdict``. Raises :class:`CheckpointError` where it is no state."""
+        kinds: dict[str, Any] = {f.name: _JSON_TYPES.get(f.name) or f.type for f in fields(cls)}
+        required = {f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING}
+        wrong = sorted(required - set(values)) + [
+            name
+            for name, value in values.items()
+            if name not in kinds or not isinstance(value, kinds[name]) or isinstance(value, bool)
+        ]
+        if wrong:
+            raise CheckpointError(f"its state has a wrong {', '.join(wrong)}")
+        if min(values["step"], values["n_micro_batches"], values["epoch"], values["cursor"]) < 0:
+            raise CheckpointError("its state has a counter below 0")
+        return cls(**values)
+
+
+_JSON_TYPES: dict[str, Any] = {
+    "monitor": dict,
+    "pending": (dict, type(None)),
+    "notes": dict,
+    "elapsed_s": (int, float),
+    "lr_scale": (int, float),
+}
 
 
 @dataclass(frozen=True)
@@ -65,52 +104,81 @@ def _digest(architecture: str, alpha: float, texts: list[str], tensors: Mapping[
 
 
 def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
-    """Write beside, flush, rename. Raises :class:`GgtuneError` where it can't be written."""
+    """Write beside, flush, rename. Raises :class:`ggtune.files.WriteError`."""
     adapter = checkpoint.adapter
     tensors = {name: np.ascontiguousarray(values, dtype=np.float32) for name, values in adapter.tensors.items()}
     for name, (first, second) in checkpoint.moments.items():
         tensors[name + ".m"] = np.ascontiguousarray(first, dtype=np.float32)
         tensors[name + ".v"] = np.ascontiguousarray(second, dtype=np.float32)
     texts = [json.dumps(asdict(checkpoint.state)), checkpoint.config.to_json()]
-    with replacing(Path(path)) as temporary:
-        writer = gguf.GGUFWriter(temporary, adapter.architecture)
-        writer.add_string("general.type", "ggtune-checkpoint")
-        writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, adapter.alpha)
-        writer.add_uint32(_KEY + "version", _VERSION)
-        writer.add_string(_KEY + "state", texts[0])
-        writer.add_string(_KEY + "config", texts[1])
-        writer.add_string(_KEY + "sha256", _digest(adapter.architecture, adapter.alpha, texts, tensors))
-        for name, values in tensors.items():
-            writer.add_tensor(name, values)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
+    keys: dict[str, KeyValue] = {
+        "general.type": "ggtune-checkpoint",
+        "adapter.lora.alpha": adapter.alpha,
+        _KEY + "version": _VERSION,
+        _KEY + "state": texts[0],
+        _KEY + "config": texts[1],
+        _KEY + "sha256": _digest(adapter.architecture, adapter.alpha, texts, tensors),
+    }
+    write_gguf(Path(path), adapter.architecture, keys, tensors)
+
+
+def checkpoint_bytes(n_params: int, n_tensors: int) -> int:
+    """Estimate the size of a checkpoint of an adapter with so many values, in so many tensors."""
+    return 12 * n_params + 600 * n_tensors + (64 << 10)
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
-    """Read and verify. Raises :class:`CheckpointError` for a file that is no whole checkpoint."""
+    """Read and verify.
+
+    Raises :class:`CheckpointError` for a file that is no whole checkpoint, :class:`ggtune.errors.ModelError` for one
+    that is no whole GGUF file.
+    """
     reader = open_gguf(path)
-    version = reader.get_field(_KEY + "version")
+    version = read_number_field(reader, _KEY + "version")
     if version is None:
         raise CheckpointError(f"{path} is not a checkpoint of ggtune")
-    if version.contents() != _VERSION:
-        raise CheckpointError(f"{path} is a checkpoint of version {version.contents()}; this ggtune reads {_VERSION}")
+    if version != _VERSION:
+        raise CheckpointError(f"{path} is a checkpoint of version {version}; this ggtune reads {_VERSION}")
     architecture = read_text_field(reader, "general.architecture")
     texts = [read_text_field(reader, _KEY + "state"), read_text_field(reader, _KEY + "config")]
-    alpha_field = reader.get_field(gguf.Keys.Adapter.LORA_ALPHA)
-    alpha = float(alpha_field.contents()) if alpha_field else 0.0
+    alpha = float(read_number_field(reader, "adapter.lora.alpha") or 0.0)
+    if wrong := [t.name for t in reader.tensors if t.tensor_type != gguf.GGMLQuantizationType.F32]:
+        raise CheckpointError(f"{path} is damaged: the tensor {wrong[0]} is not F32")
     tensors = {t.name: np.array(t.data) for t in reader.tensors}
     if _digest(architecture, alpha, texts, tensors) != read_text_field(reader, _KEY + "sha256"):
-        raise CheckpointError(f"{path} is damaged: its checksum is wrong. Go on from an older checkpoint.")
+        raise CheckpointError(f"{path} is damaged: its checksum is wrong")
+    try:
+        return _content(architecture, alpha, texts, tensors)
+    except (ValueError, KeyError, RecursionError, GgtuneError) as error:
+        raise CheckpointError(f"{path} is not a whole checkpoint of this version of ggtune: {error}") from error
+
+
+def _content(architecture: str, alpha: float, texts: list[str], tensors: Mapping[str, FloatArray]) -> Checkpoint:
+    """Make the content of what is in a file; a ``KeyError`` is a tensor that is missing."""
+    values, settings = (json.loads(text) for text in texts)
+    if not isinstance(values, dict) or not isinstance(settings, dict):
+        raise CheckpointError("its state or settings are none")
+    state = State.from_dict(values)
     names = [name for name in tensors if name.endswith((".lora_a", ".lora_b"))]
-    state = State(**json.loads(texts[0]))
-    return Checkpoint(
-        AdapterFile(architecture, alpha, {name: tensors[name] for name in names}, state.notes),
-        {name: (tensors[name + ".m"], tensors[name + ".v"]) for name in names},
-        state,
-        TrainConfig.from_dict(json.loads(texts[1])),
-    )
+    moments = {name: (tensors[name + ".m"], tensors[name + ".v"]) for name in names}
+    for name, pair in moments.items():
+        if tensors[name].ndim != 2 or any(moment.shape != tensors[name].shape for moment in pair):
+            raise CheckpointError(f"the shapes of {name} and its moments don't fit each other")
+    adapter = AdapterFile(architecture, alpha, {name: tensors[name] for name in names}, state.notes)
+    return Checkpoint(adapter, moments, state, TrainConfig.from_dict(settings))
+
+
+def restore(engine: "Trainer", checkpoint: Checkpoint) -> None:
+    """Put adapter, moments and counters into the engine. Raises :class:`CheckpointError` where they don't fit it."""
+    expected, found = set(engine.adapter.tensor_names()), set(checkpoint.adapter.tensors)
+    if expected != found:
+        raise CheckpointError(f"the checkpoint has no adapter of this shape: {min(expected ^ found)} differs")
+    for name, values in checkpoint.adapter.tensors.items():
+        engine.adapter.set(name, values)
+    engine.set_moments(checkpoint.moments)
+    engine.n_steps = checkpoint.state.n_updates
+    engine.n_micro_batches = checkpoint.state.n_micro_batches
+    engine.zero_gradients()
 
 
 def newest_checkpoint(pattern: Path) -> tuple[Path, Checkpoint, list[str]] | None:
@@ -126,8 +194,17 @@ def newest_checkpoint(pattern: Path) -> tuple[Path, Checkpoint, list[str]] | Non
     return None
 
 
-def remove_old_checkpoints(pattern: Path, keep: int) -> None:
-    """Remove all but the ``keep`` newest (0: remove none)."""
+def remove_old_checkpoints(pattern: Path, keep: int, best_step: int | None = None) -> None:
+    """Remove all but the ``keep`` newest (0: remove none) and the one of ``best_step``."""
     if keep and "ITERATION" in pattern.name:
-        for _, path in sorted(numbered(pattern).items())[:-keep]:
-            path.unlink(missing_ok=True)
+        for step, path in sorted(numbered(pattern).items())[:-keep]:
+            if step != best_step:
+                path.unlink(missing_ok=True)
+
+
+def set_aside_later(pattern: Path, step: int) -> list[Path]:
+    """Rename the checkpoints of later steps, which are damaged or of a way that is not gone on: ``.old`` is added."""
+    if "ITERATION" not in pattern.name:
+        return []
+    later = [path for number, path in sorted(numbered(pattern).items()) if number > step]
+    return [path.replace(path.with_name(path.name + ".old")) for path in later]

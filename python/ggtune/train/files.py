@@ -1,60 +1,34 @@
-"""Files written whole or not at all, GGUF files opened with a message for the user, fingerprints."""
+"""GGUF files: opened with a message for the user, written whole or not at all, fingerprints of models."""
 
 import hashlib
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import gguf
+import numpy as np
+from numpy.typing import NDArray
 
-from ggtune.errors import GgtuneError, ModelError
+from ggtune.errors import ModelError
+from ggtune.files import replacing
+from ggtune.gguf_structure import check_structure
 
 _SAMPLE_BYTES = 4096
+_SAMPLE_DISTANCE_BYTES = 64 << 20
+_HEADER_BYTES = 256  # at most, of one tensor or key beside its text
+_RESERVE_BYTES = 64 << 10
 
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Give a path beside ``path`` to write to; on success it is flushed to disk and renamed, on failure removed.
-
-    An ``OSError`` becomes a :class:`GgtuneError` that names the file.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            yield temporary
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
-            temporary.replace(path)
-            _sync_folder(path.parent)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise GgtuneError(f"can't write {path}: {error.strerror or error}") from error
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name != "posix":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+KeyValue = str | int | float
 
 
 def open_gguf(path: str | os.PathLike[str]) -> gguf.GGUFReader:
     """Open a GGUF file. Raises :class:`ModelError` for one that is missing, truncated or of another kind."""
     path = Path(path)
     try:
-        with path.open("rb") as file:
-            magic = file.read(4)
+        check_structure(path)
     except OSError as error:
         raise ModelError(f"can't read {path}: {error.strerror or error}") from error
-    if magic != b"GGUF":
-        raise ModelError(f"{path} is not a GGUF file" + (" (it is empty)" if not magic else ""))
     try:
         return gguf.GGUFReader(path)
     except Exception as error:  # the reader parses without checks: anything may come out of a damaged file
@@ -62,20 +36,71 @@ def open_gguf(path: str | os.PathLike[str]) -> gguf.GGUFReader:
 
 
 def read_text_field(reader: gguf.GGUFReader, key: str) -> str:
-    """Return a string of the header, "" where there is none."""
+    """Return a string of the header, "" where there is none or where it is not UTF-8."""
     found = reader.get_field(key)
     if found is None or found.types != [gguf.GGUFValueType.STRING]:
         return ""
-    return str(found.contents())
+    try:
+        return str(found.contents())
+    except UnicodeDecodeError:
+        return ""
+
+
+def read_number_field(reader: gguf.GGUFReader, key: str) -> float | None:
+    """Return a number of the header, None where there is none."""
+    found = reader.get_field(key)
+    value = found.contents() if found is not None else None
+    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+
+
+def gguf_bytes(keys: Mapping[str, KeyValue], tensors: Mapping[str, NDArray[np.float32]]) -> int:
+    """Bound the size of the file that :func:`write_gguf` writes."""
+    header = sum(_HEADER_BYTES + len(key) + len(str(value).encode()) for key, value in keys.items())
+    return _RESERVE_BYTES + header + sum(_HEADER_BYTES + len(name) + t.nbytes for name, t in tensors.items())
+
+
+def write_gguf(
+    path: Path, architecture: str, keys: Mapping[str, KeyValue], tensors: Mapping[str, NDArray[np.float32]]
+) -> None:
+    """Write a file of string, u32 and f32 keys and F32 tensors, whole or not at all.
+
+    Raises :class:`ggtune.files.WriteError`.
+    """
+    with replacing(path, needed_bytes=gguf_bytes(keys, tensors)) as temporary:
+        writer = gguf.GGUFWriter(temporary, architecture)
+        try:
+            for key, value in keys.items():
+                if isinstance(value, str):
+                    writer.add_string(key, value)
+                elif isinstance(value, int):
+                    writer.add_uint32(key, value)
+                else:
+                    writer.add_float32(key, value)
+            for name, values in tensors.items():
+                writer.add_tensor(name, np.ascontiguousarray(values, dtype=np.float32))
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_tensors_to_file()
+            writer.close()
+        finally:
+            # a second close does nothing; after a failure it fails again, which is no news
+            with suppress(OSError):
+                writer.close()
 
 
 def model_fingerprint(path: str | os.PathLike[str]) -> str:
-    """Hash a model's header and the first 4 KiB of each tensor's data: quick for any size, blind to the file's name."""
+    """Hash a model's header and samples of its data, blind to the file's name.
+
+    Of each tensor its first and last 4 KiB count, and 4 KiB every 64 MiB between: quick for any size.
+    """
     reader = open_gguf(path)
     digest = hashlib.sha256()
     with Path(path).open("rb") as file:
         digest.update(file.read(reader.data_offset))
         for tensor in reader.tensors:
-            file.seek(int(tensor.data_offset))
-            digest.update(file.read(min(_SAMPLE_BYTES, int(tensor.n_bytes))))
+            start, n_bytes = int(tensor.data_offset), int(tensor.n_bytes)
+            last = max(0, n_bytes - _SAMPLE_BYTES)
+            for offset in sorted({*range(0, last, _SAMPLE_DISTANCE_BYTES), last}):
+                file.seek(start + offset)
+                digest.update(file.read(min(_SAMPLE_BYTES, n_bytes - offset)))
     return digest.hexdigest()

@@ -1,5 +1,6 @@
-"""SIGINT and SIGTERM while training: quick, and never in the middle of something that has to be whole."""
+"""SIGINT, SIGTERM and SIGHUP: quick, and never in the middle of something that has to be whole."""
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -8,25 +9,32 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
+# Windows has no SIGHUP
+ENDING_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+
 
 class RunInterruptedError(Exception):
-    """A run that a signal ended. ``checkpoint`` is what it can go on from, None if no step was taken."""
+    """A run that a signal ended.
 
-    def __init__(self, signum: int, step: int, checkpoint: Path | None) -> None:
+    ``checkpoint`` is what it can go on from, None if no step was taken; ``problem`` says why the last step's checkpoint
+    could not be written.
+    """
+
+    def __init__(self, signum: int, step: int, checkpoint: Path | None, problem: str | None = None) -> None:
         super().__init__(f"interrupted by {signal.Signals(signum).name} after step {step}")
         self.signum = signum
         self.step = step
         self.checkpoint = checkpoint
+        self.problem = problem
 
 
 class Interrupts:
     """Turns the signals into :class:`KeyboardInterrupt`, but only inside :meth:`allowed`; elsewhere they wait for it.
 
-    So a step's update, the metrics line and a checkpoint are never cut in two. Outside of the main thread, where Python
-    delivers no signals, it does nothing.
+    So a step's update, the metrics line and a checkpoint are never cut in two. A second SIGINT ends the process on the
+    spot with status 130; files are renamed into place only when they are whole. Outside of the main thread, where
+    Python delivers no signals, it does nothing.
     """
-
-    _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
     def __init__(self) -> None:
         self.received: int | None = None
@@ -35,8 +43,8 @@ class Interrupts:
 
     def __enter__(self) -> "Interrupts":
         if threading.current_thread() is threading.main_thread():
-            for number in self._SIGNALS:
-                # a signal that was ignored (a background job's SIGINT) stays so
+            for number in ENDING_SIGNALS:
+                # a signal that was ignored (a background job's SIGINT, SIGHUP under nohup) stays so
                 if signal.getsignal(number) is not signal.SIG_IGN:
                     self._before[number] = signal.signal(number, self._handle)
         return self
@@ -48,6 +56,8 @@ class Interrupts:
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None and number == signal.SIGINT:
+            os._exit(128 + number)
         self.received = self.received or number
         if self._open:
             self._open = False

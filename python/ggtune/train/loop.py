@@ -1,4 +1,4 @@
-"""The training loop: steps, held-out evaluation, metrics, checkpoints, stopping."""
+"""The training loop: steps, held-out evaluation, metrics, checkpoints, stopping, and going back after divergence."""
 
 import dataclasses
 import math
@@ -10,18 +10,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ggtune.config import TrainConfig
+import numpy as np
+
+from ggtune.config import SaveInterval, TrainConfig
 from ggtune.errors import GgtuneError
 from ggtune.system import format_bytes, peak_memory
-from ggtune.train.adapter_file import adapter_content, write_adapter
-from ggtune.train.checkpoint import Checkpoint, State, remove_old_checkpoints, save_checkpoint
+from ggtune.train.adapter_file import AdapterFile, adapter_content, write_adapter
+from ggtune.train.checkpoint import Checkpoint, State, load_checkpoint, restore, set_aside_later
 from ggtune.train.interrupts import Interrupts, RunInterruptedError
+from ggtune.train.job import Job
 from ggtune.train.metrics import MetricsFile
 from ggtune.train.monitor import Monitor
-from ggtune.train.outputs import Outputs
+from ggtune.train.outputs import Outputs, numbered
 from ggtune.train.plan import Plan
 from ggtune.train.progress import Progress, format_duration
+from ggtune.train.saver import Saver
 from ggtune.train.schedule import Schedule
+from ggtune.train.watchdog import MAX_DROPPED_IN_A_ROW, MemoryWatch, spike_text
 
 if TYPE_CHECKING:
     from ggtune._core import Trainer
@@ -51,14 +56,24 @@ class Loop:
     """
 
     def __init__(
-        self, config: TrainConfig, engine: "Trainer", plan: Plan, outputs: Outputs, progress: Progress, state: State
+        self,
+        config: TrainConfig,
+        engine: "Trainer",
+        plan: Plan,
+        outputs: Outputs,
+        progress: Progress,
+        state: State,
+        job: Job,
+        initial: AdapterFile,
     ) -> None:
+        """``initial`` is the adapter before the first step."""
         self._config = config
         self._engine = engine
         self._plan = plan
         self._outputs = outputs
         self._progress = progress
         self._state = state
+        self._job = job
         self._monitor = Monitor(**state.monitor)
         self._total = plan.total_steps
         self._schedule = Schedule.for_run(
@@ -70,30 +85,41 @@ class Loop:
             total_steps=self._total,
         )
         self._interrupts = Interrupts()
+        self._saver = Saver(outputs, config.keep)
+        self._save_interval = SaveInterval.parse(config.save_every)
+        self._memory = MemoryWatch()
         self._started = time.monotonic()
+        self._saved_at = self._started
         self._step_times_s: deque[float] = deque(maxlen=_ETA_STEPS)
         self._elapsed_before_s = state.elapsed_s
         self._n_tokens = 0
         self._last_loss: float | None = None
         self._saved_step = state.step if state.step else None
+        self._start_step = state.step
+        # to go back to, until a good checkpoint is there
+        self._initial = initial if not state.step or state.n_dropped_in_a_row else None
 
     def run(self) -> Result:
-        """Train. Raises :class:`RunInterruptedError` for a signal, when what there is has been saved."""
+        """Train.
+
+        Raises :class:`RunInterruptedError` for a signal, when what there is has been saved, and :class:`GgtuneError`
+        where the folder is another job's, the run has diverged, or its end can't be written.
+        """
         with ExitStack() as stack:
             stack.enter_context(self._interrupts)
+            stack.enter_context(self._job)
+            for path in set_aside_later(self._outputs.checkpoint, self._state.step):
+                self._progress.note(f"set aside: {path}")
             after = self._state.step - (1 if self._state.pending else 0)
             metrics = stack.enter_context(MetricsFile(self._outputs.metrics, after_step=after))
+            stack.enter_context(self._saver)
             stack.enter_context(self._progress)
             try:
                 reason = self._steps(metrics)
             except KeyboardInterrupt:
-                self._engine.zero_gradients()
-                self._engine.n_micro_batches = self._state.n_micro_batches
-                saved = self._save() if self._state.step else None
-                assert self._interrupts.received is not None
-                raise RunInterruptedError(self._interrupts.received, self._state.step, saved) from None
-            self._save()
-            self._save_adapter()  # of a run that had nothing left to do, too
+                raise self._interrupted(metrics) from None
+            self._save_last(metrics)
+            self._job.finished(reason, self._state.step)
         return Result(
             steps=self._state.step,
             stop_reason=reason,
@@ -108,14 +134,16 @@ class Loop:
 
     def _steps(self, metrics: MetricsFile) -> str:
         if self._state.pending:
-            self._finish(metrics, dict(self._state.pending))
             self._saved_step = None  # the checkpoint that is there lacks the held-out loss
+            self._finish(metrics, dict(self._state.pending))
         elif self._monitor.held_out_before is None and self._plan.held_out and not self._state.step:
             before = self._evaluate()
             self._monitor.held_out_before = self._monitor.held_out = before
             self._progress.note(f"held-out loss before training: {before:.4f}")
         self._progress.start(step=self._state.step, total_steps=self._total)
         while True:
+            if self._state.n_dropped_in_a_row >= MAX_DROPPED_IN_A_ROW:
+                self._go_back(metrics)
             reason = self._monitor.stop_reason(self._config.stop_loss, self._config.stop_patience)
             if reason:
                 return reason
@@ -126,11 +154,9 @@ class Loop:
             if self._plan.held_out and (at_epoch_end or self._state.step == self._total):
                 self._state = dataclasses.replace(self._state, pending=record)
             self._finish(metrics, record)
-            if self._config.save_every and self._state.step % self._config.save_every == 0:
-                self._save()
 
     def _step(self) -> dict[str, Any]:
-        """Take one optimizer step and return its metrics."""
+        """Take one optimizer step, or drop it, and return its metrics."""
         epoch, cursor = self._state.epoch, self._state.cursor
         if cursor == self._plan.steps_per_epoch:
             epoch, cursor = epoch + 1, 0
@@ -147,23 +173,9 @@ class Loop:
             weight_sum += result.weight_sum
             n_tokens += result.n_tokens
         loss = loss_sum / weight_sum if weight_sum else math.nan
-        if not math.isfinite(loss):
-            raise GgtuneError(
-                f"the loss of step {self._state.step + 1} is {loss}: the run has diverged. Start again from an older "
-                "checkpoint or from the beginning, with a smaller --lr or a longer --warmup."
-            )
-        config = self._config
-        lr = self._schedule.rate(self._state.step)
-        norm = self._engine.step(
-            lr,
-            beta1=config.beta1,
-            beta2=config.beta2,
-            epsilon=config.epsilon,
-            weight_decay=config.weight_decay,
-            clip=config.clip,
-        )
-        self._monitor.update(loss, config.stop_loss)
-        self._last_loss = loss
+        lr = self._schedule.rate(self._state.step) * self._state.lr_scale
+        norm = self._update(loss, lr)
+        dropped = norm is None
         self._n_tokens += n_tokens
         seconds = time.monotonic() - started
         self._step_times_s.append(seconds)
@@ -175,12 +187,15 @@ class Loop:
             cursor=cursor + 1,
             elapsed_s=self._elapsed_before_s + self._session_s(),
             pending=None,
+            n_dropped=self._state.n_dropped + dropped,
+            n_dropped_in_a_row=self._state.n_dropped_in_a_row + 1 if dropped else 0,
         )
+        smoothed = self._monitor.smoothed
         return {
             "step": self._state.step,
             "epoch": epoch + (cursor + 1) / self._plan.steps_per_epoch,
-            "loss": loss,
-            "smoothed_loss": self._monitor.smoothed,
+            "loss": None if dropped else loss,
+            "smoothed_loss": smoothed if math.isfinite(smoothed) else None,
             "lr": lr,
             "grad_norm": norm,
             "n_tokens": n_tokens,
@@ -188,15 +203,64 @@ class Loop:
             "n_micro_batches": len(batches),
             "tokens_per_second": n_tokens / seconds if seconds > 0 else 0.0,
             "elapsed_s": self._state.elapsed_s,
+            **({"dropped": "gradient not finite" if math.isfinite(loss) else "loss not finite"} if dropped else {}),
         }
 
+    def _update(self, loss: float, lr: float) -> float | None:
+        """Take the optimizer step and return the gradient's norm; None where loss or gradient is not finite."""
+        config = self._config
+        if not math.isfinite(loss):
+            self._engine.zero_gradients()
+            return None
+        try:
+            norm = self._engine.step(
+                lr,
+                beta1=config.beta1,
+                beta2=config.beta2,
+                epsilon=config.epsilon,
+                weight_decay=config.weight_decay,
+                clip=config.clip,
+            )
+        except GgtuneError as error:
+            if "not finite" not in str(error):
+                raise
+            self._engine.zero_gradients()
+            return None
+        spike = spike_text(
+            self._state.step + 1, loss, self._monitor.smoothed, self._monitor.n_steps, self._config.spike
+        )
+        if spike:
+            self._progress.note(spike)
+        self._monitor.update(loss, config.stop_loss)
+        self._last_loss = loss
+        return norm
+
     def _finish(self, metrics: MetricsFile, record: dict[str, Any]) -> None:
-        """Measure the held-out loss where it is due, then write and show the step."""
+        """Measure the held-out loss where it is due, then write, show and save the step."""
+        is_best = False
         if self._state.pending:
-            self._monitor.held_out = record["held_out_loss"] = self._evaluate()
+            held_out = self._evaluate()
+            is_best = self._monitor.measure(held_out, self._state.step)
+            record["held_out_loss"] = held_out if math.isfinite(held_out) else None
             self._state = dataclasses.replace(self._state, pending=None)
-        metrics.write(record)
+        if problem := metrics.write(record):
+            self._progress.note(problem)
         self._show(record)
+        for text in (*self._saver.messages(), self._memory.growth()):
+            if text:
+                self._progress.note(text)
+        healthy = self._state.n_dropped_in_a_row == 0
+        if healthy and self._state.step > self._state.failed_step:
+            self._state = dataclasses.replace(self._state, failed_step=0)
+        if healthy and (is_best or self._save_is_due()):
+            self._saver.submit(self._snapshot())
+            self._saved_step, self._saved_at, self._initial = self._state.step, time.monotonic(), None
+
+    def _save_is_due(self) -> bool:
+        every = self._save_interval
+        if every.steps is not None:
+            return self._state.step % every.steps == 0
+        return every.seconds is not None and time.monotonic() - self._saved_at >= every.seconds
 
     def _show(self, record: Mapping[str, Any]) -> None:
         eta = None
@@ -219,25 +283,103 @@ class Loop:
     def _session_s(self) -> float:
         return time.monotonic() - self._started
 
-    def _save(self) -> Path:
-        """Write checkpoint and adapter of the last whole step."""
-        step, outputs = self._state.step, self._outputs
-        path = Outputs.at_step(outputs.checkpoint, step)
-        if self._saved_step != step or not path.exists():
-            state = dataclasses.replace(self._state, monitor=self._monitor.state())
-            content = adapter_content(self._engine.adapter, state.notes)
-            save_checkpoint(path, Checkpoint(content, self._engine.moments(), state, self._config))
-            outputs.update_latest(outputs.checkpoint, step)
-            self._save_adapter()
-            remove_old_checkpoints(outputs.checkpoint, self._config.keep)
-            self._saved_step = step
-        return path
+    def _go_back(self, metrics: MetricsFile) -> None:
+        """After too many dropped steps: the last checkpoint before them, at half the rate; once, then the run ends."""
+        failed = self._state.step
+        why = f"{MAX_DROPPED_IN_A_ROW} steps in a row up to step {failed} had a loss or gradient that is not finite"
+        if self._state.failed_step:
+            raise GgtuneError(
+                f"{why}, again after going back at half the learning rate: the run has diverged. Start anew with a "
+                f"smaller --lr than {self._config.lr:g} or a longer --warmup, and look at the data of these steps."
+            )
+        self._saver.flush()
+        checkpoint = self._last_healthy()
+        restore(self._engine, checkpoint)
+        self._state = dataclasses.replace(
+            checkpoint.state, lr_scale=checkpoint.state.lr_scale / 2, failed_step=failed, pending=None
+        )
+        self._monitor = Monitor(**checkpoint.state.monitor)
+        set_aside_later(self._outputs.checkpoint, self._state.step)
+        metrics.rewind(self._state.step)
+        self._saved_step = None
+        self._progress.note(f"warning: {why}: back to step {self._state.step}, at half the learning rate")
 
-    def _save_adapter(self) -> None:
+    def _last_healthy(self) -> Checkpoint:
+        """Return the newest checkpoint that was not written between dropped steps, else the start of the run."""
+        for step, path in sorted(numbered(self._outputs.checkpoint).items(), reverse=True):
+            if step > self._state.step:
+                continue
+            try:
+                checkpoint = load_checkpoint(path)
+            except GgtuneError as error:
+                self._progress.note(f"passed over: {error}")
+                continue
+            if not checkpoint.state.n_dropped_in_a_row:
+                return checkpoint
+        if self._initial is None:
+            raise GgtuneError("the run has diverged, and no whole checkpoint is there to go back to")
+        start = dataclasses.replace(
+            self._state,
+            step=0,
+            n_micro_batches=0,
+            epoch=0,
+            cursor=0,
+            n_dropped=0,
+            n_dropped_in_a_row=0,
+            monitor={"held_out": self._monitor.held_out_before, "held_out_before": self._monitor.held_out_before},
+        )
+        zeros = {name: (np.zeros_like(v), np.zeros_like(v)) for name, v in self._initial.tensors.items()}
+        return Checkpoint(self._initial, zeros, start, self._config)
+
+    def _snapshot(self) -> Checkpoint:
+        """Copy all that a checkpoint holds, of the last whole step."""
+        state = dataclasses.replace(self._state, monitor=self._monitor.state())
+        return Checkpoint(
+            adapter_content(self._engine.adapter, state.notes), self._engine.moments(), state, self._config
+        )
+
+    def _interrupted(self, metrics: MetricsFile) -> RunInterruptedError:
+        """Save the last whole step after a signal."""
+        self._engine.zero_gradients()
+        self._engine.n_micro_batches = self._state.n_micro_batches
+        assert self._interrupts.received is not None
+        saved, problem = None, None
+        if self._state.step:
+            saved = Outputs.at_step(self._outputs.checkpoint, self._state.step)
+            try:
+                self._save_checkpoint(saved)
+            except GgtuneError as error:
+                problem = str(error)
+                steps = numbered(self._outputs.checkpoint)
+                saved = steps[max(steps)] if steps else None
+        metrics.flush()
+        interruption = RunInterruptedError(self._interrupts.received, self._state.step, saved, problem)
+        self._job.interrupted(str(interruption), self._state.step)
+        return interruption
+
+    def _save_checkpoint(self, path: Path) -> None:
+        """See to it that the checkpoint of the last whole step is on the disk. Raises :class:`GgtuneError`."""
+        self._saver.flush()
+        written = self._start_step if self._saver.written_step is None else self._saver.written_step
+        if not (self._saved_step == written == self._state.step and path.exists()):
+            self._saver.write_now(self._snapshot())
+
+    def _save_last(self, metrics: MetricsFile) -> None:
         step, outputs = self._state.step, self._outputs
-        content = adapter_content(self._engine.adapter, self._state.notes)
-        write_adapter(Outputs.at_step(outputs.adapter, step), content)
-        outputs.update_latest(outputs.adapter, step)
+        try:
+            self._save_checkpoint(Outputs.at_step(outputs.checkpoint, step))
+            # of a run that had nothing left to do, too
+            write_adapter(
+                Outputs.at_step(outputs.adapter, step), adapter_content(self._engine.adapter, self._state.notes)
+            )
+            outputs.update_latest(outputs.adapter, step)
+        except GgtuneError as error:
+            raise GgtuneError(
+                f"{error}. The run has come to its end at step {step}, but that could not be saved: make room and go "
+                "on from its last checkpoint."
+            ) from error
+        if problem := metrics.flush():
+            self._progress.note(problem)
 
 
 def describe(result: Result) -> list[str]:

@@ -1,5 +1,6 @@
 """What is watched while training: the smoothed loss, and when to stop."""
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,12 +18,22 @@ class Monitor:
     n_under: int = 0
     held_out: float | None = None
     held_out_before: float | None = None
+    best_held_out: float | None = None
+    best_step: int | None = None
 
     def update(self, loss: float, stop_loss: float) -> None:
         """Count a step. ``stop_loss`` 0 is no threshold."""
         self.n_steps += 1
         self.average = self.decay * self.average + (1 - self.decay) * loss
         self.n_under = self.n_under + 1 if stop_loss > 0 and loss < stop_loss else 0
+
+    def measure(self, held_out: float, step: int) -> bool:
+        """Note a held-out loss; True where it is the best so far."""
+        self.held_out = held_out
+        if not math.isfinite(held_out) or (self.best_held_out is not None and held_out >= self.best_held_out):
+            return False
+        self.best_held_out, self.best_step = held_out, step
+        return True
 
     @property
     def smoothed(self) -> float:

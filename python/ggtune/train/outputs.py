@@ -1,5 +1,6 @@
 """Where a run writes: a run folder, or the file names of the old ``finetune``."""
 
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -7,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ggtune.errors import GgtuneError
-from ggtune.train.files import replacing
+from ggtune.files import replacing
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class Outputs:
     checkpoint: Path
     metrics: Path
     config: Path | None = None
+    status: Path | None = None
     latest: str = ""
 
     @classmethod
@@ -31,7 +33,19 @@ class Outputs:
             checkpoint=out / "checkpoint-ITERATION.gguf",
             metrics=out / "metrics.jsonl",
             config=out / "config.json",
+            status=out / "status.json",
         )
+
+    @property
+    def lock(self) -> Path:
+        """Name of the file that keeps a second job out."""
+        return self.metrics.with_name(f".{self.metrics.name}.lock")
+
+    def remove_leftovers(self) -> None:
+        """Remove temporary files of killed processes; only for who holds the lock."""
+        for pattern in (self.adapter, self.checkpoint, self.metrics, self.config, self.status):
+            for leftover in _temporary(pattern) if pattern is not None else []:
+                leftover.unlink(missing_ok=True)
 
     @staticmethod
     def at_step(pattern: Path, step: int) -> Path:
@@ -49,8 +63,9 @@ class Outputs:
         latest = self.latest_of(pattern)
         if latest is None:
             return
-        with replacing(latest) as temporary:
-            shutil.copyfile(self.at_step(pattern, step), temporary)
+        source = self.at_step(pattern, step)
+        with replacing(latest, needed_bytes=source.stat().st_size) as temporary:
+            shutil.copyfile(source, temporary)
 
     def checkpoints(self) -> dict[int, Path]:
         """Find the checkpoints that are there, by step; a name without ITERATION counts as step 0."""
@@ -58,8 +73,8 @@ class Outputs:
 
     def existing(self) -> list[Path]:
         """Return what is already there of a run folder."""
-        files = [self.adapter, self.metrics, *([self.config] if self.config else []), *self.checkpoints().values()]
-        return [path for path in files if path.exists()]
+        files = [self.adapter, self.metrics, self.config, self.status, *self.checkpoints().values()]
+        return [path for path in files if path is not None and path.exists()]
 
     def check_writable(self) -> None:
         """Raise :class:`GgtuneError` for a folder that can't be written; folders made for the trial are removed."""
@@ -98,3 +113,12 @@ def _matching(folder: Path, before: str, after: str) -> Iterator[tuple[int, Path
             number = name[len(before) : len(name) - len(after)]
             if number.isdecimal() and number.isascii():
                 yield int(number), path
+
+
+def _temporary(pattern: Path) -> list[Path]:
+    """Find the temporary files (as of :mod:`ggtune.files`) of a name with ITERATION."""
+    if not pattern.parent.is_dir():
+        return []
+    name = re.escape(pattern.name).replace("ITERATION", r"\w+")
+    form = re.compile(rf"\.{name}\.\d+-\d+\.tmp")
+    return [path for path in pattern.parent.iterdir() if form.fullmatch(path.name)]

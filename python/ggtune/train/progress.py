@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, TextIO
 
@@ -22,7 +23,7 @@ def step_line(
     parts = [
         f"step {record['step']}" + (f"/{total_steps}" if total_steps else ""),
         f"epoch {record['epoch']:.2f}",
-        f"loss {record['loss']:.4f}",
+        f"loss {_loss(record)}",
         f"smoothed {record['smoothed_loss']:.4f}",
         f"held-out {held_out:.4f}" if held_out is not None else "held-out -",
         f"{record['tokens_per_second']:.0f} tokens/s",
@@ -32,8 +33,15 @@ def step_line(
     return "  ".join(parts)
 
 
+def _loss(record: Mapping[str, Any]) -> str:
+    return f"dropped ({record['dropped']})" if "dropped" in record else f"{record['loss']:.4f}"
+
+
 class Progress:
-    """Writes to ``stream`` (standard output by default). ``quiet`` shows nothing but notes."""
+    """Writes to ``stream`` (standard output by default). ``quiet`` shows nothing but notes.
+
+    A stream that is gone or full (a closed terminal, a log on a full disk) does not end a run.
+    """
 
     def __init__(self, stream: TextIO | None = None, *, quiet: bool = False) -> None:
         self._stream = stream or sys.stdout
@@ -47,7 +55,8 @@ class Progress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._bar is not None:
-            self._bar.close()
+            with suppress(OSError):
+                self._bar.close()
             self._bar = None
 
     def start(self, *, step: int, total_steps: int | None) -> None:
@@ -59,10 +68,16 @@ class Progress:
         self, record: Mapping[str, Any], *, held_out: float | None, total_steps: int | None, eta_s: float | None
     ) -> None:
         """Show a finished step."""
+        with suppress(OSError):
+            self._step(record, held_out, total_steps, eta_s)
+
+    def _step(
+        self, record: Mapping[str, Any], held_out: float | None, total_steps: int | None, eta_s: float | None
+    ) -> None:
         if self._bar is not None:
             shown = {
                 "epoch": f"{record['epoch']:.2f}",
-                "loss": f"{record['loss']:.4f}",
+                "loss": _loss(record),
                 "smoothed": f"{record['smoothed_loss']:.4f}",
                 "tokens/s": f"{record['tokens_per_second']:.0f}",
             }
@@ -75,7 +90,8 @@ class Progress:
 
     def note(self, text: str) -> None:
         """Show a line of its own."""
-        if self._bar is not None:
-            self._bar.write(text, file=self._stream)
-        else:
-            print(text, file=self._stream, flush=True)
+        with suppress(OSError):
+            if self._bar is not None:
+                self._bar.write(text, file=self._stream)
+            else:
+                print(text, file=self._stream, flush=True)

@@ -1,20 +1,26 @@
 """From a configuration to a run that is ready to start: model, samples, adapter, engine, plan, checks."""
 
+import dataclasses
+import datetime
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
+import ggtune
 from ggtune._native import core
-from ggtune.config import LINEAR_KINDS_ALL, TrainConfig
+from ggtune.config import LINEAR_KINDS_ALL, SaveInterval, TrainConfig
 from ggtune.data.load import Dataset, load_samples
 from ggtune.data.samples import LossOn, Sample, TooLong
 from ggtune.data.split import Holdout
 from ggtune.errors import GgtuneError
+from ggtune.files import free_bytes
 from ggtune.system import available_memory, available_threads, format_bytes
-from ggtune.train.checkpoint import Checkpoint, CheckpointError, State
-from ggtune.train.files import model_fingerprint, replacing
+from ggtune.train.adapter_file import AdapterFile, adapter_content
+from ggtune.train.checkpoint import Checkpoint, CheckpointError, State, checkpoint_bytes, restore
+from ggtune.train.files import model_fingerprint
+from ggtune.train.job import Job
 from ggtune.train.loop import Loop, Result
 from ggtune.train.outputs import Outputs
 from ggtune.train.plan import Plan
@@ -24,6 +30,7 @@ if TYPE_CHECKING:
     from ggtune._core import Adapter, Model, Trainer
 
 _LEAST_MICRO_BATCH = 512
+_STEP_BYTES = 400  # of metrics
 
 
 @dataclass(frozen=True)
@@ -35,14 +42,15 @@ class Session:
     engine: "Trainer"
     plan: Plan
     state: State
+    initial: AdapterFile  # before the first step
     report: tuple[str, ...]
 
-    def loop(self, progress: Progress) -> Loop:
-        """Write the configuration and make the loop."""
-        if self.outputs.config is not None:
-            with replacing(self.outputs.config) as temporary:
-                temporary.write_text(self.config.to_json() + "\n", encoding="utf-8")
-        return Loop(self.config, self.engine, self.plan, self.outputs, progress, self.state)
+    def loop(self, progress: Progress, *, command: Mapping[str, Any] | None = None, overwrite: bool = False) -> Loop:
+        """Make the loop; ``command`` and ``overwrite`` as in :class:`~ggtune.train.job.Job`."""
+        job = Job(
+            self.config, self.outputs, self.plan.total_steps, ggtune.__version__, command or {}, overwrite=overwrite
+        )
+        return Loop(self.config, self.engine, self.plan, self.outputs, progress, self.state, job, self.initial)
 
 
 def fine_tune(config: TrainConfig, out: str | Path, *, quiet: bool = False) -> Result:
@@ -50,15 +58,21 @@ def fine_tune(config: TrainConfig, out: str | Path, *, quiet: bool = False) -> R
     return prepare(config, Outputs.folder(Path(out))).loop(Progress(quiet=quiet)).run()
 
 
-def prepare(config: TrainConfig, outputs: Outputs, *, checkpoint: Checkpoint | None = None) -> Session:
-    """Load and check everything. Raises :class:`GgtuneError` before anything is written."""
+def prepare(
+    config: TrainConfig, outputs: Outputs, *, checkpoint: Checkpoint | None = None, extra_disk_bytes: int = 0
+) -> Session:
+    """Load and check everything. Raises :class:`GgtuneError` before anything is written.
+
+    ``extra_disk_bytes`` are what the caller will write beside the run's own files.
+    """
     fingerprint = model_fingerprint(config.model)
     if checkpoint is not None:
         check_same_model(config.model, checkpoint.state, fingerprint)
-    model = core.Model(config.model, gpu_layers=config.gpu_layers)
-    context = min(config.ctx, model.n_ctx_train) if model.n_ctx_train > 0 else config.ctx
-    data = _load(config, model, context)
-    training, held_out = _split(config, data)
+    model = core.Model(config.model)
+    started = checkpoint.state.started if checkpoint is not None else ""
+    started = started or datetime.datetime.now().isoformat(timespec="seconds")
+    samples = read_samples(config, model, now=_time(started))
+    context, data, training, held_out = samples.context, samples.data, samples.training, samples.held_out
     data_fingerprint = _data_fingerprint(training, held_out)
     if checkpoint is not None and checkpoint.state.data_fingerprint != data_fingerprint:
         raise CheckpointError(
@@ -67,7 +81,7 @@ def prepare(config: TrainConfig, outputs: Outputs, *, checkpoint: Checkpoint | N
         )
 
     threads = config.threads or available_threads()
-    targets = _targets(config, model)
+    targets = chosen_targets(config, model)
     _check_adapter_memory(config, model, targets)
     adapter = core.Adapter(
         model,
@@ -86,27 +100,58 @@ def prepare(config: TrainConfig, outputs: Outputs, *, checkpoint: Checkpoint | N
         dropout=config.dropout,
         seed=config.seed,
     )
-    plan = Plan(
-        training,
-        held_out,
-        batch=config.batch,
-        max_tokens=config.micro_batch_tokens or max(context, _LEAST_MICRO_BATCH),
-        seed=config.seed,
-        epochs=config.epochs,
-        max_steps=config.max_steps,
-    )
+    plan = make_plan(config, samples)
     needed = _check_memory(config, engine, plan)
     outputs.check_writable()
+    _check_disk(config, outputs, disk_bytes(config, adapter, plan) + extra_disk_bytes)
+    initial = adapter_content(adapter, {})
     if checkpoint is not None:
-        state = checkpoint.state
-        _restore(engine, checkpoint)
+        state = dataclasses.replace(checkpoint.state, version=ggtune.__version__)
+        restore(engine, checkpoint)
     else:
         notes = {"system": config.system} if config.system else {}
         if data.report.template:
             notes["template"] = data.report.template
-        state = State(0, 0, 0, 0, fingerprint, data_fingerprint, notes={**notes, "base_fingerprint": fingerprint})
+        notes["base_fingerprint"] = fingerprint
+        state = State(
+            0, 0, 0, 0, fingerprint, data_fingerprint, notes=notes, started=started, version=ggtune.__version__
+        )
     report = _report(config, model, adapter, data, (len(training), len(held_out)), plan, threads, context, needed)
-    return Session(config, outputs, engine, plan, state, tuple(report))
+    return Session(config, outputs, engine, plan, state, initial, tuple(report))
+
+
+@dataclass(frozen=True)
+class RunSamples:
+    """The samples of a run."""
+
+    context: int  # tokens of the longest sample: what was asked for, at most what the model was made for
+    data: Dataset
+    training: list[Sample]
+    held_out: list[Sample]
+
+
+def read_samples(config: TrainConfig, model: "Model", *, now: datetime.datetime | None = None) -> RunSamples:
+    """Read the data and hold some of it out. ``now`` is the time for templates that write the date.
+
+    Raises :class:`GgtuneError` for data that can't be used.
+    """
+    context = min(config.ctx, model.n_ctx_train) if model.n_ctx_train > 0 else config.ctx
+    data = _load(config, model, context, now)
+    training, held_out = _split(config, data)
+    return RunSamples(context, data, training, held_out)
+
+
+def make_plan(config: TrainConfig, samples: RunSamples) -> Plan:
+    """Return which samples every step computes."""
+    return Plan(
+        samples.training,
+        samples.held_out,
+        batch=config.batch,
+        max_tokens=config.micro_batch_tokens or max(samples.context, _LEAST_MICRO_BATCH),
+        seed=config.seed,
+        epochs=config.epochs,
+        max_steps=config.max_steps,
+    )
 
 
 def check_same_model(path: str, state: State, fingerprint: str | None = None) -> None:
@@ -117,7 +162,14 @@ def check_same_model(path: str, state: State, fingerprint: str | None = None) ->
         )
 
 
-def _load(config: TrainConfig, model: "Model", context: int) -> Dataset:
+def _time(text: str) -> datetime.datetime:
+    try:
+        return datetime.datetime.fromisoformat(text)
+    except ValueError:
+        raise CheckpointError(f"the checkpoint has a wrong time of its start: {text[:40]!r}") from None
+
+
+def _load(config: TrainConfig, model: "Model", context: int, now: datetime.datetime | None) -> Dataset:
     return load_samples(
         config.data,
         model,
@@ -131,6 +183,7 @@ def _load(config: TrainConfig, model: "Model", context: int) -> Dataset:
         sample_start=config.sample_start,
         include_sample_start=config.include_sample_start,
         overlapping_samples=config.overlapping_samples,
+        now=now,
     )
 
 
@@ -148,7 +201,8 @@ def _data_fingerprint(training: Sequence[Sample], held_out: Sequence[Sample]) ->
     return digest.hexdigest()
 
 
-def _targets(config: TrainConfig, model: "Model") -> list[str]:
+def chosen_targets(config: TrainConfig, model: "Model") -> list[str]:
+    """Return the kinds of linears that get an adapter. Raises :class:`GgtuneError` for one that the model has not."""
     kinds = list(dict.fromkeys(linear.kind for linear in model.linears()))
     if config.targets == (LINEAR_KINDS_ALL,):
         return kinds
@@ -183,15 +237,28 @@ def _check_memory(config: TrainConfig, engine: "Trainer", plan: Plan) -> dict[st
     return parts
 
 
-def _restore(engine: "Trainer", checkpoint: Checkpoint) -> None:
-    expected, found = set(engine.adapter.tensor_names()), set(checkpoint.adapter.tensors)
-    if expected != found:
-        raise CheckpointError(f"the checkpoint has no adapter of this shape: {sorted(expected ^ found)[0]} differs")
-    for name, values in checkpoint.adapter.tensors.items():
-        engine.adapter.set(name, values)
-    engine.set_moments(checkpoint.moments)
-    engine.n_steps = checkpoint.state.step
-    engine.n_micro_batches = checkpoint.state.n_micro_batches
+def disk_bytes(config: TrainConfig, adapter: "Adapter", plan: Plan) -> int:
+    """Estimate what all files of the run will take, and one more that is written before an old one goes."""
+    names = adapter.tensor_names()
+    per_checkpoint = checkpoint_bytes(adapter.n_params, 3 * len(names))
+    per_adapter = 4 * adapter.n_params + 600 * len(names)
+    every = SaveInterval.parse(config.save_every).steps
+    n_saves = plan.total_steps // every + 1 if plan.total_steps and every else 1
+    n_kept = min(config.keep, n_saves) if config.keep else n_saves
+    best = 1 if plan.held_out else 0
+    return (n_kept + best + 1) * per_checkpoint + 2 * per_adapter + _STEP_BYTES * (plan.total_steps or 0)
+
+
+def _check_disk(config: TrainConfig, outputs: Outputs, n_bytes: int) -> None:
+    there = sum(path.stat().st_size for path in outputs.existing())
+    needed = max(0, n_bytes - there)
+    free = free_bytes(outputs.checkpoint.parent)
+    if needed > free and not config.force:
+        raise GgtuneError(
+            f"{outputs.checkpoint.parent}: the disk has too little room for the run: {format_bytes(needed)} for "
+            f"what it writes, {format_bytes(free)} are free. Make room, give a smaller --keep or "
+            "--rank, or another --out; --force starts all the same."
+        )
 
 
 def _report(
@@ -218,7 +285,7 @@ def _report(
         f"loss on {'every token' if config.loss_on == 'all' else 'the answers'}",
         f"Steps: {plan.steps_per_epoch} per epoch, {steps}, {config.batch} samples per step in "
         f"{packing.micro_batches_per_step:.2f} micro-batches of at most {plan.max_tokens} tokens, "
-        f"{100 * packing.efficiency:.0f} % full",
+        f"{100 * packing.efficiency:.0f} % packing efficiency",
         f"Memory: {format_bytes(sum(needed.values()))} expected of {format_bytes(available_memory())}; "
         f"{threads} threads; seed {config.seed}",
     ]

@@ -1,0 +1,23 @@
+"""``ggtune plan``."""
+
+from datetime import datetime
+
+import click
+
+from ggtune.cli.options import config_options
+from ggtune.cli.training import settings
+
+
+@click.command("plan")
+@config_options("train")
+@click.pass_context
+def command(context: click.Context, /, **_: object) -> None:
+    """Say what a run with these options of `train` needs: memory, time, date of the end, and whether it fits.
+
+    Reads the model's header and the data, times a few products, loads no weights and writes nothing.
+    """
+    from ggtune.train.forecast import forecast
+
+    config = settings(context, "train", None)
+    for line in forecast(config).lines(datetime.now()):
+        click.echo(line)

@@ -1,0 +1,74 @@
+"""``ggtune status``."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from ggtune.train.status import RunStatus
+
+
+@click.command("status")
+@click.argument("run", required=False, type=click.Path(path_type=Path))
+def command(run: Path | None) -> None:
+    """Say how the run in the folder RUN is doing, or all runs of this user."""
+    from ggtune.errors import GgtuneError
+    from ggtune.train.registry import known_runs
+    from ggtune.train.status import read_status
+
+    if run is not None:
+        for line in details(read_status(run)):
+            click.echo(line)
+        return
+    runs = known_runs()
+    if not runs:
+        click.echo("No runs are known.")
+    for folder in runs:
+        try:
+            click.echo(f"{folder}: {summary(read_status(folder))}")
+        except GgtuneError as error:
+            click.echo(str(error))
+
+
+def summary(status: "RunStatus") -> str:
+    """Put it on one line."""
+    from ggtune.system import format_bytes
+    from ggtune.train.progress import format_duration
+
+    total = f"/{status.total_steps}" if status.total_steps else ""
+    parts = [status.state, f"step {status.step}{total}", f"epoch {status.epoch:.2f}"]
+    parts += [f"loss {status.loss:.4f}"] if status.loss is not None else []
+    if status.trend is not None:
+        parts.append(f"{100 * status.trend:+.1f} % over {status.trend_steps} steps")
+    parts += [f"held-out {status.held_out_loss:.4f}"] if status.held_out_loss is not None else []
+    parts += [f"ETA {format_duration(status.eta_s)}"] if status.eta_s is not None else []
+    parts += [f"memory {format_bytes(status.memory_bytes)}"] if status.memory_bytes is not None else []
+    return "  ".join(parts) + (f"  ({status.reason})" if status.reason else "")
+
+
+def details(status: "RunStatus") -> list[str]:
+    """Say all of it."""
+    from ggtune.system import format_bytes
+    from ggtune.train.progress import format_duration
+
+    alive = f", process {status.pid}" if status.pid else ""
+    lines = [f"{status.folder}: {status.state}{alive}" + (f": {status.reason}" if status.reason else "")]
+    total = f" of {status.total_steps}" if status.total_steps else ""
+    lines.append(
+        f"Step {status.step}{total}, epoch {status.epoch:.2f}, {format_duration(status.elapsed_s)} of training"
+    )
+    if status.loss is not None and status.smoothed_loss is not None:
+        trend = ""
+        if status.trend is not None:
+            trend = f", {100 * status.trend:+.1f} % over the last {status.trend_steps} steps"
+        lines.append(f"Loss {status.loss:.4f}, smoothed {status.smoothed_loss:.4f}{trend}")
+    if status.held_out_loss is not None:
+        lines.append(f"Held-out loss {status.held_out_loss:.4f}")
+    if status.eta_s is not None:
+        lines.append(f"ETA {format_duration(status.eta_s)}")
+    if status.memory_bytes is not None:
+        lines.append(f"Memory {format_bytes(status.memory_bytes)}")
+    if status.idle_s is not None:
+        lines.append(f"Last step {format_duration(status.idle_s)} ago")
+    return lines

@@ -1,0 +1,104 @@
+"""Memory and time of a run before it is started: from the model's header, the data and a short calibration."""
+
+from collections import Counter
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+import psutil
+
+from ggtune._native import core
+from ggtune.config import TrainConfig
+from ggtune.system import available_memory, available_threads, format_bytes
+from ggtune.train import session
+
+_OTHER_WORK = 0.15  # of the time of the products: attention, norms, the adapter, the optimizer; see docs/performance.md
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a run will need."""
+
+    memory_bytes: dict[str, int]  # by part; "weights" are mapped from the model's file
+    available_bytes: int
+    seconds_per_step: float
+    steps_per_epoch: int
+    total_steps: int | None  # None where nothing ends the run
+    micro_batches_per_step: float
+    tokens_per_step: float
+
+    @property
+    def total_bytes(self) -> int:
+        """Peak."""
+        return sum(self.memory_bytes.values())
+
+    @property
+    def fits(self) -> bool:
+        """Whether that is no more than there is."""
+        return self.total_bytes <= self.available_bytes
+
+    def lines(self, now: datetime) -> list[str]:
+        """Return the text for the user."""
+        lines = [
+            f"Memory: {format_bytes(self.total_bytes)} at the peak, {format_bytes(self.available_bytes)} are free: "
+            + ("it fits" if self.fits else "it does NOT fit; a smaller --ctx or --rank, or --recompute needs less"),
+            *(f"  {name:<10} {format_bytes(n)}" for name, n in self.memory_bytes.items()),
+            f"Step: about {self.seconds_per_step:.2f} s for {self.tokens_per_step:.0f} tokens in "
+            f"{self.micro_batches_per_step:.2f} micro-batches ({self.tokens_per_step / self.seconds_per_step:.0f} tokens/s)",
+        ]
+        if self.total_steps is None:
+            lines.append(f"Steps: {self.steps_per_epoch} per epoch, no last step: it runs until it is stopped")
+        else:
+            duration = timedelta(seconds=round(self.total_steps * self.seconds_per_step))
+            lines.append(
+                f"Steps: {self.total_steps}, {self.steps_per_epoch} per epoch: {duration} in all, "
+                f"started now it ends about {now + duration:%Y-%m-%d %H:%M}"
+            )
+        return lines
+
+
+def forecast(config: TrainConfig) -> Forecast:
+    """Predict a run without loading weights or allocating for it. Raises :class:`GgtuneError` as the run would."""
+    model = core.Model(config.model, header_only=True)
+    samples = session.read_samples(config, model)
+    threads = config.threads or available_threads()
+    adapter = core.Adapter(
+        model,
+        rank=config.rank,
+        alpha=config.effective_alpha,
+        targets=session.chosen_targets(config, model),
+        rslora=config.rslora,
+    )
+    engine = core.Trainer(
+        model, adapter, context=samples.context, threads=threads, recompute=config.recompute, dropout=config.dropout
+    )
+    plan = session.make_plan(config, samples)
+    memory = engine.memory(*plan.largest)
+    memory["program"] = psutil.Process().memory_info().rss
+    n_steps = plan.steps_per_epoch
+    batches = [batch for cursor in range(n_steps) for batch in plan.micro_batches(0, cursor)]
+    n_tokens = sum(batch.n_tokens for batch in batches)
+    n_targets = sum(batch.n_targets for batch in batches)
+    typical = max(1, round(n_tokens / len(batches)))
+    blocks_s, head_s = _seconds_per_token(model, typical, threads, recompute=config.recompute)
+    return Forecast(
+        memory_bytes=memory,
+        available_bytes=available_memory(),
+        seconds_per_step=(n_tokens * blocks_s + n_targets * head_s) / n_steps,
+        steps_per_epoch=n_steps,
+        total_steps=plan.total_steps,
+        micro_batches_per_step=len(batches) / n_steps,
+        tokens_per_step=n_tokens / n_steps,
+    )
+
+
+def _seconds_per_token(model: "core.Model", n_tokens: int, threads: int, *, recompute: bool) -> tuple[float, float]:
+    """Time one product with each kind of matrix: seconds per token in the blocks, and per target in the head."""
+    head_type = next((t.type for t in model.tensors() if t.name == "output.weight"), None)
+    head_type = head_type or next(t.type for t in model.tensors() if t.name == "token_embd.weight")
+    shapes = Counter((linear.type, linear.n_in, linear.n_out) for linear in model.linears())
+    blocks_s = 0.0
+    for (ggml_type, n_in, n_out), count in shapes.items():
+        forward_s, gradient_s = core.time_products(ggml_type, n_in, n_out, n_tokens, threads=threads)
+        blocks_s += count * ((2 if recompute else 1) * forward_s + gradient_s)
+    head_s = sum(core.time_products(head_type, model.n_embd, model.n_vocab, n_tokens, threads=threads))
+    return (1 + _OTHER_WORK) * blocks_s / n_tokens, (1 + _OTHER_WORK) * head_s / n_tokens

@@ -1,0 +1,79 @@
+"""What a running job keeps in its folder: the lock, the settings, ``status.json``."""
+
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from ggtune.config import TrainConfig
+from ggtune.errors import GgtuneError
+from ggtune.files import replace_text
+from ggtune.train.interrupts import RunInterruptedError
+from ggtune.train.lock import Lock
+from ggtune.train.outputs import Outputs
+from ggtune.train.status import FAILED, FINISHED, INTERRUPTED, RUNNING, write_status
+
+
+@dataclass
+class Job:
+    """Context manager around a run: takes the lock, clears away what a killed process left, says how the run stands.
+
+    ``command`` is what ``ggtune resume`` needs to call it again; ``overwrite`` removes the files of an earlier run.
+    """
+
+    config: TrainConfig
+    outputs: Outputs
+    total_steps: int | None
+    version: str
+    command: Mapping[str, Any] = field(default_factory=dict)
+    overwrite: bool = False
+
+    def __enter__(self) -> "Job":
+        self._lock = Lock(self.outputs.lock)
+        self._lock.__enter__()
+        try:
+            self.outputs.remove_leftovers()
+            if self.overwrite:
+                for path in self.outputs.existing():
+                    path.unlink()
+            if self.outputs.config is not None:
+                replace_text(self.outputs.config, self.config.to_json() + "\n")
+            self._say(RUNNING, "")
+        except BaseException:
+            self._lock.__exit__(*sys.exc_info())
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None and not isinstance(error, RunInterruptedError):
+            # the error itself is what counts
+            with suppress(GgtuneError):
+                self._say(FAILED, str(error) or type(error).__name__)
+        self._lock.__exit__(kind, error, trace)
+
+    def finished(self, reason: str, step: int) -> None:
+        """The run has come to its end."""
+        with suppress(GgtuneError):
+            self._say(FINISHED, reason, step)
+
+    def interrupted(self, reason: str, step: int) -> None:
+        """A signal has ended the run."""
+        with suppress(GgtuneError):
+            self._say(INTERRUPTED, reason, step)
+
+    def _say(self, state: str, reason: str, step: int | None = None) -> None:
+        if self.outputs.status is None:
+            return
+        more = {
+            "step": step,
+            "total_steps": self.total_steps,
+            "version": self.version,
+            "working_folder": str(Path.cwd()),
+            "command": dict(self.command),
+        }
+        write_status(self.outputs.status, state, reason, more)

@@ -1,0 +1,250 @@
+"""Feed mutated files to every parser: only the documented exceptions may come out, and soon.
+
+    python scripts/fuzz.py --examples 20000
+    python scripts/fuzz.py --targets checkpoint csv --examples 200
+
+An input that crashes or hangs the process is left as the file that was named before. Findings, as --keep collects them,
+go into tests/fuzz/corpus/<target>.
+"""
+
+import argparse
+import json
+import random
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import strategies as st
+
+from ggtune._native import core
+from ggtune.config import TrainConfig
+from ggtune.data.chat_template import ChatTemplate
+from ggtune.data.load import load_samples
+from ggtune.data.records import read_csv
+from ggtune.data.sft import read_sft
+from ggtune.data.templates import TEMPLATES
+from ggtune.demo import DATA, MODEL
+from ggtune.errors import GgtuneError
+from ggtune.ollama.gguf_header import read_header
+from ggtune.ollama.modelfile import Modelfile
+from ggtune.train import checkpoint as checkpoints
+from ggtune.train.adapter_file import AdapterFile, read_adapter, write_adapter
+from ggtune.train.files import open_gguf, write_gguf
+
+ROOT = Path(__file__).resolve().parents[1]
+LIMIT_S = 10
+HEADER_BYTES = 2048
+TOKENS = [b'"', b"\n", b",", b"<SFT>", b"{{", b"}}", b"{%", b"%}", b"**", b'"""', b"1e999", b"-1"]
+INTERESTING = [0, 1, 2, 4, 8, 9, 12, 31, 255, 2**31 - 1, 2**31, 2**32 - 1, 2**62, 2**63 - 1, 2**63, 2**64 - 1]
+
+
+def checkpoint_seed() -> checkpoints.Checkpoint:
+    tensors = {f"blk.0.attn_q.weight.lora_{side}": np.ones((2, 2), dtype=np.float32) for side in "ab"}
+    state = checkpoints.State(3, 3, 0, 3, "model", "data", {"held_out": None}, None, 1.0, {"template": "plain"})
+    moments = {name: (values, values) for name, values in tensors.items()}
+    return checkpoints.Checkpoint(AdapterFile("llama", 2.0, tensors), moments, state, TrainConfig(model="m", data="d"))
+
+
+def bytes_of(write: Callable[[Path], object]) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        write(Path(folder) / "seed")
+        return (Path(folder) / "seed").read_bytes()
+
+
+def read_crafted_checkpoint(path: Path) -> None:
+    """Two JSON texts with a line between them, as state and configuration of a checkpoint whose checksum is right."""
+    whole = checkpoint_seed()
+    state, _, config = path.read_bytes().decode("utf-8", "replace").replace("\0", "").partition("\n")
+    texts = [state, config]
+    tensors = dict(whole.adapter.tensors)
+    for name, pair in whole.moments.items():
+        tensors |= {f"{name}.{which}": values for which, values in zip("mv", pair, strict=True)}
+    keys: dict[str, Any] = {
+        "adapter.lora.alpha": 2.0,
+        "ggtune.checkpoint.version": 1,
+        "ggtune.checkpoint.state": state,
+        "ggtune.checkpoint.config": config,
+        "ggtune.checkpoint.sha256": checkpoints._digest("llama", 2.0, texts, tensors),
+    }
+    crafted = path.with_name("crafted.gguf")
+    write_gguf(crafted, "llama", keys, tensors)
+    checkpoints.load_checkpoint(crafted)
+
+
+def read_model(path: Path) -> None:
+    try:
+        core.check_gguf(str(path))
+    except GgtuneError:
+        core.check_gguf(str(path), vocab_only=True)
+    core.Model(str(path), vocab_only=True)
+
+
+def read_headers(path: Path) -> None:
+    open_gguf(path)
+    read_header(path)
+
+
+def render(path: Path) -> None:
+    template = ChatTemplate(
+        path.read_bytes().decode("utf-8", "replace"), bos="<s>", eos="</s>", end_of=lambda text: text
+    )
+    template.render("System.", "Question?", "Answer.")
+
+
+class Targets:
+    """Name of each target: what reads a file, and what to mutate."""
+
+    def __init__(self) -> None:
+        # loaded once: its vocabulary serves every input
+        self._tokenizer = core.Model(str(MODEL), vocab_only=True)
+        seed_checkpoint = checkpoint_seed()
+        adapter = bytes_of(lambda path: write_adapter(path, seed_checkpoint.adapter))
+        checkpoint = bytes_of(lambda path: checkpoints.save_checkpoint(path, seed_checkpoint))
+        model = (ROOT / "tests/golden/llama.gguf").read_bytes()
+        table = DATA.read_bytes()[:600]
+        odd_table = b'\xef\xbb\xbfquestion;answer;system\r\n"a ""b""\nc";d;e\r\n;x;\r\n'
+        text = b"<SFT><s>[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nWhy? [/INST] So. </s>\n"
+        text += b"<SFT><s>[INST] When? [/INST] Now. </s>\n"
+        modelfile = b'FROM ./m.gguf\nTEMPLATE """{{ .Prompt }}"""\nSYSTEM "x"\n'
+        modelfile += b'PARAMETER stop "</s>"\nPARAMETER num_ctx 4\n# c\n'
+        jinja = (
+            b"{{ bos_token }}{% for m in messages %}{% if m['role'] == 'system' %}{{ m.content }}{% else %}"
+            b"[{{ m['role'] | upper }}] {{ m['content'].strip() }}{{ eos_token if loop.last }}{% endif %}"
+            b"{% endfor %}{{ 'x' * 3 }}"
+        )
+        config = json.dumps(seed_checkpoint.config.to_dict()).encode()
+        state = json.dumps(asdict(seed_checkpoint.state)).encode()
+        self.all: dict[str, tuple[Callable[[Path], object], list[bytes]]] = {
+            "model": (read_model, [model]),
+            "header": (read_headers, [model[: 64 << 10], adapter, checkpoint]),
+            "adapter": (read_adapter, [adapter]),
+            "checkpoint": (checkpoints.load_checkpoint, [checkpoint]),
+            "checkpoint-content": (read_crafted_checkpoint, [state + b"\n" + config]),
+            "csv": (read_csv, [table, odd_table]),
+            "data": (self._load, [table, odd_table, text, b"Plain text, of two lines.\nThis one is the second.\n"]),
+            "sft": (lambda path: read_sft(path, TEMPLATES["llama2"]), [text]),
+            "modelfile": (lambda path: Modelfile.parse(path.read_bytes().decode("utf-8", "replace")), [modelfile]),
+            "template": (render, [jinja]),
+        }
+
+    def _load(self, path: Path) -> None:
+        load_samples(path, self._tokenizer, context=32, template=None if b"SFT" in path.read_bytes() else "alpaca")
+
+
+@st.composite
+def mutated(draw: st.DrawFn, seeds: list[bytes]) -> bytes:
+    """A seed with one to four changes, most of them near its start, where headers are."""
+    data = bytearray(draw(st.sampled_from(seeds)))
+    for _ in range(draw(st.integers(1, 4))):
+        end = len(data) if draw(st.booleans()) else min(len(data), HEADER_BYTES)
+        at = draw(st.integers(0, max(0, end - 1)))
+        kind = draw(st.sampled_from(["bit", "number", "bytes", "cut", "repeat", "truncate", "token"]))
+        if kind == "bit" and data:
+            data[at] ^= 1 << draw(st.integers(0, 7))
+        elif kind == "number":
+            size = draw(st.sampled_from([1, 4, 8]))
+            value = draw(st.sampled_from(INTERESTING)) % 256**size
+            data[at : at + size] = value.to_bytes(size, "little")
+        elif kind == "bytes":
+            data[at:at] = draw(st.binary(min_size=1, max_size=16))
+        elif kind == "cut":
+            del data[at : at + draw(st.integers(1, 64))]
+        elif kind == "repeat":
+            part = bytes(data[at : at + draw(st.integers(1, 64))])
+            data[at:at] = part * draw(st.integers(1, 4))
+        elif kind == "token":
+            data[at:at] = draw(st.sampled_from(TOKENS))
+        else:
+            del data[at:]
+    return bytes(data)
+
+
+class TooSlowError(Exception):
+    """An input that took longer than :data:`LIMIT_S`."""
+
+
+def _too_slow(number: int, frame: FrameType | None) -> None:
+    raise TooSlowError
+
+
+def check(read: Callable[[Path], object], path: Path) -> str:
+    """Read a file; the word says whether it was taken. Anything but the documented exceptions goes through."""
+    signal.setitimer(signal.ITIMER_REAL, LIMIT_S)
+    try:
+        read(path)
+    except GgtuneError:
+        return "refused"
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    return "taken"
+
+
+def campaign(name: str, read: Callable[[Path], object], seeds: list[bytes], examples: int, start: int) -> list[bytes]:
+    """Return the inputs that gave something else; one for each kind of trouble."""
+    counts: Counter[str] = Counter()
+    findings: dict[str, bytes] = {}
+    begin = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "input"
+        print(f"{name}: {path}", file=sys.stderr)
+
+        @seed(start)
+        @settings(
+            max_examples=examples,
+            database=None,
+            deadline=None,
+            phases=[Phase.generate],
+            suppress_health_check=list(HealthCheck),
+        )
+        @given(mutated(seeds))
+        def one(data: bytes) -> None:
+            path.write_bytes(data)
+            try:
+                counts[check(read, path)] += 1
+            except Exception as error:
+                counts["WRONG"] += 1
+                place = traceback.extract_tb(error.__traceback__)[-1]
+                findings.setdefault(f"{type(error).__name__} at {place.filename}:{place.lineno}: {error}"[:300], data)
+
+        one()
+    said = ", ".join(f"{count} {word}" for word, count in sorted(counts.items()))
+    print(f"{name}: {sum(counts.values())} inputs, {said}; {time.monotonic() - begin:.0f} s", flush=True)
+    for what in findings:
+        print(f"  {what}")
+    return list(findings.values())
+
+
+def main() -> None:
+    targets = Targets().all
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--targets", nargs="+", choices=list(targets), default=list(targets))
+    parser.add_argument("--examples", type=int, default=20000)
+    parser.add_argument("--seed", type=int, default=random.randrange(2**32))
+    parser.add_argument("--keep", type=Path, help="folder for the inputs that were found")
+    given_options = parser.parse_args()
+    signal.signal(signal.SIGALRM, _too_slow)
+    print(f"seed {given_options.seed}")
+    n_findings = 0
+    for name in given_options.targets:
+        read, seeds = targets[name]
+        findings = campaign(name, read, seeds, given_options.examples, given_options.seed)
+        n_findings += len(findings)
+        for n, data in enumerate(findings if given_options.keep else []):
+            folder = given_options.keep / name
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / f"{given_options.seed}-{n}").write_bytes(data)
+    sys.exit(1 if n_findings else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,310 @@
+"""What keeps a run of days going: watchdogs, failing writes, resuming from damage."""
+
+import errno
+import io
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+
+from ggtune.config import TrainConfig
+from ggtune.demo import DATA, MODEL
+from ggtune.errors import GgtuneError
+from ggtune.files import WriteError, replacing
+from ggtune.train import saver as saver_module
+from ggtune.train.checkpoint import load_checkpoint, newest_checkpoint
+from ggtune.train.metrics import MetricsFile, read_metrics
+from ggtune.train.outputs import Outputs
+from ggtune.train.progress import Progress
+from ggtune.train.session import disk_bytes, fine_tune, prepare
+from ggtune.train.watchdog import MemoryWatch, spike_text
+
+
+def config(**changes: Any) -> TrainConfig:
+    values = {
+        "model": str(MODEL),
+        "data": str(DATA),
+        "ctx": 64,
+        "batch": 4,
+        "rank": 2,
+        "epochs": 0.0,
+        "max_steps": 6,
+        "schedule": "constant",
+        "warmup": 0.0,
+        "save_every": "2",
+        "holdout": "0",
+        "threads": 1,
+    }
+    return TrainConfig(**{**values, **changes})
+
+
+def run(out: Path, settings: TrainConfig) -> str:
+    """Train; return what was shown."""
+    shown = io.StringIO()
+    outputs = Outputs.folder(out)
+    found = newest_checkpoint(outputs.checkpoint)
+    prepare(settings, outputs, checkpoint=found[1] if found else None).loop(Progress(shown)).run()
+    return shown.getvalue()
+
+
+# -- what is not finite ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def poisoned_model(tmp_path: Path) -> Path:
+    """The demo model, one token's embedding not finite: samples with that token give no finite loss."""
+    path = tmp_path / "poisoned.gguf"
+    shutil.copyfile(MODEL, path)
+    reader = gguf.GGUFReader(path)
+    embedding = next(t for t in reader.tensors if t.name == "token_embd.weight")
+    tokens = reader.get_field("tokenizer.ggml.tokens")
+    assert tokens is not None
+    word = next(i for i, token in enumerate(tokens.contents()) if token == "Ġmetal")
+    row_bytes = int(embedding.n_bytes) // int(embedding.shape[1])
+    data = bytearray(path.read_bytes())
+    start = int(embedding.data_offset) + word * row_bytes
+    data[start : start + row_bytes] = b"\xff" * row_bytes  # NaN as a block's f16 scale, in every quantization
+    path.write_bytes(data)
+    return path
+
+
+def test_a_poisoned_batch_is_dropped_and_the_run_goes_on(tmp_path: Path, poisoned_model: Path) -> None:
+    table = tmp_path / "table.csv"
+    good = "".join(f"What is number {n}?,It is {n}.\n" for n in range(7))
+    table.write_text("question,answer\n" + good + "What is mercury?,It is a metal.\n")
+    out = tmp_path / "run"
+    fine_tune(config(model=str(poisoned_model), data=str(table), batch=2, max_steps=8), out, quiet=True)
+    records = read_metrics(out / "metrics.jsonl")
+    dropped = [record for record in records if "dropped" in record]
+    assert [record["step"] for record in records] == list(range(1, 9))
+    assert len(dropped) == 2  # once an epoch
+    assert all(record["loss"] is None and record["grad_norm"] is None for record in dropped)
+    final = load_checkpoint(out / "checkpoint-8.gguf")
+    assert (final.state.n_dropped, final.state.n_updates, final.state.lr_scale) == (2, 6, 1.0)
+    assert all(np.isfinite(values).all() for values in final.adapter.tensors.values())
+
+
+def test_an_absurd_rate_goes_back_once_and_then_ends(tmp_path: Path) -> None:
+    with pytest.raises(GgtuneError, match=r"again after going back at half .* smaller --lr than 1e\+30"):
+        run(tmp_path, config(lr=1e30, max_steps=30))
+    records = read_metrics(tmp_path / "metrics.jsonl")
+    assert [record["step"] for record in records] == list(range(1, len(records) + 1))
+    assert records[0]["lr"] == 5e29
+    assert [("dropped" in record) for record in records[-3:]] == [True] * 3
+    status = (tmp_path / "status.json").read_text()
+    assert '"failed"' in status
+    assert "--lr" in status
+
+
+def test_it_goes_back_to_a_checkpoint_and_comes_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ggtune.train import loop
+
+    update, calls = loop.Loop._update, iter(range(1, 1000))
+
+    def failing(self: Any, loss: float, lr: float) -> float | None:
+        # the gradient "overflows" at steps 4 to 6 of the first way
+        return update(self, float("nan") if 4 <= next(calls) <= 6 else loss, lr)
+
+    monkeypatch.setattr(loop.Loop, "_update", failing)
+    shown = run(tmp_path, config(max_steps=8))
+    assert "back to step 2, at half the learning rate" in shown
+    records = read_metrics(tmp_path / "metrics.jsonl")
+    assert [record["step"] for record in records] == list(range(1, 9))
+    assert [record["lr"] for record in records] == [2e-4] * 2 + [1e-4] * 6
+    final = load_checkpoint(tmp_path / "checkpoint-8.gguf").state
+    assert (final.n_dropped, final.lr_scale, final.failed_step) == (0, 0.5, 0)
+
+
+@pytest.mark.parametrize(
+    ("loss", "n_before", "factor", "reported"),
+    [(3.1, 10, 3.0, True), (2.9, 10, 3.0, False), (3.1, 9, 3.0, False), (3.1, 10, 0.0, False)],
+)
+def test_loss_spikes(loss: float, n_before: int, factor: float, reported: bool) -> None:
+    text = spike_text(7, loss, 1.0, n_before, factor)
+    assert (text is not None) == reported
+    assert text is None or "step 7 is 3.1, 3.1 times the smoothed 1" in text
+
+
+def test_memory_growth_is_reported_once_per_growth(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = iter([1 << 30, (1 << 30) + (100 << 20), 2 << 30, 2 << 30])
+    monkeypatch.setattr("ggtune.train.watchdog.private_memory", lambda: next(sizes))
+    watch = MemoryWatch()
+    told = [text for text in (watch.growth() for _ in range(80)) if text]
+    assert told == ["warning: memory has grown from 1.0 GiB to 2.0 GiB during the run"]
+
+
+# -- damage ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_never_kept_for_a_good_one(tmp_path: Path) -> None:
+    fine_tune(config(keep=1, max_steps=4, save_every="1"), tmp_path, quiet=True)
+    good = (tmp_path / "checkpoint-4.gguf").read_bytes()
+    (tmp_path / "checkpoint-9.gguf").write_bytes(good[:-100])
+    found = newest_checkpoint(tmp_path / "checkpoint-ITERATION.gguf")
+    assert found is not None
+    assert found[0].name == "checkpoint-4.gguf"
+    assert "checkpoint-9.gguf is damaged" in found[2][0]
+    shown = run(tmp_path, config(keep=1, max_steps=6, save_every="1"))
+    assert "set aside" in shown
+    assert sorted(p.name for p in tmp_path.glob("checkpoint-*")) == ["checkpoint-6.gguf", "checkpoint-9.gguf.old"]
+
+
+def test_the_best_checkpoint_is_kept_beside_the_newest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ggtune.train import loop
+
+    losses = iter([9.0, 5.0, 4.0, 6.0, 7.0, 8.0])
+    monkeypatch.setattr(loop.Loop, "_evaluate", lambda self: next(losses))
+    fine_tune(config(keep=1, save_every="0", epochs=5.0, max_steps=0, batch=63, holdout="1"), tmp_path, quiet=True)
+    assert sorted(p.name for p in tmp_path.glob("checkpoint-*")) == ["checkpoint-2.gguf", "checkpoint-5.gguf"]
+    monitor = load_checkpoint(tmp_path / "checkpoint-5.gguf").state.monitor
+    assert (monitor["best_step"], monitor["best_held_out"]) == (2, 4.0)
+
+
+# -- disks that are full ---------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def full_disk(monkeypatch: pytest.MonkeyPatch, name: str, times: int = 1000) -> Iterator[list[str]]:
+    """Let writing files of a name fail at their end, as a full disk does."""
+    real, hits = os.fsync, []
+
+    def fsync(handle: int) -> None:
+        path = str(Path(f"/proc/self/fd/{handle}").readlink())
+        if f"/.{name}" in path and len(hits) < times:
+            hits.append(path)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(handle)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fsync)
+        yield hits
+
+
+needs_proc = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="finds the file by /proc")
+
+
+@needs_proc
+@pytest.mark.parametrize("name", ["checkpoint-", "adapter.gguf"])
+def test_a_write_that_fails_is_retried_and_the_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(saver_module, "_RETRY_AFTER_S", (0.01, 0.01))
+    with full_disk(monkeypatch, name, times=1) as hits:
+        shown = run(tmp_path, config())
+    assert len(hits) == 1
+    assert "No space left on device" in shown
+    assert "tried again" in shown
+    assert load_checkpoint(tmp_path / "checkpoint-6.gguf").state.step == 6
+    assert not list(tmp_path.glob(".*"))
+
+
+@needs_proc
+def test_a_disk_that_stays_full_ends_the_run_with_the_old_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(tmp_path, config(max_steps=2))
+    before = {p.name: p.read_bytes() for p in tmp_path.glob("*.gguf")}
+    monkeypatch.setattr(saver_module, "_RETRY_AFTER_S", (0.01,))
+    with (
+        full_disk(monkeypatch, "checkpoint-"),
+        pytest.raises(GgtuneError, match=r"checkpoint-6.gguf: No space .* needed, .* free.*make room and go on"),
+    ):
+        run(tmp_path, config())
+    assert {p.name: p.read_bytes() for p in tmp_path.glob("*.gguf")} == before
+    assert not list(tmp_path.glob(".*"))
+    assert len(read_metrics(tmp_path / "metrics.jsonl")) == 6
+    run(tmp_path, config())  # there is room again
+    assert load_checkpoint(tmp_path / "checkpoint-6.gguf").state.step == 6
+
+
+def test_metrics_wait_for_room(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with MetricsFile(path, after_step=0) as metrics:
+        assert metrics.write({"step": 1}) is None
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (18, hard))  # the first line and a part of the second
+            problem = metrics.write({"step": 2})
+            assert problem is not None
+            assert str(path) in problem
+            assert metrics.write({"step": 3}) is None  # told once
+            assert [r["step"] for r in read_metrics(path)] == [1]
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert metrics.write({"step": 4}) is None
+    assert [r["step"] for r in read_metrics(path)] == [1, 2, 3, 4]
+
+
+def test_too_little_room_is_said_before_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = prepare(config(), Outputs.folder(tmp_path / "run"))
+    needed = disk_bytes(session.config, session.engine.adapter, session.plan)
+    monkeypatch.setattr("ggtune.train.session.free_bytes", lambda path: needed - 1)
+    with pytest.raises(GgtuneError, match=r"run: the disk has too little room .* are free"):
+        prepare(config(), Outputs.folder(tmp_path / "run"))
+    prepare(config(force=True), Outputs.folder(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+    run(tmp_path / "run", config(force=True))
+    taken = sum(p.stat().st_size for p in (tmp_path / "run").iterdir())
+    assert taken < needed < 2.5 * taken
+
+
+def test_room_is_looked_at_before_every_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+    monkeypatch.setattr("ggtune.files.free_bytes", lambda path: 99)
+    text = r"file: the disk is full \(100 B needed, 99 B free\)"
+    with pytest.raises(WriteError, match=text), replacing(path, needed_bytes=100):
+        pytest.fail("it was tried all the same")
+    assert path.read_text() == "old"
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 700 KiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=700k", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("needs the right to mount a tmpfs")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_on_a_disk_that_is_really_full(tiny_disk: Path, tmp_path: Path) -> None:
+    out = tiny_disk / "run"
+    command = [sys.executable, "-m", "ggtune", "train", "--model", MODEL, "--data", DATA, "--out", out]
+    settings = "--ctx 64 --batch 4 --rank 1 --threads 1 --holdout 0 --epochs 0 --save-every 1 --keep 1"
+    command += settings.split()
+
+    def train(*more: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run([*command, *more], capture_output=True, text=True, check=False)
+
+    refused = train("--max-steps", "2", "--rank", "16")
+    assert refused.returncode == 1
+    assert "too little room" in refused.stderr
+    assert not out.exists()
+
+    first = train("--max-steps", "2", "--force", "--targets", "attn_q")
+    assert first.returncode == 0, first.stderr
+    whole = (out / "checkpoint-2.gguf").read_bytes()
+    free = shutil.disk_usage(tiny_disk).free
+    (tiny_disk / "ballast").write_bytes(bytes(free - 8192))
+    full = train("--max-steps", "5", "--resume", "--force")
+    assert full.returncode == 1, full.stdout
+    assert f"can't write {out}" in full.stderr
+    assert "needed" in full.stderr
+    assert (out / "checkpoint-2.gguf").read_bytes() == whole
+    assert not list(out.glob(".*.tmp"))
+    (tiny_disk / "ballast").unlink()
+    again = train("--max-steps", "5", "--resume", "--force")
+    assert again.returncode == 0, again.stderr
+    assert [r["step"] for r in read_metrics(out / "metrics.jsonl")] == [1, 2, 3, 4, 5]
