@@ -157,11 +157,11 @@ class Trainer:
         """First and second moment by adapter tensor name, as copies."""
     def set_moments(self, moments: Mapping[str, tuple[FloatArray, FloatArray]]) -> None: ...
     def memory(self, n_tokens: int, n_targets: int, n_sequences: int = 1) -> dict[str, int]:
-        """Bytes that such a micro-batch needs, by part: "weights", "adapter", "optimizer", "compute". Allocates none."""
+        """Bytes that such a micro-batch needs: "weights", "adapter", "optimizer", "compute". Allocates none."""
 
 @final
 class Generator:
-    """Iterates over generated token ids up to an end-of-generation token, which is not given out, or the full context."""
+    """Iterates over generated token ids, up to an end-of-generation token (not given out) or the full context."""
 
     def __init__(
         self,
@@ -209,7 +209,7 @@ def weight_gradient_input(
     threads: int = 1,
     reference: bool = False,
 ) -> FloatArray:
-    """dX = dY W for a quantized W ``(n_out, n_in)`` and dY ``(n_tokens, n_out)``; ``reference`` takes the plain loop."""
+    """dX = dY W, W quantized ``(n_out, n_in)``, dY ``(n_tokens, n_out)``; ``reference`` takes the plain loop."""
 
 def time_products(type: str, n_in: int, n_out: int, n_tokens: int, *, threads: int = 1) -> tuple[float, float]:
     """Seconds of the forward product and of the input gradient with one such matrix, best of three."""

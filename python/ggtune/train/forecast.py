@@ -43,7 +43,8 @@ class Forecast:
             + ("it fits" if self.fits else "it does NOT fit; a smaller --ctx or --rank, or --recompute needs less"),
             *(f"  {name:<10} {format_bytes(n)}" for name, n in self.memory_bytes.items()),
             f"Step: about {self.seconds_per_step:.2f} s for {self.tokens_per_step:.0f} tokens in "
-            f"{self.micro_batches_per_step:.2f} micro-batches ({self.tokens_per_step / self.seconds_per_step:.0f} tokens/s)",
+            f"{self.micro_batches_per_step:.2f} micro-batches "
+            f"({self.tokens_per_step / self.seconds_per_step:.0f} tokens/s)",
         ]
         if self.total_steps is None:
             lines.append(f"Steps: {self.steps_per_epoch} per epoch, no last step: it runs until it is stopped")
