@@ -15,6 +15,20 @@ bool abort_callback(void *) {
     return interrupted();
 }
 
+size_t padded_bytes(const std::vector<ggml_tensor *> & tensors) {
+    const size_t alignment = ggml_backend_buft_get_alignment(ggml_backend_cpu_buffer_type());
+    size_t n_bytes = 0;
+    for (const ggml_tensor * t : tensors) {
+        n_bytes += GGML_PAD(ggml_nbytes(t), alignment);
+    }
+    return n_bytes;
+}
+
+Error not_enough_memory(size_t n_bytes) {
+    return Error("not enough memory for a micro-batch: " + std::to_string(n_bytes >> 20) +
+                 " MiB are needed. A smaller context or recomputation needs less.");
+}
+
 }  // namespace
 
 void set_interrupt_check(bool (*check)()) {
@@ -33,18 +47,39 @@ Executor::Executor(int n_threads)
     ggml_backend_cpu_set_abort_callback(backend.get(), abort_callback, nullptr);
 }
 
-size_t Executor::measure(ggml_cgraph * graph) const {
+size_t Executor::measure(ggml_cgraph * graph, const std::vector<ggml_tensor *> & kept) const {
+    // a buffer without memory tells the allocator that these tensors are not its own
+    const ggml_backend_buffer_ptr elsewhere(ggml_backend_buft_alloc_buffer(ggml_backend_cpu_buffer_type(), 0));
+    for (ggml_tensor * t : kept) {
+        t->buffer = elsewhere.get();
+    }
     const ggml_gallocr_ptr scratch(ggml_gallocr_new(ggml_backend_cpu_buffer_type()));
     size_t n_bytes = 0;
     ggml_gallocr_reserve_n_size(scratch.get(), graph, nullptr, nullptr, &n_bytes);
-    return n_bytes;
+    for (ggml_tensor * t : kept) {
+        t->buffer = nullptr;
+    }
+    return n_bytes + padded_bytes(kept);
 }
 
-void Executor::allocate(ggml_cgraph * graph) {
+void Executor::allocate(ggml_cgraph * graph, const std::vector<ggml_tensor *> & kept) {
+    const size_t kept_bytes = padded_bytes(kept);
+    if (kept_bytes > 0 && (!kept_buffer || ggml_backend_buffer_get_size(kept_buffer.get()) < kept_bytes)) {
+        kept_buffer.reset();
+        kept_buffer.reset(ggml_backend_buft_alloc_buffer(ggml_backend_cpu_buffer_type(), kept_bytes));
+        if (!kept_buffer) {
+            throw not_enough_memory(measure(graph, kept));
+        }
+    }
+    if (!kept.empty()) {
+        ggml_tallocr places = ggml_tallocr_new(kept_buffer.get());
+        for (ggml_tensor * t : kept) {
+            ggml_tallocr_alloc(&places, t);
+        }
+    }
     // always planned anew: alloc_graph alone would take another graph of the same size for the one planned before
     if (!ggml_gallocr_reserve(allocator.get(), graph) || !ggml_gallocr_alloc_graph(allocator.get(), graph)) {
-        throw Error("not enough memory for a micro-batch: " + std::to_string(measure(graph) >> 20) +
-                    " MiB are needed. A smaller context or recomputation needs less.");
+        throw not_enough_memory(measure(graph));
     }
 }
 
@@ -72,10 +107,6 @@ void Executor::compute_slice_checked(ggml_cgraph * graph, int begin, int end) {
     if (status != GGML_STATUS_SUCCESS) {
         throw Error("ggml could not compute a graph: " + std::string(ggml_status_to_string(status)));
     }
-}
-
-size_t Executor::allocated_bytes() const {
-    return ggml_gallocr_get_buffer_size(allocator.get(), 0);
 }
 
 }  // namespace ggtune

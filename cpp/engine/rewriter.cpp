@@ -157,8 +157,11 @@ void Rewriter::use_current_operands(ggml_tensor * node) {
     for (ggml_tensor *& src : node->src) {
         src = src != nullptr ? current(src) : nullptr;
     }
-    if (node->view_src != nullptr) {
-        node->view_src = current(node->view_src);
+    if (node->view_src != nullptr && current(node->view_src) != node->view_src) {
+        // ggml's allocator wants views of what owns the memory, never of views
+        ggml_tensor * now = current(node->view_src);
+        node->view_offs += now->view_src != nullptr ? now->view_offs : 0;
+        node->view_src = now->view_src != nullptr ? now->view_src : now;
     }
 }
 

@@ -240,7 +240,7 @@ MemoryParts Trainer::memory(int64_t n_tokens, int64_t n_targets, int64_t n_seque
     const ShapeBatch shape(n_tokens, n_targets, n_sequences);
     const TrainingGraph graph(builder, *adapter, accumulators, shape.view(), graph_options(true));
     const uint64_t n = adapter->n_params();
-    return {adapter->model().n_bytes(), n * sizeof(float), 3 * n * sizeof(float), executor.measure(graph.graph())};
+    return {adapter->model().n_bytes(), n * sizeof(float), 3 * n * sizeof(float), graph.measure(executor)};
 }
 
 }  // namespace ggtune

@@ -257,12 +257,18 @@ void TrainingGraph::build_backward(Autodiff & ad, int recompute_layers) {
             throw Error("recomputation can't be used: this architecture's graph does not mark the ends of its layers");
         }
     }
+    const size_t n_again = std::min<size_t>(recompute_layers, ends.size());
+    for (size_t i = 0; i < n_again; i++) {
+        if (body[ends[i] - 1]->view_src == nullptr) {
+            kept.push_back(body[ends[i] - 1]);
+        }
+    }
     size_t end = body.size();
     for (size_t segment = ends.size() + 1; segment-- > 0;) {
         const size_t begin = segment > 0 ? ends[segment - 1] : 0;
         std::vector<ggml_tensor *> nodes(body.begin() + begin, body.begin() + end);
         end = begin;
-        const bool again = segment < std::min<size_t>(recompute_layers, ends.size());
+        const bool again = segment < n_again;
         if (again) {
             ggml_tensor * output = nodes.back();
             if (ad.gradient(output) == nullptr) {
@@ -292,7 +298,7 @@ void TrainingGraph::build_backward(Autodiff & ad, int recompute_layers) {
 }
 
 TrainingGraph::Times TrainingGraph::run(Executor & executor, std::vector<float> & log_probs) {
-    executor.allocate(gf);
+    executor.allocate(gf, kept);
     forward->set_inputs();
     ggml_backend_tensor_set(targets, target_values.data(), 0, ggml_nbytes(targets));
     if (weights->buffer != nullptr) {  // no memory where nothing reads it: without gradients

@@ -43,7 +43,8 @@ class TrainingGraph {
                   const std::unordered_map<ggml_tensor *, ggml_tensor *> & accumulators, const MicroBatch & batch,
                   const GraphOptions & options);
 
-    ggml_cgraph * graph() const { return gf; }
+    // Bytes of memory for all that is computed.
+    size_t measure(const Executor & executor) const { return executor.measure(gf, kept); }
 
     struct Times {
         double forward_s = 0;
@@ -73,6 +74,7 @@ class TrainingGraph {
     std::vector<Phase> phases;
 
     std::vector<ggml_tensor *> body;  // forward nodes up to and including `hidden`, in topological order
+    std::vector<ggml_tensor *> kept;  // inputs of the layers that are computed again
     std::vector<ggml_tensor *> head;  // nodes from there to the logits
     ggml_tensor * hidden = nullptr;
     ggml_tensor * logits = nullptr;

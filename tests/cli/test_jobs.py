@@ -8,12 +8,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import psutil
 import pytest
 
 from ggtune.demo import DATA, MODEL
+from ggtune.errors import GgtuneError
+from ggtune.train import lock as lock_module
 from ggtune.train.lock import Lock, ProcessId, holder_of
 from ggtune.train.registry import known_runs, register
 
@@ -229,6 +232,16 @@ except GgtuneError as error:
         process.communicate()
     assert [line.strip() for line in said].count("taken") == 1
     assert sum("a run is going on" in line for line in said) == 3
+
+
+def test_without_locks_of_the_kernel_the_process_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock_module, "fcntl", None)
+    path = tmp_path / "lock"
+    with Lock(path), pytest.raises(GgtuneError, match="a run is going on"):
+        Lock(path).__enter__()
+    path.write_text(json.dumps({**asdict(ProcessId.own()), "started": 1.0}))
+    with Lock(path):
+        assert holder_of(path) == ProcessId.own()
 
 
 def test_the_registry_forgets_folders_that_are_gone(tmp_path: Path) -> None:

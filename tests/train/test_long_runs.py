@@ -1,5 +1,6 @@
 """What keeps a run of days going: watchdogs, failing writes, resuming from damage."""
 
+import dataclasses
 import errno
 import io
 import os
@@ -152,7 +153,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_never_kept_for_a_good_one(tmp_p
     found = newest_checkpoint(tmp_path / "checkpoint-ITERATION.gguf")
     assert found is not None
     assert found[0].name == "checkpoint-4.gguf"
-    assert "checkpoint-9.gguf is damaged" in found[2][0]
+    assert "checkpoint-9.gguf: the GGUF file is truncated" in found[2][0]
     shown = run(tmp_path, config(keep=1, max_steps=6, save_every="1"))
     assert "set aside" in shown
     assert sorted(p.name for p in tmp_path.glob("checkpoint-*")) == ["checkpoint-6.gguf", "checkpoint-9.gguf.old"]
@@ -167,6 +168,40 @@ def test_the_best_checkpoint_is_kept_beside_the_newest(tmp_path: Path, monkeypat
     assert sorted(p.name for p in tmp_path.glob("checkpoint-*")) == ["checkpoint-2.gguf", "checkpoint-5.gguf"]
     monitor = load_checkpoint(tmp_path / "checkpoint-5.gguf").state.monitor
     assert (monitor["best_step"], monitor["best_held_out"]) == (2, 4.0)
+
+
+def test_a_date_in_a_template_is_that_of_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ggtune.train import session
+
+    times, load = [], session.load_samples
+
+    def spy(*arguments: Any, **options: Any) -> Any:
+        times.append(options["now"])
+        return load(*arguments, **options)
+
+    monkeypatch.setattr(session, "load_samples", spy)
+    run(tmp_path, config(max_steps=2))
+    checkpoint = load_checkpoint(tmp_path / "checkpoint-2.gguf")
+    earlier = dataclasses.replace(checkpoint.state, started="2020-02-29T12:00:00")
+    prepare(config(), Outputs.folder(tmp_path), checkpoint=dataclasses.replace(checkpoint, state=earlier))
+    assert times[0].isoformat() == checkpoint.state.started
+    assert times[1].isoformat() == "2020-02-29T12:00:00"
+
+
+@pytest.mark.parametrize("place", ["first", "middle", "last"])
+def test_the_fingerprint_sees_changes_all_over_a_big_tensor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    from ggtune.train import files
+
+    monkeypatch.setattr(files, "_SAMPLE_DISTANCE_BYTES", 1 << 18)  # as in a tensor of gigabytes
+    reader = gguf.GGUFReader(MODEL)
+    tensor = next(t for t in reader.tensors if t.name == "token_embd.weight")
+    offset = {"first": 0, "middle": 3 << 18, "last": int(tensor.n_bytes) - 1}[place]
+    changed = bytearray(MODEL.read_bytes())
+    changed[int(tensor.data_offset) + offset] ^= 1
+    (tmp_path / "model.gguf").write_bytes(changed)
+    assert files.model_fingerprint(tmp_path / "model.gguf") != files.model_fingerprint(MODEL)
 
 
 # -- disks that are full ---------------------------------------------------------------------------------------------
@@ -308,3 +343,18 @@ def test_on_a_disk_that_is_really_full(tiny_disk: Path, tmp_path: Path) -> None:
     again = train("--max-steps", "5", "--resume", "--force")
     assert again.returncode == 0, again.stderr
     assert [r["step"] for r in read_metrics(out / "metrics.jsonl")] == [1, 2, 3, 4, 5]
+
+
+@needs_proc
+def test_a_newer_snapshot_takes_the_place_of_one_that_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(saver_module, "_RETRY_AFTER_S", (60.0,))
+    run(tmp_path / "source", config(max_steps=4, keep=0))
+    first, second = (load_checkpoint(tmp_path / f"source/checkpoint-{step}.gguf") for step in (2, 4))
+    outputs = Outputs.folder(tmp_path / "run")
+    with full_disk(monkeypatch, "checkpoint-2", times=1), saver_module.Saver(outputs, 3) as saver:
+        saver.submit(first)
+        saver.submit(second)  # waits for the first attempt, and not for the minute until the second
+        saver.flush()
+        assert saver.written_step == 4
+        assert [text for text in saver.messages() if "checkpoint-2.gguf: No space left" in text]
+    assert list(outputs.checkpoints()) == [4]

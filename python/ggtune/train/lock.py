@@ -70,7 +70,8 @@ class Lock:
             while self._handle is None:
                 self._handle = self._open()
             os.ftruncate(self._handle, 0)
-            os.pwrite(self._handle, json.dumps(asdict(ProcessId.own())).encode(), 0)
+            os.lseek(self._handle, 0, os.SEEK_SET)
+            os.write(self._handle, json.dumps(asdict(ProcessId.own())).encode())
         except OSError as error:
             self._close()
             raise GgtuneError(f"can't write {self._path}: {error.strerror or error}") from error
@@ -81,7 +82,7 @@ class Lock:
         handle = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             locked = _flock(handle)
-            holder = read_process_id(os.pread(handle, 4096, 0).decode("utf-8", "replace"))
+            holder = read_process_id(os.read(handle, 4096).decode("utf-8", "replace"))
             if locked is False or (locked is None and holder is not None and holder.process() is not None):
                 raise GgtuneError(_taken(self._path, holder))
             if os.path.samestat(os.fstat(handle), self._path.stat()):

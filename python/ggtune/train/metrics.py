@@ -31,7 +31,7 @@ def _records(lines: Iterable[bytes]) -> list[dict[str, Any]]:
     return records
 
 
-def last_metrics(path: Path, n_bytes: int = 1 << 16) -> list[dict[str, Any]]:
+def last_metrics(path: Path, n_bytes: int = 1 << 20) -> list[dict[str, Any]]:
     """Read the records in the last ``n_bytes`` of the file; none where it can't be read."""
     try:
         with path.open("rb") as file:

@@ -1,0 +1,75 @@
+"""Headers that a reader without checks would crash on, hang in, or fill the memory with."""
+
+import struct
+from pathlib import Path
+
+import pytest
+
+from ggtune.demo import MODEL
+from ggtune.errors import ModelError
+from ggtune.gguf_structure import check_structure
+
+HUGE = 2**62
+
+
+def text(value: str) -> bytes:
+    return struct.pack("<Q", len(value)) + value.encode()
+
+
+def header(*, version: int = 3, n_tensors: int = 0, n_keys: int = 0) -> bytes:
+    return b"GGUF" + struct.pack("<IQQ", version, n_tensors, n_keys)
+
+
+def key(name: str, kind: int, value: bytes) -> bytes:
+    return text(name) + struct.pack("<I", kind) + value
+
+
+def tensor(shape: tuple[int, ...], *, kind: int = 0, offset: int = 0, name: str = "t") -> bytes:
+    return text(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, kind, offset)
+
+
+BAD = {
+    "empty": b"",
+    "no header": b"GGUF",
+    "version": header(version=1),
+    "endless keys": header(n_keys=HUGE),
+    "endless tensors": header(n_tensors=HUGE),
+    "endless text": header(n_keys=1) + struct.pack("<Q", HUGE),
+    "endless array of numbers": header(n_keys=1) + key("a", 9, struct.pack("<IQ", 4, HUGE)),
+    "endless array of texts": header(n_keys=1) + key("a", 9, struct.pack("<IQ", 8, HUGE)),
+    "array of empty arrays": header(n_keys=1) + key("a", 9, struct.pack("<IQ", 9, HUGE)),
+    "arrays all the way down": header(n_keys=1) + key("a", 9, struct.pack("<IQ", 9, 1) * 1000),
+    "unknown value": header(n_keys=1) + key("a", 13, b""),
+    "key twice": header(n_keys=2) + key("a", 4, bytes(4)) * 2,
+    "key that is no text": header(n_keys=1) + struct.pack("<Q", 1) + b"\xff" + bytes(8),
+    "alignment 0": header(n_keys=1) + key("general.alignment", 4, bytes(4)),
+    "alignment 3": header(n_keys=1) + key("general.alignment", 4, struct.pack("<I", 3)),
+    "alignment as text": header(n_keys=1) + key("general.alignment", 8, text("32")),
+    "no dimensions": header(n_tensors=1) + tensor(()),
+    "five dimensions": header(n_tensors=1) + tensor((1, 1, 1, 1, 1)) + bytes(64),
+    "a size that overflows": header(n_tensors=1) + tensor((2**32, 2**32)) + bytes(64),
+    "an offset that overflows": header(n_tensors=1) + tensor((4,), offset=2**64 - 32) + bytes(64),
+    "odd offset": header(n_tensors=1) + tensor((4,), offset=1) + bytes(64),
+    "unknown type": header(n_tensors=1) + tensor((4,), kind=999) + bytes(64),
+    "half a block": header(n_tensors=1) + tensor((33,), kind=2) + bytes(64),
+    "no values": header(n_tensors=1) + tensor((0,)) + bytes(64),
+    "tensor twice": header(n_tensors=2) + tensor((4,)) * 2 + bytes(128),
+    "no data": header(n_tensors=1) + tensor((4,)),
+}
+
+
+@pytest.mark.parametrize("name", list(BAD))
+def test_a_header_that_can_not_be_is_refused(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "bad.gguf"
+    path.write_bytes(BAD[name])
+    with pytest.raises(ModelError, match=r"bad\.gguf"):
+        check_structure(path)
+
+
+def test_whole_files_pass(tmp_path: Path) -> None:
+    check_structure(MODEL)
+    path = tmp_path / "good.gguf"
+    path.write_bytes(header(n_tensors=1, n_keys=1) + key("a", 9, struct.pack("<IQ", 8, 1) + text("x")) + tensor((4,)))
+    size = path.stat().st_size
+    path.write_bytes(path.read_bytes() + bytes(-size % 32 + 16))
+    check_structure(path)
