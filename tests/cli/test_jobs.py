@@ -50,7 +50,12 @@ def started(tmp_path: Path) -> Iterator[Callable[..., "subprocess.Popen[bytes]"]
         command = [*before, *start_command(tmp_path / "run")]
         with log.open("wb") as output:
             process = subprocess.Popen(
-                f"exec {shlex.join(command)}" if shell else command, stdout=output, stderr=output, shell=shell
+                f"exec {shlex.join(command)}" if shell else command,
+                stdout=output,
+                stderr=output,
+                shell=shell,
+                # the tests themselves may run under nohup
+                preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
             )
         processes.append(process)
         wait_for(lambda: b"step 2/" in log.read_bytes() or process.poll() is not None)
