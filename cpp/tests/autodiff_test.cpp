@@ -4,6 +4,7 @@
 
 #include <ggml-cpp.h>
 
+#include <algorithm>
 #include <functional>
 #include <random>
 

@@ -3,6 +3,7 @@
 //     oracle_test MODEL.gguf...     (F32 weights)
 #include <ggml-cpp.h>
 
+#include <algorithm>
 #include <random>
 
 #include "check.h"

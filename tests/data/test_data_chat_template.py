@@ -107,3 +107,10 @@ def test_choice_without_a_template() -> None:
         choose_template("model", model)  # type: ignore[arg-type]
     with pytest.raises(GgtuneError, match="There is no template 'vicuna'"):
         choose_template("vicuna", model)  # type: ignore[arg-type]
+
+
+def test_a_template_that_loops_without_end_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ggtune.data.chat_template._MAX_SECONDS", 0.2)
+    loop = "{% for a in range(99999) %}{% for b in range(99999) %}{% set c = a %}{% endfor %}{% endfor %}"
+    with pytest.raises(GgtuneError, match=r"takes more than 0\.2 s"):
+        ChatTemplate(loop + "{{ messages[0].content }}", bos="", eos="", end_of=lambda text: "")

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import datetime
 import json
+import sys
+import time
 from collections.abc import Callable
+from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ggtune.data.templates import TEMPLATES, Rendered, Segment, Template
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     from jinja2.parser import Parser
 
 _MAX_TEXT = 1 << 20  # characters that a template may write beyond what it was given
+_MAX_SECONDS = 5.0  # for one turn
 _PROBE_QUESTION = "Which probe is this?"
 _PROBE_ANSWER = "It is the probe's answer."
 
@@ -125,6 +129,8 @@ class ChatTemplate:
         limit = _MAX_TEXT + 4 * sum(len(message["content"]) for message in messages)
         text: list[str] = []
         n_characters = 0
+        previous_trace = sys.gettrace()
+        sys.settrace(_deadline(_MAX_SECONDS))
         try:
             for piece in self._template.generate(
                 messages=messages,
@@ -149,6 +155,8 @@ class ChatTemplate:
             raise GgtuneError(
                 f"The model's chat template fails: {type(error).__name__}: {error}. Choose another --template."
             ) from error
+        finally:
+            sys.settrace(previous_trace)
         return "".join(text)
 
 
@@ -190,6 +198,21 @@ def choose_template(
     if name not in TEMPLATES:
         raise GgtuneError(f"There is no template '{name}'. Templates: {', '.join(TEMPLATES)}, model.")
     return TEMPLATES[name]
+
+
+def _deadline(seconds: float) -> Callable[[FrameType, str, Any], Any]:
+    """Make a trace function that ends a template's code, which may loop without writing anything, after some time."""
+    end = time.monotonic() + seconds
+
+    def check(frame: FrameType, event: str, argument: Any) -> Any:
+        if time.monotonic() > end:
+            raise GgtuneError(f"The model's chat template takes more than {seconds:g} s for one turn.")
+        return check
+
+    def trace(frame: FrameType, event: str, argument: Any) -> Any:
+        return check if frame.f_code.co_filename == "<template>" else None  # Jinja's name for code from a string
+
+    return trace
 
 
 def _messages(system: str | None, question: str) -> list[dict[str, str]]:
