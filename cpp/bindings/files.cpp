@@ -104,7 +104,6 @@ void bind_files(py::module_ & m) {
         py::call_guard<py::gil_scoped_release>());
     m.def("dequantize", dequantize_array, py::arg("type"), py::arg("data"), py::arg("n_per_row"));
     m.def("quantize", quantize_array, py::arg("type"), py::arg("values"));
-    m.def("available_memory", available_memory, py::call_guard<py::gil_scoped_release>());
     m.def("build_info", build_info);
 }
 

@@ -214,6 +214,11 @@ def weight_gradient_input(
 def time_products(type: str, n_in: int, n_out: int, n_tokens: int, *, threads: int = 1) -> tuple[float, float]:
     """Seconds of the forward product and of the input gradient with one such matrix, best of three."""
 
-def available_memory() -> int: ...
+def check_gguf(path: str, *, vocab_only: bool = False) -> None:
+    """Check a model file's header as llama.cpp needs it. Raises :class:`ggtune.errors.ModelError`."""
+
+def set_log_verbose(verbose: bool) -> None:
+    """Let llama.cpp's log through to standard error."""
+
 def build_info() -> dict[str, str]:
     """llama.cpp version, ggml backends, CPU features."""

@@ -293,6 +293,13 @@ class TrainConfig:
         resumable=True,
         rounds=True,
     )
+    precision: str = _setting(
+        "auto",
+        "Forward products with quantized weights: auto takes int8 dot products, as llama.cpp does; f32 none.",
+        choices=("auto", "f32"),
+        resumable=True,
+        rounds=True,
+    )
     force: bool = _setting(False, "Start even where more memory or disk space is needed than there is.", resumable=True)
 
     def __post_init__(self) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 import gguf
 import gguf_files
 import numpy as np
-import psutil
 import pytest
 from gguf_files import VOCABULARY, model_arrays, write_model
 
@@ -132,11 +131,6 @@ def test_truncated_model(tmp_path: Path) -> None:
     os.truncate(source, source.stat().st_size - 10)
     with pytest.raises(ModelError, match="truncated"):
         _core.quantize_model(str(source), str(tmp_path / "output.gguf"), "Q8_0")
-
-
-def test_available_memory() -> None:
-    available = _core.available_memory()
-    assert 1 << 20 < available <= psutil.virtual_memory().total
 
 
 def test_build_info() -> None:

@@ -97,6 +97,7 @@ def prepare(
         context=context,
         threads=threads,
         recompute=config.recompute,
+        precision=config.precision,
         dropout=config.dropout,
         seed=config.seed,
     )
