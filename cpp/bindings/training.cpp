@@ -29,6 +29,19 @@ void check_shape(const std::string & name, const ggml_tensor * t, const FloatArr
     }
 }
 
+Precision to_precision(const std::string & name) {
+    if (name == "auto") {
+        return Precision::automatic;
+    }
+    if (name == "f32") {
+        return Precision::f32;
+    }
+    if (name == "llama.cpp") {
+        return Precision::llama_cpp;
+    }
+    throw Error("precision must be auto, f32 or llama.cpp, not '" + name + "'");
+}
+
 struct BatchArrays {
     IntArray tokens, positions, sequences, targets;
     FloatArray weights;
@@ -122,12 +135,10 @@ void bind_training(py::module_ & m) {
         .def(py::init([](const std::shared_ptr<Model> &, const std::shared_ptr<Adapter> & adapter, int64_t context,
                          int threads, bool recompute, int keep_layers, float dropout, uint64_t seed,
                          const std::string & precision) {
-                 if (precision != "auto" && precision != "f32") {
-                     throw Error("precision must be auto or f32, not '" + precision + "'");
-                 }
+                 const Precision how = to_precision(precision);
                  const py::gil_scoped_release release;  // the adapter is held by the trainer
-                 return std::make_unique<Trainer>(adapter, Trainer::Options{context, threads, recompute, keep_layers,
-                                                                            dropout, seed, precision == "f32"});
+                 return std::make_unique<Trainer>(
+                     adapter, Trainer::Options{context, threads, recompute, keep_layers, dropout, seed, how});
              }),
              py::arg("model"), py::arg("adapter"), py::kw_only(), py::arg("context"), py::arg("threads"),
              py::arg("recompute") = false, py::arg("keep_layers") = 0, py::arg("dropout") = 0.0f, py::arg("seed") = 0,

@@ -47,8 +47,8 @@ void push_copies(std::vector<ggml_tensor *> & nodes, ggml_tensor * node,
 }  // namespace
 
 Rewriter::Rewriter(GraphOps & ops_, const ForwardGraph & forward_, const Adapter & adapter,
-                   const DropoutOptions & dropout_, bool f32_products_)
-    : ops(ops_), forward(forward_), dropout(dropout_), f32_products(f32_products_) {
+                   const DropoutOptions & dropout_, Precision precision_)
+    : ops(ops_), forward(forward_), dropout(dropout_), precision(precision_) {
     for (size_t i = 0; i < adapter.pairs().size(); i++) {
         lora_a[adapter.pairs()[i].a] = i;
         lora_b.insert(adapter.pairs()[i].b);
@@ -180,10 +180,10 @@ ggml_tensor * Rewriter::own_node(ggml_tensor * node) {
     }
     if (is_op(node, GGML_OP_MUL_MAT)) {
         ggml_tensor *w = node->src[0], *x = node->src[1];
-        if (f32_products && GraphOps::can_weight_forward(w, x)) {
+        if (precision == Precision::f32 && GraphOps::can_weight_forward(w, x)) {
             return ops.weight_forward(w, x);
         }
-        if (!f32_products && GraphOps::can_int8_product(w, x)) {
+        if (precision == Precision::automatic && GraphOps::can_int8_product(w, x)) {
             return ops.int8_product(w, x);
         }
     }
@@ -197,6 +197,9 @@ void Rewriter::rewrite(std::vector<ggml_tensor *> & nodes) {
     std::unordered_map<const ggml_tensor *, const ggml_tensor *> low_rank_products;
     std::unordered_set<const ggml_tensor *> superfluous;
     for (const ggml_tensor * node : nodes) {
+        if (precision == Precision::llama_cpp) {
+            break;
+        }
         if (auto attention = match_attention(node)) {
             superfluous.insert(attention->inner.begin(), attention->inner.end());
             attentions[node] = std::move(*attention);
@@ -228,7 +231,7 @@ void Rewriter::rewrite(std::vector<ggml_tensor *> & nodes) {
                 push_copies(result, node->src[1], {x});
                 result.push_back(node->src[1]);
             }
-            own = own_node(node);
+            own = precision == Precision::llama_cpp ? nullptr : own_node(node);
             if (own != nullptr) {
                 ops.set_replaced(own, node);
                 push_copies(result, own, {node->src[0], node->src[1]});

@@ -17,6 +17,13 @@
 
 namespace ggtune {
 
+// How the forward pass computes.
+enum class Precision {
+    automatic,  // ggtune's nodes where they are faster or more exact, int8 products with quantized weights
+    f32,        // the same without int8 products
+    llama_cpp,  // llama.cpp's own nodes alone, to compare with it
+};
+
 struct DropoutOptions {
     float p;  // 0: none
     uint64_t seed;
@@ -34,7 +41,7 @@ struct KeyRanges {
 class Rewriter {
   public:
     Rewriter(GraphOps & ops, const ForwardGraph & forward, const Adapter & adapter, const DropoutOptions & dropout,
-             bool f32_products);
+             Precision precision);
 
     // Rewrites a stretch of the forward graph, nodes in topological order. Stretches are given in order, too.
     void rewrite(std::vector<ggml_tensor *> & nodes);
@@ -62,7 +69,7 @@ class Rewriter {
     GraphOps & ops;
     const ForwardGraph & forward;
     const DropoutOptions dropout;
-    const bool f32_products;
+    const Precision precision;
     std::unordered_map<const ggml_tensor *, uint64_t> lora_a;  // with the adapter pair's number
     std::unordered_set<const ggml_tensor *> lora_b;
     std::unordered_map<const ggml_tensor *, int> n_uses;

@@ -89,7 +89,7 @@ GraphOptions Trainer::graph_options(bool gradients) const {
         graph.recompute_layers = options.recompute ? std::clamp(n_layer - options.keep_layers, 0, n_layer) : 0;
         graph.dropout = {options.dropout, options.seed, static_cast<uint64_t>(n_micro_batches)};
     }
-    graph.f32_products = options.f32_products;
+    graph.precision = options.precision;
     return graph;
 }
 

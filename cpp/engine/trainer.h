@@ -49,8 +49,8 @@ class Trainer {
         bool recompute = false;  // compute layers again for their gradient, but for the last keep_layers ones
         int keep_layers = 0;
         float dropout = 0.0f;
-        uint64_t seed = 0;          // of the dropout masks
-        bool f32_products = false;  // forward products with quantized weights in float32 instead of int8
+        uint64_t seed = 0;  // of the dropout masks
+        Precision precision = Precision::automatic;
     };
     // Builds one small graph and raises Error where the model can't be trained.
     Trainer(std::shared_ptr<Adapter> adapter, const Options & options);

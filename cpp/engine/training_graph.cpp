@@ -80,7 +80,7 @@ TrainingGraph::TrainingGraph(const ForwardGraphBuilder & builder, const Adapter 
     ggml_set_input(weights);
 
     collect_forward_nodes();
-    Rewriter rewriter(*ops, *forward, adapter, options.dropout, options.f32_products);
+    Rewriter rewriter(*ops, *forward, adapter, options.dropout, options.precision);
     rewriter.rewrite(body);
     rewriter.rewrite(head);
     hidden = rewriter.current(hidden);

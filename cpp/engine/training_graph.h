@@ -31,7 +31,7 @@ struct GraphOptions {
     bool gradients = true;
     int recompute_layers = 0;  // so many of the first layers are computed again for their gradient
     DropoutOptions dropout = {0.0f, 0, 0};
-    bool f32_products = false;
+    Precision precision = Precision::automatic;
 };
 
 class TrainingGraph {

@@ -120,7 +120,8 @@ class Trainer:
     ) -> None:
         """``context`` is the longest sequence (it chooses RoPE factors). With ``recompute`` each layer is computed a
         second time for its gradient, but for the last ``keep_layers`` ones. ``precision="f32"`` takes no int8 dot
-        products. Raises and names each op that has no gradient rule.
+        products, ``"llama.cpp"`` llama.cpp's own operations alone (slow; to compare with it). Raises and names each op
+        that has no gradient rule.
         """
     n_steps: int  # optimizer steps taken (AdamW bias correction)
     n_micro_batches: int  # counter of the dropout masks
