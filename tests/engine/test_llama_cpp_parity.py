@@ -19,8 +19,8 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 NAMES = sorted(path.stem for path in GOLDEN.glob("*.npz"))
 
 # ggml looks GELU up in a table of half-precision values, the engine computes it: up to 5.2e-3 (gemma3). With
-# precision="llama.cpp" the engine reads the table as well; what is left are values at the edge between two entries, which
-# fall to either side after any change of a last bit.
+# precision="llama.cpp" the engine reads the table as well; what is left are values at the edge between two entries,
+# which fall to either side after any change of a last bit.
 GELU_FAMILIES = {"falcon", "gemma", "gemma2", "gemma3", "gpt2", "starcoder2"}
 
 TEXTS = [
