@@ -156,14 +156,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     linears = model.linears()
     targets = sorted({linear.kind for linear in linears})
     adapter = _core.Adapter(model, rank=args.rank, alpha=args.rank, targets=targets)
-    trainer = _core.Trainer(
-        model,
-        adapter,
-        context=args.ctx,
-        threads=args.threads,
-        recompute=args.recompute,
-        precision=args.precision,
-    )
+    trainer = _core.Trainer(model, adapter, context=args.ctx, threads=args.threads, precision=args.precision)
+    trainer.recompute_layers = model.n_layer - 1 if args.recompute else 0
     rng = np.random.default_rng(0)
     batches = [micro_batch(rng, model.n_vocab, args.ctx, args.samples) for _ in range(args.batch)]
     square = rng.standard_normal((GEMM_SIZE, GEMM_SIZE), dtype=np.float32)

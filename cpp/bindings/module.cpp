@@ -26,6 +26,8 @@ void translate(std::exception_ptr exception) {
         }
     } catch (const ModelFileError & e) {
         raise_as("ModelError", e.what());
+    } catch (const NotFiniteError & e) {
+        raise_as("NotFiniteError", e.what());
     } catch (const Error & e) {
         raise_as("GgtuneError", e.what());
     }

@@ -133,16 +133,18 @@ void bind_training(py::module_ & m) {
 
     py::class_<Trainer>(m, "Trainer")
         .def(py::init([](const std::shared_ptr<Model> &, const std::shared_ptr<Adapter> & adapter, int64_t context,
-                         int threads, bool recompute, int keep_layers, float dropout, uint64_t seed,
-                         const std::string & precision) {
+                         int threads, float dropout, uint64_t seed, const std::string & precision) {
                  const Precision how = to_precision(precision);
                  const py::gil_scoped_release release;  // the adapter is held by the trainer
-                 return std::make_unique<Trainer>(
-                     adapter, Trainer::Options{context, threads, recompute, keep_layers, dropout, seed, how});
+                 return std::make_unique<Trainer>(adapter, Trainer::Options{context, threads, dropout, seed, how});
              }),
              py::arg("model"), py::arg("adapter"), py::kw_only(), py::arg("context"), py::arg("threads"),
-             py::arg("recompute") = false, py::arg("keep_layers") = 0, py::arg("dropout") = 0.0f, py::arg("seed") = 0,
-             py::arg("precision") = "auto", py::keep_alive<1, 2>())
+             py::arg("dropout") = 0.0f, py::arg("seed") = 0, py::arg("precision") = "auto", py::keep_alive<1, 2>())
+        .def_property(
+            "recompute_layers", [](const Trainer & trainer) { return trainer.recompute_layers; },
+            [](Trainer & trainer, int n) {
+                trainer.recompute_layers = std::clamp(n, 0, trainer.adapter->model().n_layer());
+            })
         .def_readwrite("n_steps", &Trainer::n_steps)
         .def_readwrite("n_micro_batches", &Trainer::n_micro_batches)
         .def_property_readonly("adapter", [](const Trainer & trainer) { return trainer.adapter; })

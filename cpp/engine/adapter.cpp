@@ -124,6 +124,9 @@ ggml_backend_buffer_ptr no_memory_for(ggml_context * ctx) {
 ggml_tensor * Adapter::tensor(const std::string & name) const {
     for (const auto & [known, tensor] : named) {
         if (known == name) {
+            if (tensor->data == nullptr) {
+                throw Error("the adapter has no values: its model was loaded without weights");
+            }
             return tensor;
         }
     }

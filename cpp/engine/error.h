@@ -16,6 +16,11 @@ struct ModelFileError : Error {
     using Error::Error;
 };
 
+// A gradient that has no finite norm (ggtune.errors.NotFiniteError).
+struct NotFiniteError : Error {
+    using Error::Error;
+};
+
 // A signal arrived while the engine was at work. The Python exception that it caused is already set.
 struct Interrupted : std::exception {
     const char * what() const noexcept override { return "interrupted"; }

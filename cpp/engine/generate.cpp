@@ -23,6 +23,7 @@ llama_context_ptr make_context(Model & model, int64_t n_context, int threads, gg
     if (!model.has_weights()) {
         throw Error(model.path + " was loaded without its weights");
     }
+    model.check_positions(n_context);
     llama_context_params params = llama_context_default_params();
     params.n_ctx = n_context;
     params.n_batch = std::min<int64_t>(n_context, decode_batch);

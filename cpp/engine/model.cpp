@@ -193,6 +193,15 @@ std::vector<Linear> Model::linears() const {
     return result;
 }
 
+void Model::check_positions(int64_t n_positions) const {
+    for (const auto & [name, tensor] : tensors()) {
+        if (name == "position_embd.weight" && n_positions > tensor->ne[1]) {
+            throw Error(path + " knows " + std::to_string(tensor->ne[1]) + " positions: a context of " +
+                        std::to_string(n_positions) + " tokens is too long for it");
+        }
+    }
+}
+
 std::vector<int32_t> Model::tokenize(const std::string & text, bool add_special, bool parse_special) const {
     std::vector<int32_t> tokens(text.size() + 8);
     int32_t n =

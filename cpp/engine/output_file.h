@@ -10,7 +10,7 @@ namespace ggtune {
 // removes it. Raises Error, with the path in the message.
 class OutputFile {
   public:
-    // Refuses an output folder that doesn't exist or can't be written, a path that is one of a folder, and
+    // Refuses an output folder that doesn't exist or can't be written, a path that is one of a folder or a device, and
     // less free space than n_bytes (0: unknown).
     explicit OutputFile(const std::string & path, uint64_t n_bytes = 0);
     ~OutputFile();
@@ -24,7 +24,9 @@ class OutputFile {
 
   private:
     [[noreturn]] void fail(const std::string & what) const;
+    [[noreturn]] void fail_to_write(int error) const;
     std::string path_;
+    uint64_t n_bytes_;
     std::string temporary_;
     int descriptor_ = -1;
 };

@@ -10,31 +10,53 @@ namespace ggtune {
 
 namespace {
 
-// A made-up micro-batch of a given shape, to build graphs from.
-struct ShapeBatch {
+constexpr int64_t max_sequences = 256;  // llama.cpp's LLAMA_MAX_SEQ
+constexpr int64_t row_padding = 64;
+
+struct BatchArrays {
     std::vector<int32_t> tokens, positions, sequences, targets;
     std::vector<float> weights;
 
-    ShapeBatch(int64_t n_tokens, int64_t n_targets, int64_t n_sequences)
-        : tokens(n_tokens), positions(n_tokens), sequences(n_tokens), targets(n_tokens), weights(n_tokens) {
-        const int64_t per_sequence = (n_tokens + n_sequences - 1) / n_sequences;
-        for (int64_t i = 0; i < n_tokens; i++) {
-            positions[i] = i % per_sequence;
-            sequences[i] = i / per_sequence;
-            weights[i] = i >= n_tokens - n_targets ? 1.0f : 0.0f;
-        }
+    void add(int32_t token, int32_t position, int32_t sequence, int32_t target, float weight) {
+        tokens.push_back(token);
+        positions.push_back(position);
+        sequences.push_back(sequence);
+        targets.push_back(target);
+        weights.push_back(weight);
     }
+    int64_t n_tokens() const { return tokens.size(); }
     MicroBatch view() const {
-        return {static_cast<int64_t>(tokens.size()),
-                tokens.data(),
-                positions.data(),
-                sequences.data(),
-                targets.data(),
-                weights.data()};
+        return {n_tokens(), tokens.data(), positions.data(), sequences.data(), targets.data(), weights.data()};
     }
 };
 
-constexpr int64_t max_sequences = 256;  // llama.cpp's LLAMA_MAX_SEQ
+// A made-up micro-batch of a given shape, to build graphs from.
+BatchArrays batch_of_shape(int64_t n_tokens, int64_t n_targets, int64_t n_sequences) {
+    BatchArrays batch;
+    const int64_t per_sequence = (n_tokens + n_sequences - 1) / n_sequences;
+    for (int64_t i = 0; i < n_tokens; i++) {
+        batch.add(0, i % per_sequence, i / per_sequence, 0, i >= n_tokens - n_targets ? 1.0f : 0.0f);
+    }
+    return batch;
+}
+
+// Filled up with sequences of their own, which nothing sees. llama_decode pads its keys in the same way: sums over the
+// keys of a first sequence then run in the same order, and the results are the same bits.
+BatchArrays padded(const MicroBatch & from, int64_t context) {
+    BatchArrays batch;
+    for (int64_t i = 0; i < from.n_tokens; i++) {
+        batch.add(from.tokens[i], from.positions[i], from.sequences[i], from.targets[i], from.weights[i]);
+    }
+    int32_t sequence = *std::max_element(from.sequences, from.sequences + from.n_tokens);
+    for (int64_t i = 0; batch.n_tokens() % row_padding != 0; i++) {
+        sequence += i % context == 0;
+        if (sequence >= max_sequences) {
+            break;
+        }
+        batch.add(from.tokens[0], i % context, sequence, 0, 0.0f);
+    }
+    return batch;
+}
 
 }  // namespace
 
@@ -46,6 +68,7 @@ Trainer::Trainer(std::shared_ptr<Adapter> adapter_, const Options & options_)
     if (options.context < 1) {
         throw Error("the context must be at least 1 token");
     }
+    adapter->model().check_positions(options.context);
     if (!(options.dropout >= 0 && options.dropout < 1)) {
         throw Error("dropout must be at least 0 and below 1");
     }
@@ -77,7 +100,7 @@ Trainer::Trainer(std::shared_ptr<Adapter> adapter_, const Options & options_)
         throw Error("not enough memory for the gradients of " + std::to_string(adapter->n_params()) + " parameters");
     }
     zero_gradients();
-    const ShapeBatch probe(2, 1, 1);
+    const BatchArrays probe = batch_of_shape(2, 1, 1);
     TrainingGraph(builder, *adapter, accumulators, probe.view(), graph_options(true));
 }
 
@@ -85,8 +108,7 @@ GraphOptions Trainer::graph_options(bool gradients) const {
     GraphOptions graph;
     graph.gradients = gradients;
     if (gradients) {
-        const int n_layer = adapter->model().n_layer();
-        graph.recompute_layers = options.recompute ? std::clamp(n_layer - options.keep_layers, 0, n_layer) : 0;
+        graph.recompute_layers = recompute_layers;
         graph.dropout = {options.dropout, options.seed, static_cast<uint64_t>(n_micro_batches)};
     }
     graph.precision = options.precision;
@@ -174,7 +196,14 @@ BatchResult Trainer::accumulate(const MicroBatch & batch) {
 }
 
 BatchResult Trainer::evaluate(const MicroBatch & batch) {
-    return run(batch, false);
+    if (options.precision != Precision::llama_cpp || batch.n_tokens < 1) {
+        return run(batch, false);
+    }
+    check(batch);
+    BatchResult result = run(padded(batch, options.context).view(), false);
+    result.n_tokens = batch.n_tokens;
+    result.log_probs.resize(batch.n_tokens);
+    return result;
 }
 
 BatchResult Trainer::accumulate_profiled(const MicroBatch & batch, Executor::Profile & seconds) {
@@ -184,6 +213,11 @@ BatchResult Trainer::accumulate_profiled(const MicroBatch & batch, Executor::Pro
     } guard{executor};
     executor.set_profile(&seconds);
     return accumulate(batch);
+}
+
+std::vector<Trainer::State> & Trainer::states() {
+    check_weights();
+    return list;
 }
 
 void Trainer::zero_gradients() {
@@ -205,7 +239,7 @@ double Trainer::step(const AdamW & o) {
     }
     const double norm = std::sqrt(square_sum) / weight_sum;
     if (!std::isfinite(norm)) {
-        throw Error("the gradient is not finite");
+        throw NotFiniteError("the gradient is not finite");
     }
     // the small constant is PyTorch's (torch.nn.utils.clip_grad_norm_)
     const double clip_factor = o.clip > 0 ? std::min(1.0, o.clip / (norm + 1e-6)) : 1.0;
@@ -237,7 +271,7 @@ MemoryParts Trainer::memory(int64_t n_tokens, int64_t n_targets, int64_t n_seque
             "a micro-batch has at least one token, target and sequence, at most 256 sequences, and no more targets "
             "than tokens");
     }
-    const ShapeBatch shape(n_tokens, n_targets, n_sequences);
+    const BatchArrays shape = batch_of_shape(n_tokens, n_targets, n_sequences);
     const TrainingGraph graph(builder, *adapter, accumulators, shape.view(), graph_options(true));
     const uint64_t n = adapter->n_params();
     return {adapter->model().n_bytes(), n * sizeof(float), 3 * n * sizeof(float), graph.measure(executor)};

@@ -46,8 +46,6 @@ class Trainer {
     struct Options {
         int64_t context = 0;  // longest sequence, tokens
         int threads = 1;
-        bool recompute = false;  // compute layers again for their gradient, but for the last keep_layers ones
-        int keep_layers = 0;
         float dropout = 0.0f;
         uint64_t seed = 0;  // of the dropout masks
         Precision precision = Precision::automatic;
@@ -55,6 +53,7 @@ class Trainer {
     // Builds one small graph and raises Error where the model can't be trained.
     Trainer(std::shared_ptr<Adapter> adapter, const Options & options);
 
+    int recompute_layers = 0;     // so many of the first layers are computed again for their gradient, to save memory
     int64_t n_steps = 0;          // optimizer steps taken
     int64_t n_micro_batches = 0;  // counter of the dropout masks
 
@@ -68,8 +67,8 @@ class Trainer {
     BatchResult accumulate_profiled(const MicroBatch & batch, Executor::Profile & seconds);
 
     void zero_gradients();
-    // One step on gradients / accumulated weight; returns their global norm before clipping. Raises Error, changing
-    // nothing, where there is no weight or the norm is not finite. Loshchilov & Hutter, arXiv:1711.05101, algorithm 2.
+    // One step on gradients / accumulated weight; returns their global norm before clipping. Changes nothing and raises
+    // Error where there is no weight, NotFiniteError where there is no finite norm. Loshchilov & Hutter, arXiv:1711.05101, algorithm 2.
     double step(const AdamW & options);
 
     struct State {
@@ -79,7 +78,7 @@ class Trainer {
         std::vector<float> first_moment;
         std::vector<float> second_moment;
     };
-    std::vector<State> & states() { return list; }
+    std::vector<State> & states();  // raises Error where the model was loaded without its weights
 
     MemoryParts memory(int64_t n_tokens, int64_t n_targets, int64_t n_sequences) const;
 

@@ -112,17 +112,18 @@ class Trainer:
         *,
         context: int,
         threads: int,
-        recompute: bool = False,
-        keep_layers: int = 0,
         dropout: float = 0.0,
         seed: int = 0,
         precision: str = "auto",
     ) -> None:
-        """``context`` is the longest sequence (it chooses RoPE factors). With ``recompute`` each layer is computed a
-        second time for its gradient, but for the last ``keep_layers`` ones. ``precision="f32"`` takes no int8 dot
-        products, ``"llama.cpp"`` llama.cpp's own operations alone (slow; to compare with it). Raises and names each op
-        that has no gradient rule.
+        """``context`` is the longest sequence (it chooses RoPE factors). ``precision="f32"`` takes no int8 dot
+        products, ``"llama.cpp"`` llama.cpp's own operations alone (slow; to compare with it: of a single sequence
+        ``evaluate`` then gives the very numbers that ``llama_decode`` gives). Raises and names each op that has no
+        gradient rule.
         """
+    recompute_layers: int
+    """So many of the first layers keep only their input and are computed a second time for their gradient, 0 to
+    ``model.n_layer``; it changes memory and time, and no bit of the result. Starts at 0."""
     n_steps: int  # optimizer steps taken (AdamW bias correction)
     n_micro_batches: int  # counter of the dropout masks
     adapter: Adapter
@@ -152,7 +153,8 @@ class Trainer:
         clip: float = 0.0,
     ) -> float:
         """Divide the gradients by the accumulated weight, clip to global norm ``clip`` (0: never), take one AdamW step,
-        zero the accumulators. Returns the norm before clipping. Raises, changing nothing, for one that is not finite.
+        zero the accumulators. Returns the norm before clipping. Changes nothing and raises
+        :class:`ggtune.errors.NotFiniteError` for one that is not finite.
         """
     def moments(self) -> dict[str, tuple[FloatArray, FloatArray]]:
         """First and second moment by adapter tensor name, as copies."""

@@ -22,13 +22,22 @@ _UNSET: Any = object()
 
 
 @dataclass(frozen=True)
+class Switch:
+    """The values that a setting's flag can stand for alone: ``--name`` and ``--no-name``."""
+
+    on: str
+    off: str
+    finetune_off_flags: tuple[str, ...] = ()  # what the old `finetune` called ``--no-name``
+
+
+@dataclass(frozen=True)
 class Setting:
     """What is known about one field of :class:`TrainConfig` beside its type and default."""
 
     help: str
     flags: tuple[str, ...] = ()  # short flags of every face
     finetune_flags: tuple[str, ...] = ()  # names that the old `finetune` had
-    finetune_off_flags: tuple[str, ...] = ()  # the same, for the "no" side of a switch
+    switch: "Switch | None" = None
     finetune_default: Any = _UNSET
     choices: tuple[str, ...] = ()
     check: Callable[[Any], str | None] | None = None  # what is wrong with a value, None where nothing is
@@ -283,15 +292,16 @@ class TrainConfig:
         flags=("-t",),
         check=_at_least(0),
         resumable=True,
-        rounds=True,
     )
-    recompute: bool = _setting(
-        False,
-        "Keep only each layer's input and compute its inside again for the gradient: less memory, a third slower.",
+    recompute: str = _setting(
+        "auto",
+        "Keep only a layer's input and compute its inside again for the gradient: less memory, up to a third slower. "
+        "layers: all of them (so does --recompute alone); none (as --no-recompute); auto: as few as the free memory "
+        "asks for.",
         finetune_flags=("--use-checkpointing",),
-        finetune_off_flags=("--no-checkpointing", "--no-use-checkpointing"),
+        choices=("auto", "layers", "none"),
+        switch=Switch("layers", "none", ("--no-checkpointing", "--no-use-checkpointing")),
         resumable=True,
-        rounds=True,
     )
     precision: str = _setting(
         "auto",

@@ -9,5 +9,9 @@ class DataError(GgtuneError):
     """Training data that can't be read or used; names the file and row."""
 
 
+class NotFiniteError(GgtuneError):
+    """A gradient that has no finite norm."""
+
+
 class ModelError(GgtuneError):
     """A model or adapter file that can't be used."""

@@ -19,15 +19,59 @@ class WriteError(GgtuneError):
 
 
 @contextmanager
-def whole_file(
-    path: Path, *, folder: Path | None = None, prefix: str | None = None, mode: int | None = None
+def replacing(
+    path: Path,
+    *,
+    needed_bytes: int = 0,
+    folder: Path | None = None,
+    prefix: str | None = None,
+    mode: int | None = None,
 ) -> Iterator[Path]:
     """Give a temporary path to write to; on success it is flushed to the disk and renamed, on failure removed.
 
     It lies in ``folder`` (the file's own by default, and it has to be on the same disk) under a name that starts with
-    ``prefix``. ``mode`` are its permissions, by default those of any new file. ``OSError`` goes through.
+    ``prefix``. ``mode`` are its permissions, by default those of any new file. The file's folder is made where it is
+    missing.
+
+    Raises :class:`WriteError`, with the path and the space needed, where the disk has no room or an ``OSError`` occurs.
     """
-    temporary = (folder or path.parent) / f"{prefix or f'.{path.name}.'}{os.getpid()}-{next(_numbers)}{_SUFFIX}"
+    try:
+        if path.exists() and not path.is_file():
+            # a rename would put a file in the place of /dev/null
+            raise WriteError(f"can't write {path}: it is {'a folder' if path.is_dir() else 'not a regular file'}")
+        check_space(path, needed_bytes)
+        with making_folder(path.parent):
+            name = f"{prefix or f'.{path.name}.'}{os.getpid()}-{next(_numbers)}{_SUFFIX}"
+            with _renamed((folder or path.parent) / name, path, mode) as temporary:
+                yield temporary
+    except OSError as error:
+        reason = error.strerror or f"the write was cut short: {error}"
+        raise WriteError(f"can't write {path}: {reason}{_space(path, needed_bytes)}") from error
+
+
+@contextmanager
+def making_folder(folder: Path) -> Iterator[None]:
+    """Make a folder and those above it; after a failure the new ones are removed if they are empty.
+
+    Raises :class:`WriteError` where it can't be made.
+    """
+    made = []
+    try:
+        try:
+            made = [parent for parent in [folder, *folder.parents] if not parent.exists()]
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise WriteError(f"can't write to the folder {folder}: {error.strerror or error}") from error
+        yield
+    except BaseException:
+        for new in made:
+            with suppress(OSError):
+                new.rmdir()
+        raise
+
+
+@contextmanager
+def _renamed(temporary: Path, path: Path, mode: int | None) -> Iterator[Path]:
     try:
         yield temporary
         with temporary.open("rb+") as file:
@@ -43,26 +87,21 @@ def whole_file(
 
 
 @contextmanager
-def replacing(path: Path, *, needed_bytes: int = 0) -> Iterator[Path]:
-    """As :func:`whole_file`, in a folder that is made where it is missing.
-
-    Raises :class:`WriteError`, with the path and the space needed, where the disk has no room or an ``OSError`` occurs.
-    """
+def replacing_text(path: Path, text: str, *, mode: int | None = None) -> Iterator[None]:
+    """Write UTF-8 that takes its name when the block has ended well. Raises as :func:`replacing`."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        check_space(path, needed_bytes)
-        with whole_file(path) as temporary:
-            yield temporary
-    except OSError as error:
-        reason = error.strerror or f"the write was cut short: {error}"
-        raise WriteError(f"can't write {path}: {reason}{_space(path, needed_bytes)}") from error
+        data = text.encode("utf-8")
+    except UnicodeEncodeError as error:  # an undecodable byte of the command line
+        raise WriteError(f"can't write {path}: {text[error.start]!a} in its text is no character of Unicode") from error
+    with replacing(path, needed_bytes=len(data), mode=mode) as temporary:
+        temporary.write_bytes(data)
+        yield
 
 
 def replace_text(path: Path, text: str) -> None:
     """Write UTF-8. Raises as :func:`replacing`."""
-    data = text.encode("utf-8")
-    with replacing(path, needed_bytes=len(data)) as temporary:
-        temporary.write_bytes(data)
+    with replacing_text(path, text):
+        pass
 
 
 def free_bytes(path: Path) -> int:

@@ -5,7 +5,9 @@ import json
 from pathlib import Path
 
 import gguf
+import pytest
 
+from ggtune.cli import run
 from ggtune.cli.old_flags import LOST_FLAGS
 from ggtune.demo import DATA, MODEL
 
@@ -86,6 +88,24 @@ def test_every_old_flag_is_taken(ggtune) -> None:  # type: ignore[no-untyped-def
     assert all(any(line.startswith(f"{name} has no effect") for line in lines) for name in LOST_FLAGS)
     assert "-ngl has no effect any more: training runs on the processor." in lines
     assert ggtune("finetune", "--no-checkpointing", *meant.split()).exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "meant"),
+    [
+        ([], "auto"),
+        (["--recompute"], "layers"),
+        (["--recompute", "none"], "none"),
+        (["--recompute=auto"], "auto"),
+        (["--no-recompute"], "none"),
+    ],
+)
+def test_forms_of_recompute(flags, meant, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    """``--recompute`` alone does not take the data file behind it for its value."""
+    seen = {}
+    monkeypatch.setattr(run.command, "callback", lambda **values: seen.update(values))
+    run.command.main(["--out", "out", *flags, "data.csv"], standalone_mode=False)
+    assert (seen["data"], seen["recompute"]) == ("data.csv", meant)
 
 
 def test_run_makes_a_model_and_ask_answers(ggtune, tmp_path, table, rows) -> None:  # type: ignore[no-untyped-def]

@@ -319,3 +319,19 @@ def test_a_dated_template_is_repeatable(demo_model: _core.Model, csv_file: Path)
     )
     assert first == second
     assert first != third
+
+
+def test_a_dated_answer_tag_is_looked_for_as_of_the_given_time(demo_model: _core.Model, tmp_path: Path) -> None:
+    class Dated:
+        chat_template = (
+            "{% for m in messages %}{{ m.content }}"
+            "{% if m.role == 'user' %} |{{ strftime_now('%Y-%m-%d') }}| {% endif %}{% endfor %}"
+        )
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(demo_model, name)
+
+    path = text_file(tmp_path, "<SFT>Which day? |2026-01-02| That one.\n")
+    now = datetime.datetime(2026, 1, 2)
+    dataset = load_samples(path, Dated(), context=64, now=now)  # type: ignore[arg-type]
+    assert dataset.report.template == "model"

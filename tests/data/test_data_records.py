@@ -4,6 +4,7 @@ import pytest
 
 from ggtune.data.records import Record, read_csv, read_text, write_csv
 from ggtune.errors import DataError
+from ggtune.files import WriteError
 
 
 def write(path: Path, content: str | bytes) -> Path:
@@ -98,10 +99,10 @@ def test_write_and_read_back(csv_file: Path, system: str | None) -> None:
     assert list(csv_file.parent.iterdir()) == [csv_file]
 
 
-@pytest.mark.parametrize("name", ["no/x.csv", "file/x.csv", "folder"])
+@pytest.mark.parametrize("name", ["file/x.csv", "folder"])
 def test_unwritable_places(tmp_path: Path, name: str) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "folder").mkdir()
-    with pytest.raises(DataError, match="can't be written"):
+    with pytest.raises(WriteError, match=f"can't write .*{name.split('/')[0]}"):
         write_csv(tmp_path / name, [Record("a", "b", None, 2)])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]

@@ -11,6 +11,7 @@ from gguf import GGMLQuantizationType as QuantizationType
 from numpy.typing import NDArray
 
 from ggtune import _core
+from ggtune._core import Adapter, Model
 
 N_EMBD = 256  # the block of K- and IQ-quants
 N_FF = 512
@@ -160,3 +161,13 @@ def field(path: Path, key: str) -> object:
 def names(folder: Path) -> list[str]:
     """What lies in a folder."""
     return sorted(path.name for path in folder.iterdir())
+
+
+def random_adapter(model: Model, *, rank: int = 4, seed: int = 0) -> Adapter:
+    """An adapter on all linears whose B is random as well."""
+    adapter = Adapter(model, rank=rank, alpha=float(rank), targets=list(LINEARS), seed=seed)
+    rng = np.random.default_rng(seed)
+    for name in adapter.tensor_names():
+        if name.endswith(".lora_b"):
+            adapter.set(name, rng.normal(0, 0.1, adapter.get(name).shape).astype(np.float32))
+    return adapter

@@ -251,7 +251,7 @@ def test_a_disk_that_stays_full_ends_the_run_with_the_old_files(
     monkeypatch.setattr(saver_module, "_RETRY_AFTER_S", (0.01,))
     with (
         full_disk(monkeypatch, "checkpoint-"),
-        pytest.raises(GgtuneError, match=r"checkpoint-6.gguf: No space .* needed, .* free.*make room and go on"),
+        pytest.raises(GgtuneError, match=r"checkpoint-6.gguf: No space .* needed, .* free.*make room and start it again"),
     ):
         run(tmp_path, config())
     assert {p.name: p.read_bytes() for p in tmp_path.glob("*.gguf")} == before

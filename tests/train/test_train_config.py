@@ -72,7 +72,7 @@ def test_save_intervals(text: str, interval: tuple[int | None, float | None]) ->
 
 
 def test_what_changes_the_rounding_is_named() -> None:
-    assert rounding_differences(config(), config(recompute=True, keep=1)) == ["--recompute was False and is True"]
+    assert rounding_differences(config(), config(precision="f32", keep=1)) == ["--precision was 'auto' and is 'f32'"]
 
 
 def test_a_negative_seed_is_drawn() -> None:

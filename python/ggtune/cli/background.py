@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import click
 
 LOG = "log.txt"
+_LOG_BYTES = 16 << 10  # what a start says, several times over
 _FLAG = "--detach"
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -28,13 +29,15 @@ def start_detached(context: click.Context, out: Path) -> None:
     Where it ends before that, its output is shown and its exit status is this process's.
     """
     from ggtune.cli import ARGUMENTS
+    from ggtune.files import check_space
     from ggtune.train.lock import holder_of
     from ggtune.train.outputs import Outputs
 
     arguments = [part for part in context.meta[ARGUMENTS] if part != _FLAG]
+    log = out / LOG
+    check_space(log, _LOG_BYTES)  # else nobody would learn what goes wrong
     made = [folder for folder in [out, *out.parents] if not folder.exists()]
     out.mkdir(parents=True, exist_ok=True)
-    log = out / LOG
     with log.open("ab") as file:
         start = file.tell()
         process = subprocess.Popen(

@@ -26,9 +26,10 @@ def command(
 
     The suffix of --out says which: .csv is a table, anything else is text.
     """
-    from ggtune.data.records import read_csv, write_csv, write_text
+    from ggtune.data.records import read_csv, write_csv
     from ggtune.data.sft import read_sft, write_sft
     from ggtune.data.templates import TEMPLATES
+    from ggtune.files import replace_text
 
     if template not in TEMPLATES:
         raise click.UsageError(f"There is no template {template!r} here; there are {', '.join(TEMPLATES)}.")
@@ -39,6 +40,7 @@ def command(
         write_csv(out, table.records)
     else:
         table = read_csv(source, question_column=question_column, answer_column=answer_column)
-        write_text(out, write_sft(source, table.records, TEMPLATES[template], system=system, sample_start=sample_start))
+        text = write_sft(source, table.records, TEMPLATES[template], system=system, sample_start=sample_start)
+        replace_text(out, text)
     skipped = f"; {len(table.empty_rows)} left out, question or answer empty" if table.empty_rows else ""
     click.echo(f"Wrote {len(table.records)} samples to {out}{skipped}.")

@@ -6,13 +6,14 @@ from typing import Any
 
 import click
 
+from ggtune.cli.echo import say
 from ggtune.cli.old_flags import lost_flags
-from ggtune.cli.options import config_options
+from ggtune.cli.options import ConfigCommand, config_options
 from ggtune.cli.training import execute, find_checkpoint, settings
 from ggtune.errors import GgtuneError
 
 
-@click.command("finetune")
+@click.command("finetune", cls=ConfigCommand)
 @config_options("finetune")
 @click.option("--lora-out", default="ggml-lora-ITERATION-f32.gguf", show_default=True, help="Adapter file to write.")
 @click.option(
@@ -47,7 +48,7 @@ def command(context: click.Context, /, **options: Any) -> None:
     checkpoint_in = given or (latest if latest is not None and latest.exists() else None)
     checkpoint = find_checkpoint(outputs, resume=False, checkpoint_in=checkpoint_in)
     if checkpoint is not None and given is None:
-        click.echo(f"(To start anew instead, remove {checkpoint_in} or give another --checkpoint-out.)")
+        say(f"(To start anew instead, remove {checkpoint_in} or give another --checkpoint-out.)")
     config = settings(context, "finetune", checkpoint, **_translated(options))
     result = execute(
         config,
@@ -55,7 +56,7 @@ def command(context: click.Context, /, **options: Any) -> None:
         checkpoint,
         resume_hint="the same command with that file for --checkpoint-in",
     )
-    click.echo(f"Adapter: {result.adapter}")
+    say(f"Adapter: {result.adapter}")
 
 
 def _translated(options: dict[str, Any]) -> dict[str, Any]:
@@ -107,4 +108,4 @@ def _only_write_lora(options: dict[str, Any], outputs: Any) -> None:
         check_same_model(options["model"], checkpoint.state)
     adapter = Outputs.at_step(outputs.adapter, checkpoint.state.step)
     write_adapter(adapter, checkpoint.adapter)
-    click.echo(f"Adapter of step {checkpoint.state.step}: {adapter}")
+    say(f"Adapter of step {checkpoint.state.step}: {adapter}")

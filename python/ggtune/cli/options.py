@@ -25,10 +25,7 @@ def _declarations(name: str, face: Face, setting: Any, is_switch: bool) -> list[
     long = [flag(name), *(setting.finetune_flags if face == "finetune" else ())]
     if not is_switch:
         return [name, *setting.flags, *long]
-    off_flags = setting.finetune_off_flags if face == "finetune" else ()
-    on = [f"{flag(name)}/--no-{name.replace('_', '-')}", *long[1:]]
-    # click pairs "--on/--off"; what has no partner stands alone, an "off" one behind a blank
-    return [name, *on, *(f" /{off}" for off in off_flags)]
+    return [name, f"{flag(name)}/--no-{name.replace('_', '-')}", *long[1:]]
 
 
 def _option(f: "dataclasses.Field[Any]", face: Face, default: Any) -> click.Option:
@@ -50,6 +47,41 @@ def _option(f: "dataclasses.Field[Any]", face: Face, default: Any) -> click.Opti
         show_default=shown,
         metavar=setting.metavar,
     )
+
+
+class ConfigCommand(click.Command):
+    """A command with :func:`config_options` in which ``--name`` and ``--no-name`` stand for a setting's values.
+
+    That is for settings with a ``switch``; ``--name value`` works as ever. click itself would take whatever follows
+    ``--name`` for its value.
+    """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Write the short forms out, then parse."""
+        return super().parse_args(ctx, self._written_out(args))
+
+    def _written_out(self, args: list[str]) -> list[str]:
+        by_name = {f.name: setting_of(f) for f in dataclasses.fields(TrainConfig)}
+        on: dict[str, tuple[str, tuple[str, ...]]] = {}
+        off: dict[str, tuple[str, str]] = {}
+        for option in self.params:
+            switch = by_name[option.name].switch if option.name in by_name else None
+            if switch is None or option.name is None:
+                continue
+            on.update(dict.fromkeys(option.opts, (switch.on, by_name[option.name].choices)))
+            off_flags = ("--no-" + flag(option.name)[2:], *switch.finetune_off_flags)
+            off.update(dict.fromkeys(off_flags, (flag(option.name), switch.off)))
+        written: list[str] = []
+        for i, arg in enumerate(args):
+            if arg == "--":
+                return written + args[i:]
+            if arg in on and (i + 1 == len(args) or args[i + 1] not in on[arg][1]):
+                written.append(f"{arg}={on[arg][0]}")
+            elif arg in off:
+                written.append("=".join(off[arg]))
+            else:
+                written.append(arg)
+        return written
 
 
 def config_options(face: Face, *, leave_out: Iterable[str] = ()) -> Callable[[F], F]:

@@ -4,11 +4,11 @@ from datetime import datetime
 
 import click
 
-from ggtune.cli.options import config_options
+from ggtune.cli.options import ConfigCommand, config_options
 from ggtune.cli.training import settings
 
 
-@click.command("plan")
+@click.command("plan", cls=ConfigCommand)
 @config_options("train")
 @click.pass_context
 def command(context: click.Context, /, **_: object) -> None:

@@ -6,17 +6,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ggtune.cli.background import detach_option, start_detached
-from ggtune.cli.options import config_options, given_settings
+from ggtune.cli.options import ConfigCommand, config_options, given_settings
 from ggtune.cli.run import Packaging, run
-from ggtune.cli.train import tell_adapter
-from ggtune.cli.training import claim_folder, earlier_settings, execute, find_checkpoint, resume_command, settings
+from ggtune.cli.train import train
+from ggtune.cli.training import claim_folder, earlier_settings, find_checkpoint, settings
 from ggtune.errors import GgtuneError
 
 if TYPE_CHECKING:
     from ggtune.config import TrainConfig
 
 
-@click.command("resume")
+@click.command("resume", cls=ConfigCommand)
 @click.argument("out", type=click.Path(path_type=Path), metavar="RUN")
 @config_options("train")
 @detach_option
@@ -45,9 +45,8 @@ def command(context: click.Context, /, out: Path, detach: bool, **_: Any) -> Non
     how: dict[str, Any] = made_by if isinstance(made_by, dict) else {}
     if how.get("name") == "run":
         run(config, outputs, checkpoint, Packaging.from_dict(how.get("packaging")))
-        return
-    result = execute(config, outputs, checkpoint, resume_hint=resume_command(out), command={"name": "train"})
-    tell_adapter(config, result)
+    else:
+        train(config, outputs, checkpoint)
 
 
 def _moved(config: "TrainConfig", written: dict[str, Any], given: dict[str, Any]) -> dict[str, str]:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ggtune.cli.background import detach_option, start_detached
-from ggtune.cli.options import config_options
+from ggtune.cli.echo import say
+from ggtune.cli.options import ConfigCommand, config_options
 from ggtune.cli.training import claim_folder, earlier_settings, execute, find_checkpoint, resume_command, settings
 from ggtune.config import TrainConfig
 from ggtune.errors import GgtuneError
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from ggtune.train.outputs import Outputs
 
 
-@click.command("run")
+@click.command("run", cls=ConfigCommand)
 @click.argument("data", required=False)
 @config_options("train", leave_out=("data",))
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for everything.")
@@ -107,7 +108,7 @@ def run(
     from ggtune.train.merge import merge_adapters
 
     merged = out / "model.gguf"
-    click.echo(f"Merging into {merged} ...")
+    say(f"Merging into {merged} ...")
     merge_adapters(
         config.model,
         [(str(result.adapter), 1.0)],
@@ -117,5 +118,5 @@ def run(
         threads=config.threads,
     )
     package = package_model(merged, packaging.name, out_dir=out, store=packaging.store)
-    click.echo(str(package))
-    click.echo(f'Or without Ollama: ggtune ask --model {merged} "..."')
+    say(str(package))
+    say(f'Or without Ollama: ggtune ask --model {merged} "..."')

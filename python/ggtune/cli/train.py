@@ -6,15 +6,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ggtune.cli.background import detach_option, start_detached
-from ggtune.cli.options import config_options
+from ggtune.cli.echo import say
+from ggtune.cli.options import ConfigCommand, config_options
 from ggtune.cli.training import claim_folder, earlier_settings, execute, find_checkpoint, resume_command, settings
 from ggtune.config import TrainConfig
 
 if TYPE_CHECKING:
-    from ggtune.train.loop import Result
+    from ggtune.train.checkpoint import Checkpoint
+    from ggtune.train.outputs import Outputs
 
 
-@click.command("train")
+@click.command("train", cls=ConfigCommand)
 @config_options("train")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Run folder.")
 @click.option("--resume", is_flag=True, help="Go on from the newest checkpoint in --out; options not given stay.")
@@ -42,21 +44,19 @@ def command(
         return
     checkpoint = find_checkpoint(outputs, resume=resume, checkpoint_in=checkpoint_in)
     config = settings(context, "train", checkpoint, before=earlier_settings(outputs) if resume else None)
+    train(config, outputs, checkpoint, overwrite=overwrite)
+
+
+def train(config: TrainConfig, outputs: "Outputs", checkpoint: "Checkpoint | None", *, overwrite: bool = False) -> None:
+    """Train; say where the adapter is and what can be done with it."""
     result = execute(
         config,
         outputs,
         checkpoint,
-        resume_hint=resume_command(out),
+        resume_hint=resume_command(outputs.adapter.parent),
         overwrite=overwrite,
         command={"name": "train"},
     )
-    tell_adapter(config, result)
-
-
-def tell_adapter(config: TrainConfig, result: "Result") -> None:
-    """Say where the adapter is and what can be done with it."""
-    click.echo(f"Adapter: {result.adapter}")
-    click.echo(f'Try it:   ggtune ask --model {config.model} --lora {result.adapter} "..."')
-    click.echo(
-        f"Merge it: ggtune export-lora --model-base {config.model} --lora {result.adapter} --model-out merged.gguf"
-    )
+    say(f"Adapter: {result.adapter}")
+    say(f'Try it:   ggtune ask --model {config.model} --lora {result.adapter} "..."')
+    say(f"Merge it: ggtune export-lora --model-base {config.model} --lora {result.adapter} --model-out merged.gguf")

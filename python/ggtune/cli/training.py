@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ggtune.cli.echo import say
 from ggtune.cli.options import given_settings
 from ggtune.config import Face, TrainConfig, differences, rounding_differences
 from ggtune.errors import GgtuneError
@@ -46,7 +47,7 @@ def settings(
             + ". Leave these options out, or start a new run."
         )
     if changed := rounding_differences(checkpoint.config, config):
-        click.echo("Changed: " + "; ".join(changed) + ". The result stays the same but for rounding.")
+        say("Changed: " + "; ".join(changed) + ". The result stays the same but for rounding.")
     return config
 
 
@@ -56,18 +57,18 @@ def find_checkpoint(outputs: "Outputs", *, resume: bool, checkpoint_in: Path | N
 
     if checkpoint_in is not None:
         checkpoint = load_checkpoint(checkpoint_in)
-        click.echo(f"Going on from {checkpoint_in}, after step {checkpoint.state.step}.")
+        say(f"Going on from {checkpoint_in}, after step {checkpoint.state.step}.")
         return checkpoint
     if not resume:
         return None
     found = newest_checkpoint(outputs.checkpoint)
     if found is None:
-        click.echo(f"No checkpoint {outputs.checkpoint}: starting from the beginning.")
+        say(f"No checkpoint {outputs.checkpoint}: starting from the beginning.")
         return None
     path, checkpoint, damaged = found
     for text in damaged:
-        click.echo(f"Passed over: {text}")
-    click.echo(f"Going on from {path}, after step {checkpoint.state.step}.")
+        say(f"Passed over: {text}")
+    say(f"Going on from {path}, after step {checkpoint.state.step}.")
     return checkpoint
 
 
@@ -92,13 +93,13 @@ def execute(
 
     session = prepare(config, outputs, checkpoint=checkpoint, extra_disk_bytes=extra_disk_bytes)
     for line in session.report:
-        click.echo(line)
+        say(line)
     if outputs.status is not None:
         register(outputs.status.parent)
     with ending_on_signal(resume_hint):
         result = session.loop(Progress(), command=command, overwrite=overwrite).run()
     for line in describe(result):
-        click.echo(line)
+        say(line)
     return result
 
 
@@ -110,15 +111,15 @@ def ending_on_signal(resume_hint: str) -> Iterator[None]:
     try:
         yield
     except RunInterruptedError as interruption:
-        click.echo(f"I{str(interruption)[1:]}.", err=True)
+        say(f"I{str(interruption)[1:]}.", err=True)
         if interruption.problem is not None:
-            click.echo(f"The last step could not be saved: {interruption.problem}", err=True)
+            say(f"The last step could not be saved: {interruption.problem}", err=True)
         if interruption.checkpoint is None:
-            click.echo("There is no checkpoint to go on from.", err=True)
+            say("There is no checkpoint to go on from.", err=True)
         elif interruption.problem is not None:
-            click.echo(f"The last checkpoint is {interruption.checkpoint}. Go on with: {resume_hint}", err=True)
+            say(f"The last checkpoint is {interruption.checkpoint}. Go on with: {resume_hint}", err=True)
         else:
-            click.echo(f"Saved {interruption.checkpoint}. Go on with: {resume_hint}", err=True)
+            say(f"Saved {interruption.checkpoint}. Go on with: {resume_hint}", err=True)
         raise click.exceptions.Exit(128 + interruption.signum) from None
 
 

@@ -179,7 +179,7 @@ def _from_sft(
     template = options.template
     if isinstance(template, str):
         template = choose_template(template, tokenizer, now=options.now)
-    found = template or find_template(texts, _candidates(tokenizer))
+    found = template or find_template(texts, _candidates(tokenizer, options.now))
     tag = answer_tag(found) if found else ""
     if options.loss_on == "answer":
         untagged = [sample.line for sample in texts if not tag or tag not in sample.text]
@@ -211,13 +211,13 @@ def _from_sft(
     return samples, found
 
 
-def _candidates(tokenizer: TemplatedTokenizer) -> list[Template]:
+def _candidates(tokenizer: TemplatedTokenizer, now: datetime.datetime | None) -> list[Template]:
     """Templates to look for in a text, the model's own first."""
     named: list[Template] = [template for template in TEMPLATES.values() if template.name != "plain"]
     if not tokenizer.chat_template:
         return named
     try:
-        return [model_template(tokenizer), *named]
+        return [model_template(tokenizer, now=now), *named]
     except GgtuneError:
         return named
 

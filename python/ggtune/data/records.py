@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import io
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ggtune.errors import DataError
+from ggtune.files import replace_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -111,29 +110,16 @@ def read_csv(
 
 
 def write_csv(path: str | Path, records: Sequence[Record]) -> None:
-    """Write records as ``question,answer``, with a ``system`` column where one has a system text."""
+    """Write records as ``question,answer``, with a ``system`` column where one has a system text.
+
+    Raises :class:`ggtune.files.WriteError`.
+    """
     import pandas as pd
 
     columns = {"question": [r.question for r in records], "answer": [r.answer for r in records]}
     if any(record.system for record in records):
         columns["system"] = [record.system or "" for record in records]
-    text = pd.DataFrame(columns).to_csv(index=False, quoting=csv.QUOTE_ALL, lineterminator="\n")
-    write_text(path, text)
-
-
-def write_text(path: str | Path, text: str) -> None:
-    """Write UTF-8 beside the file, then rename. Raises :class:`DataError` where the folder can't be written."""
-    path = Path(path)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with beside.open("w", encoding="utf-8", newline="") as file:
-            file.write(text)
-        beside.replace(path)
-    except OSError as error:
-        raise DataError(f"{path}: can't be written: {error.strerror or error}.") from error
-    finally:
-        with contextlib.suppress(OSError):
-            beside.unlink()
+    replace_text(Path(path), pd.DataFrame(columns).to_csv(index=False, quoting=csv.QUOTE_ALL, lineterminator="\n"))
 
 
 def has_csv_header(text: str) -> bool:

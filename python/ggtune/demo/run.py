@@ -48,10 +48,7 @@ def run_demo(out: Path, *, threads: int = 0, say: Callable[[str], object] = prin
     """Run it all, files into ``out``; False where the training loss did not come under :data:`GOAL_LOSS`."""
     threads = threads or available_threads()
     config = demo_config(threads)
-    outputs = Outputs.folder(out)
-    session = prepare(config, outputs)
-    for path in outputs.existing():
-        path.unlink()
+    session = prepare(config, Outputs.folder(out))
     records = read_csv(DATA).records
     shown = records[_EXAMPLE_ROW :: len(records) // N_SHOWN][:N_SHOWN]
 
@@ -60,7 +57,7 @@ def run_demo(out: Path, *, threads: int = 0, say: Callable[[str], object] = prin
     say(f"\n2. Training on the {len(records)} questions and answers of {DATA}:")
     for line in session.report:
         say(line)
-    result = session.loop(Progress()).run()
+    result = session.loop(Progress(), overwrite=True).run()
     for line in describe(result):
         say(line)
     merged = out / "model.gguf"

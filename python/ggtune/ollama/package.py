@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from ggtune.data.templates import TEMPLATES, PromptTemplate
 from ggtune.errors import GgtuneError
-from ggtune.files import whole_file
+from ggtune.files import replacing_text
 from ggtune.ollama.gguf_header import GgufHeader, read_header
 from ggtune.ollama.modelfile import Modelfile
 from ggtune.ollama.names import ModelName
@@ -89,9 +88,12 @@ def package_model(
     )
     messages += _remarks(model_name, modelfile if out_dir else None, store)
 
+    modelfile_path = out_dir / "Modelfile" if out_dir else None
+    stored = None
     with ExitStack() as stack:
-        modelfile_path = stack.enter_context(_writing_modelfile(modelfile, out_dir)) if out_dir else None
-        stored = None
+        if modelfile_path is not None:
+            # it appears when the store has the model
+            stack.enter_context(replacing_text(modelfile_path, str(modelfile), mode=0o644))
         if store is not None:
             stored = write_model(
                 store,
@@ -114,25 +116,6 @@ def package_model(
         stored=stored,
         messages=tuple(messages),
     )
-
-
-@contextmanager
-def _writing_modelfile(modelfile: Modelfile, out_dir: Path) -> Iterator[Path]:
-    """Write ``out_dir/Modelfile``, which appears when the block has ended well."""
-    text = str(modelfile)
-    path = out_dir / "Modelfile"
-    is_new = not out_dir.exists()
-    try:
-        out_dir.mkdir(parents=True, exist_ok=True)
-        with whole_file(path, mode=0o644) as temporary:
-            temporary.write_bytes(text.encode())
-            yield path
-    except OSError as error:
-        raise GgtuneError(f"{out_dir}: can't write a Modelfile there: {error.strerror or error}.") from error
-    finally:
-        if is_new and not path.exists():
-            with suppress(OSError):
-                out_dir.rmdir()
 
 
 def _choose_template(

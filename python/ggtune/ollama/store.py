@@ -9,17 +9,17 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from ggtune.errors import GgtuneError, ModelError
-from ggtune.files import whole_file
+from ggtune.files import WriteError, free_bytes, replacing
 from ggtune.ollama.gguf_header import GgufHeader, read_header
 from ggtune.ollama.names import ModelName
 from ggtune.ollama.parameters import Parameters, check_parameters
+from ggtune.system import format_bytes
 
 MANIFEST_TYPE = "application/vnd.docker.distribution.manifest.v2+json"
 CONFIG_TYPE = "application/vnd.docker.container.image.v1+json"
@@ -111,13 +111,12 @@ def write_model(
         by_digest = {content.layer.digest: content for content in contents}
         missing = [content for content in by_digest.values() if not _blob_path(blobs, content.layer).exists()]
         _check_free_space(store_dir, sum(content.layer.size for content in missing))
-        blobs.mkdir(parents=True, exist_ok=True)
         repaired = tuple(path for content in by_digest.values() if (path := _put(blobs, content, count)) is not None)
         layers = tuple(content.layer for content in contents[:-1])
         manifest = _manifest(contents[-1].layer, layers)
-        manifest_path.parent.mkdir(parents=True, exist_ok=True)
         # in the store's root: a file in the tag's folder would be listed as a model
-        with whole_file(manifest_path, folder=store_dir, prefix=".manifest-", mode=0o644) as temporary:
+        beside = replacing(manifest_path, needed_bytes=len(manifest), folder=store_dir, prefix=".manifest-", mode=0o644)
+        with beside as temporary:
             temporary.write_bytes(manifest)
         for content in by_digest.values():
             # a server that started meanwhile may have deleted what no manifest named yet
@@ -196,7 +195,8 @@ def _put(blobs: Path, content: _Content, count: _Counter) -> Path | None:
         damaged = True
     digest = hashlib.sha256()
     # Ollama's service runs as a user of its own, and clears away what starts like a blob and is none
-    with whole_file(path, folder=blobs, prefix="sha256-", mode=0o644) as temporary, temporary.open("wb") as file:
+    beside = replacing(path, needed_bytes=content.layer.size, prefix="sha256-", mode=0o644)
+    with beside as temporary, temporary.open("wb") as file:
         for chunk in _chunks(content.source):
             file.write(chunk)
             digest.update(chunk)
@@ -208,11 +208,11 @@ def _put(blobs: Path, content: _Content, count: _Counter) -> Path | None:
 
 
 def _check_free_space(store_dir: Path, needed_bytes: int) -> None:
-    there = next(folder for folder in [store_dir, *store_dir.parents] if folder.exists())
-    free = shutil.disk_usage(there).free
+    free = free_bytes(store_dir)
     if needed_bytes and needed_bytes + _RESERVE_BYTES > free:
         raise GgtuneError(
-            f"{store_dir}: {needed_bytes / 1e6:,.0f} MB needed, {free / 1e6:,.0f} MB free. "
+            f"{store_dir}: the disk has too little room: {format_bytes(needed_bytes + _RESERVE_BYTES)} needed "
+            f"({format_bytes(_RESERVE_BYTES)} of them stay free), {format_bytes(free)} free. "
             "Make room, or name a store on another disk."
         )
 
@@ -221,11 +221,11 @@ def _check_free_space(store_dir: Path, needed_bytes: int) -> None:
 def _user_errors(store_dir: Path) -> Iterator[None]:
     try:
         yield
-    except OSError as error:
-        where = f" ({error.filename})" if error.filename and Path(error.filename) != store_dir else ""
+    except (OSError, WriteError) as error:
+        reason = f"{error.strerror} ({error.filename})" if isinstance(error, OSError) and error.filename else error
         raise GgtuneError(
-            f"{store_dir}: can't write to this Ollama store: {error.strerror or error}{where}. Name another one, make "
-            "room, or run as the user that it belongs to."
+            f"{store_dir}: can't write to this Ollama store: {reason}. Name another one, make room, or run as the user "
+            "that it belongs to."
         ) from error
 
 

@@ -10,6 +10,7 @@ from ggtune._native import core
 from ggtune.config import TrainConfig
 from ggtune.system import available_memory, available_threads, format_bytes
 from ggtune.train import session
+from ggtune.train.recomputation import set_recomputation
 
 _OTHER_WORK = 0.15  # of the time of the products: attention, norms, the adapter, the optimizer; see docs/performance.md
 
@@ -20,6 +21,8 @@ class Forecast:
 
     memory_bytes: dict[str, int]  # by part; "weights" are mapped from the model's file
     available_bytes: int
+    n_layer: int
+    recompute_layers: int  # are computed a second time for their gradient
     seconds_per_step: float
     steps_per_epoch: int
     total_steps: int | None  # None where nothing ends the run
@@ -38,9 +41,11 @@ class Forecast:
 
     def lines(self, now: datetime) -> list[str]:
         """Return the text for the user."""
+        smaller = "--ctx or --rank" if self.recompute_layers else "--ctx or --rank, or --recompute"
         lines = [
             f"Memory: {format_bytes(self.total_bytes)} at the peak, {format_bytes(self.available_bytes)} are free: "
-            + ("it fits" if self.fits else "it does NOT fit; a smaller --ctx or --rank, or --recompute needs less"),
+            + ("it fits" if self.fits else f"it does NOT fit; a smaller {smaller} needs less"),
+            f"  computed again for their gradient: {self.recompute_layers} of {self.n_layer} layers",
             *(f"  {name:<10} {format_bytes(n)}" for name, n in self.memory_bytes.items()),
             f"Step: about {self.seconds_per_step:.2f} s for {self.tokens_per_step:.0f} tokens in "
             f"{self.micro_batches_per_step:.2f} micro-batches "
@@ -70,20 +75,29 @@ def forecast(config: TrainConfig) -> Forecast:
         rslora=config.rslora,
     )
     engine = core.Trainer(
-        model, adapter, context=samples.context, threads=threads, recompute=config.recompute, dropout=config.dropout
+        model,
+        adapter,
+        context=samples.context,
+        threads=threads,
+        dropout=config.dropout,
+        precision=config.precision,
     )
     plan = session.make_plan(config, samples)
-    memory = engine.memory(*plan.largest)
+    available = available_memory()
+    memory = set_recomputation(engine, config.recompute, model.n_layer, plan.largest, available)
     memory["program"] = psutil.Process().memory_info().rss
     n_steps = plan.steps_per_epoch
     batches = [batch for cursor in range(n_steps) for batch in plan.micro_batches(0, cursor)]
     n_tokens = sum(batch.n_tokens for batch in batches)
     n_targets = sum(batch.n_targets for batch in batches)
     typical = max(1, round(n_tokens / len(batches)))
-    blocks_s, head_s = _seconds_per_token(model, typical, threads, recompute=config.recompute)
+    n_forward = 1 + engine.recompute_layers / model.n_layer
+    blocks_s, head_s = _seconds_per_token(model, typical, threads, n_forward)
     return Forecast(
         memory_bytes=memory,
-        available_bytes=available_memory(),
+        available_bytes=available,
+        n_layer=model.n_layer,
+        recompute_layers=engine.recompute_layers,
         seconds_per_step=(n_tokens * blocks_s + n_targets * head_s) / n_steps,
         steps_per_epoch=n_steps,
         total_steps=plan.total_steps,
@@ -92,14 +106,17 @@ def forecast(config: TrainConfig) -> Forecast:
     )
 
 
-def _seconds_per_token(model: "core.Model", n_tokens: int, threads: int, *, recompute: bool) -> tuple[float, float]:
-    """Time one product with each kind of matrix: seconds per token in the blocks, and per target in the head."""
+def _seconds_per_token(model: "core.Model", n_tokens: int, threads: int, n_forward: float) -> tuple[float, float]:
+    """Time one product with each kind of matrix: seconds per token in the blocks, and per target in the head.
+
+    ``n_forward`` is how often a block's forward pass is computed.
+    """
     head_type = next((t.type for t in model.tensors() if t.name == "output.weight"), None)
     head_type = head_type or next(t.type for t in model.tensors() if t.name == "token_embd.weight")
     shapes = Counter((linear.type, linear.n_in, linear.n_out) for linear in model.linears())
     blocks_s = 0.0
     for (ggml_type, n_in, n_out), count in shapes.items():
         forward_s, gradient_s = core.time_products(ggml_type, n_in, n_out, n_tokens, threads=threads)
-        blocks_s += count * ((2 if recompute else 1) * forward_s + gradient_s)
+        blocks_s += count * (n_forward * forward_s + gradient_s)
     head_s = sum(core.time_products(head_type, model.n_embd, model.n_vocab, n_tokens, threads=threads))
     return (1 + _OTHER_WORK) * blocks_s / n_tokens, (1 + _OTHER_WORK) * head_s / n_tokens

@@ -1,8 +1,7 @@
 """What a running job keeps in its folder: the lock, the settings, ``status.json``."""
 
-import sys
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -10,7 +9,7 @@ from typing import Any
 
 from ggtune.config import TrainConfig
 from ggtune.errors import GgtuneError
-from ggtune.files import replace_text
+from ggtune.files import making_folder, replacing_text
 from ggtune.train.interrupts import RunInterruptedError
 from ggtune.train.lock import Lock
 from ggtune.train.outputs import Outputs
@@ -21,7 +20,8 @@ from ggtune.train.status import FAILED, FINISHED, INTERRUPTED, RUNNING, write_st
 class Job:
     """Context manager around a run: takes the lock, clears away what a killed process left, says how the run stands.
 
-    ``command`` is what ``ggtune resume`` needs to call it again; ``overwrite`` removes the files of an earlier run.
+    ``command`` is what ``ggtune resume`` needs to call it again; ``overwrite`` removes the files of an earlier run,
+    once those of this one could be written. A job that can't begin leaves no new file.
     """
 
     config: TrainConfig
@@ -32,20 +32,31 @@ class Job:
     overwrite: bool = False
 
     def __enter__(self) -> "Job":
-        self._lock = Lock(self.outputs.lock)
-        self._lock.__enter__()
-        try:
-            self.outputs.remove_leftovers()
-            if self.overwrite:
-                for path in self.outputs.existing():
-                    path.unlink()
-            if self.outputs.config is not None:
-                replace_text(self.outputs.config, self.config.to_json() + "\n")
-            self._say(RUNNING, "")
-        except BaseException:
-            self._lock.__exit__(*sys.exc_info())
-            raise
+        with ExitStack() as stack:
+            stack.enter_context(making_folder(self.outputs.lock.parent))
+            stack.enter_context(Lock(self.outputs.lock))
+            self._begin()
+            self._held = stack.pop_all()
         return self
+
+    def _begin(self) -> None:
+        outputs = self.outputs
+        outputs.remove_leftovers()
+        earlier = outputs.existing()
+        own = [path for path in (outputs.config, outputs.status) if path is not None]
+        try:
+            text = self.config.to_json() + "\n"
+            with replacing_text(outputs.config, text) if outputs.config is not None else nullcontext():
+                self._say(RUNNING, "")  # may fail too: then the old settings stay
+        except BaseException:
+            for path in own:
+                if path not in earlier:
+                    path.unlink(missing_ok=True)
+            raise
+        if self.overwrite:
+            for path in earlier:
+                if path not in own:
+                    path.unlink()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -54,7 +65,7 @@ class Job:
             # the error itself is what counts
             with suppress(GgtuneError):
                 self._say(FAILED, str(error) or type(error).__name__)
-        self._lock.__exit__(kind, error, trace)
+        self._held.__exit__(kind, error, trace)
 
     def finished(self, reason: str, step: int) -> None:
         """The run has come to its end."""

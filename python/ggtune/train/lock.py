@@ -11,6 +11,7 @@ from types import TracebackType
 import psutil
 
 from ggtune.errors import GgtuneError
+from ggtune.system import format_bytes
 
 try:
     import fcntl
@@ -65,16 +66,21 @@ class Lock:
         self._handle: int | None = None
 
     def __enter__(self) -> "Lock":
+        text = json.dumps(asdict(ProcessId.own())).encode()
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             while self._handle is None:
                 self._handle = self._open()
             os.ftruncate(self._handle, 0)
             os.lseek(self._handle, 0, os.SEEK_SET)
-            os.write(self._handle, json.dumps(asdict(ProcessId.own())).encode())
+            os.write(self._handle, text)
         except OSError as error:
+            if self._handle is not None:
+                with suppress(OSError):
+                    self._path.unlink(missing_ok=True)
             self._close()
-            raise GgtuneError(f"can't write {self._path}: {error.strerror or error}") from error
+            reason = f"{error.strerror or error} ({format_bytes(len(text))} needed)"
+            raise GgtuneError(f"can't write {self._path}: {reason}") from error
         return self
 
     def _open(self) -> int | None:

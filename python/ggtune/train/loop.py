@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ggtune.config import SaveInterval, TrainConfig
-from ggtune.errors import GgtuneError
+from ggtune.errors import GgtuneError, NotFiniteError
 from ggtune.system import format_bytes, peak_memory
 from ggtune.train.adapter_file import AdapterFile, adapter_content, write_adapter
 from ggtune.train.checkpoint import Checkpoint, State, load_checkpoint, restore, set_aside_later
@@ -221,9 +221,7 @@ class Loop:
                 weight_decay=config.weight_decay,
                 clip=config.clip,
             )
-        except GgtuneError as error:
-            if "not finite" not in str(error):
-                raise
+        except NotFiniteError:
             self._engine.zero_gradients()
             return None
         spike = spike_text(
@@ -375,8 +373,8 @@ class Loop:
             outputs.update_latest(outputs.adapter, step)
         except GgtuneError as error:
             raise GgtuneError(
-                f"{error}. The run has come to its end at step {step}, but that could not be saved: make room and go "
-                "on from its last checkpoint."
+                f"{error}. The run has come to its end at step {step}, but that could not be saved: make room and "
+                "start it again with --resume."
             ) from error
         if problem := metrics.flush():
             self._progress.note(problem)

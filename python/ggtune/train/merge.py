@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ggtune._native import core
 from ggtune.errors import GgtuneError
+from ggtune.files import making_folder
 from ggtune.system import available_threads
 from ggtune.train.adapter_file import check_fits, read_adapter
 from ggtune.train.files import open_gguf
@@ -34,7 +35,6 @@ def merge_adapters(
         check_fits(path, content, model)
         metadata.update({f"ggtune.{key}": content.notes[key] for key in ("template", "system") if key in content.notes})
     del model
-    output.parent.mkdir(parents=True, exist_ok=True)
-    return core.merge(
-        base, list(adapters), str(output), outtype=outtype, metadata=metadata, threads=threads or available_threads()
-    )
+    threads = threads or available_threads()
+    with making_folder(output.parent):
+        return core.merge(base, list(adapters), str(output), outtype=outtype, metadata=metadata, threads=threads)

@@ -19,7 +19,7 @@ def register(run: Path) -> None:
     """Note a run folder; a home that can't be written only leaves it out of the list."""
     path = str(run.resolve())
     name = hashlib.sha256(path.encode("utf-8", "surrogateescape")).hexdigest()[:16]
-    with suppress(GgtuneError, OSError, UnicodeError, RuntimeError):
+    with suppress(GgtuneError, OSError, RuntimeError):
         replace_text(_folder() / name, path + "\n")
 
 

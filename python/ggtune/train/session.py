@@ -25,6 +25,7 @@ from ggtune.train.loop import Loop, Result
 from ggtune.train.outputs import Outputs
 from ggtune.train.plan import Plan
 from ggtune.train.progress import Progress
+from ggtune.train.recomputation import set_recomputation
 
 if TYPE_CHECKING:
     from ggtune._core import Adapter, Model, Trainer
@@ -96,13 +97,12 @@ def prepare(
         adapter,
         context=context,
         threads=threads,
-        recompute=config.recompute,
         precision=config.precision,
         dropout=config.dropout,
         seed=config.seed,
     )
     plan = make_plan(config, samples)
-    needed = _check_memory(config, engine, plan)
+    needed = _check_memory(config, engine, plan, model.n_layer)
     outputs.check_writable()
     _check_disk(config, outputs, disk_bytes(config, adapter, plan) + extra_disk_bytes)
     initial = adapter_content(adapter, {})
@@ -117,7 +117,13 @@ def prepare(
         state = State(
             0, 0, 0, 0, fingerprint, data_fingerprint, notes=notes, started=started, version=ggtune.__version__
         )
-    report = _report(config, model, adapter, data, (len(training), len(held_out)), plan, threads, context, needed)
+    n_again = engine.recompute_layers
+    report = [
+        *_report(config, model, adapter, data, (len(training), len(held_out)), plan, context),
+        f"Memory: {format_bytes(sum(needed.values()))} expected of {format_bytes(available_memory())}"
+        + (f", with {n_again} of {model.n_layer} layers computed again for their gradient" if n_again else ""),
+        f"Threads: {threads}; seed {config.seed}",
+    ]
     return Session(config, outputs, engine, plan, state, initial, tuple(report))
 
 
@@ -223,14 +229,14 @@ def _check_adapter_memory(config: TrainConfig, model: "Model", targets: Sequence
         )
 
 
-def _check_memory(config: TrainConfig, engine: "Trainer", plan: Plan) -> dict[str, int]:
-    n_tokens, n_targets, n_sequences = plan.largest
-    parts = engine.memory(n_tokens, n_targets, n_sequences)
-    needed, free = sum(parts.values()), available_memory()
+def _check_memory(config: TrainConfig, engine: "Trainer", plan: Plan, n_layer: int) -> dict[str, int]:
+    free = available_memory()
+    parts = set_recomputation(engine, config.recompute, n_layer, plan.largest, free)
+    needed = sum(parts.values())
     if not config.force and needed > free:
-        recompute = "" if config.recompute else ", or --recompute"
+        recompute = ", or --recompute" if config.recompute == "none" else ""
         raise GgtuneError(
-            f"more memory is needed than there is: {format_bytes(needed)} for {n_tokens} tokens at once ("
+            f"more memory is needed than there is: {format_bytes(needed)} for {plan.largest[0]} tokens at once ("
             + ", ".join(f"{name} {format_bytes(n)}" for name, n in parts.items())
             + f"), {format_bytes(free)} are free. Give a smaller --ctx, --micro-batch-tokens or --rank{recompute}; "
             "--force starts all the same."
@@ -269,9 +275,7 @@ def _report(
     data: Dataset,
     n_samples: tuple[int, int],
     plan: Plan,
-    threads: int,
     context: int,
-    needed: dict[str, int],
 ) -> list[str]:
     packing = plan.packing()
     steps = f"{plan.total_steps} steps" if plan.total_steps else "no last step"
@@ -287,6 +291,4 @@ def _report(
         f"Steps: {plan.steps_per_epoch} per epoch, {steps}, {config.batch} samples per step in "
         f"{packing.micro_batches_per_step:.2f} micro-batches of at most {plan.max_tokens} tokens, "
         f"{100 * packing.efficiency:.0f} % packing efficiency",
-        f"Memory: {format_bytes(sum(needed.values()))} expected of {format_bytes(available_memory())}; "
-        f"{threads} threads; seed {config.seed}",
     ]

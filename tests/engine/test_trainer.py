@@ -1,4 +1,4 @@
-"""The native module's adapter, trainer and generator: what repeats, what is refused, what can be interrupted."""
+"""The native module's adapter and trainer: what repeats, what is refused, what can be interrupted."""
 
 from __future__ import annotations
 
@@ -9,27 +9,20 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
-import gguf
 import gguf_files
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ggtune import _core
-from ggtune._core import Adapter, Generator, Model, Trainer
+from ggtune._core import Adapter, Model, Trainer
 from ggtune.demo import MODEL
-from ggtune.errors import GgtuneError
+from ggtune.errors import GgtuneError, NotFiniteError
 
 Batch = tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32], NDArray[np.int32], NDArray[np.float32]]
 
 LINEARS = list(gguf_files.LINEARS)
 CONTEXT = 64
 N_VOCAB = len(gguf_files.VOCABULARY)
-
-TYPES = ["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q2_K", "q3_K", "q4_K", "q5_K", "q6_K"]
-TYPES += ["iq4_nl", "iq4_xs", "iq3_s", "iq3_xxs", "iq2_s", "iq1_m", "mxfp4", "nvfp4", "tq1_0", "tq2_0", "q1_0", "q2_0"]
-# Their quantizers need an importance matrix, which quantize() does not take.
-MATRIX_TYPES = ["iq2_xxs", "iq2_xs", "iq1_s"]
 
 
 @pytest.fixture(scope="module")
@@ -48,28 +41,14 @@ def trainer(tiny: Model) -> Trainer:
     return make_trainer(tiny)
 
 
-def make_adapter(model: Model, *, rank: int = 4, seed: int = 0) -> Adapter:
-    """An adapter on all linears whose B is random as well."""
-    adapter = Adapter(model, rank=rank, alpha=float(rank), targets=LINEARS, seed=seed)
-    rng = np.random.default_rng(seed)
-    for name in adapter.tensor_names():
-        if name.endswith(".lora_b"):
-            adapter.set(name, rng.normal(0, 0.1, adapter.get(name).shape).astype(np.float32))
-    return adapter
-
-
 def make_trainer(
-    model: Model, *, threads: int = 1, recompute: bool = False, dropout: float = 0.0, seed: int = 0
+    model: Model, *, threads: int = 1, recompute_layers: int = 0, dropout: float = 0.0, seed: int = 0
 ) -> Trainer:
-    return Trainer(
-        model,
-        make_adapter(model),
-        context=CONTEXT,
-        threads=threads,
-        recompute=recompute,
-        dropout=dropout,
-        seed=seed,
+    trainer = Trainer(
+        model, gguf_files.random_adapter(model), context=CONTEXT, threads=threads, dropout=dropout, seed=seed
     )
+    trainer.recompute_layers = recompute_layers
+    return trainer
 
 
 def make_batch(n_sequences: int = 2, length: int = 12, n_vocab: int = N_VOCAB, seed: int = 0) -> Batch:
@@ -86,52 +65,6 @@ def make_batch(n_sequences: int = 2, length: int = 12, n_vocab: int = N_VOCAB, s
 
 def same_bits(left: dict[str, NDArray[np.float32]], right: dict[str, NDArray[np.float32]]) -> bool:
     return left.keys() == right.keys() and all(np.array_equal(left[name], right[name]) for name in left)
-
-
-# --- the gradient through a quantized weight
-
-
-def make_weight(ggml_type: str, n_out: int, n_in: int, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Quantized normal values; of a type that can't be had so, random codes (any is a valid one) behind a scale."""
-    if ggml_type not in MATRIX_TYPES:
-        return _core.quantize(ggml_type, rng.normal(size=(n_out, n_in)).astype(np.float32))
-    block, block_bytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[ggml_type.upper()]]
-    data = rng.integers(0, 256, (n_out, n_in // block, block_bytes)).astype(np.uint8)
-    data[:, :, :2] = np.full(1, 0.1, np.float16).view(np.uint8)  # they all begin with their scale
-    return data.reshape(n_out, -1)
-
-
-@pytest.mark.parametrize("ggml_type", TYPES + MATRIX_TYPES)
-def test_weight_gradient(ggml_type: str) -> None:
-    """Every type that a weight can have. The C++ test of the kernels does the same, with importance matrices."""
-    rng = np.random.default_rng(0)
-    n_in, n_out = 512, 70  # no multiple of a tile
-    weight = make_weight(ggml_type, n_out, n_in, rng)
-    dequantized = _core.dequantize(ggml_type, weight, n_in).astype(np.float64)
-    for n_tokens in (1, 37):
-        d_output = rng.normal(size=(n_tokens, n_out)).astype(np.float32)
-        expected = d_output.astype(np.float64) @ dequantized
-        reference = _core.weight_gradient_input(ggml_type, weight, d_output, n_in, reference=True)
-        results = [_core.weight_gradient_input(ggml_type, weight, d_output, n_in, threads=n) for n in (1, 2, 3)]
-        for each in (reference, *results):
-            assert each.shape == expected.shape
-            assert np.linalg.norm(each - expected) < 1e-5 * np.linalg.norm(expected)
-        assert np.linalg.norm(results[0] - reference) < 1e-5 * np.linalg.norm(reference)
-        assert all(np.array_equal(results[0], each) for each in results[1:])
-
-
-def test_every_type_is_tried() -> None:
-    with pytest.raises(GgtuneError) as caught:
-        _core.dequantize("none", np.zeros(0, np.uint8), 32)
-    known = str(caught.value).partition("known are ")[2].rstrip(".").split(", ")
-    assert set(known) == {*TYPES, *MATRIX_TYPES}
-
-
-def test_weight_gradient_of_a_wrong_shape() -> None:
-    weight = _core.quantize("q8_0", np.ones((4, 64), np.float32))
-    for d_output, n_in in ((np.ones((2, 5)), 64), (np.ones((2, 4)), 32), (np.ones((2, 4)), 0), (np.ones(4), 64)):
-        with pytest.raises(GgtuneError, match="a row of n_in values of type q8_0 for each column"):
-            _core.weight_gradient_input("q8_0", weight, d_output.astype(np.float32), n_in)
 
 
 # --- adapters
@@ -273,36 +206,71 @@ def test_gradients_follow_the_weights(tiny: Model) -> None:
 def test_wrong_trainers(tiny: Model, change: dict[str, float], message: str) -> None:
     settings: dict[str, float] = {"context": CONTEXT, "threads": 1}
     with pytest.raises(GgtuneError, match=message):
-        Trainer(tiny, make_adapter(tiny), **(settings | change))  # type: ignore[arg-type]
+        Trainer(tiny, gguf_files.random_adapter(tiny), **(settings | change))  # type: ignore[arg-type]
 
 
 # --- what repeats bit for bit
+
+
+def test_learned_positions_limit_the_context() -> None:
+    gpt2 = Model(str(Path(__file__).parents[1] / "golden" / "gpt2.gguf"))
+    adapter = Adapter(gpt2, rank=1, alpha=1.0, targets=["attn_qkv"])
+    Trainer(gpt2, adapter, context=64, threads=1)
+    with pytest.raises(GgtuneError, match="knows 64 positions: a context of 65 tokens is too long"):
+        Trainer(gpt2, adapter, context=65, threads=1)
+
+
+def test_a_header_alone_plans_and_does_nothing_else() -> None:
+    model = Model(str(MODEL), header_only=True)
+    adapter = Adapter(model, rank=2, alpha=2.0, targets=["attn_q"])
+    trainer = Trainer(model, adapter, context=CONTEXT, threads=1)
+    name = adapter.tensor_names()[0]
+    assert trainer.memory(8, 8)["compute"] > 0
+    for call in (
+        lambda: adapter.get(name),
+        lambda: adapter.set(name, np.zeros((2, model.n_embd), np.float32)),
+        trainer.gradients,
+        trainer.moments,
+        lambda: trainer.set_moments({}),
+        lambda: trainer.step(1e-3),
+        lambda: trainer.accumulate(*make_batch()),
+    ):
+        with pytest.raises(GgtuneError, match="loaded without"):
+            call()
 
 
 def test_threads_and_recomputation_change_no_bit(tiny: Model) -> None:
     batch = make_batch()
     first = make_trainer(tiny)
     expected = first.accumulate(*batch)
-    for threads, recompute in ((1, False), (2, False), (3, False), (1, True), (2, True)):
-        trainer = make_trainer(tiny, threads=threads, recompute=recompute)
+    for threads, recompute_layers in ((1, 0), (2, 0), (3, 0), (1, 1), (1, 2), (2, 2)):
+        trainer = make_trainer(tiny, threads=threads, recompute_layers=recompute_layers)
         result = trainer.accumulate(*batch)
         assert result.loss_sum == expected.loss_sum
         assert np.array_equal(result.log_probs, expected.log_probs)
         assert same_bits(trainer.gradients(), first.gradients())
 
 
-def test_threads_change_no_bit_of_the_demo_model(demo: Model) -> None:
-    batch = make_batch(3, 14, demo.n_vocab)
-    one, two = make_trainer(demo, threads=1), make_trainer(demo, threads=2)
-    assert one.accumulate(*batch).loss_sum == two.accumulate(*batch).loss_sum
-    assert same_bits(one.gradients(), two.gradients())
+def test_ten_steps_are_the_same_bits_with_any_number_of_threads(demo: Model) -> None:
+    """And with any number of layers computed again: both may change between an interruption and its resumption."""
+
+    def ten_steps(threads: int, recompute_layers: int) -> list[NDArray[np.float32]]:
+        trainer = make_trainer(demo, threads=threads, recompute_layers=recompute_layers, dropout=0.1)
+        for step in range(10):
+            trainer.accumulate(*make_batch(3, 14, demo.n_vocab, seed=step))
+            trainer.step(1e-3, clip=1.0)
+        return [trainer.adapter.get(name) for name in trainer.adapter.tensor_names()]
+
+    first = ten_steps(1, 0)
+    for threads, recompute_layers in ((2, 0), (3, 0), (2, 2), (2, demo.n_layer)):
+        assert all(map(np.array_equal, ten_steps(threads, recompute_layers), first))
 
 
 def test_dropout_follows_from_seed_and_counter(tiny: Model) -> None:
     batch = make_batch()
 
-    def gradients(seed: int, n_micro_batches: int, *, recompute: bool = False) -> dict[str, NDArray[np.float32]]:
-        trainer = make_trainer(tiny, dropout=0.5, seed=seed, recompute=recompute)
+    def gradients(seed: int, n_micro_batches: int, *, recompute_layers: int = 0) -> dict[str, NDArray[np.float32]]:
+        trainer = make_trainer(tiny, dropout=0.5, seed=seed, recompute_layers=recompute_layers)
         trainer.n_micro_batches = n_micro_batches
         trainer.accumulate(*batch)
         assert trainer.n_micro_batches == n_micro_batches + 1
@@ -310,7 +278,7 @@ def test_dropout_follows_from_seed_and_counter(tiny: Model) -> None:
 
     first = gradients(1, 5)
     assert same_bits(gradients(1, 5), first)
-    assert same_bits(gradients(1, 5, recompute=True), first)
+    assert same_bits(gradients(1, 5, recompute_layers=2), first)
     assert not same_bits(gradients(1, 6), first)
     assert not same_bits(gradients(2, 5), first)
 
@@ -350,7 +318,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing(tiny: Model) -> None:
     trainer.adapter.set(name, np.full_like(values, np.nan))
     before = {each: trainer.adapter.get(each) for each in trainer.adapter.tensor_names()}
     trainer.accumulate(*make_batch())
-    with pytest.raises(GgtuneError, match="the gradient is not finite"):
+    with pytest.raises(NotFiniteError):
         trainer.step(1e-3)
     assert trainer.n_steps == 0
     for each, kept in before.items():
@@ -422,7 +390,7 @@ def test_training_lowers_the_loss(tiny: Model) -> None:
 
 
 def test_memory_grows_with_the_micro_batch(demo: Model) -> None:
-    keeping, recomputing = make_trainer(demo), make_trainer(demo, recompute=True)
+    keeping, recomputing = make_trainer(demo), make_trainer(demo, recompute_layers=demo.n_layer)
     sizes = [keeping.memory(n, n) for n in (8, 32, 64)]
     for size in sizes:
         assert set(size) == {"weights", "adapter", "optimizer", "compute"}
@@ -493,74 +461,3 @@ def test_other_python_threads_run_meanwhile(demo: Model) -> None:
         done.set()
         thread.join()
     assert progress > 20 * elapsed  # some hundred a second; none with the lock held
-
-
-# --- generation
-
-
-def prompt(model: Model) -> NDArray[np.int32]:
-    return model.tokenize('<s>[INST] What is the meaning of the noun "argon"? [/INST]')
-
-
-def generate(model: Model, *, adapter: Adapter | None = None, n: int = 16, **settings: float) -> list[int]:
-    generator = Generator(model, prompt(model), adapter=adapter, context=128, **settings)  # type: ignore[arg-type]
-    return [token for token, _ in zip(generator, range(n), strict=False)]
-
-
-def test_greedy_generation_repeats(demo: Model) -> None:
-    tokens = generate(demo)
-    assert tokens
-    assert generate(demo, seed=7) == tokens  # nothing is drawn
-    assert all(0 <= token < demo.n_vocab and not demo.is_end_token(token) for token in tokens)
-    given, other = (
-        _core.decode_log_probs(demo, np.array([*prompt(demo), token], dtype=np.int32))[-1]
-        for token in (tokens[0], demo.eos_token)
-    )
-    assert given > other
-
-
-def test_sampling_follows_the_seed(demo: Model) -> None:
-    drawn = [generate(demo, temperature=2.0, seed=seed) for seed in (1, 1, 2, 3)]
-    assert drawn[0] == drawn[1]
-    assert len({tuple(tokens) for tokens in drawn}) > 1
-
-
-def test_the_live_adapter_takes_part(demo: Model) -> None:
-    plain = generate(demo)
-    without_effect = Adapter(demo, rank=4, alpha=4.0, targets=LINEARS)
-    assert generate(demo, adapter=without_effect) == plain
-    adapter = make_adapter(demo)
-    for name in adapter.tensor_names():
-        adapter.set(name, 10 * adapter.get(name))
-    assert generate(demo, adapter=adapter) != plain
-
-
-def test_generation_ends_at_the_full_context(demo: Model) -> None:
-    context, tokens = 256, prompt(demo)
-    generators = (
-        Generator(demo, tokens, context=context, temperature=50.0, top_k=0, top_p=1.0, seed=i) for i in range(5)
-    )
-    lengths = [len(tokens) + sum(1 for _ in generator) for generator in generators]
-    assert max(lengths) == context + 1  # the last token is given out, not computed any more
-
-
-@pytest.mark.parametrize(
-    ("tokens", "message"),
-    [([], "the prompt is empty"), ([1] * 32, "does not fit the context of 32"), ([1, 10**6], "not in the vocabulary")],
-)
-def test_wrong_prompts(demo: Model, tokens: list[int], message: str) -> None:
-    with pytest.raises(GgtuneError, match=message):
-        Generator(demo, np.array(tokens, dtype=np.int32), context=32)
-
-
-def test_wrong_tokens_to_score(demo: Model, tmp_path: Path) -> None:
-    with pytest.raises(GgtuneError, match="at least two tokens"):
-        _core.decode_log_probs(demo, np.array([1], dtype=np.int32))
-    with pytest.raises(GgtuneError, match="not in the vocabulary"):
-        _core.decode_log_probs(demo, np.array([1, -1], dtype=np.int32))
-    with pytest.raises(GgtuneError, match="no such file"):
-        _core.decode_log_probs(demo, np.array([1, 2], dtype=np.int32), adapter_path=str(tmp_path / "none.gguf"))
-    arrays = gguf_files.model_arrays()
-    other = gguf_files.write_adapter(tmp_path / "other.gguf", gguf_files.random_pairs(["blk.0.ffn_up.weight"], arrays))
-    with pytest.raises(GgtuneError, match=r"other\.gguf"):
-        _core.decode_log_probs(demo, np.array([1, 2], dtype=np.int32), adapter_path=str(other))
