@@ -2,67 +2,52 @@
 """Time training steps of a model and hold them against the machine's float32 matrix rate, measured in the same run.
 
     bench.py --model M.gguf --ctx 256 --rank 4 --batch 1 [--samples 1] [--recompute] [--profile] [--peft] [--json]
+    bench.py --model M.gguf --ctx 512 --samples 4 --against ctx=4096,samples=32 --against threads=1
+    bench.py --model M.gguf --data train.csv --ctx 256 --rank 4 --batch 8
 
-A step is ``--batch`` micro-batches of ``--ctx`` random tokens, every one of them a target, and one AdamW step. The
-matrix rate is that of NumPy's BLAS on 2048 x 2048 x 2048, with the same threads, best of 10, taken in turn with the
-steps. The bound is that rate over 4 floating point operations per parameter and token (forward 2, input gradient 2; 6
-with recomputation), counting the linear layers and the output matrix.
+A step is ``--batch`` micro-batches of ``--ctx`` random tokens, every one of them a target, and one AdamW step. With
+``--data`` it is one of ``ggtune train``: ``--batch`` real samples of at most ``--ctx`` tokens, packed, with the loss on
+the answers; five different steps are measured.
 
-``--peft`` times transformers + PEFT in float32 on the same shape, a step of one in turn with a step of the other; it
-needs torch, transformers and peft, in this Python or in the one given by ``--peft-python``.
+The matrix rate is that of NumPy's BLAS on 2048 x 2048 x 2048, with the same threads, best of 10, taken in turn with the
+steps. The bound is that rate over the floating point operations of a token: 4 per parameter of the linear layers
+(forward 2, input gradient 2; 6 with recomputation), and 4 per parameter of the output matrix for a target.
+
+``--against`` measures the same with other settings (ctx, samples, batch, rank, threads, recompute, precision), a step
+of one in turn with a step of the other, and prints the ratio. ``--peft`` does so with transformers + PEFT in float32 on
+the same shape; it needs torch, transformers and peft, in this Python or in the one given by ``--peft-python``.
 """
 
 import argparse
 import json
 import os
-import subprocess
 import sys
 import time
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from peft_peer import PeftPeer
+
 GEMM_SIZE = 2048
 GEMM_REPEATS = 10
-
-# Runs in a process of its own: a llama of the given shape, a LoRA on all linears; a line in, a step, its seconds out.
-PEFT_STEPS = """
-import json, resource, sys, time
-import torch
-from peft import LoraConfig, get_peft_model
-from transformers import LlamaConfig, LlamaForCausalLM
-s = json.loads(sys.argv[1])
-torch.set_num_threads(s["threads"])
-torch.manual_seed(0)
-model = LlamaForCausalLM(LlamaConfig(
-    vocab_size=s["n_vocab"], hidden_size=s["n_embd"], intermediate_size=s["n_ff"], num_hidden_layers=s["n_layer"],
-    num_attention_heads=s["n_head"], num_key_value_heads=s["n_head_kv"], max_position_embeddings=4096))
-targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-model = get_peft_model(model, LoraConfig(r=s["rank"], lora_alpha=s["rank"], target_modules=targets))
-model.train()
-optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-4)
-ids = torch.randint(0, s["n_vocab"], (s["rows"], s["tokens"]))
-print("ready", flush=True)
-for _ in sys.stdin:
-    start = time.perf_counter()
-    model(input_ids=ids, labels=ids).loss.backward()
-    optimizer.step()
-    optimizer.zero_grad()
-    seconds = time.perf_counter() - start
-    print(json.dumps([seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024]), flush=True)
-"""
+DATA_STEPS = 5
+SETTINGS = ("ctx", "samples", "batch", "rank", "threads", "recompute", "precision")
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="GGUF file")
+    parser.add_argument("--data", help="real samples instead of random tokens: what `ggtune train --data` takes")
     parser.add_argument("--ctx", type=int, default=256, help="tokens of one micro-batch (default 256)")
     parser.add_argument("--rank", type=int, default=4, help="LoRA rank (default 4)")
     parser.add_argument("--batch", type=int, default=1, help="micro-batches of a step (default 1)")
     parser.add_argument("--samples", type=int, default=1, help="samples packed into a micro-batch (default 1)")
-    parser.add_argument("--steps", type=int, default=5, help="steps measured, the best counts (default 5)")
+    parser.add_argument("--steps", type=int, default=5, help="times a step is measured, the best counts (default 5)")
     parser.add_argument("--threads", type=int, help="default: the processors that this process may use")
     parser.add_argument("--recompute", action="store_true", help="keep only the layers' inputs, compute the rest again")
     parser.add_argument("--precision", choices=("auto", "f32"), default="auto", help="f32: no int8 dot products")
+    parser.add_argument("--against", action="append", default=[], metavar="NAME=VALUE,...", help="measured in turn")
     parser.add_argument("--profile", action="store_true", help="also the seconds by kind of operation")
     parser.add_argument("--peft", action="store_true", help="time transformers + PEFT (float32) in turn")
     parser.add_argument("--peft-python", default=sys.executable, help="Python that has torch, transformers and peft")
@@ -71,58 +56,73 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-class PeftPeer:
-    """The peer's steps, one at a time, in a process of its own."""
+@dataclass(frozen=True)
+class Shape:
+    """What is measured; the names are those of the options."""
 
-    def __init__(self, args: argparse.Namespace, metadata: dict[str, str], n_vocab: int) -> None:
-        def key(name: str) -> int:
-            return int(metadata[f"llama.{name}"])
+    ctx: int
+    samples: int
+    batch: int
+    rank: int
+    threads: int
+    recompute: bool
+    precision: str
 
-        rows, tokens = (
-            map(int, args.peft_batch.split("x"))
-            if args.peft_batch
-            else (args.batch * args.samples, args.ctx // args.samples)
-        )
-        self.n_tokens = rows * tokens
-        self.best_s = float("inf")
-        self.peak_bytes = 0
-        shape = {
-            "threads": args.threads,
-            "rank": args.rank,
-            "rows": rows,
-            "tokens": tokens,
-            "n_vocab": n_vocab,
-            "n_embd": key("embedding_length"),
-            "n_layer": key("block_count"),
-            "n_ff": key("feed_forward_length"),
-            "n_head": key("attention.head_count"),
-            "n_head_kv": key("attention.head_count_kv"),
+    def changed(self, text: str) -> "Shape":
+        """``"ctx=4096,samples=32"`` applied to this one."""
+        values: dict[str, Any] = {}
+        for part in text.split(","):
+            name, _, value = part.partition("=")
+            if name not in SETTINGS or not value:
+                sys.exit(f"--against {text}: {part!r} is not one of {', '.join(SETTINGS)} with its value")
+            values[name] = value if name == "precision" else bool(int(value)) if name == "recompute" else int(value)
+        return replace(self, **values)
+
+
+@dataclass
+class Contender:
+    """A shape that is measured: its trainer, its steps, and the best time of each step so far."""
+
+    shape: Shape
+    trainer: Any
+    steps: list[list[tuple[Any, ...]]]
+    best: list[dict[str, float]] = field(default_factory=list)
+
+    def run(self) -> None:
+        """Take every step once and keep the best times."""
+        times = [self._timed(step) for step in self.steps]
+        self.best = [min(pair, key=lambda t: t["step_s"]) for pair in zip(self.best or times, times, strict=True)]
+
+    def _timed(self, step: list[tuple[Any, ...]]) -> dict[str, float]:
+        start = time.perf_counter()
+        results = [self.trainer.accumulate(*batch) for batch in step]
+        self.trainer.step(1e-4)
+        return {
+            "step_s": time.perf_counter() - start,
+            "forward_s": sum(r.forward_s for r in results),
+            "backward_s": sum(r.backward_s for r in results),
         }
-        self.process = subprocess.Popen(
-            [args.peft_python, "-c", PEFT_STEPS, json.dumps(shape)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-        if self._read() != "ready":
-            sys.exit(f"{args.peft_python} could not set up the peer: are torch, transformers and peft installed?")
 
-    def _read(self) -> str:
-        assert self.process.stdout is not None
-        return self.process.stdout.readline().strip()
+    def seconds(self, name: str) -> float:
+        return sum(times[name] for times in self.best) / len(self.best)
 
-    def step(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
-        seconds, self.peak_bytes = json.loads(self._read())
-        self.best_s = min(self.best_s, seconds)
+    @property
+    def n_tokens(self) -> float:
+        return sum(len(batch[0]) for step in self.steps for batch in step) / len(self.steps)
 
-    def close(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait()
+    @property
+    def n_targets(self) -> float:
+        return sum(int((batch[4] != 0).sum()) for step in self.steps for batch in step) / len(self.steps)
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.n_tokens / self.seconds("step_s")
+
+    def predicted_bytes(self) -> int:
+        """Of the largest micro-batch."""
+        largest = max((batch for step in self.steps for batch in step), key=lambda batch: len(batch[0]))
+        shape = (len(largest[0]), int((largest[4] != 0).sum()), int(largest[2].max()) + 1)
+        return sum(self.trainer.memory(*shape).values())
 
 
 def micro_batch(rng: Any, n_vocab: int, n_tokens: int, n_samples: int) -> tuple[Any, ...]:
@@ -132,6 +132,24 @@ def micro_batch(rng: Any, n_vocab: int, n_tokens: int, n_samples: int) -> tuple[
     rows = np.arange(n_tokens, dtype=np.int32)
     tokens = rng.integers(0, n_vocab, n_tokens + 1).astype(np.int32)
     return tokens[:-1], rows % length, rows // length, tokens[1:], np.ones(n_tokens, np.float32)
+
+
+def real_steps(model: Any, path: str, shape: Shape) -> tuple[list[list[tuple[Any, ...]]], dict[str, Any]]:
+    """The first steps of ``ggtune train``, and how well all of them are packed."""
+    from ggtune.config import TrainConfig
+    from ggtune.train.session import make_plan, read_samples
+
+    config = TrainConfig(model=model.path, data=path, ctx=shape.ctx, batch=shape.batch, rank=shape.rank)
+    plan = make_plan(config, read_samples(config, model))
+    steps = [
+        [(b.tokens, b.positions, b.sequences, b.targets, b.weights) for b in plan.micro_batches(0, cursor)]
+        for cursor in range(min(DATA_STEPS, plan.steps_per_epoch))
+    ]
+    packing = plan.packing()
+    return steps, {
+        "packing_efficiency": packing.efficiency,
+        "micro_batches_per_step": packing.micro_batches_per_step,
+    }
 
 
 def gemm_flops_per_second(a: Any) -> float:
@@ -147,7 +165,7 @@ def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def measure(args: argparse.Namespace) -> dict[str, Any]:
+def measure(args: argparse.Namespace, shapes: list[Shape]) -> dict[str, Any]:
     import numpy as np
 
     from ggtune import _core
@@ -155,73 +173,109 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     model = _core.Model(args.model)
     linears = model.linears()
     targets = sorted({linear.kind for linear in linears})
-    adapter = _core.Adapter(model, rank=args.rank, alpha=args.rank, targets=targets)
-    trainer = _core.Trainer(model, adapter, context=args.ctx, threads=args.threads, precision=args.precision)
-    trainer.recompute_layers = model.n_layer - 1 if args.recompute else 0
     rng = np.random.default_rng(0)
-    batches = [micro_batch(rng, model.n_vocab, args.ctx, args.samples) for _ in range(args.batch)]
+    packing: dict[str, Any] = {}
+    contenders = []
+    for shape in shapes:
+        adapter = _core.Adapter(model, rank=shape.rank, alpha=shape.rank, targets=targets)
+        trainer = _core.Trainer(model, adapter, context=shape.ctx, threads=shape.threads, precision=shape.precision)
+        trainer.recompute_layers = model.n_layer - 1 if shape.recompute else 0
+        if args.data:
+            steps, packing = real_steps(model, args.data, shape)
+        else:
+            batch = [micro_batch(rng, model.n_vocab, shape.ctx, shape.samples) for _ in range(shape.batch)]
+            steps = [batch]
+        contenders.append(Contender(shape, trainer, steps))
+    first = contenders[0]
     square = rng.standard_normal((GEMM_SIZE, GEMM_SIZE), dtype=np.float32)
-    peer = PeftPeer(args, model.metadata(), model.n_vocab) if args.peft else None
+    peer = make_peer(args, first.shape, model) if args.peft else None
 
-    best: dict[str, float] = {"step_s": float("inf")}
+    for contender in contenders:
+        contender.run()  # to warm up
+        contender.best = []
     gemm_rate = 0.0
-    for step in range(args.steps + 1):  # one to warm up
-        start = time.perf_counter()
-        results = [trainer.accumulate(*batch) for batch in batches]
-        trainer.step(1e-4)
-        step_s = time.perf_counter() - start
-        if step > 0 and step_s < best["step_s"]:
-            best = {
-                "step_s": step_s,
-                "forward_s": sum(r.forward_s for r in results),
-                "backward_s": sum(r.backward_s for r in results),
-            }
-        for _ in range(-(-GEMM_REPEATS // (args.steps + 1))):
+    for _ in range(args.steps):
+        for contender in contenders:
+            contender.run()
+        for _ in range(-(-GEMM_REPEATS // args.steps)):
             gemm_rate = max(gemm_rate, gemm_flops_per_second(square))
         if peer is not None:
             peer.step()
 
-    n_tokens = args.batch * args.ctx
-    n_matrix_params = sum(linear.n_in * linear.n_out for linear in linears) + model.n_vocab * model.n_embd
-    flops_per_token = (6 if args.recompute else 4) * n_matrix_params
-    rate = n_tokens / best["step_s"]
-    bound = gemm_rate / flops_per_token
+    n_linear_params = sum(linear.n_in * linear.n_out for linear in linears)
+    head_share = first.n_targets / first.n_tokens
+    flops = (6 if first.shape.recompute else 4) * n_linear_params + 4 * head_share * model.n_vocab * model.n_embd
     result: dict[str, Any] = {
-        "tokens_per_second": rate,
-        **best,
+        "tokens_per_second": first.tokens_per_second,
+        **{name: first.seconds(name) for name in ("step_s", "forward_s", "backward_s")},
         "peak_bytes": peak_bytes(),
-        "predicted_bytes": sum(trainer.memory(args.ctx, args.ctx, args.samples).values()),
+        "predicted_bytes": first.predicted_bytes(),
         "gemm_flops_per_second": gemm_rate,
-        "bound_tokens_per_second": bound,
-        "fraction_of_bound": rate / bound,
+        "bound_tokens_per_second": gemm_rate / flops,
+        "fraction_of_bound": first.tokens_per_second * flops / gemm_rate,
+        "tokens_per_step": first.n_tokens,
+        **packing,
+        **{name: getattr(first.shape, name) for name in SETTINGS},
+        "model": Path(args.model).name,
     }
-    for name in ("ctx", "rank", "batch", "samples", "threads", "recompute", "precision"):
-        result[name] = getattr(args, name)
-    result["model"] = Path(args.model).name
     if args.profile:
         seconds: dict[str, float] = {}
         for _ in range(args.steps):
-            for name, value in trainer.profile(*batches[0]).items():
+            for name, value in first.trainer.profile(*first.steps[0][0]).items():
                 seconds[name] = min(seconds.get(name, value), value)
         result["profile_s"] = dict(sorted(seconds.items(), key=lambda item: -item[1]))
+    if contenders[1:]:
+        result["against"] = [
+            {
+                "settings": text,
+                "tokens_per_second": other.tokens_per_second,
+                "times_this": other.tokens_per_second / first.tokens_per_second,
+            }
+            for text, other in zip(args.against, contenders[1:], strict=True)
+        ]
     if peer is not None:
-        peer.close()
-        result["peft_tokens_per_second"] = peer.n_tokens / peer.best_s
-        result["peft_peak_bytes"] = peer.peak_bytes
-        result["times_peft"] = rate / result["peft_tokens_per_second"]
+        result.update(peer.close())
+        result["times_peft"] = first.tokens_per_second / result["peft_tokens_per_second"]
     return result
+
+
+def make_peer(args: argparse.Namespace, shape: Shape, model: Any) -> PeftPeer:
+    rows, tokens = (
+        map(int, args.peft_batch.split("x"))
+        if args.peft_batch
+        else (shape.batch * shape.samples, shape.ctx // shape.samples)
+    )
+    return PeftPeer(
+        args.peft_python,
+        model.metadata(),
+        n_vocab=model.n_vocab,
+        rank=shape.rank,
+        rows=rows,
+        tokens=tokens,
+        threads=shape.threads,
+    )
 
 
 def print_table(r: dict[str, Any]) -> None:
     def line(name: str, text: str) -> None:
         print(f"  {name:<20}{text}")
 
-    print(f"{r['model']}: {r['batch']} x {r['ctx']} tokens, rank {r['rank']}, {r['threads']} threads")
+    if "packing_efficiency" in r:
+        work = f"{r['tokens_per_step']:.0f} tokens of {r['batch']} real samples, context {r['ctx']}"
+    else:
+        work = f"{r['batch']} x {r['ctx']} tokens"
+    print(f"{r['model']}: {work}, rank {r['rank']}, {r['threads']} threads")
     line("tokens/s", f"{r['tokens_per_second']:.1f}")
     line("forward, backward", f"{r['forward_s']:.3f} s, {r['backward_s']:.3f} s of {r['step_s']:.3f} s a step")
     line("peak memory", f"{r['peak_bytes'] / 1e9:.2f} GB (predicted {r['predicted_bytes'] / 1e9:.2f} GB)")
     line("f32 matrix rate", f"{r['gemm_flops_per_second'] / 1e9:.0f} GFLOP/s")
     line("bound", f"{r['bound_tokens_per_second']:.1f} tokens/s; reached {r['fraction_of_bound']:.2f} of it")
+    if "packing_efficiency" in r:
+        line(
+            "packing", f"{100 * r['packing_efficiency']:.1f} %, {r['micro_batches_per_step']:.2f} micro-batches a step"
+        )
+    for other in r.get("against", ()):
+        line(other["settings"], f"{other['tokens_per_second']:.1f} tokens/s, {other['times_this']:.3f} times")
     if "times_peft" in r:
         line("PEFT float32", f"{r['peft_tokens_per_second']:.1f} tokens/s, {r['peft_peak_bytes'] / 1e9:.2f} GB")
         line("times PEFT", f"{r['times_peft']:.2f}")
@@ -239,7 +293,8 @@ def main() -> None:
     args.threads = args.threads or available_threads()
     for variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"):
         os.environ[variable] = str(args.threads)  # read by NumPy's BLAS when it is imported
-    result = measure(args)
+    shape = Shape(**{name: getattr(args, name) for name in SETTINGS})
+    result = measure(args, [shape, *(shape.changed(text) for text in args.against)])
     if args.json:
         print(json.dumps(result))
     else:

@@ -10,5 +10,5 @@ cmake -S . -B "$build" -G Ninja \
     -DCMAKE_CROSSCOMPILING_EMULATOR="qemu-aarch64;-L;/usr/aarch64-linux-gnu" \
     -DGGML_NATIVE=OFF -DGGML_OPENMP=OFF -DGGTUNE_CPU_FLAGS="-march=armv8.2-a+dotprod" \
     -DGGTUNE_BUILD_PYTHON=OFF -DGGTUNE_BUILD_TESTS=ON
-cmake --build "$build" --target kernels_test attention_test int8_product_test
-ctest --test-dir "$build" --output-on-failure -R '^(kernels|attention|int8_product)$'
+cmake --build "$build" --target products_test elementwise_test attention_test int8_product_test
+ctest --test-dir "$build" --output-on-failure -R '^(products|elementwise|attention|int8_product)$'

@@ -464,27 +464,6 @@ int64_t int8_activation_block(ggml_type type) {
     return std::max<int64_t>(32, ggml_blck_size(type));
 }
 
-size_t quantized_activations_size(int64_t n_in, int64_t n_tokens, int64_t scale_block) {
-    return static_cast<size_t>(token_blocks(n_tokens)) * TokenBlock{n_in, scale_block}.size();
-}
-
-void quantize_activations(const float * x, int64_t x_row_stride, int64_t n_in, int64_t n_tokens, int64_t scale_block,
-                          void * quantized, int ith, int nth) {
-    const TokenBlock layout = {n_in, scale_block};
-    const Range part = split_range(token_blocks(n_tokens), ith, nth);
-    quantize_token_blocks(x, x_row_stride, layout, n_tokens, part.begin, part.end,
-                          static_cast<char *>(quantized) + static_cast<size_t>(part.begin) * layout.size());
-}
-
-void int8_forward_quantized(ggml_type type, const void * w, size_t w_row_bytes, int64_t n_in, int64_t n_out,
-                            const void * quantized, int64_t n_tokens, float * y, int64_t y_row_stride, int ith,
-                            int nth) {
-    const TokenBlock layout = {n_in, int8_activation_block(type)};
-    const detail::Part part = split(n_tokens, n_out, ith, nth);
-    const size_t skipped = static_cast<size_t>(part.rows.begin / kTokens) * layout.size();
-    multiply_part(type, w, w_row_bytes, layout, static_cast<const char *>(quantized) + skipped, part, y, y_row_stride);
-}
-
 void int8_forward(ggml_type type, const void * w, size_t w_row_bytes, int64_t n_in, int64_t n_out, const float * x,
                   int64_t x_row_stride, int64_t n_tokens, float * y, int64_t y_row_stride, int ith, int nth) {
     const TokenBlock layout = {n_in, int8_activation_block(type)};
@@ -493,7 +472,7 @@ void int8_forward(ggml_type type, const void * w, size_t w_row_bytes, int64_t n_
         return;
     }
     thread_local std::vector<char> quantized;
-    quantized.resize(quantized_activations_size(n_in, part.rows.size(), layout.scale_block));
+    quantized.resize(static_cast<size_t>(token_blocks(part.rows.size())) * layout.size());
     quantize_token_blocks(x, x_row_stride, layout, part.rows.end, part.rows.begin / kTokens,
                           token_blocks(part.rows.end), quantized.data());
     multiply_part(type, w, w_row_bytes, layout, quantized.data(), part, y, y_row_stride);

@@ -23,22 +23,11 @@ bool int8_product_fast();
 
 // Y[t, o] = sum_i X[t, i] * W[o, i].
 //   x  [n_tokens, n_in]    y  [n_tokens, n_out]
-// Every thread quantizes the tokens of its part for itself. A value that is not finite makes all outputs of its token
+// Every thread quantizes the tokens of its part for itself, with a scale for each int8_activation_block() values, 32 or
+// 256, as in ggml's own quantized products. A value that is not finite makes all outputs of its token
 // NaN.
 void int8_forward(ggml_type type, const void * w, size_t w_row_bytes, int64_t n_in, int64_t n_out, const float * x,
                   int64_t x_row_stride, int64_t n_tokens, float * y, int64_t y_row_stride, int ith, int nth);
-
-// The same in two steps, for an X that meets several weights (Q, K and V; gate and up): the activations are quantized
-// once, by all threads together, into a buffer of quantized_activations_size() bytes, aligned for floats; the caller
-// synchronizes the threads before the products read it. scale_block is int8_activation_block() of the weights' types:
-// the number of values that share a scale, 32 or 256, as in ggml's own quantized products.
-//   x  [n_tokens, n_in], n_in a multiple of scale_block
 int64_t int8_activation_block(ggml_type type);
-size_t quantized_activations_size(int64_t n_in, int64_t n_tokens, int64_t scale_block);
-void quantize_activations(const float * x, int64_t x_row_stride, int64_t n_in, int64_t n_tokens, int64_t scale_block,
-                          void * quantized, int ith, int nth);
-void int8_forward_quantized(ggml_type type, const void * w, size_t w_row_bytes, int64_t n_in, int64_t n_out,
-                            const void * quantized, int64_t n_tokens, float * y, int64_t y_row_stride, int ith,
-                            int nth);
 
 }  // namespace ggtune::kernels

@@ -15,16 +15,10 @@ namespace {
 
 using namespace ggtune::kernels;
 using ggtune::test::check;
+using ggtune::test::random_values;
 using ggtune::test::relative_difference;
+using ggtune::test::same_bits;
 using Floats = std::vector<float>;
-
-Floats random_values(int64_t n, uint32_t seed, float scale = 1.0f) {
-    std::mt19937 engine(seed);
-    std::normal_distribution<float> normal(0.0f, scale);
-    Floats values(static_cast<size_t>(n));
-    std::generate(values.begin(), values.end(), [&] { return normal(engine); });
-    return values;
-}
 
 // Samples one after another, each causal; window 0: no limit.
 struct Packing {
@@ -121,10 +115,6 @@ Result run_reference(const Case & c, const Inputs & in) {
     attention_backward_reference(shape, in.q.read(), in.k.read(), in.v.read(), in.d_out.read(), r.dq.write(),
                                  r.dk.write(), r.dv.write(), c.accumulate);
     return r;
-}
-
-bool same_bits(const Floats & a, const Floats & b) {
-    return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
 }
 
 // Largest difference relative to 1 + |b|; infinities have to be the same ones.

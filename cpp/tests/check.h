@@ -1,8 +1,12 @@
 // The few lines that the C++ tests need: a line per check, a count at the end, a status.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <cstdio>
+#include <cstring>
+#include <random>
 #include <string>
 #include <vector>
 
@@ -34,7 +38,28 @@ double relative_difference(const A & a, const B & b) {
         difference[i] = static_cast<double>(a[i]) - b[i];
     }
     const double size = norm(reference);
-    return size > 0 ? norm(difference) / size : HUGE_VAL;
+    const double distance = norm(difference);
+    return size > 0 ? distance / size : distance > 0 ? HUGE_VAL : 0.0;
+}
+
+inline std::vector<float> random_values(int64_t n, uint32_t seed, float scale = 1.0f) {
+    std::mt19937 engine(seed);
+    std::normal_distribution<float> normal(0.0f, scale);
+    std::vector<float> values(static_cast<size_t>(n));
+    std::generate(values.begin(), values.end(), [&] { return normal(engine); });
+    return values;
+}
+
+inline bool same_bits(const std::vector<float> & a, const std::vector<float> & b) {
+    return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
+}
+
+// Runs all parts one after another, as nth threads of ggml would.
+template <class F>
+void run_parts(int nth, F && f) {
+    for (int ith = 0; ith < nth; ++ith) {
+        f(ith, nth);
+    }
 }
 
 inline int finish() {

@@ -105,15 +105,8 @@ def sft(tmp_path: Path, rows: list[tuple[str, str]]) -> Path:
 
 
 @pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 8 MiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)]
-    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("needs the right to mount a tmpfs")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
+def disk(make_disk: Callable[[str], Path]) -> Path:
+    return make_disk("8m")
 
 
 # -- convert ---------------------------------------------------------------------------------------------------------

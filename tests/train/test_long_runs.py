@@ -8,7 +8,7 @@ import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -251,7 +251,7 @@ def test_a_disk_that_stays_full_ends_the_run_with_the_old_files(
     monkeypatch.setattr(saver_module, "_RETRY_AFTER_S", (0.01,))
     with (
         full_disk(monkeypatch, "checkpoint-"),
-        pytest.raises(GgtuneError, match=r"checkpoint-6.gguf: No space .* needed, .* free.*make room and start it again"),
+        pytest.raises(GgtuneError, match=r"checkpoint-6.gguf: No space .* needed.*make room and start it again"),
     ):
         run(tmp_path, config())
     assert {p.name: p.read_bytes() for p in tmp_path.glob("*.gguf")} == before
@@ -302,19 +302,8 @@ def test_room_is_looked_at_before_every_write(tmp_path: Path, monkeypatch: pytes
     assert path.read_text() == "old"
 
 
-@pytest.fixture
-def tiny_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 700 KiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=700k", "tmpfs", str(folder)]
-    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("needs the right to mount a tmpfs")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
-def test_on_a_disk_that_is_really_full(tiny_disk: Path, tmp_path: Path) -> None:
+def test_on_a_disk_that_is_really_full(make_disk: Callable[[str], Path], tmp_path: Path) -> None:
+    tiny_disk = make_disk("700k")
     out = tiny_disk / "run"
     command = [sys.executable, "-m", "ggtune", "train", "--model", MODEL, "--data", DATA, "--out", out]
     settings = "--ctx 64 --batch 4 --rank 1 --threads 1 --holdout 0 --epochs 0 --save-every 1 --keep 1"

@@ -1,0 +1,178 @@
+// Checks the matrix products, and those with a quantized weight, against the loops that define them.
+
+#include <ggml-cpu.h>
+#include <ggml.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "check.h"
+#include "kernels/dequantize.h"
+#include "kernels/gemm.h"
+#include "kernels/weight_product.h"
+
+namespace {
+
+using namespace ggtune::kernels;
+using namespace ggtune::test;
+using Floats = std::vector<float>;
+using Doubles = std::vector<double>;
+
+struct GemmCase {
+    int64_t m, n, k;
+    bool a_transposed, b_transposed, c_transposed;
+    float alpha, beta;
+    int64_t padding;  // of rows, in floats
+};
+
+void test_gemm(const GemmCase & g) {
+    const auto matrix = [&](int64_t rows, int64_t cols, bool transposed, const Floats & data) {
+        return transposed ? Operand{data.data(), 1, rows + g.padding} : Operand{data.data(), cols + g.padding, 1};
+    };
+    const auto size = [&](int64_t rows, int64_t cols) {
+        return static_cast<size_t>((rows + g.padding) * (cols + g.padding));
+    };
+    const Floats a = random_values(size(g.m, g.k), 1);
+    const Floats b = random_values(size(g.k, g.n), 2);
+    const Operand a_matrix = matrix(g.m, g.k, g.a_transposed, a);
+    const Operand b_matrix = matrix(g.k, g.n, g.b_transposed, b);
+    Floats c0 = random_values(size(g.m, g.n), 3);
+    if (g.beta == 0.0f) {
+        c0[0] = NAN;
+    }
+    const int64_t c_row_stride = g.c_transposed ? 1 : g.n + g.padding;
+    const int64_t c_col_stride = g.c_transposed ? g.m + g.padding : 1;
+    Floats expected = c0;
+    gemm_reference(g.m, g.n, g.k, a_matrix, b_matrix, g.alpha, g.beta, expected.data(), c_row_stride, c_col_stride);
+    Floats first;
+    const std::string name = "gemm " + std::to_string(g.m) + "x" + std::to_string(g.n) + "x" + std::to_string(g.k) +
+                             (g.a_transposed ? " A^T" : "") + (g.b_transposed ? " B^T" : "") +
+                             (g.c_transposed ? " C^T" : "");
+    for (const int nth : {1, 2, 3, 8}) {
+        Floats c = c0;
+        run_parts(nth, [&](int ith, int n) {
+            gemm(g.m, g.n, g.k, a_matrix, b_matrix, g.alpha, g.beta, c.data(), c_row_stride, c_col_stride, ith, n);
+        });
+        if (nth == 1) {
+            first = c;
+            check(name, relative_difference(c, expected), 1e-6);
+        } else {
+            check(name + ", " + std::to_string(nth) + " threads", same_bits(c, first) ? 0.0 : 1.0, 0.0);
+        }
+    }
+}
+
+void test_gemm() {
+    const int64_t shapes[][3] = {{1, 1, 1},      {5, 7, 3},     {6, 64, 256},  {13, 65, 257},
+                                 {64, 100, 100}, {100, 64, 33}, {33, 16, 300}, {16, 129, 40},
+                                 {4, 200, 1},    {200, 4, 77},  {97, 530, 20}, {1030, 70, 9},
+                                 {48, 48, 520},  {3, 1000, 10}, {1, 70, 300},  {70, 1, 300}};
+    int variant = 0;
+    for (const auto & s : shapes) {
+        for (int transposes = 0; transposes < 4; ++transposes) {
+            const float beta = variant % 3 == 0 ? 0.0f : variant % 3 == 1 ? 1.0f : -0.5f;
+            test_gemm({s[0], s[1], s[2], (transposes & 1) != 0, (transposes & 2) != 0, variant % 5 == 0,
+                       variant % 2 == 0 ? 1.0f : 0.25f, beta, variant % 4 == 0 ? 3 : 0});
+            ++variant;
+        }
+    }
+    Floats c = {1.0f, 2.0f, 3.0f, 4.0f};
+    gemm(2, 2, 0, {nullptr, 0, 1}, {nullptr, 2, 1}, 1.0f, 0.5f, c.data(), 2, 1, 0, 1);
+    check("gemm 2x2x0 scales C", relative_difference(c, Floats{0.5f, 1.0f, 1.5f, 2.0f}), 0.0);
+}
+
+struct QuantizedWeight {
+    std::vector<char> data;
+    size_t row_bytes;
+};
+
+QuantizedWeight quantized(ggml_type type, int64_t n_in, int64_t n_out) {
+    const Floats values = random_values(static_cast<size_t>(n_in * n_out), 4, 0.05f);
+    const Floats importance(static_cast<size_t>(n_in), 1.0f);
+    const size_t row_bytes = ggml_row_size(type, n_in);
+    QuantizedWeight weight{std::vector<char>(row_bytes * static_cast<size_t>(n_out)), row_bytes};
+    ggml_quantize_chunk(type, values.data(), weight.data.data(), 0, n_out, n_in, importance.data());
+    return weight;
+}
+
+using WeightProduct = decltype(&weight_input_gradient);
+using WeightProductReference = decltype(&weight_input_gradient_reference);
+
+// Fast against reference over token counts, and equal bits over thread counts. x_cols and y_cols: columns of input and
+// result.
+void test_weight_product(const std::string & name, WeightProduct product, WeightProductReference reference,
+                         ggml_type type, const QuantizedWeight & w, int64_t n_in, int64_t n_out, int64_t x_cols,
+                         int64_t y_cols) {
+    constexpr int64_t kPadding = 5;
+    double worst = 0.0;
+    bool same = true;
+    for (const int64_t n_tokens : {1, 2, 7, 33, 256}) {
+        for (const bool accumulate : {false, true}) {
+            const int64_t x_stride = x_cols + kPadding;
+            const int64_t y_stride = y_cols + kPadding;
+            const Floats x = random_values(static_cast<size_t>(n_tokens * x_stride), 5);
+            Floats y0 = random_values(static_cast<size_t>(n_tokens * y_stride), 6);
+            Floats expected = y0;
+            if (!accumulate) {
+                y0[0] = NAN;
+            }
+            reference(type, w.data.data(), w.row_bytes, n_in, n_out, x.data(), x_stride, n_tokens, expected.data(),
+                      y_stride, accumulate);
+            Floats first;
+            for (const int nth : {1, 2, 3}) {
+                Floats y = y0;
+                run_parts(nth, [&](int ith, int n) {
+                    product(type, w.data.data(), w.row_bytes, n_in, n_out, x.data(), x_stride, n_tokens, y.data(),
+                            y_stride, accumulate, ith, n);
+                });
+                if (nth == 1) {
+                    first = y;
+                    const double error = relative_difference(y, expected);
+                    worst = std::isnan(error) ? error : std::max(worst, error);
+                }
+                same = same && std::memcmp(y.data(), first.data(), y.size() * sizeof(float)) == 0;
+            }
+        }
+    }
+    const std::string label =
+        name + " " + ggml_type_name(type) + " [" + std::to_string(n_out) + ", " + std::to_string(n_in) + "]";
+    check(label, worst, 1e-5);
+    check(label + ", 1 to 3 threads", same ? 0.0 : 1.0, 0.0);
+}
+
+void test_weight_products() {
+    for (int i = 0; i < GGML_TYPE_COUNT; ++i) {
+        const auto type = static_cast<ggml_type>(i);
+        if (!can_dequantize(type)) {
+            continue;
+        }
+        std::vector<int64_t> widths = {ggml_blck_size(type), 3 * ggml_blck_size(type), 256, 768};
+        if (ggml_blck_size(type) == 1) {
+            widths.insert(widths.end(), {57, 131});
+        }
+        std::sort(widths.begin(), widths.end());
+        widths.erase(std::unique(widths.begin(), widths.end()), widths.end());
+        for (const int64_t n_in : widths) {
+            const int64_t n_out = n_in == 256 ? 301 : 37;
+            const QuantizedWeight w = quantized(type, n_in, n_out);
+            test_weight_product("input gradient", weight_input_gradient, weight_input_gradient_reference, type, w, n_in,
+                                n_out, n_out, n_in);
+            test_weight_product("forward", weight_forward, weight_forward_reference, type, w, n_in, n_out, n_in, n_out);
+        }
+    }
+    check("integers are no weights", can_dequantize(GGML_TYPE_I32) || can_dequantize(GGML_TYPE_Q8_K) ? 1.0 : 0.0, 0.0);
+}
+
+}  // namespace
+
+int main() {
+    ggml_cpu_init();
+    test_gemm();
+    test_weight_products();
+    ggml_quantize_free();
+    return finish();
+}
