@@ -3,29 +3,28 @@
     python scripts/fuzz.py --examples 20000
     python scripts/fuzz.py --targets checkpoint csv --examples 200
 
-An input that crashes or hangs the process is left as the file that was named before. Findings, as --keep collects them,
-go into tests/fuzz/corpus/<target>.
+Inputs are read in child processes; a crash, a hang or an undocumented exception is a finding. Findings, as --keep
+collects them, go into tests/fuzz/corpus/<target>; those of models and adapters are recipes (fuzzing/gguf_edits.py).
 """
 
 import argparse
 import json
 import random
-import signal
 import sys
 import tempfile
 import time
-import traceback
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
+from fuzzing import native, worker
+from fuzzing.strategies import mutated, recipe_strategies, recipes
 from ggtune._native import core
 from ggtune.config import TrainConfig
 from ggtune.data.chat_template import ChatTemplate
@@ -42,10 +41,14 @@ from ggtune.train.adapter_file import AdapterFile, read_adapter, write_adapter
 from ggtune.train.files import open_gguf, write_gguf
 
 ROOT = Path(__file__).resolve().parents[1]
-LIMIT_S = 10
-HEADER_BYTES = 2048
-TOKENS = [b'"', b"\n", b",", b"<SFT>", b"{{", b"}}", b"{%", b"%}", b"**", b'"""', b"1e999", b"-1"]
-INTERESTING = [0, 1, 2, 4, 8, 9, 12, 31, 255, 2**31 - 1, 2**31, 2**32 - 1, 2**62, 2**63 - 1, 2**63, 2**64 - 1]
+BATCH = 200
+
+
+class Target(NamedTuple):
+    """What reads a file, and what draws one."""
+
+    read: worker.Reader
+    inputs: st.SearchStrategy[bytes]
 
 
 def checkpoint_seed() -> checkpoints.Checkpoint:
@@ -124,7 +127,7 @@ class Targets:
         )
         config = json.dumps(seed_checkpoint.config.to_dict()).encode()
         state = json.dumps(asdict(seed_checkpoint.state)).encode()
-        self.all: dict[str, tuple[Callable[[Path], object], list[bytes]]] = {
+        seeds: dict[str, tuple[worker.Reader, list[bytes]]] = {
             "model": (read_model, [model]),
             "header": (read_headers, [model[: 64 << 10], adapter, checkpoint]),
             "adapter": (read_adapter, [adapter]),
@@ -136,91 +139,53 @@ class Targets:
             "modelfile": (lambda path: Modelfile.parse(path.read_bytes().decode("utf-8", "replace")), [modelfile]),
             "template": (render, [jinja]),
         }
+        self.all = {name: Target(read, mutated(files)) for name, (read, files) in seeds.items()}
+        for name, reader, files in (
+            ("use-adapter", native.use_adapter, {"adapter": "-lora.gguf"}),
+            ("merge", native.merge, {"model": ".gguf", "adapter": "-lora.gguf"}),
+            ("load-model", native.load_model, {"model": ".gguf"}),
+            ("quantize", native.quantize, {"model": ".gguf"}),
+        ):
+            self.all[name] = Target(reader, recipes(recipe_strategies(native.GOLDEN, files)))
 
     def _load(self, path: Path) -> None:
         load_samples(path, self._tokenizer, context=32, template=None if b"SFT" in path.read_bytes() else "alpaca")
 
 
-@st.composite
-def mutated(draw: st.DrawFn, seeds: list[bytes]) -> bytes:
-    """A seed with one to four changes, most of them near its start, where headers are."""
-    data = bytearray(draw(st.sampled_from(seeds)))
-    for _ in range(draw(st.integers(1, 4))):
-        end = len(data) if draw(st.booleans()) else min(len(data), HEADER_BYTES)
-        at = draw(st.integers(0, max(0, end - 1)))
-        kind = draw(st.sampled_from(["bit", "number", "bytes", "cut", "repeat", "truncate", "token"]))
-        if kind == "bit" and data:
-            data[at] ^= 1 << draw(st.integers(0, 7))
-        elif kind == "number":
-            size = draw(st.sampled_from([1, 4, 8]))
-            value = draw(st.sampled_from(INTERESTING)) % 256**size
-            data[at : at + size] = value.to_bytes(size, "little")
-        elif kind == "bytes":
-            data[at:at] = draw(st.binary(min_size=1, max_size=16))
-        elif kind == "cut":
-            del data[at : at + draw(st.integers(1, 64))]
-        elif kind == "repeat":
-            part = bytes(data[at : at + draw(st.integers(1, 64))])
-            data[at:at] = part * draw(st.integers(1, 4))
-        elif kind == "token":
-            data[at:at] = draw(st.sampled_from(TOKENS))
-        else:
-            del data[at:]
-    return bytes(data)
-
-
-class TooSlowError(Exception):
-    """An input that took longer than :data:`LIMIT_S`."""
-
-
-def _too_slow(number: int, frame: FrameType | None) -> None:
-    raise TooSlowError
-
-
-def check(read: Callable[[Path], object], path: Path) -> str:
-    """Read a file; the word says whether it was taken. Anything but the documented exceptions goes through."""
-    signal.setitimer(signal.ITIMER_REAL, LIMIT_S)
-    try:
-        read(path)
-    except GgtuneError:
-        return "refused"
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-    return "taken"
-
-
-def campaign(name: str, read: Callable[[Path], object], seeds: list[bytes], examples: int, start: int) -> list[bytes]:
+def campaign(name: str, target: Target, examples: int, start: int) -> list[bytes]:
     """Return the inputs that gave something else; one for each kind of trouble."""
     counts: Counter[str] = Counter()
     findings: dict[str, bytes] = {}
     begin = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "input"
-        print(f"{name}: {path}", file=sys.stderr)
+    pending: list[bytes] = []
 
-        @seed(start)
-        @settings(
-            max_examples=examples,
-            database=None,
-            deadline=None,
-            phases=[Phase.generate],
-            suppress_health_check=list(HealthCheck),
-        )
-        @given(mutated(seeds))
-        def one(data: bytes) -> None:
-            path.write_bytes(data)
-            try:
-                counts[check(read, path)] += 1
-            except Exception as error:
-                counts["WRONG"] += 1
-                place = traceback.extract_tb(error.__traceback__)[-1]
-                findings.setdefault(f"{type(error).__name__} at {place.filename}:{place.lineno}: {error}"[:300], data)
+    def run_pending() -> None:
+        for data, outcome in zip(pending, worker.run(target.read, pending), strict=True):
+            counts[outcome if outcome in worker.FINE else "WRONG"] += 1
+            if outcome not in worker.FINE and len(findings.setdefault(outcome, data)) > len(data):
+                findings[outcome] = data
+        pending.clear()
 
-        one()
+    @seed(start)
+    @settings(
+        max_examples=examples,
+        database=None,
+        deadline=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(target.inputs)
+    def one(data: bytes) -> None:
+        pending.append(data)
+        if len(pending) == BATCH:
+            run_pending()
+
+    one()
+    run_pending()
     said = ", ".join(f"{count} {word}" for word, count in sorted(counts.items()))
     print(f"{name}: {sum(counts.values())} inputs, {said}; {time.monotonic() - begin:.0f} s", flush=True)
-    for what in findings:
-        print(f"  {what}")
+    for what, data in findings.items():
+        print(f"  {what}\n    {data[:300]!r}", flush=True)
     return list(findings.values())
 
 
@@ -232,12 +197,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=random.randrange(2**32))
     parser.add_argument("--keep", type=Path, help="folder for the inputs that were found")
     given_options = parser.parse_args()
-    signal.signal(signal.SIGALRM, _too_slow)
     print(f"seed {given_options.seed}")
     n_findings = 0
     for name in given_options.targets:
-        read, seeds = targets[name]
-        findings = campaign(name, read, seeds, given_options.examples, given_options.seed)
+        findings = campaign(name, targets[name], given_options.examples, given_options.seed)
         n_findings += len(findings)
         for n, data in enumerate(findings if given_options.keep else []):
             folder = given_options.keep / name

@@ -1,6 +1,8 @@
 #include "engine/gguf_check.h"
 
+#include <algorithm>
 #include <cmath>
+#include <limits>
 #include <unordered_set>
 
 #include "engine/error.h"
@@ -13,6 +15,8 @@ namespace {
 // Compile-time limits of llama.cpp (src/llama-hparams.h).
 constexpr int64_t max_layers = 512;
 constexpr int64_t max_experts = 1024;
+// Tokens in a sliding window: far beyond any model; llama.cpp multiplies it by 256 sequences in 32 bits.
+constexpr int64_t max_window = 1 << 23;
 // Tensor data is mapped in place, and ggml wants its buffers aligned to this (ggml/src/ggml-impl.h).
 constexpr uint64_t min_alignment = 32;
 
@@ -22,6 +26,17 @@ constexpr uint64_t min_alignment = 32;
 
 bool ends_with(const std::string & text, const std::string & suffix) {
     return text.size() >= suffix.size() && text.compare(text.size() - suffix.size(), suffix.size(), suffix) == 0;
+}
+
+// Where the tokenizer adds a BOS or EOS there has to be one. `standard` is the one that llama.cpp's vocabulary type has.
+void check_added_token(const GgufFile & file, const std::string & name, int64_t n_tokens, int64_t standard,
+                       bool added_by_default) {
+    const std::string key = "tokenizer.ggml." + name + "_token_id";
+    const auto given = file.integer(key);
+    const bool there = (given && *given >= 0 && *given < n_tokens) || (standard >= 0 && standard < n_tokens);
+    if (!there && file.boolean("tokenizer.ggml.add_" + name + "_token").value_or(added_by_default)) {
+        fail(file, "the tokenizer adds a BOS or EOS token, but " + key + " names none of the vocabulary");
+    }
 }
 
 void check_vocabulary(const GgufFile & file) {
@@ -40,21 +55,19 @@ void check_vocabulary(const GgufFile & file) {
     }
     std::unordered_set<std::string> seen;
     for (size_t i = 0; i < tokens.size(); ++i) {
-        // llama.cpp gives empty tokens such a name.
-        const std::string text = tokens[i].empty() ? "[EMPTY_" + std::to_string(i) + "]" : tokens[i];
+        // To llama.cpp a token ends at a zero byte, and empty ones have such a name.
+        std::string text = tokens[i].c_str();
+        text = text.empty() ? "[EMPTY_" + std::to_string(i) + "]" : text;
         if (!seen.insert(text).second) {
             fail(file, "the vocabulary is damaged: token " + std::to_string(i) + " is there twice");
         }
     }
 
-    // Where the tokenizer adds a BOS there has to be one. The defaults are those of llama.cpp's vocabulary types.
     const auto n_tokens = static_cast<int64_t>(tokens.size());
-    const auto given = file.integer("tokenizer.ggml.bos_token_id");
-    const int64_t standard = is_spm ? 1 : *model == "gpt2" ? 11 : -1;
-    const bool has_bos = (given && *given >= 0 && *given < n_tokens) || (standard >= 0 && standard < n_tokens);
-    if (!has_bos && file.boolean("tokenizer.ggml.add_bos_token").value_or(is_spm || n_tokens <= standard)) {
-        fail(file, "the tokenizer adds a BOS token, but tokenizer.ggml.bos_token_id names none of the vocabulary");
-    }
+    const bool is_gpt2 = *model == "gpt2";
+    const int64_t standard_bos = is_spm ? 1 : is_gpt2 ? 11 : -1;
+    check_added_token(file, "bos", n_tokens, standard_bos, is_spm || n_tokens <= standard_bos);
+    check_added_token(file, "eos", n_tokens, is_spm ? 2 : is_gpt2 ? 11 : -1, false);
 }
 
 // A required key with a positive integer.
@@ -84,20 +97,61 @@ void check_experts(const GgufFile & file, const std::string & arch) {
     }
 }
 
-void check_attention(const GgufFile & file, const std::string & arch, int64_t n_embd) {
-    const std::vector<int64_t> heads = file.integers(arch + ".attention.head_count");
+// Of a key that has one value for all layers or one for each.
+int64_t of_layer(const std::vector<int64_t> & values, int64_t layer) {
+    const size_t i = values.size() == 1 ? 0 : static_cast<size_t>(layer);
+    return i < values.size() ? values[i] : 0;
+}
+
+void check_heads(const GgufFile & file, const std::string & arch, int64_t n_embd, const std::vector<int64_t> & heads,
+                 const std::vector<int64_t> & kv_heads) {
     for (const int64_t each : heads) {
         if (each < 0 || each > n_embd) {
             fail(file, "the key " + arch + ".attention.head_count is " + std::to_string(each));
         }
     }
+    for (int64_t layer = 0; layer < positive(file, arch + ".block_count"); ++layer) {
+        const std::string block = "blk." + std::to_string(layer) + ".";
+        const int64_t n_head = of_layer(heads, layer);
+        const int64_t n_head_kv = kv_heads.empty() ? n_head : of_layer(kv_heads, layer);
+        const bool attends = file.find_tensor(block + "attn_q.weight") != nullptr ||
+                             file.find_tensor(block + "attn_qkv.weight") != nullptr;
+        if (attends && n_head == 0) {
+            fail(file, "layer " + std::to_string(layer) + " has attention, but by " + arch +
+                           ".attention.head_count no heads: the file is damaged");
+        }
+        if (n_head_kv < 0 || (n_head_kv > 0 && n_head % n_head_kv != 0)) {
+            fail(file, "the key " + arch + ".attention.head_count_kv is " + std::to_string(n_head_kv) +
+                           "; it has to divide the " + std::to_string(n_head) + " heads");
+        }
+        // Optional to llama.cpp's loader, not to its graph.
+        const bool separate = file.find_tensor(block + "attn_q.weight") != nullptr &&
+                              file.find_tensor(block + "attn_k.weight") != nullptr &&
+                              file.find_tensor(block + "attn_v.weight") != nullptr;
+        if (arch == "phi3" && !separate && file.find_tensor(block + "attn_qkv.weight") == nullptr) {
+            fail(file, "tensor " + block + "attn_qkv.weight is missing: the file is damaged");
+        }
+    }
+}
+
+// ggml asserts that the rotated dimensions are pairs inside the head, and never ends with none of them.
+void check_rope(const GgufFile & file, const std::string & key, int64_t n_head_embd, int64_t n_rot) {
+    if (n_head_embd <= 0 || n_rot <= 0 || n_rot > n_head_embd || n_rot % 2 != 0) {
+        fail(file, "RoPE can't rotate " + std::to_string(n_rot) + " of the " + std::to_string(n_head_embd) +
+                       " dimensions of a head (" + key + ")");
+    }
+}
+
+void check_attention(const GgufFile & file, const std::string & arch, int64_t n_embd) {
+    const std::vector<int64_t> heads = file.integers(arch + ".attention.head_count");
+    const std::vector<int64_t> kv_heads = file.integers(arch + ".attention.head_count_kv");
+    check_heads(file, arch, n_embd, heads, kv_heads);
     if (heads.empty() || heads[0] == 0) {
         return;  // no attention (in the first layer); llama.cpp checks the tensors' shapes
     }
-    const std::vector<int64_t> kv_heads = file.integers(arch + ".attention.head_count_kv");
-    if (kv_heads.size() == 1 && heads.size() == 1 && (kv_heads[0] <= 0 || heads[0] % kv_heads[0] != 0)) {
-        fail(file, "the key " + arch + ".attention.head_count_kv is " + std::to_string(kv_heads[0]) +
-                       "; it has to divide the " + std::to_string(heads[0]) + " heads");
+    if (kv_heads.size() == 1 && heads.size() == 1 && kv_heads[0] == 0) {
+        fail(file, "the key " + arch + ".attention.head_count_kv is 0; it has to divide the " +
+                       std::to_string(heads[0]) + " heads");
     }
     const auto key_length = file.integer(arch + ".attention.key_length");
     if (!key_length && n_embd % heads[0] != 0) {
@@ -106,9 +160,14 @@ void check_attention(const GgufFile & file, const std::string & arch, int64_t n_
     }
     const int64_t n_head_embd = key_length.value_or(n_embd / heads[0]);
     const int64_t n_rot = file.integer(arch + ".rope.dimension_count").value_or(n_head_embd);
-    if (n_head_embd <= 0 || n_rot < 0 || n_rot > n_head_embd || n_rot % 2 != 0) {
-        fail(file, "RoPE can't rotate " + std::to_string(n_rot) + " of the " + std::to_string(n_head_embd) +
-                       " dimensions of a head (" + arch + ".rope.dimension_count)");
+    check_rope(file, arch + ".rope.dimension_count", n_head_embd, n_rot);
+    // Layers with a sliding window may have heads of their own.
+    check_rope(file, arch + ".rope.dimension_count_swa",
+               file.integer(arch + ".attention.key_length_swa").value_or(n_head_embd),
+               file.integer(arch + ".rope.dimension_count_swa").value_or(n_rot));
+    const int64_t n_window = file.integer(arch + ".attention.sliding_window").value_or(0);
+    if (n_window < 0 || n_window > max_window) {
+        fail(file, "the key " + arch + ".attention.sliding_window is out of range: the file is damaged");
     }
 }
 
@@ -117,7 +176,9 @@ void check_hyperparameters(const GgufFile & file) {
     if (positive(file, arch + ".block_count") > max_layers) {
         fail(file, "has more than the " + std::to_string(max_layers) + " layers that llama.cpp takes");
     }
-    positive(file, arch + ".context_length");
+    if (positive(file, arch + ".context_length") > std::numeric_limits<int32_t>::max()) {
+        fail(file, "the key " + arch + ".context_length is out of range: the file is damaged");
+    }
     const int64_t n_embd = positive(file, arch + ".embedding_length");
     const int64_t n_nextn = file.integer(arch + ".nextn_predict_layers").value_or(0);
     if (n_nextn < 0 || n_nextn >= positive(file, arch + ".block_count")) {
@@ -143,8 +204,8 @@ void check_tensor_types(const GgufFile & file) {
     }
     for (const GgufTensor & tensor : file.tensors) {
         // Element-wise ops take no other type beside f32 activations.
-        const bool elementwise = ends_with(tensor.name, "norm.weight") || ends_with(tensor.name, ".bias") ||
-                                 tensor.name.find("rope_f") != std::string::npos;
+        const bool elementwise = tensor.n_dims == 1 || ends_with(tensor.name, "norm.weight") ||
+                                 ends_with(tensor.name, ".bias") || tensor.name.find("rope_f") != std::string::npos;
         if (elementwise && tensor.type != GGML_TYPE_F32) {
             fail(file, "tensor " + tensor.name + " is of type " + ggml_type_name(tensor.type) +
                            "; llama.cpp computes with it in f32 only: convert the model again");
@@ -241,6 +302,28 @@ void check_model(const GgufFile & file, bool vocab_only) {
             fail(file, "has an alignment of " + std::to_string(file.alignment) +
                            "; llama.cpp maps files with at least " + std::to_string(min_alignment));
         }
+    }
+}
+
+void check_rope_sections(const GgufFile & file) {
+    const std::string arch = file.architecture();
+    const std::string key = arch + ".rope.dimension_sections";
+    const std::vector<int64_t> sections = file.integers(key);
+    const int64_t n_head = std::max<int64_t>(1, of_layer(file.integers(arch + ".attention.head_count"), 0));
+    const int64_t n_head_embd =
+        file.integer(arch + ".attention.key_length").value_or(positive(file, arch + ".embedding_length") / n_head);
+    int64_t total = 0;
+    bool rotates = false;
+    for (size_t i = 0; i < sections.size(); ++i) {
+        if (sections[i] < 0 || sections[i] > n_head_embd) {
+            fail(file, "the key " + key + " has " + std::to_string(sections[i]) + ": the file is damaged");
+        }
+        total += sections[i];
+        rotates = rotates || (i < 3 && sections[i] > 0);
+    }
+    if (!rotates || total > n_head_embd) {
+        fail(file, "the key " + key + " is missing or does not fit the " + std::to_string(n_head_embd) +
+                       " dimensions of a head: the file is damaged, or no text model");
     }
 }
 

@@ -29,6 +29,10 @@ void check_model(const GgufFile & file, bool vocab_only = false);
 // The file is not one part of a split model. Raises ModelFileError that names the tool which joins the parts.
 void check_not_split(const GgufFile & file);
 
+// The parts of a head that a multi-dimensional RoPE rotates are there and fit the head; for the models that have such a
+// RoPE, which only llama.cpp knows. Raises ModelFileError.
+void check_rope_sections(const GgufFile & file);
+
 // The file is a LoRA adapter for `base`: type, architecture, every tensor one of a complete pair whose shapes fit a
 // matrix of the base. Returns the pairs in the base's tensor order. Raises ModelFileError.
 std::vector<LoraPair> check_adapter(const GgufFile & adapter, const GgufFile & base);

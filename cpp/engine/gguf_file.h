@@ -71,6 +71,9 @@ struct GgufFile {
 // A text out of a file for a message: quoted, cut to what a person can read, and in ASCII.
 std::string printable(const std::string & text);
 
+// The text with U+FFFD for each byte that is not UTF-8: Python takes no other.
+std::string valid_utf8(const std::string & text);
+
 // Reads the header and checks all of it: magic, version, counts, lengths, types, duplicates, names, shapes, sizes,
 // alignment, and that the tensors lie one after another inside the file.
 // Raises ModelFileError; the message starts with the path.

@@ -1,4 +1,5 @@
 // Look-ups in a header that open_checked() has accepted: every offset and length is known to be inside it.
+#include <algorithm>
 #include <cstring>
 #include <limits>
 
@@ -12,6 +13,37 @@ std::string printable(const std::string & text) {
         out += (c >= 0x20 && c < 0x7f) ? c : '?';
     }
     return out + (text.size() > 80 ? "...'" : "'");
+}
+
+namespace {
+
+// Bytes of the UTF-8 character at `at` (RFC 3629), 0 where there is none.
+size_t utf8_length(const std::string & text, size_t at) {
+    const auto byte = [&](size_t i) { return i < text.size() ? static_cast<uint8_t>(text[i]) : uint8_t{0}; };
+    const uint8_t first = byte(at);
+    const size_t n = first < 0x80 ? 1 : first < 0xc2 ? 0 : first < 0xe0 ? 2 : first < 0xf0 ? 3 : first < 0xf5 ? 4 : 0;
+    for (size_t i = 1; i < n; ++i) {
+        if ((byte(at + i) & 0xc0) != 0x80) {
+            return 0;
+        }
+    }
+    const uint8_t second = byte(at + 1);
+    const bool overlong = (first == 0xe0 && second < 0xa0) || (first == 0xf0 && second < 0x90);
+    const bool surrogate = first == 0xed && second > 0x9f;
+    const bool beyond = first == 0xf4 && second > 0x8f;
+    return overlong || surrogate || beyond ? 0 : n;
+}
+
+}  // namespace
+
+std::string valid_utf8(const std::string & text) {
+    std::string out;
+    for (size_t at = 0; at < text.size();) {
+        const size_t n = utf8_length(text, at);
+        out += n > 0 ? text.substr(at, n) : "\xef\xbf\xbd";
+        at += std::max<size_t>(n, 1);
+    }
+    return out;
 }
 
 std::string GgufTensor::shape() const {

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <functional>
 
+#include "engine/abort_guard.h"
 #include "engine/error.h"
 #include "ggml-impl.h"
 #include "llama-adapter.h"
@@ -16,22 +17,6 @@
 #include "llama.h"
 
 namespace ggtune {
-
-namespace {
-
-// llama.cpp asserts on architectures that it can't build a training graph for. While graphs are built, on this thread
-// and with no worker running, such an abort becomes an exception.
-class AbortAsException {
-  public:
-    AbortAsException() : previous(ggml_set_abort_callback(raise)) {}
-    ~AbortAsException() { ggml_set_abort_callback(previous); }
-
-  private:
-    static void raise(const char * message) { throw std::runtime_error(message); }
-    ggml_abort_callback_t previous;
-};
-
-}  // namespace
 
 std::vector<std::pair<std::string, ggml_tensor *>> model_tensors(const llama_model & model) {
     return model.tensors_by_name;
@@ -165,7 +150,7 @@ ForwardGraphBuilder::ForwardGraphBuilder(llama_model & model, uint32_t context, 
     params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_DISABLED;
     params.no_perf = true;
     {
-        AbortAsException guard;
+        const AbortAsException guard;
         try {
             impl->context = llama_init_from_model(&model, params);
         } catch (const std::exception & e) {
@@ -201,7 +186,8 @@ ForwardGraphBuilder::~ForwardGraphBuilder() = default;
 std::unique_ptr<ForwardGraph> ForwardGraphBuilder::build(const GraphBatch & batch) const {
     const llama_model & model = impl->model;
     const uint32_t n_tokens = batch.n_tokens;
-    AbortAsException guard;
+    // llama.cpp asserts on architectures that it can't build a training graph for.
+    const AbortAsException guard;
     try {
         auto built = std::make_unique<LlamaForwardGraph>(impl->make_memory(n_tokens), model.hparams.n_pos_per_embd(),
                                                          impl->max_nodes);

@@ -9,6 +9,7 @@
 #include <mutex>
 #include <set>
 
+#include "engine/abort_guard.h"
 #include "engine/error.h"
 #include "engine/gguf_check.h"
 #include "engine/gguf_file.h"
@@ -92,7 +93,7 @@ std::string take_llama_log() {
             c = ';';
         }
     }
-    return line;
+    return valid_utf8(line);
 }
 
 void set_llama_log_verbose(bool verbose) {
@@ -100,7 +101,8 @@ void set_llama_log_verbose(bool verbose) {
 }
 
 Model::Model(const std::string & path_, int gpu_layers, Contents contents_) : path(path_), contents(contents_) {
-    check_model(open_checked(path), contents == Contents::vocabulary);
+    const GgufFile file = open_checked(path);
+    check_model(file, contents == Contents::vocabulary);
     initialize_backend();
     take_llama_log();
     llama_model_params params = llama_model_default_params();
@@ -114,6 +116,7 @@ Model::Model(const std::string & path_, int gpu_layers, Contents contents_) : pa
     params.load_mode = contents == Contents::header ? LLAMA_LOAD_MODE_NONE : LLAMA_LOAD_MODE_MMAP;
     params.use_extra_bufts = false;  // repacked weights could not be read by the gradient kernels
     try {
+        const AbortAsException guard;  // what check_model does not know of
         handle = llama_model_load_from_file(path.c_str(), params);
     } catch (const std::exception & e) {
         throw ModelFileError(path + ": llama.cpp can't load this model: " + e.what());
@@ -121,6 +124,15 @@ Model::Model(const std::string & path_, int gpu_layers, Contents contents_) : pa
     if (handle == nullptr) {
         const std::string reason = take_llama_log();
         throw ModelFileError(path + ": llama.cpp can't load this model" + (reason.empty() ? "" : ": " + reason));
+    }
+    const llama_rope_type rope = llama_model_rope_type(handle);
+    if (contents != Contents::vocabulary && (rope == LLAMA_ROPE_TYPE_MROPE || rope == LLAMA_ROPE_TYPE_IMROPE)) {
+        try {
+            check_rope_sections(file);
+        } catch (...) {
+            llama_model_free(handle);
+            throw;
+        }
     }
     arch = model_architecture(*handle);
 }
@@ -135,7 +147,7 @@ const llama_vocab & Model::vocab() const {
 
 std::optional<std::string> Model::chat_template() const {
     const char * text = llama_model_chat_template(handle, nullptr);
-    return text != nullptr ? std::optional<std::string>(text) : std::nullopt;
+    return text != nullptr ? std::optional<std::string>(valid_utf8(text)) : std::nullopt;
 }
 
 uint64_t Model::n_params() const {
@@ -172,7 +184,8 @@ std::map<std::string, std::string> Model::metadata() const {
     for (int32_t i = 0; i < llama_model_meta_count(handle); i++) {
         const std::string key =
             read([&](char * buf, size_t n) { return llama_model_meta_key_by_index(handle, i, buf, n); });
-        result[key] = read([&](char * buf, size_t n) { return llama_model_meta_val_str_by_index(handle, i, buf, n); });
+        result[key] = valid_utf8(
+            read([&](char * buf, size_t n) { return llama_model_meta_val_str_by_index(handle, i, buf, n); }));
     }
     return result;
 }
@@ -202,14 +215,33 @@ void Model::check_positions(int64_t n_positions) const {
     }
 }
 
+namespace {
+
+// Runs a part of llama.cpp's tokenizer. A damaged vocabulary shows here only, in exceptions and assertions of all kinds.
+template <typename Work>
+auto with_vocabulary(const std::string & path, const Work & work) {
+    const AbortAsException guard;
+    try {
+        return work();
+    } catch (const std::exception & e) {
+        throw ModelFileError(path + ": the vocabulary is damaged or incomplete: " + e.what());
+    }
+}
+
+}  // namespace
+
 std::vector<int32_t> Model::tokenize(const std::string & text, bool add_special, bool parse_special) const {
+    const auto tokenize_into = [&](std::vector<int32_t> & tokens) {
+        return with_vocabulary(path, [&] {
+            return llama_tokenize(&vocab(), text.data(), text.size(), tokens.data(), tokens.size(), add_special,
+                                  parse_special);
+        });
+    };
     std::vector<int32_t> tokens(text.size() + 8);
-    int32_t n =
-        llama_tokenize(&vocab(), text.data(), text.size(), tokens.data(), tokens.size(), add_special, parse_special);
+    int32_t n = tokenize_into(tokens);
     if (n < 0) {
         tokens.resize(-static_cast<int64_t>(n));
-        n = llama_tokenize(&vocab(), text.data(), text.size(), tokens.data(), tokens.size(), add_special,
-                           parse_special);
+        n = tokenize_into(tokens);
     }
     if (n < 0) {
         throw Error("the tokenizer of " + path + " failed on a text of " + std::to_string(text.size()) + " bytes");
@@ -219,18 +251,21 @@ std::vector<int32_t> Model::tokenize(const std::string & text, bool add_special,
 }
 
 std::string Model::detokenize(const std::vector<int32_t> & tokens, bool special) const {
+    const auto piece_into = [&](int32_t token, char * piece, size_t size) {
+        return with_vocabulary(path, [&] { return llama_token_to_piece(&vocab(), token, piece, size, 0, special); });
+    };
     std::string text;
     char piece[512];
     for (const int32_t token : tokens) {
         if (token < 0 || token >= n_vocab()) {
             throw Error("token " + std::to_string(token) + " is not in the vocabulary of " + std::to_string(n_vocab()));
         }
-        int32_t n = llama_token_to_piece(&vocab(), token, piece, sizeof(piece), 0, special);
+        int32_t n = piece_into(token, piece, sizeof(piece));
         if (n >= 0) {
             text.append(piece, n);
         } else {
             std::string longer(-n, '\0');
-            n = llama_token_to_piece(&vocab(), token, longer.data(), longer.size(), 0, special);
+            n = piece_into(token, longer.data(), longer.size());
             text.append(longer.data(), n > 0 ? n : 0);
         }
     }

@@ -20,9 +20,9 @@ def engine(model: Model) -> Trainer:
 
 
 def test_all_or_none(model: Model, engine: Trainer) -> None:
-    keeping = set_recomputation(engine, "none", model.n_layer, SHAPE, 0)
+    keeping = set_recomputation(engine, "none", model.n_layer, SHAPE, 0, {})
     assert engine.recompute_layers == 0
-    again = set_recomputation(engine, "layers", model.n_layer, SHAPE, 1 << 40)
+    again = set_recomputation(engine, "layers", model.n_layer, SHAPE, 1 << 40, {})
     assert engine.recompute_layers == model.n_layer - 1
     assert again["compute"] < keeping["compute"]
 
@@ -33,8 +33,8 @@ def test_auto_takes_as_few_as_fit(model: Model, engine: Trainer) -> None:
         totals.append(sum(engine.memory(*SHAPE).values()))
     assert totals == sorted(totals, reverse=True)
     for n_layers, total in enumerate(totals):
-        needed = set_recomputation(engine, "auto", model.n_layer, SHAPE, int(total / 0.9) + 1)
+        needed = set_recomputation(engine, "auto", model.n_layer, SHAPE, int((total + 100) / 0.9) + 1, {"other": 100})
         assert engine.recompute_layers == totals.index(total) <= n_layers
-        assert sum(needed.values()) == total
-    set_recomputation(engine, "auto", model.n_layer, SHAPE, 1_000_000)
+        assert sum(needed.values()) == total + 100
+    set_recomputation(engine, "auto", model.n_layer, SHAPE, 1_000_000, {})
     assert engine.recompute_layers == model.n_layer - 1

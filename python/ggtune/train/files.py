@@ -49,7 +49,9 @@ def read_text_field(reader: gguf.GGUFReader, key: str) -> str:
 def read_number_field(reader: gguf.GGUFReader, key: str) -> float | None:
     """Return a number of the header, None where there is none."""
     found = reader.get_field(key)
-    value = found.contents() if found is not None else None
+    if found is None or len(found.types) != 1 or found.types[0] == gguf.GGUFValueType.STRING:
+        return None
+    value = found.contents()
     return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
 

@@ -84,7 +84,8 @@ def forecast(config: TrainConfig) -> Forecast:
     )
     plan = session.make_plan(config, samples)
     available = available_memory()
-    memory = set_recomputation(engine, config.recompute, model.n_layer, plan.largest, available)
+    beside = session.snapshot_bytes(adapter)
+    memory = set_recomputation(engine, config.recompute, model.n_layer, plan.largest, available, beside)
     memory["program"] = psutil.Process().memory_info().rss
     n_steps = plan.steps_per_epoch
     batches = [batch for cursor in range(n_steps) for batch in plan.micro_batches(0, cursor)]

@@ -4,7 +4,7 @@ import dataclasses
 import math
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,9 +64,9 @@ class Loop:
         progress: Progress,
         state: State,
         job: Job,
-        initial: AdapterFile,
+        initial: Callable[[], AdapterFile],
     ) -> None:
-        """``initial`` is the adapter before the first step."""
+        """``initial`` makes the adapter before the first step."""
         self._config = config
         self._engine = engine
         self._plan = plan
@@ -326,8 +326,9 @@ class Loop:
             n_dropped_in_a_row=0,
             monitor={"held_out": self._monitor.held_out_before, "held_out_before": self._monitor.held_out_before},
         )
-        zeros = {name: (np.zeros_like(v), np.zeros_like(v)) for name, v in self._initial.tensors.items()}
-        return Checkpoint(self._initial, zeros, start, self._config)
+        initial = self._initial()
+        zeros = {name: (np.zeros_like(v), np.zeros_like(v)) for name, v in initial.tensors.items()}
+        return Checkpoint(initial, zeros, start, self._config)
 
     def _snapshot(self) -> Checkpoint:
         """Copy all that a checkpoint holds, of the last whole step."""

@@ -1,5 +1,6 @@
 """How many layers are computed a second time for their gradient: less memory for more time."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -9,24 +10,34 @@ _USABLE_SHARE = 0.9  # of the free memory: other programs go on, and the run's o
 
 
 def set_recomputation(
-    engine: "Trainer", how: str, n_layer: int, largest: tuple[int, int, int], free_bytes: int
+    engine: "Trainer",
+    how: str,
+    n_layer: int,
+    largest: tuple[int, int, int],
+    free_bytes: int,
+    beside: Mapping[str, int],
 ) -> dict[str, int]:
-    """Set ``engine.recompute_layers`` and return the bytes that a micro-batch of the ``largest`` shape then needs.
+    """Set ``engine.recompute_layers`` and return the bytes that a run then needs, by part.
 
     ``how`` is ``"none"``, ``"layers"`` (all that it helps with) or ``"auto"``: as few as fit ``free_bytes``, all where
-    even that is too much. ``largest`` is (tokens, targets, sequences). The parts are those of ``Trainer.memory``.
+    even that is too much. ``largest`` is (tokens, targets, sequences). The parts are those of
+    ``Trainer.memory`` and those of ``beside``.
     """
+
+    def needed() -> dict[str, int]:
+        return {**engine.memory(*largest), **beside}
+
     most = n_layer - 1  # the inside of the last layer is needed as soon as it is there
     if how != "auto":
         engine.recompute_layers = most if how == "layers" else 0
-        return engine.memory(*largest)
+        return needed()
     # the fewest in [low, high] that fit, or all
     low, high = 0, most
     while low < high:
         engine.recompute_layers = (low + high) // 2 if low else 0  # mostly none are needed
-        if sum(engine.memory(*largest).values()) <= _USABLE_SHARE * free_bytes:
+        if sum(needed().values()) <= _USABLE_SHARE * free_bytes:
             high = engine.recompute_layers
         else:
             low = engine.recompute_layers + 1
     engine.recompute_layers = high
-    return engine.memory(*largest)
+    return needed()

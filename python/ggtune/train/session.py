@@ -3,7 +3,7 @@
 import dataclasses
 import datetime
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -43,7 +43,7 @@ class Session:
     engine: "Trainer"
     plan: Plan
     state: State
-    initial: AdapterFile  # before the first step
+    initial: Callable[[], AdapterFile]  # makes the adapter before the first step
     report: tuple[str, ...]
 
     def loop(self, progress: Progress, *, command: Mapping[str, Any] | None = None, overwrite: bool = False) -> Loop:
@@ -84,14 +84,18 @@ def prepare(
     threads = config.threads or available_threads()
     targets = chosen_targets(config, model)
     _check_adapter_memory(config, model, targets)
-    adapter = core.Adapter(
-        model,
-        rank=config.rank,
-        alpha=config.effective_alpha,
-        targets=targets,
-        rslora=config.rslora,
-        seed=config.seed,
-    )
+
+    def new_adapter() -> "Adapter":
+        return core.Adapter(
+            model,
+            rank=config.rank,
+            alpha=config.effective_alpha,
+            targets=targets,
+            rslora=config.rslora,
+            seed=config.seed,
+        )
+
+    adapter = new_adapter()
     engine = core.Trainer(
         model,
         adapter,
@@ -102,10 +106,9 @@ def prepare(
         seed=config.seed,
     )
     plan = make_plan(config, samples)
-    needed = _check_memory(config, engine, plan, model.n_layer)
+    needed = _check_memory(config, engine, adapter, plan, model.n_layer)
     outputs.check_writable()
     _check_disk(config, outputs, disk_bytes(config, adapter, plan) + extra_disk_bytes)
-    initial = adapter_content(adapter, {})
     if checkpoint is not None:
         state = dataclasses.replace(checkpoint.state, version=ggtune.__version__)
         restore(engine, checkpoint)
@@ -124,7 +127,7 @@ def prepare(
         + (f", with {n_again} of {model.n_layer} layers computed again for their gradient" if n_again else ""),
         f"Threads: {threads}; seed {config.seed}",
     ]
-    return Session(config, outputs, engine, plan, state, initial, tuple(report))
+    return Session(config, outputs, engine, plan, state, lambda: adapter_content(new_adapter(), {}), tuple(report))
 
 
 @dataclass(frozen=True)
@@ -229,9 +232,16 @@ def _check_adapter_memory(config: TrainConfig, model: "Model", targets: Sequence
         )
 
 
-def _check_memory(config: TrainConfig, engine: "Trainer", plan: Plan, n_layer: int) -> dict[str, int]:
+def snapshot_bytes(adapter: "Adapter") -> dict[str, int]:
+    """Return what a run holds beside the engine: adapter and both moments as a checkpoint is written."""
+    return {"checkpoint": 12 * adapter.n_params}
+
+
+def _check_memory(
+    config: TrainConfig, engine: "Trainer", adapter: "Adapter", plan: Plan, n_layer: int
+) -> dict[str, int]:
     free = available_memory()
-    parts = set_recomputation(engine, config.recompute, n_layer, plan.largest, free)
+    parts = set_recomputation(engine, config.recompute, n_layer, plan.largest, free, snapshot_bytes(adapter))
     needed = sum(parts.values())
     if not config.force and needed > free:
         recompute = ", or --recompute" if config.recompute == "none" else ""
