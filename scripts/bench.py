@@ -176,6 +176,7 @@ def measure(args: argparse.Namespace, shapes: list[Shape]) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     packing: dict[str, Any] = {}
     contenders = []
+    peak = 0
     for shape in shapes:
         adapter = _core.Adapter(model, rank=shape.rank, alpha=shape.rank, targets=targets)
         trainer = _core.Trainer(model, adapter, context=shape.ctx, threads=shape.threads, precision=shape.precision)
@@ -185,14 +186,15 @@ def measure(args: argparse.Namespace, shapes: list[Shape]) -> dict[str, Any]:
         else:
             batch = [micro_batch(rng, model.n_vocab, shape.ctx, shape.samples) for _ in range(shape.batch)]
             steps = [batch]
-        contenders.append(Contender(shape, trainer, steps))
+        contender = Contender(shape, trainer, steps)
+        contender.run()  # to warm up
+        contender.best = []
+        peak = peak or peak_bytes()  # of the first, before the others take memory
+        contenders.append(contender)
     first = contenders[0]
     square = rng.standard_normal((GEMM_SIZE, GEMM_SIZE), dtype=np.float32)
     peer = make_peer(args, first.shape, model) if args.peft else None
 
-    for contender in contenders:
-        contender.run()  # to warm up
-        contender.best = []
     gemm_rate = 0.0
     for _ in range(args.steps):
         for contender in contenders:
@@ -208,7 +210,7 @@ def measure(args: argparse.Namespace, shapes: list[Shape]) -> dict[str, Any]:
     result: dict[str, Any] = {
         "tokens_per_second": first.tokens_per_second,
         **{name: first.seconds(name) for name in ("step_s", "forward_s", "backward_s")},
-        "peak_bytes": peak_bytes(),
+        "peak_bytes": peak,
         "predicted_bytes": first.predicted_bytes(),
         "gemm_flops_per_second": gemm_rate,
         "bound_tokens_per_second": gemm_rate / flops,

@@ -79,7 +79,7 @@ void Executor::allocate(ggml_cgraph * graph, const std::vector<ggml_tensor *> & 
     }
     // always planned anew: alloc_graph alone would take another graph of the same size for the one planned before
     if (!ggml_gallocr_reserve(allocator.get(), graph) || !ggml_gallocr_alloc_graph(allocator.get(), graph)) {
-        throw not_enough_memory(measure(graph));
+        throw not_enough_memory(measure(graph, kept));
     }
 }
 
@@ -93,6 +93,25 @@ void Executor::compute(ggml_cgraph * graph, int begin, int end) {
         compute_slice_checked(graph, i, i + 1);
         const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
         (*profile)[GraphOps::describe(ggml_graph_node(graph, i))] += elapsed.count();
+    }
+}
+
+// One operation of ggml's, since its threads are there already.
+void Executor::in_parallel(const std::function<void(int ith, int nth)> & work) {
+    const ggml_init_params params = {ggml_tensor_overhead() + ggml_graph_overhead_custom(1, false), nullptr, true};
+    const ggml_context_ptr ctx(ggml_init(params));
+    const auto run = [](ggml_tensor *, int ith, int nth, void * userdata) {
+        (*static_cast<const std::function<void(int, int)> *>(userdata))(ith, nth);
+    };
+    ggml_cgraph * graph = ggml_new_graph_custom(ctx.get(), 1, false);
+    ggml_build_forward_expand(graph,
+                              ggml_custom_4d(ctx.get(), GGML_TYPE_F32, 1, 1, 1, 1, nullptr, 0, run, GGML_N_TASKS_MAX,
+                                             const_cast<std::function<void(int, int)> *>(&work)));
+    ggml_backend_cpu_set_abort_callback(backend.get(), nullptr, nullptr);
+    const ggml_status status = ggml_backend_graph_compute(backend.get(), graph);
+    ggml_backend_cpu_set_abort_callback(backend.get(), abort_callback, nullptr);
+    if (status != GGML_STATUS_SUCCESS) {
+        throw Error("ggml could not compute a graph: " + std::string(ggml_status_to_string(status)));
     }
 }
 

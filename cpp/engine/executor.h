@@ -4,6 +4,7 @@
 #include <ggml-cpp.h>
 #include <ggml-cpu.h>
 
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -20,13 +21,16 @@ class Executor {
   public:
     explicit Executor(int n_threads);
 
-    // Bytes that the graph's own tensors need together; allocates nothing. `kept` are those of its tensors that live through most
-    // of it: they get a place of their own, since among short-lived ones they would cut its memory to pieces.
+    // Bytes that the graph's own tensors need together; allocates nothing. `kept` are those of its tensors that live
+    // through most of it: they get a place of their own, since among short-lived ones they would cut its memory to
+    // pieces.
     size_t measure(ggml_cgraph * graph, const std::vector<ggml_tensor *> & kept = {}) const;
     // Gives them memory, which stays with the executor and grows when needed. Raises Error where there is not enough.
     void allocate(ggml_cgraph * graph, const std::vector<ggml_tensor *> & kept = {});
     // Runs nodes [begin, end). Raises Interrupted.
     void compute(ggml_cgraph * graph, int begin, int end);
+    // Calls work(ith, nth) on all threads; never interrupted.
+    void in_parallel(const std::function<void(int ith, int nth)> & work);
 
     // From now on nodes are run one by one and their seconds added up under a name; nullptr ends it.
     using Profile = std::map<std::string, double>;

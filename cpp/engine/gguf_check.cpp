@@ -28,7 +28,8 @@ bool ends_with(const std::string & text, const std::string & suffix) {
     return text.size() >= suffix.size() && text.compare(text.size() - suffix.size(), suffix.size(), suffix) == 0;
 }
 
-// Where the tokenizer adds a BOS or EOS there has to be one. `standard` is the one that llama.cpp's vocabulary type has.
+// Where the tokenizer adds a BOS or EOS there has to be one. `standard` is the one that llama.cpp's vocabulary type
+// has.
 void check_added_token(const GgufFile & file, const std::string & name, int64_t n_tokens, int64_t standard,
                        bool added_by_default) {
     const std::string key = "tokenizer.ggml." + name + "_token_id";

@@ -40,8 +40,8 @@ class GraphOps {
     // y[o, t] for a frozen matrix w of any type, in float32
     static bool can_weight_forward(const ggml_tensor * w, const ggml_tensor * x);
     ggml_tensor * weight_forward(ggml_tensor * w, ggml_tensor * x);
-    // The same by int8 dot products with rounded activations, as ggml does it but for all tokens at a time; only where the
-    // type, the CPU and the number of rows make that the fastest way.
+    // The same by int8 dot products with rounded activations, as ggml does it but for all tokens at a time; only where
+    // the type, the CPU and the number of rows make that the fastest way.
     static bool can_int8_product(const ggml_tensor * w, const ggml_tensor * x);
     ggml_tensor * int8_product(ggml_tensor * w, ggml_tensor * x);
     // y + scale * b h, written over y: the end of a LoRA product. b ne = [rank, o], h ne = [rank, t], y ne = [o, t]

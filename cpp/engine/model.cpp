@@ -217,7 +217,8 @@ void Model::check_positions(int64_t n_positions) const {
 
 namespace {
 
-// Runs a part of llama.cpp's tokenizer. A damaged vocabulary shows here only, in exceptions and assertions of all kinds.
+// Runs a part of llama.cpp's tokenizer. A damaged vocabulary shows here only, in exceptions and assertions of all
+// kinds.
 template <typename Work>
 auto with_vocabulary(const std::string & path, const Work & work) {
     const AbortAsException guard;

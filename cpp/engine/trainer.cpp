@@ -3,8 +3,11 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
 
 #include "engine/error.h"
+#include "kernels/adamw.h"
+#include "kernels/partition.h"
 
 namespace ggtune {
 
@@ -12,6 +15,7 @@ namespace {
 
 constexpr int64_t max_sequences = 256;  // llama.cpp's LLAMA_MAX_SEQ
 constexpr int64_t row_padding = 64;
+constexpr int64_t piece_size = 16384;  // parameters that a thread updates at a time
 
 struct BatchArrays {
     std::vector<int32_t> tokens, positions, sequences, targets;
@@ -89,6 +93,7 @@ Trainer::Trainer(std::shared_ptr<Adapter> adapter_, const Options & options_)
         const size_t n = adapter->model().has_weights() ? ggml_nelements(tensor) : 0;
         list.push_back({name, tensor, gradient, std::vector<float>(n), std::vector<float>(n)});
         accumulators[tensor] = gradient;
+        n_pieces += (n + piece_size - 1) / piece_size;
     }
     const bool has_weights = adapter->model().has_weights();
     if (has_weights) {
@@ -225,42 +230,58 @@ void Trainer::zero_gradients() {
     weight_sum = 0;
 }
 
+// Calls work(state, begin, end, index) for each piece of the parameters, on all threads. The pieces are the same for
+// any number of threads.
+template <typename Work>
+void Trainer::for_each_piece(const Work & work) {
+    executor.in_parallel([&](int ith, int nth) {
+        const kernels::Range own = kernels::split_range(n_pieces, ith, nth);
+        int64_t index = 0;
+        for (State & state : list) {
+            const int64_t n = state.first_moment.size();
+            for (int64_t begin = 0; begin < n; begin += piece_size, index++) {
+                if (index >= own.begin && index < own.end) {
+                    work(state, begin, std::min(begin + piece_size, n), index);
+                }
+            }
+        }
+    });
+}
+
 double Trainer::step(const AdamW & o) {
     check_weights();
     if (!(weight_sum > 0)) {
         throw Error("there is nothing to step on: no target with a weight has been accumulated");
     }
-    double square_sum = 0;
-    for (const State & state : list) {
-        const float * g = static_cast<const float *>(state.gradient->data);
-        for (int64_t i = 0; i < ggml_nelements(state.gradient); i++) {
-            square_sum += static_cast<double>(g[i]) * g[i];
-        }
-    }
-    const double norm = std::sqrt(square_sum) / weight_sum;
+    const auto gradients = [](const State & state) { return static_cast<float *>(state.gradient->data); };
+    std::vector<double> square_sums(n_pieces);
+    for_each_piece([&](const State & state, int64_t begin, int64_t end, int64_t index) {
+        square_sums[index] = kernels::square_sum(end - begin, gradients(state) + begin);
+    });
+    const double norm = std::sqrt(std::accumulate(square_sums.begin(), square_sums.end(), 0.0)) / weight_sum;
     if (!std::isfinite(norm)) {
         throw NotFiniteError("the gradient is not finite");
     }
     // the small constant is PyTorch's (torch.nn.utils.clip_grad_norm_)
     const double clip_factor = o.clip > 0 ? std::min(1.0, o.clip / (norm + 1e-6)) : 1.0;
-    const double scale = clip_factor / weight_sum;
     n_steps++;
-    const double correction1 = 1.0 - std::pow(o.beta1, static_cast<double>(n_steps));
-    const double correction2 = 1.0 - std::pow(o.beta2, static_cast<double>(n_steps));
-    for (State & state : list) {
-        float * p = static_cast<float *>(state.parameter->data);
-        const float * g = static_cast<const float *>(state.gradient->data);
-        for (size_t i = 0; i < state.first_moment.size(); i++) {
-            const double gradient = g[i] * scale;
-            const double m = o.beta1 * state.first_moment[i] + (1.0 - o.beta1) * gradient;
-            const double v = o.beta2 * state.second_moment[i] + (1.0 - o.beta2) * gradient * gradient;
-            state.first_moment[i] = static_cast<float>(m);
-            state.second_moment[i] = static_cast<float>(v);
-            const double decayed = p[i] * (1.0 - o.lr * o.weight_decay);
-            p[i] = static_cast<float>(decayed - o.lr * (m / correction1) / (std::sqrt(v / correction2) + o.epsilon));
-        }
-    }
-    zero_gradients();
+    const kernels::AdamWFactors factors = {
+        clip_factor / weight_sum,
+        o.lr,
+        o.beta1,
+        o.beta2,
+        1.0 - std::pow(o.beta1, static_cast<double>(n_steps)),
+        1.0 - std::pow(o.beta2, static_cast<double>(n_steps)),
+        o.epsilon,
+        o.weight_decay,
+    };
+    for_each_piece([&](State & state, int64_t begin, int64_t end, int64_t) {
+        float * gradient = gradients(state) + begin;
+        kernels::adamw_update(end - begin, static_cast<float *>(state.parameter->data) + begin, gradient,
+                              state.first_moment.data() + begin, state.second_moment.data() + begin, factors);
+        std::fill_n(gradient, end - begin, 0.0f);
+    });
+    weight_sum = 0;
     return norm;
 }
 

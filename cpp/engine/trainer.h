@@ -67,8 +67,8 @@ class Trainer {
     BatchResult accumulate_profiled(const MicroBatch & batch, Executor::Profile & seconds);
 
     void zero_gradients();
-    // One step on gradients / accumulated weight; returns their global norm before clipping. Changes nothing and raises
-    // Error where there is no weight, NotFiniteError where there is no finite norm. Loshchilov & Hutter, arXiv:1711.05101, algorithm 2.
+    // One step on gradients / accumulated weight (kernels/adamw.h); returns their global norm before clipping. Changes
+    // nothing and raises Error where there is no weight, NotFiniteError where there is no finite norm.
     double step(const AdamW & options);
 
     struct State {
@@ -88,10 +88,14 @@ class Trainer {
     BatchResult run(const MicroBatch & batch, bool gradients);
     GraphOptions graph_options(bool gradients) const;
 
+    template <typename Work>
+    void for_each_piece(const Work & work);
+
     const Options options;
     double weight_sum = 0;  // of the accumulated gradients
 
     std::vector<State> list;
+    int64_t n_pieces = 0;  // of the parameters, for the threads of step()
     ggml_context_ptr ctx;
     ggml_backend_buffer_ptr buffer;
     std::unordered_map<ggml_tensor *, ggml_tensor *> accumulators;

@@ -1,4 +1,4 @@
-// Checks activations, normalization, softmax, loss and dropout against the loops or formulas that define them.
+// Checks activations, normalization, softmax, loss, dropout and AdamW against the loops or formulas that define them.
 
 #include <algorithm>
 #include <cmath>
@@ -8,6 +8,7 @@
 
 #include "check.h"
 #include "kernels/activations.h"
+#include "kernels/adamw.h"
 #include "kernels/dropout.h"
 #include "kernels/norm.h"
 #include "kernels/softmax.h"
@@ -265,6 +266,40 @@ void test_dropout() {
     check("dropout with p = 0 is the identity", same_bits(y, x) ? 0.0 : 1.0, 0.0);
 }
 
+// Three steps in uneven pieces against the paper's algorithm in long double.
+void test_adamw() {
+    constexpr size_t kN = 1003;
+    Floats p = random_values(kN, 12), m(kN), v(kN);
+    std::vector<long double> expected(p.begin(), p.end()), expected_m(kN), expected_v(kN);
+    double lr = 0.01, beta1 = 0.9, beta2 = 0.99, epsilon = 1e-8, decay = 0.1, scale = 0.25;
+    for (int step = 1; step <= 3; ++step) {
+        Floats g = random_values(kN, 100 + step);
+        g[7] = 0.0f;
+        const double correction1 = 1.0 - std::pow(beta1, step), correction2 = 1.0 - std::pow(beta2, step);
+        for (size_t begin = 0; begin < kN; begin += 77) {
+            const size_t n = std::min<size_t>(77, kN - begin);
+            adamw_update(static_cast<int64_t>(n), &p[begin], &g[begin], &m[begin], &v[begin],
+                         {scale, lr, beta1, beta2, correction1, correction2, epsilon, decay});
+        }
+        for (size_t i = 0; i < kN; ++i) {
+            const long double gradient = static_cast<long double>(scale) * g[i];
+            expected_m[i] = beta1 * expected_m[i] + (1 - beta1) * gradient;
+            expected_v[i] = beta2 * expected_v[i] + (1 - beta2) * gradient * gradient;
+            expected[i] -= lr * (decay * expected[i] +
+                                 expected_m[i] / correction1 / (std::sqrt(expected_v[i] / correction2) + epsilon));
+        }
+    }
+    check("AdamW, parameters", relative_difference(p, Doubles(expected.begin(), expected.end())), 1e-7);
+    check("AdamW, first moments", relative_difference(m, Doubles(expected_m.begin(), expected_m.end())), 1e-7);
+    check("AdamW, second moments", relative_difference(v, Doubles(expected_v.begin(), expected_v.end())), 1e-7);
+    double sum = 0.0;
+    for (const float x : p) {
+        sum += static_cast<double>(x) * x;
+    }
+    check("sum of squares", std::abs(square_sum(kN, p.data()) / sum - 1.0), 1e-14);
+    check("sum of squares of large values", std::abs(square_sum(2, Floats{1e30f, 1e30f}.data()) / 2e60 - 1.0), 1e-6);
+}
+
 }  // namespace
 
 int main() {
@@ -272,5 +307,6 @@ int main() {
     test_rows();
     test_cross_entropy();
     test_dropout();
+    test_adamw();
     return finish();
 }
