@@ -426,6 +426,7 @@ void Autodiff::backward(const std::vector<ggml_tensor *> & nodes) {
             case GraphOps::Origin::Kind::replacement:
                 proto = origin.replaced;
                 break;
+            case GraphOps::Origin::Kind::quantized:  // the product's gradient goes to what was quantized
             case GraphOps::Origin::Kind::none:
                 break;
         }

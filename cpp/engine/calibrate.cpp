@@ -32,7 +32,9 @@ ProductTimes measure_products(ggml_type type, int64_t n_in, int64_t n_out, int64
         ggml_init({64 * ggml_tensor_overhead() + 2 * ggml_graph_overhead_custom(32, false), nullptr, true}));
     GraphOps ops(nodes.get());
     ggml_tensor * const products[] = {
-        GraphOps::can_int8_product(w, x) ? ops.int8_product(w, x) : ggml_mul_mat(nodes.get(), w, x),
+        GraphOps::can_int8_product(w, x)
+            ? ops.int8_product(w, x, ops.int8_quantize(x, GraphOps::int8_activation_block(type)))
+            : ggml_mul_mat(nodes.get(), w, x),
         ops.weight_dx(w, dy, x->ne, nullptr)};
     double best_s[2];
     Executor executor(threads);

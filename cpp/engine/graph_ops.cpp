@@ -80,11 +80,17 @@ void run_weight_forward(ggml_tensor * y, int ith, int nth, void *) {
                             x->ne[1] * x->ne[2] * x->ne[3], floats(y), stride(y, 1), false, ith, nth);
 }
 
+void run_int8_quantize(ggml_tensor * quantized, int ith, int nth, void * userdata) {
+    const ggml_tensor * x = quantized->src[0];
+    kernels::int8_quantize(floats(x), stride(x, 1), x->ne[0], *static_cast<int64_t *>(userdata), ggml_nrows(x),
+                           quantized->data, ith, nth);
+}
+
 void run_int8_product(ggml_tensor * y, int ith, int nth, void *) {
     const ggml_tensor * w = y->src[0];
-    const ggml_tensor * x = y->src[1];
-    kernels::int8_forward(w->type, w->data, w->nb[1], w->ne[0], w->ne[1], floats(x), stride(x, 1),
-                          x->ne[1] * x->ne[2] * x->ne[3], floats(y), stride(y, 1), ith, nth);
+    const ggml_tensor * quantized = y->src[2];
+    kernels::int8_forward(w->type, w->data, w->nb[1], w->ne[0], w->ne[1], quantized->data, ggml_nrows(y), floats(y),
+                          stride(y, 1), ith, nth);
 }
 
 void run_lora_add(ggml_tensor * y, int ith, int nth, void * userdata) {
@@ -397,6 +403,7 @@ std::string GraphOps::describe(const ggml_tensor * node) {
         {run_matmul, "matmul"},
         {run_lora_add, "lora_add"},
         {run_weight_forward, "weight_forward"},
+        {run_int8_quantize, "int8_quantize"},
         {run_int8_product, "int8_product"},
         {run_matmul_dx, "matmul_dx"},
         {run_matmul_dw, "matmul_dw"},
@@ -463,9 +470,27 @@ bool GraphOps::can_int8_product(const ggml_tensor * w, const ggml_tensor * x) {
            w->nb[0] == ggml_type_size(w->type) && x->type == GGML_TYPE_F32 && ggml_nrows(x) >= min_rows;
 }
 
-ggml_tensor * GraphOps::int8_product(ggml_tensor * w, ggml_tensor * x) {
+ggml_tensor * GraphOps::int8_product(ggml_tensor * w, ggml_tensor * x, ggml_tensor * quantized) {
     const int64_t ne[4] = {w->ne[1], x->ne[1], x->ne[2], x->ne[3]};
-    return custom(ctx, ne, {w, contiguous(x)}, run_int8_product, nullptr);
+    return custom(ctx, ne, {w, x, quantized}, run_int8_product, nullptr);  // x for its gradient
+}
+
+ggml_tensor * GraphOps::int8_quantize(ggml_tensor * x, int64_t activation_block) {
+    ggml_tensor * arg = contiguous(x);
+    ggml_tensor * quantized = ggml_custom_4d(
+        ctx, GGML_TYPE_I8, static_cast<int64_t>(kernels::int8_token_block_bytes(x->ne[0], activation_block)),
+        kernels::int8_token_blocks(ggml_nrows(x)), 1, 1, &arg, 1, run_int8_quantize, GGML_N_TASKS_MAX,
+        keep(activation_block));
+    origins[quantized] = {Origin::Kind::quantized};
+    return quantized;
+}
+
+int64_t GraphOps::int8_activation_block(ggml_type type) {
+    return kernels::int8_activation_block(type);
+}
+
+int64_t GraphOps::cut_rows(const ggml_tensor * node, int64_t n_rows) const {
+    return origin(node).kind == Origin::Kind::quantized ? kernels::int8_token_blocks(n_rows) : n_rows;
 }
 
 ggml_tensor * GraphOps::lora_add(ggml_tensor * y, ggml_tensor * b, ggml_tensor * h, float scale) {

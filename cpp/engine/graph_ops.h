@@ -43,7 +43,12 @@ class GraphOps {
     // The same by int8 dot products with rounded activations, as ggml does it but for all tokens at a time; only where
     // the type, the CPU and the number of rows make that the fastest way.
     static bool can_int8_product(const ggml_tensor * w, const ggml_tensor * x);
-    ggml_tensor * int8_product(ggml_tensor * w, ggml_tensor * x);
+    // `quantized` is what int8_quantize() makes of x for int8_activation_block(w->type).
+    ggml_tensor * int8_product(ggml_tensor * w, ggml_tensor * x, ggml_tensor * quantized);
+    ggml_tensor * int8_quantize(ggml_tensor * x, int64_t activation_block);
+    static int64_t int8_activation_block(ggml_type type);
+    // ne[1] of a node when its operands are cut to so many rows
+    int64_t cut_rows(const ggml_tensor * node, int64_t n_rows) const;
     // y + scale * b h, written over y: the end of a LoRA product. b ne = [rank, o], h ne = [rank, t], y ne = [o, t]
     ggml_tensor * lora_add(ggml_tensor * y, ggml_tensor * b, ggml_tensor * h, float scale);
 
@@ -98,7 +103,7 @@ class GraphOps {
 
     // What a node made here stands for, where autodiff has to know.
     struct Origin {
-        enum class Kind { none, replacement, dropout, lora_add, attention };
+        enum class Kind { none, replacement, dropout, lora_add, attention, quantized };
         Kind kind = Kind::none;
         const ggml_tensor * replaced = nullptr;  // replacement: ggml's node with op and parameters
         const kernels::DropoutMask * dropout = nullptr;

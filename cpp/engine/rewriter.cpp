@@ -165,33 +165,45 @@ void Rewriter::use_current_operands(ggml_tensor * node) {
     }
 }
 
-// The node that does what ggml's does, but better; nullptr where ggml's will do.
-ggml_tensor * Rewriter::own_node(ggml_tensor * node) {
+// x for int8 products with weights of a type: quantized once for all of them, by a node that is added to `nodes`.
+ggml_tensor * Rewriter::quantized_rows(ggml_tensor * x, ggml_type weight_type, std::vector<ggml_tensor *> & nodes) {
+    const int64_t block = GraphOps::int8_activation_block(weight_type);
+    ggml_tensor *& rows = quantized[{x, block}];
+    if (rows == nullptr) {
+        rows = ops.int8_quantize(x, block);
+        push_copies(nodes, rows, {x});
+        nodes.push_back(rows);
+    }
+    return rows;
+}
+
+// The node that does what ggml's does, but better; nullptr where ggml's will do. What it needs beside the operands of
+// ggml's is added to `nodes`.
+ggml_tensor * Rewriter::own_node(ggml_tensor * node, std::vector<ggml_tensor *> & nodes) {
+    ggml_tensor * own = nullptr;
     Activation f;
     const bool from_table = activation_of(node, f) && (f == Activation::gelu || f == Activation::gelu_quick);
+    ggml_tensor *w = node->src[0], *x = node->src[1];
     if (is_op(node, GGML_OP_UNARY) && from_table) {
-        return ops.activation(f, node->src[0]);
+        own = ops.activation(f, w);
+    } else if (is_op(node, GGML_OP_GLU) && from_table) {
+        own = ops.glu(f, w, x, x == nullptr && node->op_params[1] != 0);
+    } else if (is_float_product(node)) {
+        own = ops.matmul(w, x);
+    } else if (is_op(node, GGML_OP_MUL_MAT) && precision == Precision::f32 && GraphOps::can_weight_forward(w, x)) {
+        own = ops.weight_forward(w, x);
+    } else if (is_op(node, GGML_OP_MUL_MAT) && precision == Precision::automatic && GraphOps::can_int8_product(w, x)) {
+        return ops.int8_product(w, x, quantized_rows(x, w->type, nodes));
     }
-    if (is_op(node, GGML_OP_GLU) && from_table) {
-        return ops.glu(f, node->src[0], node->src[1], node->src[1] == nullptr && node->op_params[1] != 0);
+    if (own != nullptr) {
+        push_copies(nodes, own, {w, x});
     }
-    if (is_float_product(node)) {
-        return ops.matmul(node->src[0], node->src[1]);
-    }
-    if (is_op(node, GGML_OP_MUL_MAT)) {
-        ggml_tensor *w = node->src[0], *x = node->src[1];
-        if (precision == Precision::f32 && GraphOps::can_weight_forward(w, x)) {
-            return ops.weight_forward(w, x);
-        }
-        if (precision == Precision::automatic && GraphOps::can_int8_product(w, x)) {
-            return ops.int8_product(w, x);
-        }
-    }
-    return nullptr;
+    return own;
 }
 
 void Rewriter::rewrite(std::vector<ggml_tensor *> & nodes) {
     count_uses(nodes);
+    quantized.clear();
     // what is fused is found on llama.cpp's own nodes, before any of them changes
     std::unordered_map<const ggml_tensor *, Attention> attentions;
     std::unordered_map<const ggml_tensor *, const ggml_tensor *> low_rank_products;
@@ -231,10 +243,9 @@ void Rewriter::rewrite(std::vector<ggml_tensor *> & nodes) {
                 push_copies(result, node->src[1], {x});
                 result.push_back(node->src[1]);
             }
-            own = precision == Precision::llama_cpp ? nullptr : own_node(node);
+            own = precision == Precision::llama_cpp ? nullptr : own_node(node, result);
             if (own != nullptr) {
                 ops.set_replaced(own, node);
-                push_copies(result, own, {node->src[0], node->src[1]});
             }
         }
         if (own != nullptr) {

@@ -6,6 +6,7 @@
 #include <ggml.h>
 
 #include <cstdint>
+#include <map>
 #include <optional>
 #include <unordered_map>
 #include <unordered_set>
@@ -63,7 +64,8 @@ class Rewriter {
     bool find_ranges(const ggml_tensor * mask, int64_t n_tokens, size_t & index);
     // b and h of a sum that adds scale * b h, else nullptr
     const ggml_tensor * low_rank_product(const ggml_tensor * sum) const;
-    ggml_tensor * own_node(ggml_tensor * node);
+    ggml_tensor * own_node(ggml_tensor * node, std::vector<ggml_tensor *> & nodes);
+    ggml_tensor * quantized_rows(ggml_tensor * x, ggml_type weight_type, std::vector<ggml_tensor *> & nodes);
     void use_current_operands(ggml_tensor * node);
 
     GraphOps & ops;
@@ -76,6 +78,8 @@ class Rewriter {
     std::unordered_map<const ggml_tensor *, ggml_tensor *> replaced;
     std::vector<KeyRanges> ranges;
     std::unordered_map<const ggml_tensor *, size_t> ranges_of_mask;
+    // of the stretch: an operand of int8 products and the values that share a scale, what it is quantized to
+    std::map<std::pair<const ggml_tensor *, int64_t>, ggml_tensor *> quantized;
 };
 
 }  // namespace ggtune

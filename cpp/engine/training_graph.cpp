@@ -24,7 +24,11 @@ bool is_view_op(const ggml_tensor * node) {
 
 // Cutting the rows of a node's operands must cut the rows of its result: true for these.
 bool is_row_wise(const GraphOps & ops, const ggml_tensor * node) {
-    const ggml_tensor * replaced = ops.origin(node).replaced;
+    const GraphOps::Origin origin = ops.origin(node);
+    if (origin.kind == GraphOps::Origin::Kind::quantized) {
+        return true;
+    }
+    const ggml_tensor * replaced = origin.replaced;
     switch (replaced != nullptr ? replaced->op : node->op) {
         case GGML_OP_MUL_MAT:
         case GGML_OP_ADD:
@@ -147,7 +151,7 @@ ggml_tensor * TrainingGraph::clone(const ggml_tensor * node,
     int64_t ne[GGML_MAX_DIMS];
     std::copy(std::begin(node->ne), std::end(node->ne), ne);
     if (n_rows >= 0) {
-        ne[1] = n_rows;
+        ne[1] = ops->cut_rows(node, n_rows);
     }
     ggml_tensor * copy = ggml_new_tensor(ctx.get(), node->type, GGML_MAX_DIMS, ne);
     copy->op = node->op;

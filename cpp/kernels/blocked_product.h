@@ -48,6 +48,7 @@ struct CostModel {
     int64_t col_unit;           // B is brought in multiples of so many columns...
     double cycles_per_b;        // ... at so many cycles per element
     double cycles_per_a = 1.0;  // packing of A
+    int64_t row_unit = max_block_rows(simd::kPanelVectors);
 };
 
 struct Part {
@@ -56,12 +57,11 @@ struct Part {
 
 // The part of C that thread ith of nth computes: one rectangle of a grid of at most nth, chosen for the slowest thread.
 inline Part split_product(int64_t m, int64_t n, const CostModel & cost, int ith, int nth) {
-    const int64_t row_unit = max_block_rows(simd::kPanelVectors);
     double best = -1.0;
     int best_grid_rows = 1;
     for (int grid_rows = 1; grid_rows <= nth; ++grid_rows) {
         const int grid_cols = nth / grid_rows;
-        const int64_t rows = round_up((m + grid_rows - 1) / grid_rows, row_unit);
+        const int64_t rows = round_up((m + grid_rows - 1) / grid_rows, cost.row_unit);
         const int64_t cols = round_up((n + grid_cols - 1) / grid_cols, kWidth);
         const int64_t cols_brought = std::min(round_up(cols, cost.col_unit), round_up(n, cost.col_unit));
         const double cycles = static_cast<double>(std::min(rows, m)) * static_cast<double>(cols) / kWidth +
@@ -76,7 +76,7 @@ inline Part split_product(int64_t m, int64_t n, const CostModel & cost, int ith,
     if (ith >= best_grid_rows * grid_cols) {
         return {{0, 0}, {0, 0}};
     }
-    return {split_range(m, ith / grid_cols, best_grid_rows, row_unit),
+    return {split_range(m, ith / grid_cols, best_grid_rows, cost.row_unit),
             split_range(n, ith % grid_cols, grid_cols, kWidth)};
 }
 

@@ -122,9 +122,10 @@ float quantize_block(const float * x, int8_t * q) {
     return largest * (1.0f / 127.0f);
 }
 
-// Blocks [first, last) of the tokens of X; `quantized` is where block `first` goes.
+// Blocks [first, last) of the tokens of X.
 void quantize_token_blocks(const float * x, int64_t x_row_stride, const TokenBlock & layout, int64_t n_tokens,
                            int64_t first, int64_t last, char * quantized) {
+    quantized += static_cast<size_t>(first) * layout.size();
     const int64_t scale_block = layout.scale_block;
     int8_t q[kLargestScaleBlock];
     for (int64_t block = first; block < last; ++block, quantized += layout.size()) {
@@ -371,9 +372,8 @@ class WeightTile {
 detail::Part split(int64_t n_tokens, int64_t n_out, int ith, int nth) {
     // in units of the dot products of one value of a token with a vector of outputs; measured
     constexpr double kUnpackCost = 1.0;
-    constexpr double kQuantizeCost = 6.0;
-    static_assert(detail::max_block_rows(simd::kPanelVectors) % kTokens == 0, "tokens are split between their blocks");
-    return detail::split_product(n_tokens, n_out, {kWidth, kUnpackCost, kQuantizeCost}, ith, nth);
+    constexpr double kReadCost = 0.1;
+    return detail::split_product(n_tokens, n_out, {kWidth, kUnpackCost, kReadCost, kTokens}, ith, nth);
 }
 
 // What the sums of all tokens contribute, one token block after another; see Tokens.
@@ -405,13 +405,9 @@ struct SumTerms {
     }
 };
 
-int64_t token_blocks(int64_t n_tokens) {
-    return (n_tokens + kTokens - 1) / kTokens;
-}
-
-// `quantized` holds the tokens of `part` only.
 void multiply_part(ggml_type type, const void * w, size_t w_row_bytes, const TokenBlock & layout,
                    const char * quantized, const detail::Part & part, float * y, int64_t y_row_stride) {
+    quantized += static_cast<size_t>(part.rows.begin / kTokens) * layout.size();
     thread_local WeightTile tile;
     thread_local SumTerms terms;
     tile.set_weight(type, w, w_row_bytes);
@@ -420,7 +416,7 @@ void multiply_part(ggml_type type, const void * w, size_t w_row_bytes, const Tok
     const Multiply narrow = multiply_kernel<1>(format, layout.scale_block);
     for (int64_t token0 = part.rows.begin; token0 < part.rows.end; token0 += kTileTokens) {
         const int64_t n_tokens = std::min(kTileTokens, part.rows.end - token0);
-        terms.fill(format, tile.offset(), quantized, layout, token_blocks(n_tokens));
+        terms.fill(format, tile.offset(), quantized, layout, int8_token_blocks(n_tokens));
         for (int64_t row0 = part.cols.begin; row0 < part.cols.end; row0 += kTileN) {
             const int64_t n_rows = std::min(kTileN, part.cols.end - row0);
             for (int64_t k0 = 0; k0 < layout.n_in; k0 += kTileK) {
@@ -446,7 +442,7 @@ void multiply_part(ggml_type type, const void * w, size_t w_row_bytes, const Tok
                 }
             }
         }
-        quantized += static_cast<size_t>(token_blocks(n_tokens)) * layout.size();
+        quantized += static_cast<size_t>(int8_token_blocks(n_tokens)) * layout.size();
     }
 }
 
@@ -464,18 +460,28 @@ int64_t int8_activation_block(ggml_type type) {
     return std::max<int64_t>(32, ggml_blck_size(type));
 }
 
-void int8_forward(ggml_type type, const void * w, size_t w_row_bytes, int64_t n_in, int64_t n_out, const float * x,
-                  int64_t x_row_stride, int64_t n_tokens, float * y, int64_t y_row_stride, int ith, int nth) {
-    const TokenBlock layout = {n_in, int8_activation_block(type)};
+int64_t int8_token_blocks(int64_t n_tokens) {
+    return (n_tokens + kTokens - 1) / kTokens;
+}
+
+size_t int8_token_block_bytes(int64_t n_in, int64_t activation_block) {
+    return TokenBlock{n_in, activation_block}.size();
+}
+
+void int8_quantize(const float * x, int64_t x_row_stride, int64_t n_in, int64_t activation_block, int64_t n_tokens,
+                   void * quantized, int ith, int nth) {
+    const Range blocks = split_range(int8_token_blocks(n_tokens), ith, nth);
+    quantize_token_blocks(x, x_row_stride, {n_in, activation_block}, n_tokens, blocks.begin, blocks.end,
+                          static_cast<char *>(quantized));
+}
+
+void int8_forward(ggml_type type, const void * w, size_t w_row_bytes, int64_t n_in, int64_t n_out,
+                  const void * quantized, int64_t n_tokens, float * y, int64_t y_row_stride, int ith, int nth) {
     const detail::Part part = split(n_tokens, n_out, ith, nth);
-    if (part.rows.size() == 0 || part.cols.size() == 0) {
-        return;
+    if (part.rows.size() > 0 && part.cols.size() > 0) {
+        multiply_part(type, w, w_row_bytes, {n_in, int8_activation_block(type)}, static_cast<const char *>(quantized),
+                      part, y, y_row_stride);
     }
-    thread_local std::vector<char> quantized;
-    quantized.resize(static_cast<size_t>(token_blocks(part.rows.size())) * layout.size());
-    quantize_token_blocks(x, x_row_stride, layout, part.rows.end, part.rows.begin / kTokens,
-                          token_blocks(part.rows.end), quantized.data());
-    multiply_part(type, w, w_row_bytes, layout, quantized.data(), part, y, y_row_stride);
 }
 
 }  // namespace ggtune::kernels

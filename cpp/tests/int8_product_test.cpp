@@ -23,6 +23,7 @@ using namespace ggtune::kernels;
 using ggtune::test::check;
 using ggtune::test::random_values;
 using ggtune::test::relative_difference;
+using ggtune::test::run_parts;
 using ggtune::test::same_bits;
 using Floats = std::vector<float>;
 using Doubles = std::vector<double>;
@@ -68,11 +69,17 @@ struct Weight {
 };
 
 Floats forward(const Weight & w, const Floats & x, int64_t n_tokens, int nth) {
+    const int64_t block = int8_activation_block(w.type);
+    std::vector<char> quantized(
+        static_cast<size_t>(int8_token_blocks(n_tokens)) * int8_token_block_bytes(w.n_in, block), '\x55');
+    run_parts(nth, [&](int ith, int nth_) {
+        int8_quantize(x.data(), w.n_in + kPadding, w.n_in, block, n_tokens, quantized.data(), ith, nth_);
+    });
     Floats y(static_cast<size_t>(n_tokens * (w.n_out + kPadding)), 0.25f);
-    for (int ith = 0; ith < nth; ++ith) {
-        int8_forward(w.type, w.data.data(), w.row_bytes, w.n_in, w.n_out, x.data(), w.n_in + kPadding, n_tokens,
-                     y.data(), w.n_out + kPadding, ith, nth);
-    }
+    run_parts(nth, [&](int ith, int nth_) {
+        int8_forward(w.type, w.data.data(), w.row_bytes, w.n_in, w.n_out, quantized.data(), n_tokens, y.data(),
+                     w.n_out + kPadding, ith, nth_);
+    });
     return y;
 }
 

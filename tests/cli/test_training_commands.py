@@ -88,6 +88,7 @@ def test_every_old_flag_is_taken(ggtune) -> None:  # type: ignore[no-untyped-def
     assert all(any(line.startswith(f"{name} has no effect") for line in lines) for name in LOST_FLAGS)
     assert "-ngl has no effect any more: training runs on the processor." in lines
     assert ggtune("finetune", "--no-checkpointing", *meant.split()).exit_code == 1
+    assert ggtune("train", "--no-checkpointing", "--model", MODEL, "--data", MODEL).exit_code == 2
 
 
 @pytest.mark.parametrize(

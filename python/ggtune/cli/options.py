@@ -65,12 +65,14 @@ class ConfigCommand(click.Command):
         on: dict[str, tuple[str, tuple[str, ...]]] = {}
         off: dict[str, tuple[str, str]] = {}
         for option in self.params:
-            switch = by_name[option.name].switch if option.name in by_name else None
-            if switch is None or option.name is None:
+            setting = by_name.get(option.name or "")
+            if setting is None or setting.switch is None or option.name is None:
                 continue
-            on.update(dict.fromkeys(option.opts, (switch.on, by_name[option.name].choices)))
-            off_flags = ("--no-" + flag(option.name)[2:], *switch.finetune_off_flags)
-            off.update(dict.fromkeys(off_flags, (flag(option.name), switch.off)))
+            on.update(dict.fromkeys(option.opts, (setting.switch.on, setting.choices)))
+            off_flags = ["--no-" + flag(option.name)[2:]]
+            if set(setting.finetune_flags) & set(option.opts):
+                off_flags += setting.switch.finetune_off_flags
+            off.update(dict.fromkeys(off_flags, (flag(option.name), setting.switch.off)))
         written: list[str] = []
         for i, arg in enumerate(args):
             if arg == "--":

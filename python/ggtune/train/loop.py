@@ -367,11 +367,11 @@ class Loop:
         step, outputs = self._state.step, self._outputs
         try:
             self._save_checkpoint(Outputs.at_step(outputs.checkpoint, step))
-            # of a run that had nothing left to do, too
-            write_adapter(
-                Outputs.at_step(outputs.adapter, step), adapter_content(self._engine.adapter, self._state.notes)
-            )
-            outputs.update_latest(outputs.adapter, step)
+            if self._saver.written_step != step:  # nothing was left to do
+                write_adapter(
+                    Outputs.at_step(outputs.adapter, step), adapter_content(self._engine.adapter, self._state.notes)
+                )
+                outputs.update_latest(outputs.adapter, step)
         except GgtuneError as error:
             raise GgtuneError(
                 f"{error}. The run has come to its end at step {step}, but that could not be saved: make room and "

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ggtune._core import Adapter, Model, Trainer
 
-FOLDER = Path(__file__).parent / "golden"
+FOLDER = Path(__file__).parents[1] / "golden"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.npz"))
 REQUIRED = {"llama", "qwen2", "qwen3", "gemma", "gemma2", "phi3"}
 BATCH_KEYS = ("tokens", "positions", "sequences", "targets", "weights")

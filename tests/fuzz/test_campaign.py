@@ -12,7 +12,7 @@ import pytest
 
 from ggtune.errors import GgtuneError
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
 import fuzz  # noqa: E402
 from fuzzing import gguf_edits, worker  # noqa: E402
