@@ -116,7 +116,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--signal", choices=["KILL", "TERM", "INT", "HUP"], default="KILL")
-    parser.add_argument("--window", type=float, default=0.3, help="longest wait before a kill, in seconds of training")
+    parser.add_argument("--window", type=float, default=1.0, help="longest wait before a kill, in seconds of training")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

@@ -109,6 +109,12 @@ def test_forms_of_recompute(flags, meant, monkeypatch) -> None:  # type: ignore[
     assert (seen["data"], seen["recompute"]) == ("data.csv", meant)
 
 
+def test_wrong_value_of_recompute(ggtune) -> None:  # type: ignore[no-untyped-def]
+    result = ggtune("train", "--recompute", "sometimes", "--model", MODEL, "--data", MODEL)
+    assert result.exit_code == 2
+    assert "'sometimes' is not one of" in result.stderr
+
+
 def test_run_makes_a_model_and_ask_answers(ggtune, tmp_path, table, rows) -> None:  # type: ignore[no-untyped-def]
     out = tmp_path / "Bees & more"
     result = ggtune("run", table, "--model", MODEL, "--out", out, *SMALL, "--epochs", 1, "--store", tmp_path / "store")

@@ -73,11 +73,13 @@ class ConfigCommand(click.Command):
             if set(setting.finetune_flags) & set(option.opts):
                 off_flags += setting.switch.finetune_off_flags
             off.update(dict.fromkeys(off_flags, (flag(option.name), setting.switch.off)))
+        has_arguments = any(isinstance(param, click.Argument) for param in self.params)
         written: list[str] = []
         for i, arg in enumerate(args):
             if arg == "--":
                 return written + args[i:]
-            if arg in on and (i + 1 == len(args) or args[i + 1] not in on[arg][1]):
+            following = args[i + 1] if i + 1 < len(args) else "-"
+            if arg in on and following not in on[arg][1] and (has_arguments or following.startswith("-")):
                 written.append(f"{arg}={on[arg][0]}")
             elif arg in off:
                 written.append("=".join(off[arg]))

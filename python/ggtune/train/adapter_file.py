@@ -68,8 +68,10 @@ def read_adapter(path: str | os.PathLike[str]) -> AdapterFile:
     kind = read_text_field(reader, "general.type")
     if read_text_field(reader, "ggtune.checkpoint.state"):
         raise ModelError(f"{path} is a checkpoint, not an adapter: make one with `ggtune finetune --only-write-lora`")
-    if kind != "adapter" or read_text_field(reader, "adapter.type") != "lora":
-        raise ModelError(f"{path} is not a LoRA adapter (general.type is {kind or 'missing'!r}, not 'adapter')")
+    adapter_type = read_text_field(reader, "adapter.type")
+    if (kind, adapter_type) != ("adapter", "lora"):
+        found = f"general.type {kind or 'missing'}, adapter.type {adapter_type or 'missing'}"
+        raise ModelError(f"{path} is not a LoRA adapter ({found})")
     alpha = read_number_field(reader, "adapter.lora.alpha")
     if alpha is None:
         raise ModelError(f"{path} has no adapter.lora.alpha")

@@ -8,7 +8,7 @@ import psutil
 
 from ggtune._native import core
 from ggtune.config import TrainConfig
-from ggtune.system import available_memory, available_threads, format_bytes
+from ggtune.system import available_memory, format_bytes
 from ggtune.train import session
 from ggtune.train.recomputation import set_recomputation
 
@@ -66,22 +66,8 @@ def forecast(config: TrainConfig) -> Forecast:
     """Predict a run without loading weights or allocating for it. Raises :class:`GgtuneError` as the run would."""
     model = core.Model(config.model, header_only=True)
     samples = session.read_samples(config, model)
-    threads = config.threads or available_threads()
-    adapter = core.Adapter(
-        model,
-        rank=config.rank,
-        alpha=config.effective_alpha,
-        targets=session.chosen_targets(config, model),
-        rslora=config.rslora,
-    )
-    engine = core.Trainer(
-        model,
-        adapter,
-        context=samples.context,
-        threads=threads,
-        dropout=config.dropout,
-        precision=config.precision,
-    )
+    adapter = session.make_adapter(config, model)
+    engine = session.make_engine(config, model, adapter, samples.context)
     plan = session.make_plan(config, samples)
     available = available_memory()
     beside = session.snapshot_bytes(adapter)
@@ -93,7 +79,7 @@ def forecast(config: TrainConfig) -> Forecast:
     n_targets = sum(batch.n_targets for batch in batches)
     typical = max(1, round(n_tokens / len(batches)))
     n_forward = 1 + engine.recompute_layers / model.n_layer
-    blocks_s, head_s = _seconds_per_token(model, typical, threads, n_forward)
+    blocks_s, head_s = _seconds_per_token(model, typical, session.n_threads(config), n_forward)
     return Forecast(
         memory_bytes=memory,
         available_bytes=available,

@@ -81,30 +81,9 @@ def prepare(
             f"({checkpoint.config.data}): the data has changed. Give the old file, or start a new run."
         )
 
-    threads = config.threads or available_threads()
-    targets = chosen_targets(config, model)
-    _check_adapter_memory(config, model, targets)
-
-    def new_adapter() -> "Adapter":
-        return core.Adapter(
-            model,
-            rank=config.rank,
-            alpha=config.effective_alpha,
-            targets=targets,
-            rslora=config.rslora,
-            seed=config.seed,
-        )
-
-    adapter = new_adapter()
-    engine = core.Trainer(
-        model,
-        adapter,
-        context=context,
-        threads=threads,
-        precision=config.precision,
-        dropout=config.dropout,
-        seed=config.seed,
-    )
+    _check_adapter_memory(config, model)
+    adapter = make_adapter(config, model)
+    engine = make_engine(config, model, adapter, context)
     plan = make_plan(config, samples)
     needed = _check_memory(config, engine, adapter, plan, model.n_layer)
     outputs.check_writable()
@@ -125,9 +104,11 @@ def prepare(
         *_report(config, model, adapter, data, (len(training), len(held_out)), plan, context),
         f"Memory: {format_bytes(sum(needed.values()))} expected of {format_bytes(available_memory())}"
         + (f", with {n_again} of {model.n_layer} layers computed again for their gradient" if n_again else ""),
-        f"Threads: {threads}; seed {config.seed}",
+        f"Threads: {n_threads(config)}; seed {config.seed}",
     ]
-    return Session(config, outputs, engine, plan, state, lambda: adapter_content(new_adapter(), {}), tuple(report))
+    return Session(
+        config, outputs, engine, plan, state, lambda: adapter_content(make_adapter(config, model), {}), tuple(report)
+    )
 
 
 @dataclass(frozen=True)
@@ -149,6 +130,36 @@ def read_samples(config: TrainConfig, model: "Model", *, now: datetime.datetime 
     data = _load(config, model, context, now)
     training, held_out = _split(config, data)
     return RunSamples(context, data, training, held_out)
+
+
+def n_threads(config: TrainConfig) -> int:
+    """Return how many threads compute."""
+    return config.threads or available_threads()
+
+
+def make_adapter(config: TrainConfig, model: "Model") -> "Adapter":
+    """Make the adapter as it is before the first step. Raises :class:`GgtuneError` for wrong targets."""
+    return core.Adapter(
+        model,
+        rank=config.rank,
+        alpha=config.effective_alpha,
+        targets=chosen_targets(config, model),
+        rslora=config.rslora,
+        seed=config.seed,
+    )
+
+
+def make_engine(config: TrainConfig, model: "Model", adapter: "Adapter", context: int) -> "Trainer":
+    """Make what computes; ``context`` is that of the samples. Raises :class:`GgtuneError` where it can't be trained."""
+    return core.Trainer(
+        model,
+        adapter,
+        context=context,
+        threads=n_threads(config),
+        precision=config.precision,
+        dropout=config.dropout,
+        seed=config.seed,
+    )
 
 
 def make_plan(config: TrainConfig, samples: RunSamples) -> Plan:
@@ -221,8 +232,9 @@ def chosen_targets(config: TrainConfig, model: "Model") -> list[str]:
     return list(config.targets)
 
 
-def _check_adapter_memory(config: TrainConfig, model: "Model", targets: Sequence[str]) -> None:
+def _check_adapter_memory(config: TrainConfig, model: "Model") -> None:
     """Refuse an adapter that can't even be made. It takes four times its F32 values: with gradient and two moments."""
+    targets = chosen_targets(config, model)
     n_params = sum(config.rank * (linear.n_in + linear.n_out) for linear in model.linears() if linear.kind in targets)
     needed, free = 16 * n_params, available_memory()
     if needed > free and not config.force:
