@@ -4,7 +4,6 @@
 #include <thread>
 
 #include "bindings/bindings.h"
-#include "engine/calibrate.h"
 #include "engine/error.h"
 #include "engine/quantize.h"
 #include "kernels/weight_product.h"
@@ -46,19 +45,11 @@ FloatArray weight_gradient_input(const std::string & type_name, const py::array_
     return dx;
 }
 
-std::pair<double, double> time_products(const std::string & type_name, int64_t n_in, int64_t n_out, int64_t n_tokens,
-                                        int threads) {
-    const ProductTimes times = measure_products(type_from_name(type_name), n_in, n_out, n_tokens, threads);
-    return {times.forward_s, times.input_gradient_s};
-}
-
 }  // namespace
 
 void bind_kernels(py::module_ & m) {
     m.def("weight_gradient_input", weight_gradient_input, py::arg("type"), py::arg("weight"), py::arg("d_output"),
           py::arg("n_in"), py::kw_only(), py::arg("threads") = 1, py::arg("reference") = false);
-    m.def("time_products", time_products, py::arg("type"), py::arg("n_in"), py::arg("n_out"), py::arg("n_tokens"),
-          py::kw_only(), py::arg("threads") = 1, py::call_guard<py::gil_scoped_release>());
 }
 
 }  // namespace ggtune

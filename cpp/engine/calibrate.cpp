@@ -4,53 +4,158 @@
 
 #include <algorithm>
 #include <chrono>
-#include <limits>
+#include <cstring>
+#include <map>
 #include <string>
 
 #include "engine/error.h"
-#include "engine/executor.h"
 #include "engine/graph_ops.h"
 
 namespace ggtune {
 
-ProductTimes measure_products(ggml_type type, int64_t n_in, int64_t n_out, int64_t n_tokens, int threads) {
-    if (n_in < 1 || n_out < 1 || n_tokens < 1 || threads < 1 || n_in % ggml_blck_size(type) != 0) {
-        throw Error(std::string("no product of type ") + ggml_type_name(type) + " has " + std::to_string(n_in) +
-                    " inputs");
+namespace {
+
+constexpr int max_repeats = 5;
+constexpr double enough_s = 0.05;  // of one node's kind
+
+const ggml_tensor * owner(const ggml_tensor * t) {
+    return t->view_src != nullptr ? t->view_src : t;
+}
+
+// A view or a leaf: nothing is computed.
+bool is_free(const ggml_tensor * node) {
+    switch (node->op) {
+        case GGML_OP_NONE:
+        case GGML_OP_VIEW:
+        case GGML_OP_RESHAPE:
+        case GGML_OP_PERMUTE:
+        case GGML_OP_TRANSPOSE:
+            return true;
+        default:
+            return ggml_is_empty(node);
     }
-    const ggml_context_ptr inputs(ggml_init({8 * ggml_tensor_overhead(), nullptr, true}));
-    ggml_tensor * w = ggml_new_tensor_2d(inputs.get(), type, n_in, n_out);
-    ggml_tensor * x = ggml_new_tensor_2d(inputs.get(), GGML_TYPE_F32, n_in, n_tokens);
-    ggml_tensor * dy = ggml_new_tensor_2d(inputs.get(), GGML_TYPE_F32, n_out, n_tokens);
-    const ggml_backend_buffer_ptr buffer(
-        ggml_backend_alloc_ctx_tensors_from_buft(inputs.get(), ggml_backend_cpu_buffer_type()));
-    if (!buffer) {
-        throw Error("not enough memory to try a product of " + std::to_string(n_in) + " x " + std::to_string(n_out));
+}
+
+// Equal for nodes that take the same time.
+std::string kind_of(const ggml_tensor * node, const InputValues & inputs) {
+    std::string kind = GraphOps::describe(node);
+    const auto add = [&kind](const void * data, size_t n) { kind.append(static_cast<const char *>(data), n); };
+    if (node->op != GGML_OP_CUSTOM) {  // there the parameters are pointers
+        add(node->op_params, sizeof(node->op_params));
     }
-    ggml_backend_buffer_clear(buffer.get(), 0);
-    const ggml_context_ptr nodes(
-        ggml_init({64 * ggml_tensor_overhead() + 2 * ggml_graph_overhead_custom(32, false), nullptr, true}));
-    GraphOps ops(nodes.get());
-    ggml_tensor * const products[] = {
-        GraphOps::can_int8_product(w, x)
-            ? ops.int8_product(w, x, ops.int8_quantize(x, GraphOps::int8_activation_block(type)))
-            : ggml_mul_mat(nodes.get(), w, x),
-        ops.weight_dx(w, dy, x->ne, nullptr)};
-    double best_s[2];
-    Executor executor(threads);
-    for (int i = 0; i < 2; i++) {
-        ggml_cgraph * graph = ggml_new_graph_custom(nodes.get(), 32, false);
-        ggml_build_forward_expand(graph, products[i]);
-        executor.allocate(graph);
-        best_s[i] = std::numeric_limits<double>::infinity();
-        for (int repeat = 0; repeat < 3; repeat++) {
+    const auto add_shape = [&](const ggml_tensor * t) {
+        add(&t->type, sizeof(t->type));
+        add(t->ne, sizeof(t->ne));
+        add(t->nb, sizeof(t->nb));
+    };
+    add_shape(node);
+    for (const ggml_tensor * src : node->src) {
+        if (src != nullptr) {
+            add_shape(src);
+            const auto values = inputs.find(src);
+            const void * content = values != inputs.end() ? values->second : nullptr;
+            add(&content, sizeof(content));
+        }
+    }
+    return kind;
+}
+
+// The node with operands of its own in memory of their own.
+class Sample {
+  public:
+    Sample(const ggml_tensor * node, const InputValues & inputs)
+        : ctx(ggml_init({(GGML_MAX_SRC + 1) * ggml_tensor_overhead() + ggml_graph_overhead_custom(GGML_MAX_SRC, false),
+                         nullptr, true})) {
+        ggml_tensor * copy = duplicate(node);
+        copy->op = node->op;
+        std::memcpy(copy->op_params, node->op_params, sizeof(copy->op_params));
+        std::map<const ggml_tensor *, ggml_tensor *> copies;  // an operand may be given twice
+        size_t n_bytes = 0;
+        const size_t alignment = ggml_backend_buft_get_alignment(ggml_backend_cpu_buffer_type());
+        const auto size = [alignment](const ggml_tensor * t) { return GGML_PAD(ggml_nbytes(t), alignment); };
+        const ggml_tensor * shared = nullptr;  // the operand that the result is written over
+        for (int i = 0; i < GGML_MAX_SRC; i++) {
+            const ggml_tensor * src = node->src[i];
+            if (src == nullptr) {
+                continue;
+            }
+            if (copies.count(src) == 0) {
+                copies[src] = duplicate(src);
+                n_bytes += size(src);
+            }
+            copy->src[i] = copies[src];
+            if (node->view_src != nullptr && owner(src) == node->view_src) {
+                shared = src;
+            }
+        }
+        n_bytes += size(node);
+        buffer.reset(ggml_backend_buft_alloc_buffer(ggml_backend_cpu_buffer_type(), n_bytes));
+        if (!buffer) {
+            throw Error("not enough memory to time " + GraphOps::describe(node) + ": " + std::to_string(n_bytes >> 20) +
+                        " MiB");
+        }
+        ggml_backend_buffer_clear(buffer.get(), 0);
+        ggml_tallocr places = ggml_tallocr_new(buffer.get());
+        for (const auto & [src, twin] : copies) {
+            ggml_tallocr_alloc(&places, twin);
+            const auto values = inputs.find(src);
+            if (values != inputs.end()) {
+                ggml_backend_tensor_set(twin, values->second->data(), 0, ggml_nbytes(twin));
+            }
+        }
+        if (shared != nullptr) {
+            copy->buffer = buffer.get();
+            copy->data = static_cast<char *>(copies[shared]->data) +
+                         (static_cast<ptrdiff_t>(node->view_offs) - static_cast<ptrdiff_t>(shared->view_offs));
+        } else {
+            ggml_tallocr_alloc(&places, copy);
+        }
+        graph = ggml_new_graph_custom(ctx.get(), GGML_MAX_SRC, false);
+        ggml_build_forward_expand(graph, copy);
+    }
+
+    double seconds(Executor & executor) const {
+        double best_s = 0;
+        double total_s = 0;
+        for (int i = 0; i < max_repeats && total_s < enough_s; i++) {
             const auto start = std::chrono::steady_clock::now();
             executor.compute(graph, 0, ggml_graph_n_nodes(graph));
             const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
-            best_s[i] = std::min(best_s[i], elapsed.count());
+            best_s = i == 0 ? elapsed.count() : std::min(best_s, elapsed.count());
+            total_s += elapsed.count();
         }
+        return best_s;
     }
-    return {best_s[0], best_s[1]};
+
+  private:
+    ggml_tensor * duplicate(const ggml_tensor * t) {
+        ggml_tensor * copy = ggml_new_tensor(ctx.get(), t->type, GGML_MAX_DIMS, t->ne);
+        std::copy(std::begin(t->nb), std::end(t->nb), copy->nb);
+        return copy;
+    }
+
+    ggml_context_ptr ctx;
+    ggml_backend_buffer_ptr buffer;
+    ggml_cgraph * graph = nullptr;
+};
+
+}  // namespace
+
+double measure_seconds(Executor & executor, ggml_cgraph * graph, const InputValues & inputs) {
+    std::map<std::string, double> known;
+    double total_s = 0;
+    for (int i = 0; i < ggml_graph_n_nodes(graph); i++) {
+        const ggml_tensor * node = ggml_graph_node(graph, i);
+        if (is_free(node)) {
+            continue;
+        }
+        const auto [place, is_new] = known.try_emplace(kind_of(node, inputs));
+        if (is_new) {
+            place->second = Sample(node, inputs).seconds(executor);
+        }
+        total_s += place->second;
+    }
+    return total_s;
 }
 
 }  // namespace ggtune

@@ -1,17 +1,22 @@
-// How long the products with one weight matrix take on this machine, to predict the time of a step before it is run.
+// How long a graph will take on this machine, without the memory and the weights that it needs.
 #pragma once
 
 #include <ggml.h>
 
+#include <cstdint>
+#include <unordered_map>
+#include <vector>
+
+#include "engine/executor.h"
+
 namespace ggtune {
 
-struct ProductTimes {
-    double forward_s;
-    double input_gradient_s;
-};
+// What certain I32 inputs hold, where the time of a node depends on it; all else is zeros.
+using InputValues = std::unordered_map<const ggml_tensor *, const std::vector<int32_t> *>;
 
-// Best of three, with a matrix of zeros of the given type, ne = [n_in, n_out], and n_tokens rows. Raises Error for
-// sizes that the type can't have.
-ProductTimes measure_products(ggml_type type, int64_t n_in, int64_t n_out, int64_t n_tokens, int threads);
+// Sum of the seconds of all nodes. Each kind of node (operation, shapes, types) is run alone a few times, on zeros, and
+// the best counts for all of its kind: of equal layers one is computed. Raises Error where there is no memory for a
+// node, Interrupted.
+double measure_seconds(Executor & executor, ggml_cgraph * graph, const InputValues & inputs);
 
 }  // namespace ggtune

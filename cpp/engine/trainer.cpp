@@ -1,6 +1,7 @@
 #include "engine/trainer.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <limits>
 #include <numeric>
@@ -218,6 +219,17 @@ BatchResult Trainer::accumulate_profiled(const MicroBatch & batch, Executor::Pro
     } guard{executor};
     executor.set_profile(&seconds);
     return accumulate(batch);
+}
+
+double Trainer::predict_seconds(const MicroBatch & batch) {
+    check(batch);
+    if (std::count(batch.weights, batch.weights + batch.n_tokens, 0.0f) == batch.n_tokens) {
+        return 0;
+    }
+    const auto start = std::chrono::steady_clock::now();
+    const TrainingGraph graph(builder, *adapter, accumulators, batch, graph_options(true));
+    const std::chrono::duration<double> building = std::chrono::steady_clock::now() - start;
+    return building.count() + graph.measure_seconds(executor);
 }
 
 std::vector<Trainer::State> & Trainer::states() {

@@ -66,6 +66,9 @@ class Trainer {
     // As accumulate(), with the seconds spent by kind of node (and a little more in all: nodes run one by one).
     BatchResult accumulate_profiled(const MicroBatch & batch, Executor::Profile & seconds);
 
+    // Seconds that accumulate() will take, from a short trial on zeros; the model's header is enough.
+    double predict_seconds(const MicroBatch & batch);
+
     void zero_gradients();
     // One step on gradients / accumulated weight (kernels/adamw.h); returns their global norm before clipping. Changes
     // nothing and raises Error where there is no weight, NotFiniteError where there is no finite norm.

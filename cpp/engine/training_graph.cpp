@@ -5,6 +5,7 @@
 #include <cstring>
 #include <unordered_set>
 
+#include "engine/calibrate.h"
 #include "engine/error.h"
 
 namespace ggtune {
@@ -299,6 +300,15 @@ void TrainingGraph::build_backward(Autodiff & ad, int recompute_layers) {
             }
         }
     }
+}
+
+double TrainingGraph::measure_seconds(Executor & executor) const {
+    InputValues inputs;
+    for (const KeyRanges & ranges : key_ranges) {
+        inputs[ranges.first] = &ranges.first_values;
+        inputs[ranges.end] = &ranges.end_values;
+    }
+    return ggtune::measure_seconds(executor, gf, inputs);
 }
 
 TrainingGraph::Times TrainingGraph::run(Executor & executor, std::vector<float> & log_probs) {

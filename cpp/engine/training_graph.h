@@ -46,6 +46,9 @@ class TrainingGraph {
     // Bytes of memory for all that is computed.
     size_t measure(const Executor & executor) const { return executor.measure(gf, kept); }
 
+    // Seconds that run() will take; needs neither the weights nor the memory for it (calibrate.h).
+    double measure_seconds(Executor & executor) const;
+
     struct Times {
         double forward_s = 0;
         double backward_s = 0;

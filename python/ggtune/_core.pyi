@@ -139,6 +139,13 @@ class Trainer:
         self, tokens: IntArray, positions: IntArray, sequences: IntArray, targets: IntArray, weights: FloatArray
     ) -> dict[str, float]:
         """As :meth:`accumulate`; returns the seconds spent by kind of node."""
+    def predict_seconds(
+        self, tokens: IntArray, positions: IntArray, sequences: IntArray, targets: IntArray, weights: FloatArray
+    ) -> float:
+        """Seconds that :meth:`accumulate` will take, from a trial on zeros of each kind of operation in it.
+
+        The model's header is enough. Takes about as long as one layer does, twice.
+        """
     def gradients(self) -> dict[str, FloatArray]:
         """Summed (not averaged) gradients by adapter tensor name, as copies."""
     def zero_gradients(self) -> None: ...
@@ -213,9 +220,6 @@ def weight_gradient_input(
     reference: bool = False,
 ) -> FloatArray:
     """dX = dY W, W quantized ``(n_out, n_in)``, dY ``(n_tokens, n_out)``; ``reference`` takes the plain loop."""
-
-def time_products(type: str, n_in: int, n_out: int, n_tokens: int, *, threads: int = 1) -> tuple[float, float]:
-    """Seconds of the forward product and of the input gradient with one such matrix, best of three."""
 
 def check_gguf(path: str, *, vocab_only: bool = False) -> None:
     """Check a model file's header as llama.cpp needs it. Raises :class:`ggtune.errors.ModelError`."""

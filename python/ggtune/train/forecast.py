@@ -1,18 +1,22 @@
 """Memory and time of a run before it is started: from the model's header, the data and a short calibration."""
 
-from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
 
+import numpy as np
 import psutil
 
 from ggtune._native import core
 from ggtune.config import TrainConfig
+from ggtune.data.packing import MicroBatch
 from ggtune.system import available_memory, format_bytes
 from ggtune.train import session
 from ggtune.train.recomputation import set_recomputation
 
-_OTHER_WORK = 0.15  # of the time of the products: attention, norms, the adapter, the optimizer; see docs/performance.md
+if TYPE_CHECKING:
+    from ggtune._core import Trainer
 
 
 @dataclass(frozen=True)
@@ -76,16 +80,12 @@ def forecast(config: TrainConfig) -> Forecast:
     n_steps = plan.steps_per_epoch
     batches = [batch for cursor in range(n_steps) for batch in plan.micro_batches(0, cursor)]
     n_tokens = sum(batch.n_tokens for batch in batches)
-    n_targets = sum(batch.n_targets for batch in batches)
-    typical = max(1, round(n_tokens / len(batches)))
-    n_forward = 1 + engine.recompute_layers / model.n_layer
-    blocks_s, head_s = _seconds_per_token(model, typical, session.n_threads(config), n_forward)
     return Forecast(
         memory_bytes=memory,
         available_bytes=available,
         n_layer=model.n_layer,
         recompute_layers=engine.recompute_layers,
-        seconds_per_step=(n_tokens * blocks_s + n_targets * head_s) / n_steps,
+        seconds_per_step=_seconds(engine, batches) / n_steps,
         steps_per_epoch=n_steps,
         total_steps=plan.total_steps,
         micro_batches_per_step=len(batches) / n_steps,
@@ -93,17 +93,12 @@ def forecast(config: TrainConfig) -> Forecast:
     )
 
 
-def _seconds_per_token(model: "core.Model", n_tokens: int, threads: int, n_forward: float) -> tuple[float, float]:
-    """Time one product with each kind of matrix: seconds per token in the blocks, and per target in the head.
-
-    ``n_forward`` is how often a block's forward pass is computed.
-    """
-    head_type = next((t.type for t in model.tensors() if t.name == "output.weight"), None)
-    head_type = head_type or next(t.type for t in model.tensors() if t.name == "token_embd.weight")
-    shapes = Counter((linear.type, linear.n_in, linear.n_out) for linear in model.linears())
-    blocks_s = 0.0
-    for (ggml_type, n_in, n_out), count in shapes.items():
-        forward_s, gradient_s = core.time_products(ggml_type, n_in, n_out, n_tokens, threads=threads)
-        blocks_s += count * (n_forward * forward_s + gradient_s)
-    head_s = sum(core.time_products(head_type, model.n_embd, model.n_vocab, n_tokens, threads=threads))
-    return (1 + _OTHER_WORK) * blocks_s / n_tokens, (1 + _OTHER_WORK) * head_s / n_tokens
+def _seconds(engine: "Trainer", batches: Sequence[MicroBatch]) -> float:
+    """Predict the time of all of them from that of the shortest, the middle and the longest."""
+    ordered = sorted(batches, key=lambda batch: batch.n_tokens)
+    tried = {batch.n_tokens: batch for batch in (ordered[0], ordered[len(ordered) // 2], ordered[-1])}
+    seconds = [
+        engine.predict_seconds(batch.tokens, batch.positions, batch.sequences, batch.targets, batch.weights)
+        for batch in tried.values()
+    ]
+    return float(np.interp([batch.n_tokens for batch in batches], list(tried), seconds).sum())

@@ -1,0 +1,120 @@
+"""What a run will need: memory against the engine's own figures, time from a trial of each kind of operation."""
+
+import math
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ggtune._core import Adapter, Model, Trainer
+from ggtune.config import TrainConfig
+from ggtune.data.packing import MicroBatch
+from ggtune.demo import DATA, MODEL
+from ggtune.train import forecast as module
+from ggtune.train.forecast import Forecast, forecast
+
+GOLDEN = sorted(path for path in (Path(__file__).parents[1] / "golden").glob("*.gguf") if "-lora" not in path.stem)
+
+
+def micro_batch(n_tokens: int, n_sequences: int = 1) -> MicroBatch:
+    rows = np.arange(n_tokens, dtype=np.int32)
+    length = -(-n_tokens // n_sequences)
+    return MicroBatch(
+        tokens=rows % 7 + 1,
+        positions=rows % length,
+        sequences=rows // length,
+        targets=rows % 5 + 1,
+        weights=np.ones(n_tokens, np.float32),
+        samples=tuple(range(n_sequences)),
+    )
+
+
+def seconds(engine: Trainer, batch: MicroBatch) -> float:
+    return engine.predict_seconds(batch.tokens, batch.positions, batch.sequences, batch.targets, batch.weights)
+
+
+@pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
+def test_every_operation_can_be_tried(path: Path) -> None:
+    """Of the header alone, with layers computed again, dropout and every precision."""
+    model = Model(str(path), header_only=True)
+    adapter = Adapter(model, rank=2, alpha=2.0, targets=sorted({linear.kind for linear in model.linears()}))
+    for precision in ("auto", "f32", "llama.cpp"):
+        engine = Trainer(model, adapter, context=24, threads=2, dropout=0.1, precision=precision)
+        for engine.recompute_layers in (0, model.n_layer):
+            assert 0 < seconds(engine, micro_batch(40, 2)) < 60
+
+
+def test_a_trial_changes_nothing() -> None:
+    model = Model(str(MODEL))
+    adapter = Adapter(model, rank=2, alpha=2.0, targets=["attn_q", "attn_k", "attn_v"])
+    engine = Trainer(model, adapter, context=64, threads=1)
+    batch = micro_batch(48)
+    arrays = (batch.tokens, batch.positions, batch.sequences, batch.targets, batch.weights)
+    first = engine.accumulate(*arrays)
+    before = {name: values.copy() for name, values in engine.gradients().items()}
+    seconds(engine, micro_batch(64, 4))
+    assert all(np.array_equal(before[name], values) for name, values in engine.gradients().items())
+    assert engine.n_micro_batches == 1
+    engine.zero_gradients()
+    engine.n_micro_batches = 0
+    assert np.array_equal(engine.accumulate(*arrays).log_probs, first.log_probs)
+
+
+def test_without_targets_nothing_is_computed() -> None:
+    model = Model(str(MODEL), header_only=True)
+    engine = Trainer(model, Adapter(model, rank=2, alpha=2.0, targets=["attn_q"]), context=64, threads=1)
+    batch = micro_batch(8)
+    batch.weights[:] = 0
+    assert seconds(engine, batch) == 0
+
+
+def test_lengths_between_those_tried_are_interpolated() -> None:
+    class Engine:
+        calls = 0
+
+        def predict_seconds(self, tokens: np.ndarray, *_: np.ndarray) -> float:
+            self.calls += 1
+            return 1.0 + 0.5 * len(tokens)
+
+    engine = Engine()
+    lengths = [64, 10, 33, 64, 50, 21]
+    total = module._seconds(engine, [micro_batch(n) for n in lengths])  # type: ignore[arg-type]
+    assert total == pytest.approx(sum(1.0 + 0.5 * n for n in lengths))
+    assert engine.calls == 3
+
+
+def config(**values: object) -> TrainConfig:
+    return TrainConfig(model=str(MODEL), data=str(DATA), ctx=64, rank=4, batch=8, **values)  # type: ignore[arg-type]
+
+
+def test_forecast_of_the_demo() -> None:
+    found = forecast(config(epochs=2.0, holdout="8"))
+    assert found.steps_per_epoch == 7
+    assert found.total_steps == 14
+    assert found.fits
+    assert math.isfinite(found.seconds_per_step)
+    assert found.seconds_per_step > 0
+    assert found.memory_bytes["checkpoint"] == 3 * found.memory_bytes["adapter"]
+    again = forecast(config(epochs=2.0, holdout="8", recompute="layers"))
+    assert again.memory_bytes["compute"] < found.memory_bytes["compute"]
+    assert again.recompute_layers == again.n_layer - 1
+
+
+def test_lines() -> None:
+    lines = Forecast(
+        memory_bytes={"weights": 3 << 30, "compute": 1 << 30},
+        available_bytes=2 << 30,
+        n_layer=4,
+        recompute_layers=0,
+        seconds_per_step=2.5,
+        steps_per_epoch=10,
+        total_steps=100,
+        micro_batches_per_step=1.5,
+        tokens_per_step=500.0,
+    ).lines(datetime(2030, 1, 1, 23, 58))
+    text = "\n".join(lines)
+    assert "4.0 GiB at the peak, 2.0 GiB are free: it does NOT fit" in text
+    assert "or --recompute needs less" in text
+    assert "about 2.50 s for 500 tokens in 1.50 micro-batches (200 tokens/s)" in text
+    assert "0:04:10 in all, started now it ends about 2030-01-02 00:02" in text
