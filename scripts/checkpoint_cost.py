@@ -50,7 +50,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, float]:
         ctx=args.ctx,
         rank=args.rank,
         batch=n_samples,
-        micro_batch_tokens=args.tokens,
+        micro_batch_tokens=max(args.tokens, args.ctx),
         loss_on="all",
         holdout="0",
         epochs=0,
@@ -59,7 +59,9 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, float]:
     )
     outputs = Outputs.folder(folder / "run")
     fine_tune(config, folder / "run", quiet=True)
-    ends = {record["step"]: record["elapsed_s"] for record in read_metrics(outputs.metrics)}
+    records = read_metrics(outputs.metrics)
+    ends = {record["step"]: record["elapsed_s"] for record in records}
+    tokens = records[-1]["n_tokens"]
     costs, plain = [], []
     for saved in range(period, max(ends), period):  # taken right after the end of that step
         with_s = ends[saved + args.window] - ends[saved]
@@ -70,6 +72,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, float]:
     step_s = statistics.median(plain) / args.window
     return {
         "pairs": len(costs),
+        "tokens_per_step": tokens,
         "step_s": step_s,
         "cost_s": cost_s,
         "cost_low_s": low,

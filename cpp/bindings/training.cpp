@@ -57,9 +57,9 @@ struct BatchArrays {
     }
 };
 
-template <typename Result, Result (Trainer::*method)(const MicroBatch &)>
-Result run_batch(Trainer & trainer, const IntArray & tokens, const IntArray & positions, const IntArray & sequences,
-                 const IntArray & targets, const FloatArray & weights) {
+template <BatchResult (Trainer::*method)(const MicroBatch &)>
+BatchResult run_batch(Trainer & trainer, const IntArray & tokens, const IntArray & positions,
+                      const IntArray & sequences, const IntArray & targets, const FloatArray & weights) {
     const BatchArrays arrays{tokens, positions, sequences, targets, weights};  // held until the engine is done
     const MicroBatch batch = arrays.view();
     const py::gil_scoped_release release;
@@ -148,10 +148,10 @@ void bind_training(py::module_ & m) {
         .def_readwrite("n_steps", &Trainer::n_steps)
         .def_readwrite("n_micro_batches", &Trainer::n_micro_batches)
         .def_property_readonly("adapter", [](const Trainer & trainer) { return trainer.adapter; })
-        .def("accumulate", run_batch<BatchResult, &Trainer::accumulate>, py::arg("tokens"), py::arg("positions"),
+        .def("accumulate", run_batch<&Trainer::accumulate>, py::arg("tokens"), py::arg("positions"),
              py::arg("sequences"), py::arg("targets"), py::arg("weights"))
-        .def("evaluate", run_batch<BatchResult, &Trainer::evaluate>, py::arg("tokens"), py::arg("positions"),
-             py::arg("sequences"), py::arg("targets"), py::arg("weights"))
+        .def("evaluate", run_batch<&Trainer::evaluate>, py::arg("tokens"), py::arg("positions"), py::arg("sequences"),
+             py::arg("targets"), py::arg("weights"))
         .def(
             "profile",
             [](Trainer & trainer, const IntArray & tokens, const IntArray & positions, const IntArray & sequences,
@@ -165,8 +165,17 @@ void bind_training(py::module_ & m) {
                 return seconds;
             },
             py::arg("tokens"), py::arg("positions"), py::arg("sequences"), py::arg("targets"), py::arg("weights"))
-        .def("predict_seconds", run_batch<double, &Trainer::predict_seconds>, py::arg("tokens"), py::arg("positions"),
-             py::arg("sequences"), py::arg("targets"), py::arg("weights"))
+        .def(
+            "predict_seconds",
+            [](Trainer & trainer, const IntArray & tokens, const IntArray & positions, const IntArray & sequences,
+               const IntArray & targets, const FloatArray & weights, bool gradients) {
+                const BatchArrays arrays{tokens, positions, sequences, targets, weights};
+                const MicroBatch batch = arrays.view();
+                const py::gil_scoped_release release;
+                return trainer.predict_seconds(batch, gradients);
+            },
+            py::arg("tokens"), py::arg("positions"), py::arg("sequences"), py::arg("targets"), py::arg("weights"),
+            py::kw_only(), py::arg("gradients") = true)
         .def("gradients",
              [](Trainer & trainer) {
                  std::map<std::string, FloatArray> gradients;

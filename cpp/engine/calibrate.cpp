@@ -16,10 +16,14 @@ namespace ggtune {
 namespace {
 
 constexpr int max_repeats = 5;
-constexpr double enough_s = 0.05;  // of one node's kind
+constexpr double enough_s = 0.1;  // of one kind of node
+constexpr float operand = 0.5f;   // zeros would be quantized too easily
 
-const ggml_tensor * owner(const ggml_tensor * t) {
-    return t->view_src != nullptr ? t->view_src : t;
+// Whether `node` is written over a part of `src`.
+bool is_over(const ggml_tensor * node, const ggml_tensor * src) {
+    const ggml_tensor * owner = src->view_src != nullptr ? src->view_src : src;
+    return node->view_src == owner && node->view_offs >= src->view_offs &&
+           node->view_offs + ggml_nbytes(node) <= src->view_offs + ggml_nbytes(src);
 }
 
 // A view or a leaf: nothing is computed.
@@ -84,7 +88,7 @@ class Sample {
                 n_bytes += size(src);
             }
             copy->src[i] = copies[src];
-            if (node->view_src != nullptr && owner(src) == node->view_src) {
+            if (shared == nullptr && is_over(node, src)) {
                 shared = src;
             }
         }
@@ -101,12 +105,13 @@ class Sample {
             const auto values = inputs.find(src);
             if (values != inputs.end()) {
                 ggml_backend_tensor_set(twin, values->second->data(), 0, ggml_nbytes(twin));
+            } else if (twin->type == GGML_TYPE_F32) {
+                std::fill_n(static_cast<float *>(twin->data), ggml_nbytes(twin) / sizeof(float), operand);
             }
         }
         if (shared != nullptr) {
             copy->buffer = buffer.get();
-            copy->data = static_cast<char *>(copies[shared]->data) +
-                         (static_cast<ptrdiff_t>(node->view_offs) - static_cast<ptrdiff_t>(shared->view_offs));
+            copy->data = static_cast<char *>(copies[shared]->data) + (node->view_offs - shared->view_offs);
         } else {
             ggml_tallocr_alloc(&places, copy);
         }

@@ -107,9 +107,14 @@ void Executor::in_parallel(const std::function<void(int ith, int nth)> & work) {
     ggml_build_forward_expand(graph,
                               ggml_custom_4d(ctx.get(), GGML_TYPE_F32, 1, 1, 1, 1, nullptr, 0, run, GGML_N_TASKS_MAX,
                                              const_cast<std::function<void(int, int)> *>(&work)));
-    ggml_backend_cpu_set_abort_callback(backend.get(), nullptr, nullptr);
+    const struct Uninterrupted {
+        ggml_backend_t backend;
+        explicit Uninterrupted(ggml_backend_t backend_) : backend(backend_) {
+            ggml_backend_cpu_set_abort_callback(backend, nullptr, nullptr);
+        }
+        ~Uninterrupted() { ggml_backend_cpu_set_abort_callback(backend, abort_callback, nullptr); }
+    } guard(backend.get());
     const ggml_status status = ggml_backend_graph_compute(backend.get(), graph);
-    ggml_backend_cpu_set_abort_callback(backend.get(), abort_callback, nullptr);
     if (status != GGML_STATUS_SUCCESS) {
         throw Error("ggml could not compute a graph: " + std::string(ggml_status_to_string(status)));
     }

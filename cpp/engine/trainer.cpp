@@ -221,13 +221,13 @@ BatchResult Trainer::accumulate_profiled(const MicroBatch & batch, Executor::Pro
     return accumulate(batch);
 }
 
-double Trainer::predict_seconds(const MicroBatch & batch) {
+double Trainer::predict_seconds(const MicroBatch & batch, bool gradients) {
     check(batch);
     if (std::count(batch.weights, batch.weights + batch.n_tokens, 0.0f) == batch.n_tokens) {
         return 0;
     }
     const auto start = std::chrono::steady_clock::now();
-    const TrainingGraph graph(builder, *adapter, accumulators, batch, graph_options(true));
+    const TrainingGraph graph(builder, *adapter, accumulators, batch, graph_options(gradients));
     const std::chrono::duration<double> building = std::chrono::steady_clock::now() - start;
     return building.count() + graph.measure_seconds(executor);
 }
@@ -276,16 +276,10 @@ double Trainer::step(const AdamW & o) {
     }
     // the small constant is PyTorch's (torch.nn.utils.clip_grad_norm_)
     const double clip_factor = o.clip > 0 ? std::min(1.0, o.clip / (norm + 1e-6)) : 1.0;
-    n_steps++;
+    const auto t = static_cast<double>(n_steps + 1);
     const kernels::AdamWFactors factors = {
-        clip_factor / weight_sum,
-        o.lr,
-        o.beta1,
-        o.beta2,
-        1.0 - std::pow(o.beta1, static_cast<double>(n_steps)),
-        1.0 - std::pow(o.beta2, static_cast<double>(n_steps)),
-        o.epsilon,
-        o.weight_decay,
+        clip_factor / weight_sum,   o.lr,      o.beta1,        o.beta2, 1.0 - std::pow(o.beta1, t),
+        1.0 - std::pow(o.beta2, t), o.epsilon, o.weight_decay,
     };
     for_each_piece([&](State & state, int64_t begin, int64_t end, int64_t) {
         float * gradient = gradients(state) + begin;
@@ -294,6 +288,7 @@ double Trainer::step(const AdamW & o) {
         std::fill_n(gradient, end - begin, 0.0f);
     });
     weight_sum = 0;
+    n_steps++;
     return norm;
 }
 

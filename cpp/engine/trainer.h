@@ -66,8 +66,8 @@ class Trainer {
     // As accumulate(), with the seconds spent by kind of node (and a little more in all: nodes run one by one).
     BatchResult accumulate_profiled(const MicroBatch & batch, Executor::Profile & seconds);
 
-    // Seconds that accumulate() will take, from a short trial on zeros; the model's header is enough.
-    double predict_seconds(const MicroBatch & batch);
+    // Seconds that accumulate() will take, or evaluate(), from a short trial; the model's header is enough.
+    double predict_seconds(const MicroBatch & batch, bool gradients);
 
     void zero_gradients();
     // One step on gradients / accumulated weight (kernels/adamw.h); returns their global norm before clipping. Changes

@@ -140,11 +140,19 @@ class Trainer:
     ) -> dict[str, float]:
         """As :meth:`accumulate`; returns the seconds spent by kind of node."""
     def predict_seconds(
-        self, tokens: IntArray, positions: IntArray, sequences: IntArray, targets: IntArray, weights: FloatArray
+        self,
+        tokens: IntArray,
+        positions: IntArray,
+        sequences: IntArray,
+        targets: IntArray,
+        weights: FloatArray,
+        *,
+        gradients: bool = True,
     ) -> float:
-        """Seconds that :meth:`accumulate` will take, from a trial on zeros of each kind of operation in it.
+        """Seconds that :meth:`accumulate` will take (:meth:`evaluate` without gradients), from a trial.
 
-        The model's header is enough. Takes about as long as one layer does, twice.
+        Each kind of operation is run once or a few times: it takes about as long as one layer and the head. The model's
+        header is enough. Raises :class:`ggtune.errors.GgtuneError` where there is no memory for one operation.
         """
     def gradients(self) -> dict[str, FloatArray]:
         """Summed (not averaged) gradients by adapter tensor name, as copies."""

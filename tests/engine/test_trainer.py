@@ -63,6 +63,26 @@ def make_batch(n_sequences: int = 2, length: int = 12, n_vocab: int = N_VOCAB, s
     )
 
 
+def test_logits_in_chunks(demo: Model) -> None:
+    """1033 targets of 8192 logits take two chunks, the second of 9 rows; the two sequences alone take one each."""
+    trainer = Trainer(demo, gguf_files.random_adapter(demo), context=600, threads=2)
+    rng = np.random.default_rng(3)
+    parts: list[Batch] = []
+    for n in (500, 533):
+        tokens = rng.integers(0, demo.n_vocab, n + 1).astype(np.int32)
+        rows = np.arange(n, dtype=np.int32)
+        parts.append((tokens[:-1], rows, np.zeros_like(rows), tokens[1:], np.ones(n, np.float32)))
+    together = [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
+    together[2][500:] = 1
+    whole = trainer.accumulate(*together)  # type: ignore[arg-type]
+    gradients = trainer.gradients()
+    trainer.zero_gradients()
+    alone = [trainer.accumulate(*part) for part in parts]
+    np.testing.assert_allclose(whole.log_probs, np.concatenate([part.log_probs for part in alone]), atol=1e-4)
+    for name, expected in trainer.gradients().items():
+        assert np.linalg.norm(gradients[name] - expected) <= 1e-4 * np.linalg.norm(expected), name
+
+
 def same_bits(left: dict[str, NDArray[np.float32]], right: dict[str, NDArray[np.float32]]) -> bool:
     return left.keys() == right.keys() and all(np.array_equal(left[name], right[name]) for name in left)
 

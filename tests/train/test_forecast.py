@@ -1,5 +1,6 @@
 """What a run will need: memory against the engine's own figures, time from a trial of each kind of operation."""
 
+import dataclasses
 import math
 from datetime import datetime
 from pathlib import Path
@@ -70,18 +71,26 @@ def test_without_targets_nothing_is_computed() -> None:
 
 
 def test_lengths_between_those_tried_are_interpolated() -> None:
+    """And each target counts, whatever the targets of the batches that were tried."""
+
     class Engine:
         calls = 0
 
-        def predict_seconds(self, tokens: np.ndarray, *_: np.ndarray) -> float:
+        def predict_seconds(self, tokens: np.ndarray, *arrays: np.ndarray, gradients: bool) -> float:
             self.calls += 1
-            return 1.0 + 0.5 * len(tokens)
+            return (1.0 + 0.5 * len(tokens)) * (1 + gradients) + 0.25 * np.count_nonzero(arrays[-1])
 
+    batches = []
+    for n, n_targets in ((64, 3), (10, 10), (33, 1), (64, 60), (50, 20), (21, 7)):
+        batches.append(micro_batch(n))
+        batches[-1].weights[:-n_targets] = 0
     engine = Engine()
-    lengths = [64, 10, 33, 64, 50, 21]
-    total = module._seconds(engine, [micro_batch(n) for n in lengths])  # type: ignore[arg-type]
-    assert total == pytest.approx(sum(1.0 + 0.5 * n for n in lengths))
-    assert engine.calls == 3
+    for gradients in (False, True):
+        engine.calls = 0
+        total = module._seconds(engine, batches, gradients=gradients)  # type: ignore[arg-type]
+        expected = sum((1.0 + 0.5 * b.n_tokens) * (1 + gradients) + 0.25 * b.n_targets for b in batches)
+        assert total == pytest.approx(expected)
+        assert engine.calls == 4
 
 
 def config(**values: object) -> TrainConfig:
@@ -93,28 +102,49 @@ def test_forecast_of_the_demo() -> None:
     assert found.steps_per_epoch == 7
     assert found.total_steps == 14
     assert found.fits
+    assert found.seconds_per_step is not None
     assert math.isfinite(found.seconds_per_step)
-    assert found.seconds_per_step > 0
+    assert found.seconds_per_step > found.held_out_s > 0
     assert found.memory_bytes["checkpoint"] == 3 * found.memory_bytes["adapter"]
     again = forecast(config(epochs=2.0, holdout="8", recompute="layers"))
     assert again.memory_bytes["compute"] < found.memory_bytes["compute"]
     assert again.recompute_layers == again.n_layer - 1
 
 
+def test_what_does_not_fit_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "available_memory", lambda: 1 << 20)
+    monkeypatch.setattr(module, "_seconds", None)
+    found = forecast(config(epochs=2.0, holdout="8"))
+    assert found.seconds_per_step is None
+    lines = found.lines(datetime(2030, 1, 1))
+    assert "it does NOT fit" in lines[0]
+    assert lines[-1] == "Steps: 14; their time was not tried"
+
+
+def example(**values: object) -> Forecast:
+    return dataclasses.replace(
+        Forecast(
+            memory_bytes={"weights": 3 << 30, "compute": 1 << 30},
+            available_bytes=5 << 30,
+            n_layer=4,
+            recompute_layers=0,
+            seconds_per_step=2.5,
+            held_out_s=1.0,
+            steps_per_epoch=10,
+            total_steps=100,
+            micro_batches_per_step=1.5,
+            tokens_per_step=500.0,
+        ),
+        **values,  # type: ignore[arg-type]
+    )
+
+
 def test_lines() -> None:
-    lines = Forecast(
-        memory_bytes={"weights": 3 << 30, "compute": 1 << 30},
-        available_bytes=2 << 30,
-        n_layer=4,
-        recompute_layers=0,
-        seconds_per_step=2.5,
-        steps_per_epoch=10,
-        total_steps=100,
-        micro_batches_per_step=1.5,
-        tokens_per_step=500.0,
-    ).lines(datetime(2030, 1, 1, 23, 58))
-    text = "\n".join(lines)
-    assert "4.0 GiB at the peak, 2.0 GiB are free: it does NOT fit" in text
-    assert "or --recompute needs less" in text
+    text = "\n".join(example().lines(datetime(2030, 1, 1, 23, 58)))
+    assert "4.0 GiB at the peak, 5.0 GiB are free: it fits" in text
     assert "about 2.50 s for 500 tokens in 1.50 micro-batches (200 tokens/s)" in text
-    assert "0:04:10 in all, started now it ends about 2030-01-02 00:02" in text
+    assert "0:04:21 in all, started now it ends about 2030-01-02 00:02" in text  # with 11 evaluations
+    endless = "\n".join(example(total_steps=None).lines(datetime(2030, 1, 1)))
+    assert "no last step: it runs until it is stopped" in endless
+    small = "\n".join(example(available_bytes=2 << 30, seconds_per_step=None).lines(datetime(2030, 1, 1)))
+    assert "2.0 GiB are free: it does NOT fit; a smaller --ctx or --rank, or --recompute needs less" in small

@@ -14,7 +14,7 @@ from ggtune.cli.training import settings
 def command(context: click.Context, /, **_: object) -> None:
     """Say what a run with these options of `train` needs: memory, time, date of the end, and whether it fits.
 
-    Reads the model's header and the data, times a few products, loads no weights and writes nothing.
+    Reads the model's header and the data, tries each kind of operation, loads no weights and writes nothing.
     """
     from ggtune.train.forecast import forecast
 

@@ -1,5 +1,6 @@
 """Memory and time of a run before it is started: from the model's header, the data and a short calibration."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -11,6 +12,7 @@ import psutil
 from ggtune._native import core
 from ggtune.config import TrainConfig
 from ggtune.data.packing import MicroBatch
+from ggtune.data.samples import FloatArray
 from ggtune.system import available_memory, format_bytes
 from ggtune.train import session
 from ggtune.train.recomputation import set_recomputation
@@ -27,7 +29,8 @@ class Forecast:
     available_bytes: int
     n_layer: int
     recompute_layers: int  # are computed a second time for their gradient
-    seconds_per_step: float
+    seconds_per_step: float | None  # None where it does not fit
+    held_out_s: float  # of one evaluation
     steps_per_epoch: int
     total_steps: int | None  # None where nothing ends the run
     micro_batches_per_step: float
@@ -51,14 +54,20 @@ class Forecast:
             + ("it fits" if self.fits else f"it does NOT fit; a smaller {smaller} needs less"),
             f"  computed again for their gradient: {self.recompute_layers} of {self.n_layer} layers",
             *(f"  {name:<10} {format_bytes(n)}" for name, n in self.memory_bytes.items()),
+        ]
+        if self.seconds_per_step is None:
+            return [*lines, f"Steps: {self.total_steps or 'no last step'}; their time was not tried"]
+        lines.append(
             f"Step: about {self.seconds_per_step:.2f} s for {self.tokens_per_step:.0f} tokens in "
             f"{self.micro_batches_per_step:.2f} micro-batches "
-            f"({self.tokens_per_step / self.seconds_per_step:.0f} tokens/s)",
-        ]
+            f"({self.tokens_per_step / self.seconds_per_step:.0f} tokens/s)"
+        )
         if self.total_steps is None:
             lines.append(f"Steps: {self.steps_per_epoch} per epoch, no last step: it runs until it is stopped")
         else:
-            duration = timedelta(seconds=round(self.total_steps * self.seconds_per_step))
+            n_evaluations = 1 + math.ceil(self.total_steps / self.steps_per_epoch)
+            seconds = self.total_steps * self.seconds_per_step + n_evaluations * self.held_out_s
+            duration = timedelta(seconds=round(seconds))
             lines.append(
                 f"Steps: {self.total_steps}, {self.steps_per_epoch} per epoch: {duration} in all, "
                 f"started now it ends about {now + duration:%Y-%m-%d %H:%M}"
@@ -80,12 +89,14 @@ def forecast(config: TrainConfig) -> Forecast:
     n_steps = plan.steps_per_epoch
     batches = [batch for cursor in range(n_steps) for batch in plan.micro_batches(0, cursor)]
     n_tokens = sum(batch.n_tokens for batch in batches)
+    fits = sum(memory.values()) <= available
     return Forecast(
         memory_bytes=memory,
         available_bytes=available,
         n_layer=model.n_layer,
         recompute_layers=engine.recompute_layers,
-        seconds_per_step=_seconds(engine, batches) / n_steps,
+        seconds_per_step=_seconds(engine, batches) / n_steps if fits else None,
+        held_out_s=_seconds(engine, plan.held_out, gradients=False) if fits and plan.held_out else 0.0,
         steps_per_epoch=n_steps,
         total_steps=plan.total_steps,
         micro_batches_per_step=len(batches) / n_steps,
@@ -93,12 +104,27 @@ def forecast(config: TrainConfig) -> Forecast:
     )
 
 
-def _seconds(engine: "Trainer", batches: Sequence[MicroBatch]) -> float:
-    """Predict the time of all of them from that of the shortest, the middle and the longest."""
+def _seconds(engine: "Trainer", batches: Sequence[MicroBatch], *, gradients: bool = True) -> float:
+    """Predict the time of all of them from that of the shortest, the middle and the longest.
+
+    What a target costs is the difference to the longest with a single target.
+    """
+
+    def predicted(batch: MicroBatch, weights: FloatArray) -> float:
+        return engine.predict_seconds(
+            batch.tokens, batch.positions, batch.sequences, batch.targets, weights, gradients=gradients
+        )
+
     ordered = sorted(batches, key=lambda batch: batch.n_tokens)
     tried = {batch.n_tokens: batch for batch in (ordered[0], ordered[len(ordered) // 2], ordered[-1])}
-    seconds = [
-        engine.predict_seconds(batch.tokens, batch.positions, batch.sequences, batch.targets, batch.weights)
-        for batch in tried.values()
-    ]
-    return float(np.interp([batch.n_tokens for batch in batches], list(tried), seconds).sum())
+    seconds = {n: predicted(batch, batch.weights) for n, batch in tried.items()}
+    longest = ordered[-1]
+    per_target_s = 0.0
+    if longest.n_targets > 1:
+        one_target = np.zeros_like(longest.weights)
+        one_target[np.flatnonzero(longest.weights)[-1]] = 1.0
+        difference_s = seconds[longest.n_tokens] - predicted(longest, one_target)
+        per_target_s = max(0.0, difference_s / (longest.n_targets - 1))
+    rest_s = [max(0.0, seconds[n] - per_target_s * batch.n_targets) for n, batch in tried.items()]
+    total_s = np.interp([batch.n_tokens for batch in batches], list(tried), rest_s).sum()
+    return float(total_s) + per_target_s * sum(batch.n_targets for batch in batches)
