@@ -142,8 +142,7 @@ def real_steps(model: Any, path: str, shape: Shape) -> tuple[list[list[tuple[Any
     config = TrainConfig(model=model.path, data=path, ctx=shape.ctx, batch=shape.batch, rank=shape.rank)
     plan = make_plan(config, read_samples(config, model))
     steps = [
-        [(b.tokens, b.positions, b.sequences, b.targets, b.weights) for b in plan.micro_batches(0, cursor)]
-        for cursor in range(min(DATA_STEPS, plan.steps_per_epoch))
+        [b.arrays for b in plan.micro_batches(0, cursor)] for cursor in range(min(DATA_STEPS, plan.steps_per_epoch))
     ]
     packing = plan.packing()
     return steps, {

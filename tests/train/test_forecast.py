@@ -32,7 +32,7 @@ def micro_batch(n_tokens: int, n_sequences: int = 1) -> MicroBatch:
 
 
 def seconds(engine: Trainer, batch: MicroBatch) -> float:
-    return engine.predict_seconds(batch.tokens, batch.positions, batch.sequences, batch.targets, batch.weights)
+    return engine.predict_seconds(*batch.arrays)
 
 
 @pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
@@ -51,15 +51,14 @@ def test_a_trial_changes_nothing() -> None:
     adapter = Adapter(model, rank=2, alpha=2.0, targets=["attn_q", "attn_k", "attn_v"])
     engine = Trainer(model, adapter, context=64, threads=1)
     batch = micro_batch(48)
-    arrays = (batch.tokens, batch.positions, batch.sequences, batch.targets, batch.weights)
-    first = engine.accumulate(*arrays)
+    first = engine.accumulate(*batch.arrays)
     before = {name: values.copy() for name, values in engine.gradients().items()}
     seconds(engine, micro_batch(64, 4))
     assert all(np.array_equal(before[name], values) for name, values in engine.gradients().items())
     assert engine.n_micro_batches == 1
     engine.zero_gradients()
     engine.n_micro_batches = 0
-    assert np.array_equal(engine.accumulate(*arrays).log_probs, first.log_probs)
+    assert np.array_equal(engine.accumulate(*batch.arrays).log_probs, first.log_probs)
 
 
 def test_without_targets_nothing_is_computed() -> None:

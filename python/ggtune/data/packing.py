@@ -31,6 +31,11 @@ class MicroBatch:
     samples: tuple[int, ...]
 
     @property
+    def arrays(self) -> tuple[IntArray, IntArray, IntArray, IntArray, FloatArray]:
+        """What the methods of :class:`ggtune._core.Trainer` take, in their order."""
+        return self.tokens, self.positions, self.sequences, self.targets, self.weights
+
+    @property
     def n_tokens(self) -> int:
         """Rows."""
         return len(self.tokens)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,6 @@ import psutil
 from ggtune._native import core
 from ggtune.config import TrainConfig
 from ggtune.data.packing import MicroBatch
-from ggtune.data.samples import FloatArray
 from ggtune.system import available_memory, format_bytes
 from ggtune.train import session
 from ggtune.train.recomputation import set_recomputation
@@ -110,20 +109,18 @@ def _seconds(engine: "Trainer", batches: Sequence[MicroBatch], *, gradients: boo
     What a target costs is the difference to the longest with a single target.
     """
 
-    def predicted(batch: MicroBatch, weights: FloatArray) -> float:
-        return engine.predict_seconds(
-            batch.tokens, batch.positions, batch.sequences, batch.targets, weights, gradients=gradients
-        )
+    def predicted(batch: MicroBatch) -> float:
+        return engine.predict_seconds(*batch.arrays, gradients=gradients)
 
     ordered = sorted(batches, key=lambda batch: batch.n_tokens)
     tried = {batch.n_tokens: batch for batch in (ordered[0], ordered[len(ordered) // 2], ordered[-1])}
-    seconds = {n: predicted(batch, batch.weights) for n, batch in tried.items()}
+    seconds = {n: predicted(batch) for n, batch in tried.items()}
     longest = ordered[-1]
     per_target_s = 0.0
     if longest.n_targets > 1:
         one_target = np.zeros_like(longest.weights)
         one_target[np.flatnonzero(longest.weights)[-1]] = 1.0
-        difference_s = seconds[longest.n_tokens] - predicted(longest, one_target)
+        difference_s = seconds[longest.n_tokens] - predicted(replace(longest, weights=one_target))
         per_target_s = max(0.0, difference_s / (longest.n_targets - 1))
     rest_s = [max(0.0, seconds[n] - per_target_s * batch.n_targets) for n, batch in tried.items()]
     total_s = np.interp([batch.n_tokens for batch in batches], list(tried), rest_s).sum()

@@ -166,9 +166,7 @@ class Loop:
         batches = self._plan.micro_batches(epoch, cursor)
         for batch in batches:
             with self._interrupts.allowed():
-                result = self._engine.accumulate(
-                    batch.tokens, batch.positions, batch.sequences, batch.targets, batch.weights
-                )
+                result = self._engine.accumulate(*batch.arrays)
             loss_sum += result.loss_sum
             weight_sum += result.weight_sum
             n_tokens += result.n_tokens
@@ -271,9 +269,7 @@ class Loop:
         loss_sum = weight_sum = 0.0
         for batch in self._plan.held_out:
             with self._interrupts.allowed():
-                result = self._engine.evaluate(
-                    batch.tokens, batch.positions, batch.sequences, batch.targets, batch.weights
-                )
+                result = self._engine.evaluate(*batch.arrays)
             loss_sum += result.loss_sum
             weight_sum += result.weight_sum
         return loss_sum / weight_sum if weight_sum else math.nan
