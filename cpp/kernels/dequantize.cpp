@@ -2,9 +2,45 @@
 
 #include <ggml-cpu.h>
 
+#include <algorithm>
 #include <cstring>
 
+#include "kernels/int8_unpack.h"
+
 namespace ggtune::kernels {
+namespace {
+
+// Unpacked bytes are turned into floats while they are in the L1 cache. A multiple of every type's block.
+constexpr int64_t kPiece = 256;
+constexpr int64_t kSmallestSubBlock = 16;
+
+template <int64_t sub_block>
+void scale_bytes(const uint8_t * values, const float * scales, const float * mins, int32_t offset, float * dst,
+                 int64_t n) {
+    for (int64_t i = 0; i < n; i += sub_block) {
+        const float scale = scales[i / sub_block];
+        const float min = mins[i / sub_block];
+#pragma GCC unroll 1  // unrolled early, 16 values are no longer seen as a loop to vectorize
+        for (int64_t j = i; j < i + sub_block; ++j) {
+            dst[j] = scale * static_cast<float>(values[j] - offset) - min;
+        }
+    }
+}
+
+void dequantize_bytes(const detail::Int8Format & format, ggml_type type, const uint8_t * src, float * dst, int64_t n) {
+    uint8_t values[kPiece];
+    float scales[kPiece / kSmallestSubBlock];
+    float mins[kPiece / kSmallestSubBlock] = {};
+    const auto scale = format.sub_block == 16 ? scale_bytes<16> : scale_bytes<32>;
+    for (int64_t i = 0; i < n; i += kPiece) {
+        const int64_t piece = std::min(kPiece, n - i);
+        format.unpack(src, piece, values, scales, mins);
+        scale(values, scales, mins, format.offset, dst + i, piece);
+        src += ggml_row_size(type, piece);
+    }
+}
+
+}  // namespace
 
 bool can_dequantize(ggml_type type) {
     return type == GGML_TYPE_F32 ||
@@ -12,6 +48,11 @@ bool can_dequantize(ggml_type type) {
 }
 
 void dequantize_row(ggml_type type, const void * src, float * dst, int64_t n) {
+    // most of ggml's conversions go value by value, at several times the cost
+    if (const detail::Int8Format * format = detail::int8_format(type)) {
+        dequantize_bytes(*format, type, static_cast<const uint8_t *>(src), dst, n);
+        return;
+    }
     switch (type) {
         case GGML_TYPE_F32:
             std::memcpy(dst, src, static_cast<size_t>(n) * sizeof(float));

@@ -13,7 +13,6 @@
 #include <vector>
 
 #include "check.h"
-#include "kernels/dequantize.h"
 #include "kernels/int8_product.h"
 #include "kernels/int8_unpack.h"
 
@@ -58,7 +57,7 @@ struct Weight {
         std::transform(source.begin(), source.end(), source.begin(), [](float v) { return v + 0.02f; });
         ggml_quantize_chunk(type, source.data(), data.data(), 0, n_out, n_in, nullptr);
         for (int64_t o = 0; o < n_out; ++o) {
-            dequantize_row(type, row(o), values.data() + o * n_in, n_in);
+            ggml_get_type_traits(type)->to_float(row(o), values.data() + o * n_in, n_in);
         }
     }
 

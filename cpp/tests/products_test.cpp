@@ -99,6 +99,26 @@ QuantizedWeight quantized(ggml_type type, int64_t n_in, int64_t n_out) {
     return weight;
 }
 
+// Against ggml's own conversion. Where one fuses multiply and add and the other does not, the last bit differs.
+void test_dequantize() {
+    for (int i = 0; i < GGML_TYPE_COUNT; ++i) {
+        const auto type = static_cast<ggml_type>(i);
+        if (!can_dequantize(type) || type == GGML_TYPE_F32) {
+            continue;
+        }
+        for (const int64_t n_blocks : {1, 3, 37}) {
+            const int64_t n = n_blocks * ggml_blck_size(type);
+            const QuantizedWeight w = quantized(type, n, 1);
+            Floats expected(static_cast<size_t>(n)), values(static_cast<size_t>(n + 1), -7.0f);
+            ggml_get_type_traits(type)->to_float(w.data.data(), expected.data(), n);
+            dequantize_row(type, w.data.data(), values.data(), n);
+            const std::string name = std::string("dequantize ") + ggml_type_name(type) + " " + std::to_string(n);
+            check(name, relative_difference(values, expected), 3e-7);
+            check(name + " writes no further", values.back() == -7.0f ? 0.0 : 1.0, 0.0);
+        }
+    }
+}
+
 using WeightProduct = decltype(&weight_input_gradient);
 using WeightProductReference = decltype(&weight_input_gradient_reference);
 
@@ -172,6 +192,7 @@ void test_weight_products() {
 int main() {
     ggml_cpu_init();
     test_gemm();
+    test_dequantize();
     test_weight_products();
     ggml_quantize_free();
     return finish();
