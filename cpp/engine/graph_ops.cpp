@@ -7,6 +7,7 @@
 #include "kernels/attention.h"
 #include "kernels/dequantize.h"
 #include "kernels/gemm.h"
+#include "kernels/int16_gradient.h"
 #include "kernels/int8_product.h"
 #include "kernels/norm.h"
 #include "kernels/partition.h"
@@ -160,6 +161,14 @@ void run_weight_dx(ggml_tensor * dx, int ith, int nth, void * userdata) {
     kernels::weight_input_gradient(w->type, w->data, w->nb[1], w->ne[0], w->ne[1], floats(dy), stride(dy, 1),
                                    dy->ne[1] * dy->ne[2] * dy->ne[3], floats(dx), stride(dx, 1), params.accumulate, ith,
                                    nth);
+}
+
+void run_int16_dx(ggml_tensor * dx, int ith, int nth, void * userdata) {
+    const auto & params = *static_cast<const ProductGradient *>(userdata);
+    const ggml_tensor * w = params.argument(dx, 0);
+    const ggml_tensor * dy = params.argument(dx, 1);
+    kernels::int16_input_gradient(w->type, w->data, w->nb[1], w->ne[0], w->ne[1], floats(dy), stride(dy, 1),
+                                  ggml_nrows(dy), floats(dx), stride(dx, 1), params.accumulate, ith, nth);
 }
 
 kernels::ConstHeads const_heads(const ggml_tensor * t) {
@@ -408,6 +417,7 @@ std::string GraphOps::describe(const ggml_tensor * node) {
         {run_matmul_dx, "matmul_dx"},
         {run_matmul_dw, "matmul_dw"},
         {run_weight_dx, "weight_dx"},
+        {run_int16_dx, "int16_dx"},
         {run_activation, "activation"},
         {run_activation_dx, "activation_dx"},
         {run_glu, "glu"},
@@ -464,10 +474,12 @@ ggml_tensor * GraphOps::weight_forward(ggml_tensor * w, ggml_tensor * x) {
     return custom(ctx, ne, {w, contiguous(x)}, run_weight_forward, nullptr);
 }
 
+// Of the activations, for a product by integers: fewer do not pay for unpacking the weights.
+static constexpr int64_t min_unpacking_rows = 16;
+
 bool GraphOps::can_int8_product(const ggml_tensor * w, const ggml_tensor * x) {
-    constexpr int64_t min_rows = 16;  // fewer do not pay for unpacking the weights
     return kernels::int8_product_fast() && kernels::int8_product_supported(w->type) && ggml_is_matrix(w) &&
-           w->nb[0] == ggml_type_size(w->type) && x->type == GGML_TYPE_F32 && ggml_nrows(x) >= min_rows;
+           w->nb[0] == ggml_type_size(w->type) && x->type == GGML_TYPE_F32 && ggml_nrows(x) >= min_unpacking_rows;
 }
 
 ggml_tensor * GraphOps::int8_product(ggml_tensor * w, ggml_tensor * x, ggml_tensor * quantized) {
@@ -523,7 +535,10 @@ ggml_tensor * GraphOps::matmul_dw(ggml_tensor * w, ggml_tensor * x, ggml_tensor 
 
 ggml_tensor * GraphOps::weight_dx(ggml_tensor * w, ggml_tensor * dy, const int64_t ne_x[4], ggml_tensor * accumulator) {
     const bool rows_in_step = dy->nb[0] == sizeof(float) && dy->ne[2] == 1 && dy->ne[3] == 1;
-    return product_gradient(ne_x, w, rows_in_step ? dy : contiguous(dy), 1.0f, accumulator, run_weight_dx);
+    const bool rounded = int16_gradients && kernels::int16_gradient_fast() &&
+                         kernels::int16_gradient_supported(w->type) && ggml_nrows(dy) >= min_unpacking_rows;
+    return product_gradient(ne_x, w, rows_in_step ? dy : contiguous(dy), 1.0f, accumulator,
+                            rounded ? run_int16_dx : run_weight_dx);
 }
 
 ggml_tensor * GraphOps::activation(Activation f, ggml_tensor * x) {

@@ -24,11 +24,14 @@ class GraphOps {
     // For profiles: what a node does, custom operations by their own names.
     static std::string describe(const ggml_tensor * node);
 
-    explicit GraphOps(ggml_context * ctx_) : ctx(ctx_) {}
+    // int16_gradients: weight_dx() may round dy to int16, where that is faster.
+    explicit GraphOps(ggml_context * ctx_, bool int16_gradients_ = false)
+        : ctx(ctx_), int16_gradients(int16_gradients_) {}
     GraphOps(const GraphOps &) = delete;
     GraphOps & operator=(const GraphOps &) = delete;
 
     ggml_context * const ctx;
+    const bool int16_gradients;
 
     // t, or a contiguous copy of it
     ggml_tensor * contiguous(ggml_tensor * t);

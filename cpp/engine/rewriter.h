@@ -18,10 +18,11 @@
 
 namespace ggtune {
 
-// How the forward pass computes.
+// How the graph computes.
 enum class Precision {
-    automatic,  // ggtune's nodes where they are faster or more exact, int8 products with quantized weights
-    f32,        // the same without int8 products
+    automatic,  // ggtune's nodes where they are faster or more exact; products with quantized weights by integers, int8
+                // in the forward and int16 in the backward pass
+    f32,        // the same in float32 alone
     llama_cpp,  // llama.cpp's own nodes alone, to compare with it
 };
 

@@ -77,7 +77,7 @@ TrainingGraph::TrainingGraph(const ForwardGraphBuilder & builder, const Adapter 
     const ggml_init_params params = {max_nodes * ggml_tensor_overhead() + ggml_graph_overhead_custom(max_nodes, false),
                                      nullptr, true};
     ctx.reset(ggml_init(params));
-    ops = std::make_unique<GraphOps>(ctx.get());
+    ops = std::make_unique<GraphOps>(ctx.get(), options.precision == Precision::automatic);
     gf = ggml_new_graph_custom(ctx.get(), max_nodes, false);
     targets = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_I32, n_outputs);
     weights = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_F32, n_outputs);

@@ -63,105 +63,106 @@ inline void map_non_linear(uint8_t * values) {
     }
 }
 
-// Scales and mins of Q4_K and Q5_K: eight pairs of 6 bits in 12 bytes.
-inline void unpack_scales_mins(const uint8_t * src, float * scales, float * mins) {
-    const float d = half_at(src);
+// Factors and mins of Q4_K and Q5_K: eight pairs of 6 bits in 12 bytes. Returns the scale of the block.
+inline float unpack_factors_mins(const uint8_t * src, int16_t * factors, float * mins) {
     const float d_min = half_at(src + 2);
     const uint8_t * packed = src + 4;
     for (int i = 0; i < 4; ++i) {
-        scales[i] = d * static_cast<float>(packed[i] & 63);
+        factors[i] = packed[i] & 63;
         mins[i] = d_min * static_cast<float>(packed[i + 4] & 63);
-        scales[i + 4] = d * static_cast<float>((packed[i + 8] & 15) | ((packed[i] >> 6) << 4));
+        factors[i + 4] = static_cast<int16_t>((packed[i + 8] & 15) | ((packed[i] >> 6) << 4));
         mins[i + 4] = d_min * static_cast<float>((packed[i + 8] >> 4) | ((packed[i + 4] >> 6) << 4));
     }
+    return half_at(src);
 }
 
-// Each struct: values per block, bytes per block, the format's numbers, and the unpacking of one block.
+// Each struct: values per block, bytes per block, the format's numbers, the largest integer of a weight, and the unpacking
+// of one block, which returns its scale. A block that is one sub-block has no factor.
 
 struct Q4_0 {
-    static constexpr int kValues = 32, kBytes = 18, kSubBlock = 32, kOffset = 8;
+    static constexpr int kValues = 32, kBytes = 18, kSubBlock = 32, kOffset = 8, kCenter = kOffset, kLargest = 8;
     static constexpr bool kHasMin = false;
-    static void unpack(const uint8_t * src, uint8_t * values, float * scales, float *) {
-        *scales = half_at(src);
+    static float unpack(const uint8_t * src, uint8_t * values, int16_t *, float *) {
         unpack_nibbles(src + 2, values);
+        return half_at(src);
     }
 };
 
 struct Q4_1 {
-    static constexpr int kValues = 32, kBytes = 20, kSubBlock = 32, kOffset = 0;
+    static constexpr int kValues = 32, kBytes = 20, kSubBlock = 32, kOffset = 0, kCenter = 8, kLargest = 8;
     static constexpr bool kHasMin = true;
-    static void unpack(const uint8_t * src, uint8_t * values, float * scales, float * mins) {
-        *scales = half_at(src);
+    static float unpack(const uint8_t * src, uint8_t * values, int16_t *, float * mins) {
         *mins = -half_at(src + 2);
         unpack_nibbles(src + 4, values);
+        return half_at(src);
     }
 };
 
 struct Q5_0 {
-    static constexpr int kValues = 32, kBytes = 22, kSubBlock = 32, kOffset = 16;
+    static constexpr int kValues = 32, kBytes = 22, kSubBlock = 32, kOffset = 16, kCenter = kOffset, kLargest = 16;
     static constexpr bool kHasMin = false;
-    static void unpack(const uint8_t * src, uint8_t * values, float * scales, float *) {
-        *scales = half_at(src);
+    static float unpack(const uint8_t * src, uint8_t * values, int16_t *, float *) {
         unpack_nibbles(src + 6, values);
         add_fifth_bits(src + 2, values);
+        return half_at(src);
     }
 };
 
 struct Q5_1 {
-    static constexpr int kValues = 32, kBytes = 24, kSubBlock = 32, kOffset = 0;
+    static constexpr int kValues = 32, kBytes = 24, kSubBlock = 32, kOffset = 0, kCenter = 16, kLargest = 16;
     static constexpr bool kHasMin = true;
-    static void unpack(const uint8_t * src, uint8_t * values, float * scales, float * mins) {
-        *scales = half_at(src);
+    static float unpack(const uint8_t * src, uint8_t * values, int16_t *, float * mins) {
         *mins = -half_at(src + 2);
         unpack_nibbles(src + 8, values);
         add_fifth_bits(src + 4, values);
+        return half_at(src);
     }
 };
 
 struct Q8_0 {
-    static constexpr int kValues = 32, kBytes = 34, kSubBlock = 32, kOffset = 128;
+    static constexpr int kValues = 32, kBytes = 34, kSubBlock = 32, kOffset = 128, kCenter = kOffset, kLargest = 128;
     static constexpr bool kHasMin = false;
-    static void unpack(const uint8_t * src, uint8_t * values, float * scales, float *) {
-        *scales = half_at(src);
+    static float unpack(const uint8_t * src, uint8_t * values, int16_t *, float *) {
         for (int i = 0; i < 32; ++i) {
             values[i] = src[2 + i] ^ 128;
         }
+        return half_at(src);
     }
 };
 
 struct Iq4Nl {
-    static constexpr int kValues = 32, kBytes = 18, kSubBlock = 32, kOffset = 128;
+    static constexpr int kValues = 32, kBytes = 18, kSubBlock = 32, kOffset = 128, kCenter = kOffset, kLargest = 127;
     static constexpr bool kHasMin = false;
-    static void unpack(const uint8_t * src, uint8_t * values, float * scales, float *) {
-        *scales = half_at(src);
+    static float unpack(const uint8_t * src, uint8_t * values, int16_t *, float *) {
         unpack_nibbles(src + 2, values);
         map_non_linear(values);
+        return half_at(src);
     }
 };
 
 struct Iq4Xs {
-    static constexpr int kValues = 256, kBytes = 136, kSubBlock = 32, kOffset = 128;
+    static constexpr int kValues = 256, kBytes = 136, kSubBlock = 32, kOffset = 128, kCenter = kOffset,
+                         kLargest = 32 * 127;
     static constexpr bool kHasMin = false;
-    static void unpack(const uint8_t * src, uint8_t * values, float * scales, float *) {
-        const float d = half_at(src);
+    static float unpack(const uint8_t * src, uint8_t * values, int16_t * factors, float *) {
         for (int i = 0; i < 8; ++i) {
             const int low = (src[4 + i / 2] >> (4 * (i % 2))) & 15;
             const int high = (src[2 + i / 4] >> (2 * (i % 4))) & 3;
-            scales[i] = d * static_cast<float>((low | (high << 4)) - 32);
+            factors[i] = static_cast<int16_t>((low | (high << 4)) - 32);
             unpack_nibbles(src + 8 + 16 * i, values + 32 * i);
             map_non_linear(values + 32 * i);
         }
+        return half_at(src);
     }
 };
 
 struct Q2_K {
-    static constexpr int kValues = 256, kBytes = 84, kSubBlock = 16, kOffset = 0;
+    static constexpr int kValues = 256, kBytes = 84, kSubBlock = 16, kOffset = 0, kCenter = 2, kLargest = 15 * 2;
     static constexpr bool kHasMin = true;
-    static void unpack(const uint8_t * src, uint8_t * values, float * scales, float * mins) {
-        const float d = half_at(src + 80);
+    static float unpack(const uint8_t * src, uint8_t * values, int16_t * factors, float * mins) {
         const float d_min = half_at(src + 82);
         for (int i = 0; i < 16; ++i) {
-            scales[i] = d * static_cast<float>(src[i] & 15);
+            factors[i] = static_cast<int16_t>(src[i] & 15);
             mins[i] = d_min * static_cast<float>(src[i] >> 4);
         }
         for (int part = 0; part < 8; ++part) {
@@ -170,19 +171,19 @@ struct Q2_K {
                 values[32 * part + i] = (twos[i] >> (part % 4 * 2)) & 3;
             }
         }
+        return half_at(src + 80);
     }
 };
 
 struct Q3_K {
-    static constexpr int kValues = 256, kBytes = 110, kSubBlock = 16, kOffset = 4;
+    static constexpr int kValues = 256, kBytes = 110, kSubBlock = 16, kOffset = 4, kCenter = kOffset, kLargest = 32 * 4;
     static constexpr bool kHasMin = false;
-    static void unpack(const uint8_t * src, uint8_t * values, float * scales, float *) {
-        const float d = half_at(src + 108);
+    static float unpack(const uint8_t * src, uint8_t * values, int16_t * factors, float *) {
         const uint8_t * packed = src + 96;
         for (int i = 0; i < 16; ++i) {
             const int low = i < 8 ? packed[i] & 15 : packed[i - 8] >> 4;
             const int high = (packed[8 + i % 4] >> (i / 4 * 2)) & 3;
-            scales[i] = d * static_cast<float>((low | (high << 4)) - 32);
+            factors[i] = static_cast<int16_t>((low | (high << 4)) - 32);
         }
         for (int part = 0; part < 8; ++part) {
             const uint8_t * twos = src + 32 + part / 4 * 32;
@@ -191,14 +192,15 @@ struct Q3_K {
                 values[32 * part + i] = static_cast<uint8_t>(((twos[i] >> (part % 4 * 2)) & 3) | (high << 2));
             }
         }
+        return half_at(src + 108);
     }
 };
 
 struct Q4_K {
-    static constexpr int kValues = 256, kBytes = 144, kSubBlock = 32, kOffset = 0;
+    static constexpr int kValues = 256, kBytes = 144, kSubBlock = 32, kOffset = 0, kCenter = 8, kLargest = 63 * 8;
     static constexpr bool kHasMin = true;
-    static void unpack(const uint8_t * src, uint8_t * values, float * scales, float * mins) {
-        unpack_scales_mins(src, scales, mins);
+    static float unpack(const uint8_t * src, uint8_t * values, int16_t * factors, float * mins) {
+        const float d = unpack_factors_mins(src, factors, mins);
         for (int pair = 0; pair < 4; ++pair) {
             for (int i = 0; i < 32; ++i) {
                 const uint8_t nibbles = src[16 + 32 * pair + i];
@@ -206,14 +208,15 @@ struct Q4_K {
                 values[64 * pair + 32 + i] = nibbles >> 4;
             }
         }
+        return d;
     }
 };
 
 struct Q5_K {
-    static constexpr int kValues = 256, kBytes = 176, kSubBlock = 32, kOffset = 0;
+    static constexpr int kValues = 256, kBytes = 176, kSubBlock = 32, kOffset = 0, kCenter = 16, kLargest = 63 * 16;
     static constexpr bool kHasMin = true;
-    static void unpack(const uint8_t * src, uint8_t * values, float * scales, float * mins) {
-        unpack_scales_mins(src, scales, mins);
+    static float unpack(const uint8_t * src, uint8_t * values, int16_t * factors, float * mins) {
+        const float d = unpack_factors_mins(src, factors, mins);
         for (int pair = 0; pair < 4; ++pair) {
             for (int i = 0; i < 32; ++i) {
                 const int nibbles = src[48 + 32 * pair + i];
@@ -222,16 +225,17 @@ struct Q5_K {
                 values[64 * pair + 32 + i] = static_cast<uint8_t>((nibbles >> 4) | ((high & 2) << 3));
             }
         }
+        return d;
     }
 };
 
 struct Q6_K {
-    static constexpr int kValues = 256, kBytes = 210, kSubBlock = 16, kOffset = 32;
+    static constexpr int kValues = 256, kBytes = 210, kSubBlock = 16, kOffset = 32, kCenter = kOffset,
+                         kLargest = 128 * 32;
     static constexpr bool kHasMin = false;
-    static void unpack(const uint8_t * src, uint8_t * values, float * scales, float *) {
-        const float d = half_at(src + 208);
+    static float unpack(const uint8_t * src, uint8_t * values, int16_t * factors, float *) {
         for (int i = 0; i < 16; ++i) {
-            scales[i] = d * static_cast<float>(static_cast<int8_t>(src[192 + i]));
+            factors[i] = static_cast<int16_t>(static_cast<int8_t>(src[192 + i]));
         }
         for (int half = 0; half < 2; ++half) {
             const uint8_t * low = src + 64 * half;
@@ -244,19 +248,36 @@ struct Q6_K {
                 target[96 + i] = static_cast<uint8_t>((low[32 + i] >> 4) | ((high[i] >> 6) << 4));
             }
         }
+        return half_at(src + 208);
     }
 };
 
 template <class Type>
 void unpack_row(const uint8_t * src, int64_t n, uint8_t * values, float * scales, float * mins) {
+    constexpr int kSubBlocks = Type::kValues / Type::kSubBlock;
     for (int64_t i = 0; i < n; i += Type::kValues) {
-        Type::unpack(src, values + i, scales + i / Type::kSubBlock, Type::kHasMin ? mins + i / Type::kSubBlock : mins);
+        int16_t factors[kSubBlocks];
+        const float d = Type::unpack(src, values + i, factors, mins);
+        for (int j = 0; j < kSubBlocks; ++j) {
+            scales[j] = kSubBlocks == 1 ? d : d * static_cast<float>(factors[j]);
+        }
+        scales += kSubBlocks;
+        mins += Type::kHasMin ? kSubBlocks : 0;
         src += Type::kBytes;
     }
 }
 
 template <class Type>
-constexpr Int8Format kFormat = {Type::kSubBlock, Type::kOffset, Type::kHasMin, unpack_row<Type>};
+float unpack_block(const uint8_t * src, uint8_t * values, int16_t * factors, float * mins) {
+    if (Type::kValues == Type::kSubBlock) {
+        *factors = 1;
+    }
+    return Type::unpack(src, values, factors, mins);
+}
+
+template <class Type>
+constexpr Int8Format kFormat = {Type::kSubBlock, Type::kOffset, Type::kHasMin,  unpack_row<Type>,
+                                Type::kValues,   Type::kCenter, Type::kLargest, unpack_block<Type>};
 
 }  // namespace
 

@@ -1,4 +1,4 @@
-// Quantized weights as unsigned bytes with scales, the form that int8 dot products take. Private to cpp/kernels.
+// Quantized weights as unsigned bytes with scales, the form that integer dot products take. Private to cpp/kernels.
 #pragma once
 
 #include <ggml.h>
@@ -16,6 +16,13 @@ struct Int8Format {
     // Unpacks n values stored at src, n a multiple of the type's block: values [n], scales and mins [n / sub_block];
     // mins are left alone unless has_min.
     void (*unpack)(const uint8_t * src, int64_t n, uint8_t * values, float * scales, float * mins);
+
+    // The same with integers alone under each scale: scale = block_scale * factor, with a block scale for each `block`
+    // values (32 or 256) and a factor for each sub_block. Of one block; returns the block scale.
+    int64_t block;
+    int32_t center;   // of the values: the offset where there are no mins
+    int32_t largest;  // of |factor * (value - center)|
+    float (*unpack_block)(const uint8_t * src, uint8_t * values, int16_t * factors, float * mins);
 };
 
 // The format of a type, nullptr for a type that has none.

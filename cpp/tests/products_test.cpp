@@ -13,6 +13,7 @@
 #include "check.h"
 #include "kernels/dequantize.h"
 #include "kernels/gemm.h"
+#include "kernels/int16_gradient.h"
 #include "kernels/weight_product.h"
 
 namespace {
@@ -126,7 +127,7 @@ using WeightProductReference = decltype(&weight_input_gradient_reference);
 // result.
 void test_weight_product(const std::string & name, WeightProduct product, WeightProductReference reference,
                          ggml_type type, const QuantizedWeight & w, int64_t n_in, int64_t n_out, int64_t x_cols,
-                         int64_t y_cols) {
+                         int64_t y_cols, double limit = 1e-5) {
     constexpr int64_t kPadding = 5;
     double worst = 0.0;
     bool same = true;
@@ -160,7 +161,7 @@ void test_weight_product(const std::string & name, WeightProduct product, Weight
     }
     const std::string label =
         name + " " + ggml_type_name(type) + " [" + std::to_string(n_out) + ", " + std::to_string(n_in) + "]";
-    check(label, worst, 1e-5);
+    check(label, worst, limit);
     check(label + ", 1 to 3 threads", same ? 0.0 : 1.0, 0.0);
 }
 
@@ -182,9 +183,73 @@ void test_weight_products() {
             test_weight_product("input gradient", weight_input_gradient, weight_input_gradient_reference, type, w, n_in,
                                 n_out, n_out, n_in);
             test_weight_product("forward", weight_forward, weight_forward_reference, type, w, n_in, n_out, n_in, n_out);
+            if (int16_gradient_supported(type)) {
+                test_weight_product("int16 input gradient", int16_input_gradient, weight_input_gradient_reference, type,
+                                    w, n_in, n_out, n_out, n_in, 1e-4);
+            }
         }
     }
     check("integers are no weights", can_dequantize(GGML_TYPE_I32) || can_dequantize(GGML_TYPE_Q8_K) ? 1.0 : 0.0, 0.0);
+}
+
+// int16_input_gradient() where rounding and integer sums are hardest.
+void test_int16_gradient(ggml_type type) {
+    constexpr int64_t kTokens = 5, kIn = 512, kOut = 301;
+    const std::string name = std::string("int16 input gradient ") + ggml_type_name(type);
+    const auto gradients = [&](const QuantizedWeight & w, const Floats & dy, Floats & dx, Floats & expected) {
+        dx.assign(kTokens * kIn, NAN);
+        expected.assign(kTokens * kIn, NAN);
+        int16_input_gradient(type, w.data.data(), w.row_bytes, kIn, kOut, dy.data(), kOut, kTokens, dx.data(), kIn,
+                             false, 0, 1);
+        weight_input_gradient_reference(type, w.data.data(), w.row_bytes, kIn, kOut, dy.data(), kOut, kTokens,
+                                        expected.data(), kIn, false);
+    };
+    Floats dx, expected;
+
+    // equal weights, which have the largest integers, and equal dY: the largest sums
+    for (const float sign : {1.0f, -1.0f}) {
+        const Floats values(static_cast<size_t>(kIn * kOut), 0.75f);
+        QuantizedWeight w{std::vector<char>(ggml_row_size(type, kIn) * kOut), ggml_row_size(type, kIn)};
+        ggml_quantize_chunk(type, values.data(), w.data.data(), 0, kOut, kIn, nullptr);
+        gradients(w, Floats(kTokens * kOut, sign), dx, expected);
+        check(name + ", largest sums", relative_difference(dx, expected), 1e-4);
+    }
+
+    const QuantizedWeight w = quantized(type, kIn, kOut);
+    Floats dy = random_values(kTokens * kOut, 7);
+    for (size_t i = 0; i < dy.size(); ++i) {
+        dy[i] *= i % kOut == 17 ? 1.0f : 1e-3f;  // one output of a token holds all the norm
+    }
+    gradients(w, dy, dx, expected);
+    check(name + ", one large dY", relative_difference(dx, expected), 5e-4);
+
+    // tokens apart from each other by 50 orders of magnitude: each has its own error
+    dy = random_values(kTokens * kOut, 8);
+    const float sizes[kTokens] = {1e-26f, 1.0f, 0.0f, 1e30f, 1e-42f};
+    for (size_t i = 0; i < dy.size(); ++i) {
+        dy[i] *= sizes[i / kOut];
+    }
+    gradients(w, dy, dx, expected);
+    for (int64_t t = 0; t < kTokens; ++t) {
+        const auto row = [&](const Floats & x) { return Floats(x.begin() + t * kIn, x.begin() + (t + 1) * kIn); };
+        // the smallest are lost
+        const double error =
+            t == 4 ? (std::all_of(dx.begin() + t * kIn, dx.end(), [](float x) { return std::abs(x) < 1e-36f; }) ? 0.0
+                                                                                                                : 1.0)
+                   : relative_difference(row(dx), row(expected));
+        check(name + ", dY of size " + std::to_string(std::log10(sizes[t])), error, 1e-4);
+    }
+
+    for (const float special : {NAN, INFINITY, -INFINITY}) {
+        dy = random_values(kTokens * kOut, 9);
+        dy[2 * kOut + 300] = special;
+        gradients(w, dy, dx, expected);
+        bool as_expected = true;
+        for (int64_t i = 0; i < kTokens * kIn; ++i) {
+            as_expected = as_expected && std::isfinite(dx[static_cast<size_t>(i)]) == (i / kIn != 2);
+        }
+        check(name + ", a token with " + std::to_string(special), as_expected ? 0.0 : 1.0, 0.0);
+    }
 }
 
 }  // namespace
@@ -194,6 +259,11 @@ int main() {
     test_gemm();
     test_dequantize();
     test_weight_products();
+    for (int i = 0; i < GGML_TYPE_COUNT; ++i) {
+        if (int16_gradient_supported(static_cast<ggml_type>(i))) {
+            test_int16_gradient(static_cast<ggml_type>(i));
+        }
+    }
     ggml_quantize_free();
     return finish();
 }

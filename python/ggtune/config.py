@@ -305,7 +305,8 @@ class TrainConfig:
     )
     precision: str = _setting(
         "auto",
-        "Forward products with quantized weights: auto takes int8 dot products, as llama.cpp does; f32 none.",
+        "Products with quantized weights, where the CPU has integer dot products: auto takes int8 ones forward, as "
+        "llama.cpp does, and int16 ones for the gradients; f32 none.",
         choices=("auto", "f32"),
         resumable=True,
         rounds=True,
