@@ -31,6 +31,7 @@ from peft_peer import PeftPeer
 
 GEMM_SIZE = 2048
 GEMM_REPEATS = 10
+BLAS_SPIN_S = 0.2  # after a product, threads of the BLAS wait for the next in a tight loop, up to 0.1 s
 DATA_STEPS = 5
 SETTINGS = ("ctx", "samples", "batch", "rank", "threads", "recompute", "precision")
 
@@ -200,6 +201,7 @@ def measure(args: argparse.Namespace, shapes: list[Shape]) -> dict[str, Any]:
             contender.run()
         for _ in range(-(-GEMM_REPEATS // args.steps)):
             gemm_rate = max(gemm_rate, gemm_flops_per_second(square))
+        time.sleep(BLAS_SPIN_S)
         if peer is not None:
             peer.step()
 

@@ -215,6 +215,16 @@ struct Gradient {
     }
 };
 
+// Rows of a matrix that are wanted soon: they lie too far apart for the CPU to foresee them.
+void prefetch_rows(const float * from, int64_t row_stride, int64_t n_rows, int64_t n) {
+    constexpr int64_t kLine = 16;
+    for (int64_t i = 0; i < n_rows; ++i) {
+        for (int64_t j = 0; j < n; j += kLine) {
+            __builtin_prefetch(from + i * row_stride + j, 0, 2);
+        }
+    }
+}
+
 // dy [n_outputs] times the scales of W, as integers of at most `largest`, times the returned scale.
 float round_token(const float * dy, const float * w_scales, int64_t n_outputs, float largest, int16_t * rounded) {
     constexpr int32_t kInfinityBits = 0x7f800000;
@@ -382,7 +392,10 @@ void int16_input_gradient(ggml_type type, const void * w, size_t w_row_bytes, in
             weight.unpack(output0, n_outputs, col0, std::min(kTileCols, part.cols.end - col0), tile);
             for (int64_t token0 = part.rows.begin; token0 < part.rows.end; token0 += kTileTokens) {
                 const int64_t tokens = std::min(kTileTokens, part.rows.end - token0);
-                gradient.copy(dy + token0 * dy_row_stride + output0, dy_row_stride, tokens, n_outputs);
+                const float * rows = dy + token0 * dy_row_stride + output0;
+                gradient.copy(rows, dy_row_stride, tokens, n_outputs);
+                prefetch_rows(rows + tokens * dy_row_stride, dy_row_stride,
+                              std::min(kTileTokens, part.rows.end - token0 - tokens), n_outputs);
                 for (size_t b = 0; b < tile.n_blocks; ++b) {
                     multiply_block(tile.blocks[b], n_outputs, format, gradient, tokens, dx + token0 * dx_row_stride,
                                    dx_row_stride, accumulate || output0 > 0);
