@@ -42,6 +42,12 @@ def unfinished_writes(out: Path) -> list[Path]:
     return list(out.glob(".checkpoint-*.tmp")) + list(out.glob(".adapter.gguf.*.tmp"))
 
 
+def is_complete(out: Path, steps: int) -> bool:
+    return (
+        (out / "adapter.gguf").exists() and (out / f"checkpoint-{steps}.gguf").exists() and not unfinished_writes(out)
+    )
+
+
 def disturb(process: "subprocess.Popen[bytes]", out: Path, number: int, *, in_write: bool, delay_s: float) -> str:
     """Wait for the moment and send the signal; the word is for the count."""
     lock = Outputs.folder(out).lock
@@ -100,7 +106,9 @@ def torture(folder: Path, *, kills: int, steps: int, name: str, window_s: float,
             with subprocess.Popen(command, stdout=log, stderr=log) as process:
                 in_write, delay_s = n % 2 == 1, chosen.uniform(0, window_s)
                 moments[disturb(process, out, number, in_write=in_write, delay_s=delay_s)] += 1
-            if number != signal.SIGKILL and process.returncode not in (0, 128 + number):
+            # a run that has written everything no longer answers signals: the interpreter's exit may be killed
+            statuses = [0, 128 + number, *([-number] if is_complete(out, steps) else [])]
+            if number != signal.SIGKILL and process.returncode not in statuses:
                 problems.append(f"exit status {process.returncode}")
             newest_checkpoint(out / "checkpoint-ITERATION.gguf")  # raises where no whole one is left
             command = [*GGTUNE, "resume", str(out)]

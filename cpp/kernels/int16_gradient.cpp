@@ -9,7 +9,7 @@
 #include "kernels/blocked_product.h"
 #include "kernels/int8_unpack.h"
 
-#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
+#if defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
@@ -37,13 +37,14 @@ constexpr int64_t kMostSubBlocks = 16;
 // Unpacked columns of W (kTileCols x kMostOutputs int16) stay in the L2 cache while they serve all tokens, kTileTokens
 // at a time, whose dY are read from memory once for all those columns.
 constexpr int64_t kTileCols = 1024;
-constexpr int64_t kTileTokens = 24;  // a multiple of kTokens and kMinTokens
+constexpr int64_t kTileTokens = 24;
 // from one token to the next, off a power of two that would crowd a few cache sets
 constexpr int64_t kRowStride = kMostOutputs + 32;
 
 // Products with mins: so many tokens at a time, with the mins of so many sub-blocks in a vector.
 constexpr int64_t kMinTokens = 8;
 constexpr int64_t kMinLanes = 8;
+static_assert(kTileTokens % kTokens == 0 && kTileTokens % kMinTokens == 0);
 typedef float MinVec __attribute__((vector_size(kMinLanes * sizeof(float))));
 
 // Each lane of `sum` gains the dot product of two int16 of w and of x.
@@ -56,6 +57,16 @@ inline IntVec add_dot2(IntVec sum, IntVec w, IntVec x) {
 constexpr bool kFast = true;
 inline IntVec add_dot2(IntVec sum, IntVec w, IntVec x) {
     return (IntVec)_mm256_dpwssd_avx_epi32((__m256i)sum, (__m256i)w, (__m256i)x);
+}
+#elif defined(__AVX512BW__)
+constexpr bool kFast = true;
+inline IntVec add_dot2(IntVec sum, IntVec w, IntVec x) {
+    return sum + (IntVec)_mm512_madd_epi16((__m512i)w, (__m512i)x);
+}
+#elif defined(__AVX2__) && !defined(__AVX512F__)
+constexpr bool kFast = true;
+inline IntVec add_dot2(IntVec sum, IntVec w, IntVec x) {
+    return sum + (IntVec)_mm256_madd_epi16((__m256i)w, (__m256i)x);
 }
 #else
 constexpr bool kFast = false;
@@ -79,7 +90,6 @@ struct WeightBlock {
 
 // Up to kMostOutputs outputs by kTileCols columns of W.
 struct WeightTile {
-    int64_t n_outputs;
     size_t n_blocks;
     std::vector<WeightBlock> blocks;
 };
@@ -91,7 +101,6 @@ struct Weight {
     size_t block_bytes;
 
     void unpack(int64_t output0, int64_t n_outputs, int64_t col0, int64_t n_cols, WeightTile & tile) const {
-        tile.n_outputs = n_outputs;
         tile.n_blocks = 0;
         for (int64_t col = col0; col < col0 + n_cols;) {
             const int64_t end = std::min((col / format.block + 1) * format.block, col0 + n_cols);

@@ -23,8 +23,8 @@ namespace ggtune::kernels {
 // True for the types that int8_product_supported() names.
 bool int16_gradient_supported(ggml_type type);
 
-// True where the kernel is compiled for a CPU with int16 dot products (AVX-512 VNNI, AVX-VNNI). Elsewhere it is right
-// but slower than weight_input_gradient().
+// True where the kernel is compiled for a CPU that multiplies int16 faster than floats (AVX2 and later on x86). Elsewhere
+// it is right but slower than weight_input_gradient().
 bool int16_gradient_fast();
 
 // dX[t, i] = sum_o dY[t, o] * W[o, i], added to dX where `accumulate`.
