@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "kernels/blocked_product.h"
+#include "kernels/skinny_product.h"
 #include "kernels/transpose.h"
 
 namespace ggtune::kernels {
@@ -68,6 +69,16 @@ void gemm(int64_t m, int64_t n, int64_t k, Operand a, Operand b, float alpha, fl
           int64_t c_row_stride, int64_t c_col_stride, int ith, int nth) {
     if (k == 0) {
         scale(m, n, beta, c, c_row_stride, c_col_stride, ith, nth);
+        return;
+    }
+    if (detail::is_skinny(n, m, k, a.transposed())) {
+        detail::skinny_product(n, k, b.transposed(), a.transposed(), alpha, beta, c, c_col_stride, c_row_stride,
+                               split_range(m, ith, nth, kWidth));
+        return;
+    }
+    if (detail::is_skinny(m, n, k, b)) {
+        detail::skinny_product(m, k, a, b, alpha, beta, c, c_row_stride, c_col_stride,
+                               split_range(n, ith, nth, kWidth));
         return;
     }
     // C^T = B^T A^T where that leaves less padding, packing or scattered stores

@@ -38,6 +38,8 @@ constexpr int64_t kMostSubBlocks = 16;
 // at a time, whose dY are read from memory once for all those columns.
 constexpr int64_t kTileCols = 1024;
 constexpr int64_t kTileTokens = 24;
+// dX of so many tokens and kTileCols columns (4 MB) stay in the L3 cache from one tile's outputs to the next.
+constexpr int64_t kBlockTokens = 1008;
 // from one token to the next, off a power of two that would crowd a few cache sets
 constexpr int64_t kRowStride = kMostOutputs + 32;
 
@@ -370,6 +372,31 @@ void multiply_block(const WeightBlock & w, int64_t n_outputs, const Int8Format &
     }
 }
 
+// Columns `cols` of dX.
+void multiply_part(const Weight & weight, int64_t n_out, const float * dy, int64_t dy_row_stride, int64_t n_tokens,
+                   float * dx, int64_t dx_row_stride, bool accumulate, const Range & cols) {
+    thread_local WeightTile tile;
+    thread_local Gradient gradient;
+    const int64_t tile_outputs = weight.format.largest > kLargeWeight ? kMostOutputs / 2 : kMostOutputs;
+    for (int64_t col0 = cols.begin; col0 < cols.end; col0 += kTileCols) {
+        for (int64_t output0 = 0; output0 < n_out; output0 += tile_outputs) {
+            const int64_t n_outputs = std::min(tile_outputs, n_out - output0);
+            weight.unpack(output0, n_outputs, col0, std::min(kTileCols, cols.end - col0), tile);
+            for (int64_t t = 0; t < n_tokens; t += kTileTokens) {
+                const int64_t n = std::min(kTileTokens, n_tokens - t);
+                const float * rows = dy + t * dy_row_stride + output0;
+                gradient.copy(rows, dy_row_stride, n, n_outputs);
+                prefetch_rows(rows + n * dy_row_stride, dy_row_stride, std::min(kTileTokens, n_tokens - t - n),
+                              n_outputs);
+                for (size_t b = 0; b < tile.n_blocks; ++b) {
+                    multiply_block(tile.blocks[b], n_outputs, weight.format, gradient, n, dx + t * dx_row_stride,
+                                   dx_row_stride, accumulate || output0 > 0);
+                }
+            }
+        }
+    }
+}
+
 }  // namespace
 
 bool int16_gradient_supported(ggml_type type) {
@@ -392,25 +419,10 @@ void int16_input_gradient(ggml_type type, const void * w, size_t w_row_bytes, in
     constexpr double kRoundCost = 1.5;
     const detail::Part part =
         detail::split_product(n_tokens, n_in, {format.block, kUnpackCost, kRoundCost, kTokens}, ith, nth);
-    const int64_t tile_outputs = format.largest > kLargeWeight ? kMostOutputs / 2 : kMostOutputs;
-    thread_local WeightTile tile;
-    thread_local Gradient gradient;
-    for (int64_t output0 = 0; output0 < n_out; output0 += tile_outputs) {
-        const int64_t n_outputs = std::min(tile_outputs, n_out - output0);
-        for (int64_t col0 = part.cols.begin; col0 < part.cols.end; col0 += kTileCols) {
-            weight.unpack(output0, n_outputs, col0, std::min(kTileCols, part.cols.end - col0), tile);
-            for (int64_t token0 = part.rows.begin; token0 < part.rows.end; token0 += kTileTokens) {
-                const int64_t tokens = std::min(kTileTokens, part.rows.end - token0);
-                const float * rows = dy + token0 * dy_row_stride + output0;
-                gradient.copy(rows, dy_row_stride, tokens, n_outputs);
-                prefetch_rows(rows + tokens * dy_row_stride, dy_row_stride,
-                              std::min(kTileTokens, part.rows.end - token0 - tokens), n_outputs);
-                for (size_t b = 0; b < tile.n_blocks; ++b) {
-                    multiply_block(tile.blocks[b], n_outputs, format, gradient, tokens, dx + token0 * dx_row_stride,
-                                   dx_row_stride, accumulate || output0 > 0);
-                }
-            }
-        }
+    for (int64_t token0 = part.rows.begin; token0 < part.rows.end; token0 += kBlockTokens) {
+        const int64_t n_block = std::min(kBlockTokens, part.rows.end - token0);
+        multiply_part(weight, n_out, dy + token0 * dy_row_stride, dy_row_stride, n_block, dx + token0 * dx_row_stride,
+                      dx_row_stride, accumulate, part.cols);
     }
 }
 

@@ -21,6 +21,8 @@ void write_scattered(const BlockOutput & out, const float * product, int n_rows,
     }
 }
 
+constexpr int64_t kRowsAhead = 8;
+
 template <int n_vectors, int n_rows, bool packed>
 void block(int64_t k, const float * a, int64_t a_row_stride, int64_t a_col_stride, const float * b,
            int64_t b_row_stride, const BlockOutput & out) {
@@ -34,6 +36,9 @@ void block(int64_t k, const float * a, int64_t a_row_stride, int64_t a_col_strid
 #pragma GCC unroll 4
         for (int v = 0; v < n_vectors; ++v) {
             panel[v] = simd::load(b + v * kWidth);
+            if constexpr (!packed) {  // rows of B may lie too far apart for the CPU to foresee them
+                __builtin_prefetch(b + v * kWidth + kRowsAhead * b_row_stride);
+            }
         }
 #pragma GCC unroll 12
         for (int i = 0; i < n_rows; ++i) {

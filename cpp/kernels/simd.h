@@ -58,12 +58,23 @@ inline Vec max(Vec a, Vec b) {
     return select(a > b, a, b);
 }
 
-inline float horizontal_sum(Vec v) {
-    float sum = 0.0f;
-    for (int i = 0; i < kWidth; ++i) {
-        sum += v[i];
+// The upper half is added to the lower one until one lane is left.
+template <int n = kWidth>
+inline float horizontal_sum(const float * lanes) {
+    if constexpr (n == 1) {
+        return *lanes;
+    } else {
+        typedef float Half __attribute__((vector_size(n / 2 * sizeof(float))));
+        Half low, high;
+        std::memcpy(&low, lanes, sizeof low);
+        std::memcpy(&high, lanes + n / 2, sizeof high);
+        low += high;
+        return horizontal_sum<n / 2>(reinterpret_cast<const float *>(&low));
     }
-    return sum;
+}
+
+inline float horizontal_sum(Vec v) {
+    return horizontal_sum(reinterpret_cast<const float *>(&v));
 }
 
 inline float horizontal_max(Vec v) {
