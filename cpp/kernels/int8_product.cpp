@@ -8,7 +8,7 @@
 #include "kernels/blocked_product.h"
 #include "kernels/int8_unpack.h"
 
-#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
+#if defined(__AVX2__)
 #include <immintrin.h>
 #elif defined(__ARM_FEATURE_DOTPROD)
 #include <arm_neon.h>
@@ -44,28 +44,43 @@ constexpr int64_t kTileK = 2048;
 constexpr int64_t kTileN = 64;
 constexpr int64_t kTileTokens = 1020;
 
-// Each lane of `sum` gains the dot product of four bytes of w and of x.
+// Each lane of `sum` gains the dot product of four bytes of w and of x, x from -127 to 127. `small`: w are from 0 to 63.
 #if defined(__AVX512VNNI__) && defined(__AVX512F__)
 constexpr bool kFast = true;
 constexpr bool kSignedWeights = false;
+template <bool small>
 inline IntVec add_dot4(IntVec sum, IntVec w, IntVec x) {
     return (IntVec)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)w, (__m512i)x);
 }
 #elif defined(__AVXVNNI__) && !defined(__AVX512F__)
 constexpr bool kFast = true;
 constexpr bool kSignedWeights = false;
+template <bool small>
 inline IntVec add_dot4(IntVec sum, IntVec w, IntVec x) {
     return (IntVec)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)w, (__m256i)x);
+}
+#elif defined(__AVX2__) && !defined(__AVX512F__)
+constexpr bool kFast = true;
+constexpr bool kSignedWeights = true;
+template <bool small>
+inline IntVec add_dot4(IntVec sum, IntVec w, IntVec x) {
+    // unsigned times signed bytes; two products have to fit 16 bits, which 128 * 127 * 2 does and 255 * 127 * 2 does not
+    const __m256i magnitudes = small ? (__m256i)w : _mm256_abs_epi8((__m256i)w);
+    const __m256i signed_x = small ? (__m256i)x : _mm256_sign_epi8((__m256i)x, (__m256i)w);
+    const __m256i pairs = _mm256_maddubs_epi16(magnitudes, signed_x);
+    return sum + (IntVec)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
 }
 #elif defined(__ARM_FEATURE_DOTPROD)
 constexpr bool kFast = true;
 constexpr bool kSignedWeights = true;
+template <bool small>
 inline IntVec add_dot4(IntVec sum, IntVec w, IntVec x) {
     return (IntVec)vdotq_s32((int32x4_t)sum, (int8x16_t)w, (int8x16_t)x);
 }
 #else
 constexpr bool kFast = false;
 constexpr bool kSignedWeights = false;
+template <bool small>
 inline IntVec add_dot4(IntVec sum, IntVec w, IntVec x) {
 #pragma GCC unroll 4
     for (int byte = 0; byte < 4; ++byte) {
@@ -224,7 +239,7 @@ void multiply(int64_t k, const Panel & w, const Tokens & x, const Output & out) 
                     const IntVec element = splat_bytes(x_values + 4 * t);
 #pragma GCC unroll 2
                     for (int v = 0; v < n_vectors; ++v) {
-                        dot[t][v] = add_dot4(dot[t][v], weights[v], element);
+                        dot[t][v] = add_dot4<has_min>(dot[t][v], weights[v], element);
                     }
                 }
                 w_values += 4 * width;
