@@ -72,13 +72,12 @@ void gemm(int64_t m, int64_t n, int64_t k, Operand a, Operand b, float alpha, fl
         return;
     }
     if (detail::is_skinny(n, m, k, a.transposed())) {
-        detail::skinny_product(n, k, b.transposed(), a.transposed(), alpha, beta, c, c_col_stride, c_row_stride,
-                               split_range(m, ith, nth, kWidth));
+        detail::skinny_product(n, m, k, b.transposed(), a.transposed(), alpha, beta, c, c_col_stride, c_row_stride, ith,
+                               nth);
         return;
     }
     if (detail::is_skinny(m, n, k, b)) {
-        detail::skinny_product(m, k, a, b, alpha, beta, c, c_row_stride, c_col_stride,
-                               split_range(n, ith, nth, kWidth));
+        detail::skinny_product(m, n, k, a, b, alpha, beta, c, c_row_stride, c_col_stride, ith, nth);
         return;
     }
     // C^T = B^T A^T where that leaves less padding, packing or scattered stores

@@ -205,8 +205,8 @@ struct Weight {
     }
 };
 
-// dY of up to kTileTokens tokens for the outputs of a tile, and what becomes of it for one block of columns. Tokens and
-// outputs that are missing are zeros.
+// dY of up to kTileTokens tokens for the outputs of a tile, and what becomes of it for one block of columns. What is
+// missing to whole vectors of outputs and to kMinTokens is zeros in dy; `rounded` of missing tokens is never stored.
 struct Gradient {
     alignas(64) float dy[kTileTokens][kRowStride];
     alignas(64) int16_t rounded[kTileTokens][kRowStride];
@@ -401,7 +401,6 @@ void multiply_part(const Weight & weight, int64_t n_out, const float * dy, int64
 
 bool int16_gradient_supported(ggml_type type) {
     const Int8Format * format = detail::int8_format(type);
-    // one min for each 32 columns would cost as much as the product
     return format != nullptr && !(format->has_min && format->block == format->sub_block);
 }
 

@@ -19,7 +19,7 @@ namespace ggtune::kernels {
 bool int8_product_supported(ggml_type type);
 
 // True where the kernels are compiled for a CPU with int8 dot products (AVX-512 VNNI, AVX-VNNI, Arm DotProd) or AVX2, which
-// needs three instructions for one. Elsewhere int8_forward() is right but slower than weight_forward().
+// needs three instructions for one; not for AVX-512 without VNNI. Elsewhere int8_forward() is right but slower than weight_forward().
 bool int8_product_fast();
 
 // Values of a token that share a scale, 32 or 256, as in ggml's own quantized products.

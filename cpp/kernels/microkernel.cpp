@@ -36,7 +36,7 @@ void block(int64_t k, const float * a, int64_t a_row_stride, int64_t a_col_strid
 #pragma GCC unroll 4
         for (int v = 0; v < n_vectors; ++v) {
             panel[v] = simd::load(b + v * kWidth);
-            if constexpr (!packed) {  // rows of B may lie too far apart for the CPU to foresee them
+            if constexpr (!packed) {  // skinny_product() leaves B as it came, with rows too far apart to be foreseen
                 __builtin_prefetch(b + v * kWidth + kRowsAhead * b_row_stride);
             }
         }

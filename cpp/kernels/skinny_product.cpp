@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "kernels/microkernel.h"
+#include "kernels/partition.h"
 #include "kernels/simd.h"
 
 namespace ggtune::kernels::detail {
@@ -97,7 +98,7 @@ void dot_product(int64_t m, int64_t k, const Operand & a, const Operand & b, flo
     thread_local std::vector<Aligned> buffer;
     const int64_t row_stride = (k + 15) / 16 * 16;
     buffer.resize(static_cast<size_t>(m * row_stride / 16));
-    float * rows = buffer.data()->values;
+    auto * rows = reinterpret_cast<float *>(buffer.data());
     for (int64_t i = 0; i < m; ++i) {
         for (int64_t p = 0; p < k; ++p) {
             rows[i * row_stride + p] = a.data[i * a.row_stride + p * a.col_stride];
@@ -173,12 +174,16 @@ void row_product(int64_t m, int64_t k, const Operand & a, const Operand & b, flo
 
 bool is_skinny(int64_t m, int64_t n, int64_t k, const Operand & b) {
     const int64_t most = b.row_stride == 1 ? kMostDotRows : b.col_stride == 1 ? kMostRows : 0;
-    return m <= most && n >= kLeast && k >= kLeast;
+    return m > 0 && m <= most && n >= kLeast && k >= kLeast;
 }
 
-void skinny_product(int64_t m, int64_t k, const Operand & a, const Operand & b, float alpha, float beta, float * c,
-                    int64_t c_row_stride, int64_t c_col_stride, const Range & cols) {
-    (b.row_stride == 1 ? dot_product : row_product)(m, k, a, b, alpha, beta, c, c_row_stride, c_col_stride, cols);
+void skinny_product(int64_t m, int64_t n, int64_t k, const Operand & a, const Operand & b, float alpha, float beta,
+                    float * c, int64_t c_row_stride, int64_t c_col_stride, int ith, int nth) {
+    const bool dots = b.row_stride == 1;
+    const Range cols = split_range(n, ith, nth, dots ? kDotCols : kWidth);
+    if (cols.size() > 0) {
+        (dots ? dot_product : row_product)(m, k, a, b, alpha, beta, c, c_row_stride, c_col_stride, cols);
+    }
 }
 
 }  // namespace ggtune::kernels::detail

@@ -39,6 +39,9 @@ double relative_difference(const A & a, const B & b) {
     }
     const double size = norm(reference);
     const double distance = norm(difference);
+    if (std::isnan(size) || std::isnan(distance)) {
+        return NAN;
+    }
     return size > 0 ? distance / size : distance > 0 ? HUGE_VAL : 0.0;
 }
 

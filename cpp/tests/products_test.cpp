@@ -76,9 +76,9 @@ void test_gemm() {
     int variant = 0;
     for (const auto & s : shapes) {
         for (int transposes = 0; transposes < 4; ++transposes) {
-            const float beta = variant % 3 == 0 ? 0.0f : variant % 3 == 1 ? 1.0f : -0.5f;
+            const float beta = variant % 3 == 0 ? 0.0f : variant % 3 == 1 ? 1.0f : -0.7f;
             test_gemm({s[0], s[1], s[2], (transposes & 1) != 0, (transposes & 2) != 0, variant % 5 == 0,
-                       variant % 2 == 0 ? 1.0f : 0.25f, beta, variant % 4 == 0 ? 3 : 0});
+                       variant % 2 == 0 ? 1.0f : 0.3f, beta, variant % 4 == 0 ? 3 : 0});
             ++variant;
         }
     }
@@ -214,6 +214,32 @@ void test_int16_gradient(ggml_type type) {
         ggml_quantize_chunk(type, values.data(), w.data.data(), 0, kOut, kIn, nullptr);
         gradients(w, Floats(kTokens * kOut, sign), dx, expected);
         check(name + ", largest sums", relative_difference(dx, expected), 1e-4);
+    }
+
+    // more columns than a tile and more tokens than a block; three threads begin inside a block of columns
+    const int64_t shapes[][3] = {{2304, 37, 13}, {256, 5, 1031}};
+    for (const auto & [n_in, n_out, n_tokens] : shapes) {
+        const QuantizedWeight w = quantized(type, n_in, n_out);
+        const Floats dy = random_values(n_tokens * n_out, 10);
+        const auto size = static_cast<size_t>(n_tokens * n_in);
+        expected.assign(size, NAN);
+        weight_input_gradient_reference(type, w.data.data(), w.row_bytes, n_in, n_out, dy.data(), n_out, n_tokens,
+                                        expected.data(), n_in, false);
+        Floats first;
+        for (const int nth : {1, 2, 3, 8}) {
+            dx.assign(size, NAN);
+            run_parts(nth, [&, n_in = n_in, n_out = n_out, n_tokens = n_tokens](int ith, int n) {
+                int16_input_gradient(type, w.data.data(), w.row_bytes, n_in, n_out, dy.data(), n_out, n_tokens,
+                                     dx.data(), n_in, false, ith, n);
+            });
+            const std::string label = name + " " + std::to_string(n_in) + " x " + std::to_string(n_tokens);
+            if (nth == 1) {
+                first = dx;
+                check(label, relative_difference(dx, expected), 1e-4);
+            } else {
+                check(label + ", " + std::to_string(nth) + " threads", same_bits(dx, first) ? 0.0 : 1.0, 0.0);
+            }
+        }
     }
 
     const QuantizedWeight w = quantized(type, kIn, kOut);
