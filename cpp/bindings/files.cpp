@@ -30,21 +30,54 @@ void check_signals() {
     }
 }
 
+kernels::Rounding rounding_from_name(const std::string & name) {
+    if (name != "unbiased" && name != "nearest") {
+        throw Error("unknown rounding '" + name + "'; known are unbiased, nearest");
+    }
+    return name == "unbiased" ? kernels::Rounding::unbiased : kernels::Rounding::nearest;
+}
+
+py::dict tensor_counts(const MergedTensor & tensor) {
+    py::dict counts;
+    counts["from"] = ggml_type_name(tensor.from);
+    counts["to"] = ggml_type_name(tensor.to);
+    counts["n_weights"] = tensor.n_weights;
+    counts["n_moved"] = tensor.n_moved;
+    counts["change"] = tensor.change;
+    counts["variance"] = tensor.variance;
+    return counts;
+}
+
 py::dict merge_files(const std::string & base, const std::vector<std::pair<std::string, float>> & adapters,
                      const std::string & output, const std::optional<std::string> & outtype,
-                     const std::optional<std::map<std::string, std::string>> & metadata, int threads) {
+                     const std::map<std::string, std::string> & types, const std::string & rounding, uint64_t seed,
+                     const std::vector<int32_t> & tokens, const std::vector<int32_t> & sequences, double weight_of_bias,
+                     const std::map<std::string, std::string> & metadata, int threads) {
     MergeResult result;
     {
         py::gil_scoped_release release;  // only C++ values from here on
-        result =
-            merge(base, output, {adapters, outtype, metadata.value_or(std::map<std::string, std::string>()), threads},
-                  check_signals);
+        result = merge(base, output,
+                       {adapters,
+                        outtype,
+                        types,
+                        rounding_from_name(rounding),
+                        seed,
+                        {tokens, sequences},
+                        weight_of_bias,
+                        metadata,
+                        threads},
+                       check_signals);
+    }
+    py::dict tensors;
+    for (const MergedTensor & tensor : result.tensors) {
+        tensors[py::str(tensor.name)] = tensor_counts(tensor);
     }
     py::dict counts;
     counts["n_tensors"] = result.n_tensors;
     counts["n_merged_tensors"] = result.n_merged_tensors;
     counts["n_changed_rows"] = result.n_changed_rows;
     counts["n_bytes"] = result.n_bytes;
+    counts["tensors"] = tensors;
     return counts;
 }
 
@@ -94,7 +127,10 @@ void check_file(const std::string & path, bool vocab_only) {
 void bind_files(py::module_ & m) {
     m.def("check_gguf", check_file, py::arg("path"), py::kw_only(), py::arg("vocab_only") = false);
     m.def("merge", merge_files, py::arg("base"), py::arg("adapters"), py::arg("output"), py::kw_only(),
-          py::arg("outtype") = py::none(), py::arg("metadata") = py::none(), py::arg("threads") = 1);
+          py::arg("outtype") = py::none(), py::arg("types") = std::map<std::string, std::string>(),
+          py::arg("rounding") = "unbiased", py::arg("seed") = 0, py::arg("tokens") = std::vector<int32_t>(),
+          py::arg("sequences") = std::vector<int32_t>(), py::arg("weight_of_bias") = 100.0,
+          py::arg("metadata") = std::map<std::string, std::string>(), py::arg("threads") = 1);
     m.def(
         "quantize_model",
         [](const std::string & source, const std::string & output, const std::string & type, int threads) {

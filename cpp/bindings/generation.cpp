@@ -1,7 +1,10 @@
-// Bindings of Generator and decode_log_probs.
+// Bindings of Generator, decode_log_probs and Scorer.
 #include "engine/generate.h"
+#include "engine/scorer.h"
 
 #include <pybind11/stl.h>
+
+#include <algorithm>
 
 #include "bindings/bindings.h"
 
@@ -46,6 +49,40 @@ void bind_generation(py::module_ & m) {
         },
         py::arg("model"), py::arg("tokens"), py::kw_only(), py::arg("adapter_path") = py::none(),
         py::arg("threads") = 1);
+
+    py::class_<Scorer>(m, "Scorer")
+        .def(py::init([](const std::shared_ptr<Model> & model,
+                         const std::vector<std::pair<std::string, float>> & adapters, int64_t n_tokens,
+                         int64_t n_sequences, int threads) {
+                 const py::gil_scoped_release release;  // the model is held by the caller's arguments
+                 return std::make_unique<Scorer>(*model, adapters, n_tokens, n_sequences, threads);
+             }),
+             py::arg("model"), py::arg("adapters") = std::vector<std::pair<std::string, float>>(), py::kw_only(),
+             py::arg("n_tokens"), py::arg("n_sequences"), py::arg("threads") = 1, py::keep_alive<1, 2>())
+        .def(
+            "logits",
+            [](Scorer & scorer, const IntArray & tokens, const IntArray & sequences,
+               const py::array_t<bool, py::array::c_style | py::array::forcecast> & outputs) {
+                const std::vector<int32_t> ids = to_vector(tokens);
+                const std::vector<int32_t> sequence_of = to_vector(sequences);
+                const std::vector<uint8_t> wanted(outputs.data(), outputs.data() + outputs.size());
+                const auto n_rows = static_cast<py::ssize_t>(std::count(wanted.begin(), wanted.end(), 1));
+                py::array_t<float> result({n_rows, static_cast<py::ssize_t>(scorer.n_vocab())});
+                float * to = result.mutable_data();
+                {
+                    const py::gil_scoped_release release;  // one scorer is used by one thread; the result is its own
+                    scorer.logits(ids, sequence_of, wanted, to);
+                }
+                return result;
+            },
+            py::arg("tokens"), py::arg("sequences"), py::arg("outputs"))
+        .def(
+            "greedy",
+            [](Scorer & scorer, const std::vector<std::vector<int32_t>> & prompts, int64_t max_tokens) {
+                const py::gil_scoped_release release;  // one scorer is used by one thread; the prompts are a copy
+                return scorer.greedy(prompts, max_tokens);
+            },
+            py::arg("prompts"), py::kw_only(), py::arg("max_tokens"));
 }
 
 }  // namespace ggtune

@@ -59,15 +59,6 @@ void decode(llama_context * ctx, std::vector<int32_t> & tokens) {
     }
 }
 
-void check_tokens(const Model & model, const std::vector<int32_t> & tokens) {
-    for (const int32_t token : tokens) {
-        if (token < 0 || token >= model.n_vocab()) {
-            throw Error("token " + std::to_string(token) + " is not in the vocabulary of " +
-                        std::to_string(model.n_vocab()));
-        }
-    }
-}
-
 }  // namespace
 
 Generator::Generator(Model & model_, const std::vector<int32_t> & prompt, Adapter * adapter, int context, int threads,
@@ -81,7 +72,7 @@ Generator::Generator(Model & model_, const std::vector<int32_t> & prompt, Adapte
         throw Error("the prompt of " + std::to_string(prompt.size()) + " tokens does not fit the context of " +
                     std::to_string(n_context));
     }
-    check_tokens(model, prompt);
+    model.check_tokens(prompt);
     ctx = make_context(model, n_context, threads, GGML_TYPE_F16);
     if (adapter != nullptr) {
         llama_adapter_lora * lora = adapter->lora();
@@ -120,7 +111,7 @@ std::vector<float> decode_log_probs(Model & model, const std::vector<int32_t> & 
     if (tokens.size() < 2) {
         throw Error("at least two tokens are needed to score one");
     }
-    check_tokens(model, tokens);
+    model.check_tokens(tokens);
     llama_adapter_lora_ptr adapter;
     llama_context_ptr ctx = make_context(model, tokens.size(), threads, GGML_TYPE_F32);
     if (!adapter_path.empty()) {

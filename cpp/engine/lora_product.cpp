@@ -10,7 +10,7 @@ namespace ggtune {
 
 namespace {
 
-std::vector<float> read_values(Adapter & adapter, const GgufTensor & tensor) {
+std::vector<float> read_values(AdapterSource & adapter, const GgufTensor & tensor) {
     std::vector<uint8_t> bytes(tensor.n_bytes);
     adapter.data.read(tensor.offset, bytes.data(), bytes.size());
     std::vector<float> values(static_cast<size_t>(tensor.ne[0] * tensor.n_rows()));
@@ -48,7 +48,7 @@ void DataReader::read(uint64_t offset, void * data, uint64_t n) {
     }
 }
 
-const LoraPair * Adapter::find(size_t base_tensor) const {
+const LoraPair * AdapterSource::find(size_t base_tensor) const {
     const auto it = std::find_if(pairs.begin(), pairs.end(), [&](const LoraPair & p) { return p.base == base_tensor; });
     return it == pairs.end() ? nullptr : &*it;
 }
@@ -71,7 +71,7 @@ bool LoraProduct::add_row(int64_t row, float * delta) const {
     return added;
 }
 
-LoraProduct load_product(Adapter & adapter, const LoraPair & pair, const GgufTensor & base) {
+LoraProduct load_product(AdapterSource & adapter, const LoraPair & pair, const GgufTensor & base) {
     const GgufTensor & a = adapter.file.tensors[pair.a];
     const GgufTensor & b = adapter.file.tensors[pair.b];
     LoraProduct product{pair.rank, base.ne[0], base.ne[1], {}, {}};

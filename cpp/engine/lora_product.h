@@ -22,7 +22,7 @@ class DataReader {
     std::ifstream in_;
 };
 
-struct Adapter {
+struct AdapterSource {
     GgufFile file;
     DataReader data;
     float scale;                  // the user's
@@ -47,6 +47,6 @@ struct LoraProduct {
 };
 
 // Reads a pair's values and scales them. Raises ModelFileError where one is not finite.
-LoraProduct load_product(Adapter & adapter, const LoraPair & pair, const GgufTensor & base);
+LoraProduct load_product(AdapterSource & adapter, const LoraPair & pair, const GgufTensor & base);
 
 }  // namespace ggtune

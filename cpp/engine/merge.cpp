@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <array>
-#include <atomic>
 #include <cctype>
 #include <cmath>
 #include <cstdlib>
@@ -17,15 +16,21 @@
 #include "engine/gguf_check.h"
 #include "engine/gguf_file.h"
 #include "engine/gguf_writer.h"
+#include "engine/grid_descent.h"
+#include "engine/grid_merge.h"
 #include "engine/lora_product.h"
+#include "engine/model.h"
 #include "engine/output_file.h"
 #include "kernels/dequantize.h"
+#include "kernels/gemm.h"
 
 namespace ggtune {
 
 namespace {
 
 constexpr uint64_t copy_chunk_bytes = 4u << 20;
+constexpr int64_t n_stripes = 16;
+
 // Elements per thread and between two looks for Ctrl-C, for less than a tenth of a second: most quantizers do millions
 // of them in a second, those that search a grid of patterns a hundred thousand.
 int64_t chunk_elements(ggml_type type) {
@@ -67,32 +72,98 @@ void parallel(int threads, int64_t n, const Work & work) {
     }
 }
 
-// Merges rows [0, n_rows) of a chunk that starts at row `first` of the tensor. Returns how many were written anew.
-int64_t merge_rows(const std::vector<LoraProduct> & products, const GgufTensor & from, const GgufTensor & to,
-                   int64_t first, int64_t n_rows, const uint8_t * in, uint8_t * out) {
-    const int64_t n = from.ne[0];
-    std::vector<float> row(static_cast<size_t>(n));
-    std::vector<float> delta(static_cast<size_t>(n));
-    int64_t n_changed = 0;
-    for (int64_t i = 0; i < n_rows; ++i, in += from.row_bytes(), out += to.row_bytes()) {
-        std::fill(delta.begin(), delta.end(), 0.0f);
-        bool changed = false;
-        for (const LoraProduct & product : products) {
-            changed = product.add_row(first + i, delta.data()) || changed;
-        }
-        if (!changed && from.type == to.type) {
-            // Quantizing again would only lose accuracy.
-            std::copy(in, in + from.row_bytes(), out);
-            continue;
-        }
-        kernels::dequantize_row(from.type, in, row.data(), n);
-        for (int64_t j = 0; j < n; ++j) {
-            row[static_cast<size_t>(j)] += delta[static_cast<size_t>(j)];
-        }
-        quantize_rows(to.type, row.data(), out, 1, n, "tensor " + from.name + ", row " + std::to_string(first + i));
-        ++n_changed;
+// How the rows of one tensor are merged.
+struct RowMerge {
+    const std::vector<LoraProduct> & products;
+    const GgufTensor & from;
+    const GgufTensor & to;
+    const CutOff * cut_off;  // null: quantized anew
+    kernels::Rounding rounding;
+    uint64_t key;
+};
+
+// delta = what the adapters add to row `index`. Returns whether that is anything.
+bool change_of(const RowMerge & merge, int64_t index, std::vector<float> & delta) {
+    std::fill(delta.begin(), delta.end(), 0.0f);
+    bool any = false;
+    for (const LoraProduct & product : merge.products) {
+        any = product.add_row(index, delta.data()) || any;
     }
-    return n_changed;
+    return any;
+}
+
+// What a part of the rows adds to the counts of a MergedTensor; summed over rows in their order.
+struct RowCounts {
+    bool changed = false;
+    int64_t n_moved = 0;
+    double change = 0;
+    double variance = 0;
+};
+
+// Merges row `index` of the tensor; row and delta are scratch of n_in values.
+RowCounts merge_row(const RowMerge & merge, int64_t index, const uint8_t * in, uint8_t * out, std::vector<float> & row,
+                    std::vector<float> & delta) {
+    const int64_t n = merge.from.ne[0];
+    RowCounts counts;
+    counts.changed = change_of(merge, index, delta);
+    if (!counts.changed && merge.from.type == merge.to.type) {
+        // Quantizing again would only lose accuracy.
+        std::copy(in, in + merge.from.row_bytes(), out);
+        return counts;
+    }
+    for (const float d : delta) {
+        counts.change += static_cast<double>(d) * static_cast<double>(d);
+    }
+    if (merge.cut_off != nullptr) {
+        if (!std::isfinite(counts.change)) {
+            throw Error("tensor " + merge.from.name + ", row " + std::to_string(index) +
+                        ": what the adapter adds is not finite");
+        }
+        if (kernels::cut_off_by_grid(merge.from.type, in, delta.data(), n, row.data())) {
+            merge.cut_off->give_back(index, row.data(), delta.data());
+        }
+        const kernels::GridMoves moves =
+            kernels::move_on_grid(merge.from.type, in, delta.data(), n, merge.key, index * n, merge.rounding, out);
+        counts.n_moved = moves.n_moved;
+        counts.variance = moves.variance;
+        return counts;
+    }
+    kernels::dequantize_row(merge.from.type, in, row.data(), n);
+    for (int64_t j = 0; j < n; ++j) {
+        row[static_cast<size_t>(j)] += delta[static_cast<size_t>(j)];
+    }
+    const std::string what = "tensor " + merge.from.name + ", row " + std::to_string(index);
+    if (merge.to.type == GGML_TYPE_BF16 && merge.from.type == GGML_TYPE_BF16 &&
+        merge.rounding == kernels::Rounding::unbiased) {
+        check_finite(merge.to.type, row.data(), n, what);
+        kernels::round_to_bf16(row.data(), n, merge.key, index * n, reinterpret_cast<ggml_bf16_t *>(out));
+        return counts;
+    }
+    quantize_rows(merge.to.type, row.data(), out, 1, n, what);
+    return counts;
+}
+
+// The mean of x x^T over the rows of an input: [n_in, n_in], with a little of its mean diagonal added: a sample does
+// not know all directions.
+std::vector<float> second_moment(const LayerInput & input, int threads) {
+    const int64_t n = input.n_in;
+    std::vector<float> moment(static_cast<size_t>(n * n));
+    const kernels::Operand x{input.x, n, 1};
+    parallel(threads, threads, [&](int64_t begin, int64_t end) {
+        for (int64_t part = begin; part < end; ++part) {
+            kernels::gemm(n, n, input.n_tokens, x.transposed(), x, 1.0f / static_cast<float>(input.n_tokens), 0.0f,
+                          moment.data(), n, 1, static_cast<int>(part), threads);
+        }
+    });
+    double trace = 0;
+    for (int64_t i = 0; i < n; ++i) {
+        trace += static_cast<double>(moment[static_cast<size_t>(i * n + i)]);
+    }
+    const auto least = static_cast<float>(0.003 * trace / static_cast<double>(n));
+    for (int64_t i = 0; i < n; ++i) {
+        moment[static_cast<size_t>(i * n + i)] += least;
+    }
+    return moment;
 }
 
 // The file type of a model most of whose weights are of one type.
@@ -125,13 +196,13 @@ ggml_type prevailing_type(const std::vector<GgufTensor> & tensors) {
 }
 
 // Names and origin, as the GGUF standard's general.* keys have them: the base becomes the merged model's base model.
-void set_names(HeaderEditor & editor, const GgufFile & base, const std::vector<Adapter> & adapters,
+void set_names(HeaderEditor & editor, const GgufFile & base, const std::vector<AdapterSource> & adapters,
                const std::map<std::string, std::string> & metadata) {
     const auto name_of = [](const GgufFile & file) {
         return file.string("general.name").value_or(std::filesystem::path(file.path).stem().string());
     };
     std::string finetune;
-    for (const Adapter & adapter : adapters) {
+    for (const AdapterSource & adapter : adapters) {
         finetune += (finetune.empty() ? "" : " + ") + name_of(adapter.file);
     }
     // What the file said of the base's own base models is not true of the merged one.
@@ -201,7 +272,7 @@ class Merger {
     }
 
     MergeResult run(const std::string & output) {
-        for (const Adapter & adapter : adapters_) {
+        for (const AdapterSource & adapter : adapters_) {
             if (same_file(adapter.file.path, output)) {
                 throw Error(output + ": the output can't be the adapter itself");
             }
@@ -211,20 +282,28 @@ class Merger {
         }
         const std::vector<uint8_t> header = editor_.bytes();
         OutputFile out(output, editor_.file_size());
-        out.write(header.data(), header.size());
+        out.write_at(0, header.data(), header.size());
         MergeResult result;
         result.n_tensors = static_cast<int64_t>(base_.tensors.size());
         result.n_bytes = static_cast<int64_t>(editor_.file_size());
+        std::vector<std::optional<MergedTensor>> merged(base_.tensors.size());
+        if (!options_.sample.tokens.empty()) {
+            merge_with_sample(out, merged, result.n_changed_rows);
+        }
         for (size_t i = 0; i < base_.tensors.size(); ++i) {
-            const std::vector<LoraProduct> products = load_products(i);
-            if (products.empty()) {
+            const std::vector<LoraProduct> products = merged[i] ? std::vector<LoraProduct>() : load_products(i);
+            if (!products.empty()) {
+                merged[i] = merge_tensor(i, products, nullptr, out, result.n_changed_rows);
+            } else if (!merged[i]) {
                 copy_tensor(i, out);
-            } else {
-                result.n_changed_rows += merge_tensor(i, products, out);
+            }
+            if (merged[i]) {
+                result.tensors.push_back(*merged[i]);
                 ++result.n_merged_tensors;
             }
-            const std::vector<uint8_t> zeros(padding(editor_.tensors()[i].n_bytes), 0);
-            out.write(zeros.data(), zeros.size());
+            const GgufTensor & to = editor_.tensors()[i];
+            const std::vector<uint8_t> zeros(padding(to.n_bytes), 0);
+            out.write_at(to.offset + to.n_bytes, zeros.data(), zeros.size());
         }
         out.commit();
         return result;
@@ -237,13 +316,22 @@ class Merger {
     void choose_types() {
         const std::optional<ggml_type> wanted =
             options_.outtype ? std::optional<ggml_type>(type_from_name(*options_.outtype)) : std::nullopt;
+        for (const auto & [name, type] : options_.types) {
+            if (base_.find_tensor(name) == nullptr) {
+                throw Error("there is no tensor " + name + " to write as " + type);
+            }
+        }
         for (size_t i = 0; i < base_.tensors.size(); ++i) {
             const GgufTensor & tensor = base_.tensors[i];
             if (std::none_of(adapters_.begin(), adapters_.end(),
-                             [&](const Adapter & a) { return a.find(i) != nullptr; })) {
+                             [&](const AdapterSource & a) { return a.find(i) != nullptr; })) {
                 continue;
             }
-            const ggml_type type = wanted.value_or(tensor.type);
+            const auto own = options_.types.find(tensor.name);
+            ggml_type type = own != options_.types.end() ? type_from_name(own->second) : wanted.value_or(tensor.type);
+            if (type == tensor.type && ggml_is_quantized(type) && !kernels::has_grid(type)) {
+                type = next_type_with_grid(type, tensor.ne[0]);
+            }
             const std::string reason = why_not_quantizable(type);
             if (!reason.empty()) {
                 throw Error("tensor " + tensor.name + " can't be written as " + ggml_type_name(type) + ": " + reason +
@@ -272,7 +360,7 @@ class Merger {
 
     std::vector<LoraProduct> load_products(size_t tensor) {
         std::vector<LoraProduct> products;
-        for (Adapter & adapter : adapters_) {
+        for (AdapterSource & adapter : adapters_) {
             if (const LoraPair * pair = adapter.find(tensor)) {
                 products.push_back(load_product(adapter, *pair, base_.tensors[tensor]));
             }
@@ -287,34 +375,107 @@ class Merger {
             check_interrupt_();
             buffer.resize(std::min(tensor.n_bytes - done, copy_chunk_bytes));
             data_.read(tensor.offset + done, buffer.data(), buffer.size());
-            out.write(buffer.data(), buffer.size());
+            out.write_at(editor_.tensors()[index].offset + done, buffer.data(), buffer.size());
         }
     }
 
-    int64_t merge_tensor(size_t index, const std::vector<LoraProduct> & products, OutputFile & out) {
+    // The adapted tensors that are multiplied with an input of the sample, in the order of the graph.
+    void merge_with_sample(OutputFile & out, std::vector<std::optional<MergedTensor>> & merged,
+                           int64_t & n_changed_rows) {
+        const auto can_settle = [&](const char * name) {
+            const auto found = base_.tensor_index.find(name);
+            return found != base_.tensor_index.end() && !merged[found->second] && stays_on_grid(found->second) &&
+                   base_.tensors[found->second].n_rows() == base_.tensors[found->second].ne[1] &&
+                   std::any_of(adapters_.begin(), adapters_.end(),
+                               [&](const AdapterSource & a) { return a.find(found->second) != nullptr; });
+        };
+        Model model(base_.path, 0, Model::Contents::all);
+        std::vector<float> moment;
+        visit_layer_inputs(model, options_.adapters, options_.sample, std::max(1, options_.threads), can_settle,
+                           [&](const char * name, const LayerInput & input) {
+                               check_interrupt_();
+                               if (input.is_new) {
+                                   moment = second_moment(input, std::max(1, options_.threads));
+                               }
+                               const size_t index = base_.tensor_index.at(name);
+                               merged[index] =
+                                   merge_tensor(index, load_products(index), moment.data(), out, n_changed_rows);
+                           });
+    }
+
+    bool stays_on_grid(size_t index) const {
+        const ggml_type type = base_.tensors[index].type;
+        return type == editor_.tensors()[index].type && kernels::has_grid(type) &&
+               options_.rounding == kernels::Rounding::unbiased;
+    }
+
+    // moment: of the tensor's inputs, or null.
+    MergedTensor merge_tensor(size_t index, const std::vector<LoraProduct> & products, const float * moment,
+                              OutputFile & out, int64_t & n_changed_rows) {
         const GgufTensor & from = base_.tensors[index];
         const GgufTensor & to = editor_.tensors()[index];
         const int threads = std::max(1, options_.threads);
-        const int64_t chunk_rows = std::max<int64_t>(1, chunk_elements(to.type) / from.ne[0]) * threads;
+        const int64_t chunk_rows =
+            moment != nullptr ? from.n_rows() : std::max<int64_t>(1, chunk_elements(to.type) / from.ne[0]) * threads;
+        std::optional<CutOff> cut_off;
+        if (from.type == to.type && kernels::has_grid(from.type)) {
+            cut_off.emplace(products);
+        }
+        const RowMerge merge{products,
+                             from,
+                             to,
+                             cut_off ? &*cut_off : nullptr,
+                             options_.rounding,
+                             rounding_key(options_.seed, from.name)};
+        MergedTensor result{from.name, from.type, to.type, from.ne[0] * from.n_rows(), 0, 0, 0};
+        std::optional<GridDescent> descent;
+        if (moment != nullptr) {
+            descent.emplace(from.type, products, moment, options_.weight_of_bias);
+        }
         std::vector<uint8_t> in;
         std::vector<uint8_t> merged;
-        int64_t total = 0;
+        std::vector<RowCounts> counts;
         for (int64_t first = 0; first < from.n_rows(); first += chunk_rows) {
             check_interrupt_();
             const int64_t n_rows = std::min(chunk_rows, from.n_rows() - first);
             in.resize(static_cast<size_t>(n_rows) * from.row_bytes());
             merged.resize(static_cast<size_t>(n_rows) * to.row_bytes());
+            counts.assign(static_cast<size_t>(n_rows), {});
             data_.read(from.offset + static_cast<uint64_t>(first) * from.row_bytes(), in.data(), in.size());
-            std::atomic<int64_t> changed{0};
-            parallel(threads, n_rows, [&](int64_t begin, int64_t end) {
-                changed += merge_rows(products, from, to, first + begin, end - begin,
-                                      in.data() + static_cast<uint64_t>(begin) * from.row_bytes(),
-                                      merged.data() + static_cast<uint64_t>(begin) * to.row_bytes());
-            });
-            total += changed;
-            out.write(merged.data(), merged.size());
+            const auto merge_rows = [&](int64_t begin, int64_t end, GridDescent::Stripe * stripe) {
+                std::vector<float> row(static_cast<size_t>(from.ne[0]));
+                std::vector<float> delta(static_cast<size_t>(from.ne[0]));
+                for (int64_t i = begin; i < end; ++i) {
+                    const uint8_t * before = in.data() + static_cast<uint64_t>(i) * from.row_bytes();
+                    uint8_t * after = merged.data() + static_cast<uint64_t>(i) * to.row_bytes();
+                    RowCounts & count = counts[static_cast<size_t>(i)];
+                    count = merge_row(merge, first + i, before, after, row, delta);
+                    if (stripe != nullptr && count.changed) {
+                        change_of(merge, first + i, delta);
+                        count.n_moved = stripe->settle(first + i, before, delta.data(), after);
+                    }
+                }
+            };
+            if (descent) {
+                // as many stripes on every machine: their rows see each other's errors
+                parallel(threads, n_stripes, [&](int64_t begin, int64_t end) {
+                    for (int64_t i = begin; i < end; ++i) {
+                        GridDescent::Stripe stripe(*descent);
+                        merge_rows(n_rows * i / n_stripes, n_rows * (i + 1) / n_stripes, &stripe);
+                    }
+                });
+            } else {
+                parallel(threads, n_rows, [&](int64_t begin, int64_t end) { merge_rows(begin, end, nullptr); });
+            }
+            for (const RowCounts & row : counts) {
+                n_changed_rows += row.changed || from.type != to.type ? 1 : 0;
+                result.n_moved += row.n_moved;
+                result.change += row.change;
+                result.variance += row.variance;
+            }
+            out.write_at(to.offset + static_cast<uint64_t>(first) * to.row_bytes(), merged.data(), merged.size());
         }
-        return total;
+        return result;
     }
 
     const MergeOptions & options_;
@@ -322,7 +483,7 @@ class Merger {
     GgufFile base_;
     DataReader data_;
     HeaderEditor editor_;
-    std::vector<Adapter> adapters_;
+    std::vector<AdapterSource> adapters_;
 };
 
 }  // namespace

@@ -8,7 +8,9 @@
 #include <utility>
 #include <vector>
 
+#include "engine/layer_inputs.h"
 #include "engine/quantize.h"
+#include "kernels/grid.h"
 
 namespace ggtune {
 
@@ -17,9 +19,29 @@ struct MergeOptions {
     std::vector<std::pair<std::string, float>> adapters;
     // Type of the adapted tensors in the output, by ggml's name; none: each keeps its own.
     std::optional<std::string> outtype;
+    // Types of single adapted tensors, by name; they win over outtype.
+    std::map<std::string, std::string> types;
+    // How a tensor that keeps a quantized type or BF16 is rounded.
+    kernels::Rounding rounding = kernels::Rounding::unbiased;
+    uint64_t seed = 0;  // of the rounding
+    // A text such as those that the merged model will read, at most a few thousand tokens: the base with the adapters
+    // reads it, and codes are moved so that the outputs on it suffer least. Empty: no such regard.
+    TextSample sample;
+    double weight_of_bias = 100;  // see GridDescent
     // Keys to set in the output, as strings. They win over the names that merge() sets by itself.
     std::map<std::string, std::string> metadata;
     int threads = 1;
+};
+
+// What became of one adapted tensor.
+struct MergedTensor {
+    std::string name;
+    ggml_type from;
+    ggml_type to;
+    int64_t n_weights;
+    int64_t n_moved;  // codes that changed, where it stayed on its grid
+    double change;    // sum of the squares of what the adapters add
+    double variance;  // sum of the expected squares of the rounding error, where it stayed on its grid
 };
 
 struct MergeResult {
@@ -27,13 +49,18 @@ struct MergeResult {
     int64_t n_merged_tensors = 0;  // of them adapted
     int64_t n_changed_rows = 0;    // rows written anew; the others are copied as they are
     int64_t n_bytes = 0;           // size of the output
+    std::vector<MergedTensor> tensors;
 };
 
 // Writes `base` with W + scale * alpha / rank * B A (Hu et al. 2021, arXiv:2106.09685) in place of each adapted W to
-// `output`: computed in f32 from the dequantized rows, quantized by ggml. Every other byte of tensors and keys is the
+// `output`. A tensor that keeps a type with a grid (kernels/grid.h) keeps its scales, and its codes are moved; one that
+// keeps BF16 is rounded without bias likewise; where its type has no grid (IQ1 to IQ3, ...) it takes the next one that
+// has. With another type the sum is computed in f32 from the dequantized rows and quantized by ggml. The same seed gives
+// the same bytes with any number of threads. Every other byte of tensors and keys is the
 // base's, but for general.name, general.finetune, general.base_model.*, general.dataset.count where the metadata names
 // datasets, and general.file_type where the outtype changes what most weights are.
-// Memory: a chunk of rows per thread, and A and B of one tensor. Written beside `output` and renamed.
+// Memory: a chunk of rows per thread, and A and B of one tensor; with a sample also the model's own for its tokens, a
+// tensor, and the second moment of one input. Written beside `output` and renamed.
 // Raises ModelFileError for files that don't fit each other, Error otherwise; nothing is left behind then.
 MergeResult merge(const std::string & base, const std::string & output, const MergeOptions & options,
                   const CheckInterrupt & check_interrupt);

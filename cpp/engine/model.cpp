@@ -206,6 +206,14 @@ std::vector<Linear> Model::linears() const {
     return result;
 }
 
+void Model::check_tokens(const std::vector<int32_t> & tokens) const {
+    for (const int32_t token : tokens) {
+        if (token < 0 || token >= n_vocab()) {
+            throw Error("token " + std::to_string(token) + " is not in the vocabulary of " + std::to_string(n_vocab()));
+        }
+    }
+}
+
 void Model::check_positions(int64_t n_positions) const {
     for (const auto & [name, tensor] : tensors()) {
         if (name == "position_embd.weight" && n_positions > tensor->ne[1]) {

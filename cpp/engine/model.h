@@ -55,6 +55,8 @@ class Model {
     std::map<std::string, std::string> metadata() const;
     std::vector<std::pair<std::string, ggml_tensor *>> tensors() const;
     std::vector<Linear> linears() const;
+    // Raises Error for an id that is not in the vocabulary.
+    void check_tokens(const std::vector<int32_t> & tokens) const;
     // Raises Error where positions have embeddings of their own and there are fewer of them.
     void check_positions(int64_t n_positions) const;
 

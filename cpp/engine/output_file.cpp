@@ -70,10 +70,10 @@ OutputFile::~OutputFile() {
     }
 }
 
-void OutputFile::write(const void * data, uint64_t n) {
+void OutputFile::write_at(uint64_t offset, const void * data, uint64_t n) {
     const char * at = static_cast<const char *>(data);
     while (n > 0) {
-        const ssize_t written = ::write(descriptor_, at, std::min<uint64_t>(n, 1u << 30));
+        const ssize_t written = ::pwrite(descriptor_, at, std::min<uint64_t>(n, 1u << 30), static_cast<off_t>(offset));
         if (written < 0 && errno == EINTR) {
             continue;
         }
@@ -81,6 +81,7 @@ void OutputFile::write(const void * data, uint64_t n) {
             fail_to_write(written < 0 ? errno : EIO);
         }
         at += written;
+        offset += static_cast<uint64_t>(written);
         n -= static_cast<uint64_t>(written);
     }
 }

@@ -17,7 +17,8 @@ class OutputFile {
     OutputFile(const OutputFile &) = delete;
     OutputFile & operator=(const OutputFile &) = delete;
 
-    void write(const void * data, uint64_t n);
+    // At this offset; what lies between two parts is zeros.
+    void write_at(uint64_t offset, const void * data, uint64_t n);
     void commit();
 
     const std::string & temporary_path() const { return temporary_; }

@@ -161,19 +161,25 @@ std::string why_not_quantizable(ggml_type type) {
     return "";
 }
 
+// The quantizers of some types assert on values that are not finite.
+void check_finite(ggml_type type, const float * values, int64_t n, const std::string & what) {
+    const float largest = type == GGML_TYPE_F16 ? 65504.0f : std::numeric_limits<float>::max();
+    for (int64_t i = 0; i < n; ++i) {
+        if (!(std::fabs(values[i]) <= largest)) {
+            throw Error(what + ": element " + std::to_string(i) + " of a row is " + std::to_string(values[i]) +
+                        ", which " + ggml_type_name(type) + " can't hold");
+        }
+    }
+}
+
 void quantize_rows(ggml_type type, const float * values, void * data, int64_t n_rows, int64_t n_per_row,
                    const std::string & what) {
     const std::string reason = why_not_quantizable(type);
     if (!reason.empty()) {
         throw Error(what + " can't be written as " + ggml_type_name(type) + ": " + reason);
     }
-    // The quantizers of some types assert on values that are not finite.
-    const float largest = type == GGML_TYPE_F16 ? 65504.0f : std::numeric_limits<float>::max();
-    for (int64_t i = 0; i < n_rows * n_per_row; ++i) {
-        if (!(std::fabs(values[i]) <= largest)) {
-            throw Error(what + ": element " + std::to_string(i % n_per_row) + " of a row is " +
-                        std::to_string(values[i]) + ", which " + ggml_type_name(type) + " can't hold");
-        }
+    for (int64_t i = 0; i < n_rows; ++i) {
+        check_finite(type, values + i * n_per_row, n_per_row, what);
     }
     ggml_quantize_chunk(type, values, data, 0, n_rows, n_per_row, nullptr);
 }

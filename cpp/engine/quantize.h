@@ -21,6 +21,9 @@ int64_t row_bytes(ggml_type type, int64_t n);
 // Empty where ggml can quantize to the type from the values alone, else the reason why not, for a message.
 std::string why_not_quantizable(ggml_type type);
 
+// Raises Error where a value is not finite or too large for the type; `what` names the tensor in its message.
+void check_finite(ggml_type type, const float * values, int64_t n, const std::string & what);
+
 // Quantizes whole rows as llama.cpp does (ggml_quantize_chunk without an importance matrix). Raises Error for a type
 // that ggml can't quantize to so, and where a value is not finite or too large for the type; `what` names the tensor in
 // its message.
