@@ -51,8 +51,8 @@ py::dict tensor_counts(const MergedTensor & tensor) {
 py::dict merge_files(const std::string & base, const std::vector<std::pair<std::string, float>> & adapters,
                      const std::string & output, const std::optional<std::string> & outtype,
                      const std::map<std::string, std::string> & types, const std::string & rounding, uint64_t seed,
-                     const std::vector<int32_t> & tokens, const std::vector<int32_t> & sequences, double weight_of_bias,
-                     const std::map<std::string, std::string> & metadata, int threads) {
+                     const std::vector<int32_t> & tokens, const std::vector<int32_t> & sequences, double seen,
+                     double bias, const std::map<std::string, std::string> & metadata, int threads) {
     MergeResult result;
     {
         py::gil_scoped_release release;  // only C++ values from here on
@@ -63,7 +63,7 @@ py::dict merge_files(const std::string & base, const std::vector<std::pair<std::
                         rounding_from_name(rounding),
                         seed,
                         {tokens, sequences},
-                        weight_of_bias,
+                        {seen, bias},
                         metadata,
                         threads},
                        check_signals);
@@ -129,7 +129,7 @@ void bind_files(py::module_ & m) {
     m.def("merge", merge_files, py::arg("base"), py::arg("adapters"), py::arg("output"), py::kw_only(),
           py::arg("outtype") = py::none(), py::arg("types") = std::map<std::string, std::string>(),
           py::arg("rounding") = "unbiased", py::arg("seed") = 0, py::arg("tokens") = std::vector<int32_t>(),
-          py::arg("sequences") = std::vector<int32_t>(), py::arg("weight_of_bias") = 100.0,
+          py::arg("sequences") = std::vector<int32_t>(), py::arg("seen") = 200.0, py::arg("bias") = 100.0,
           py::arg("metadata") = std::map<std::string, std::string>(), py::arg("threads") = 1);
     m.def(
         "quantize_model",

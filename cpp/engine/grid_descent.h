@@ -15,10 +15,21 @@ namespace ggtune {
 // of the errors of all rows that the adapter's own outputs see, B^T E H A^T, is kept near 0 along with it.
 class GridDescent {
   public:
+    // How much more than other error counts
+    struct Weights {
+        double seen = 200;   // what shows in the outputs that the adapter writes to: its error is summed over the rows
+        double bias = 100;  // of that, what runs along the change itself: such errors of different layers add up
+    };
+
     // h: [n_in, n_in], the mean of x x^T over a sample, symmetric; it and the products have to outlive this object.
-    // weight_of_bias: how much more than other error counts what runs along the change: errors of different layers that
-    // do add up.
-    GridDescent(ggml_type type, const std::vector<LoraProduct> & products, const float * h, double weight_of_bias);
+    GridDescent(ggml_type type, const std::vector<LoraProduct> & products, const float * h, const Weights & weights);
+
+    // A code's move and what it costs; none where `at` is -1.
+    struct Move {
+        int64_t at = -1;
+        float change = 0.0f;
+        float cost = 0.0f;
+    };
 
     // Rows are worked on in stripes, each from its first row to its last.
     class Stripe {
@@ -30,12 +41,18 @@ class GridDescent {
         int64_t settle(int64_t row, const uint8_t * before, const float * delta, uint8_t * after);
 
       private:
+        Move cheapest();  // of the moves that pay
+        void apply(const Move & move, float own_weight, float bias_weight);
+
         const GridDescent & descent_;
         kernels::GridRow codes_;
         std::vector<float> error_;      // [n_in]
-        std::vector<float> gradient_;   // [n_in], H error + the bias term; half the gradient
+        std::vector<float> h_error_;    // [n_in], H error
+        std::vector<float> gradient_;   // [n_in], half of that of the cost
         std::vector<float> curvature_;  // [n_in], the diagonal of what the gradient is of
         std::vector<float> old_;        // [n_in]
+        std::vector<float> costs_;      // [n_in], of the cheaper move of each
+        std::vector<float> seen_;       // [rank, n_in], B^T E H of the rows so far
         std::vector<double> bias_;      // [rank, rank], B^T E K of the rows so far, with orthonormal B
     };
 
@@ -43,7 +60,7 @@ class GridDescent {
     ggml_type type_;
     const std::vector<LoraProduct> & products_;
     const float * h_;
-    double weight_of_bias_;
+    Weights weights_;
     int64_t n_in_;
     int64_t rank_ = 0;        // of all products together
     std::vector<float> a_h_;  // [rank, n_in], A H

@@ -19,6 +19,7 @@
 #include "engine/grid_descent.h"
 #include "engine/grid_merge.h"
 #include "engine/lora_product.h"
+#include "engine/merge_rows.h"
 #include "engine/model.h"
 #include "engine/output_file.h"
 #include "kernels/dequantize.h"
@@ -29,7 +30,9 @@ namespace ggtune {
 namespace {
 
 constexpr uint64_t copy_chunk_bytes = 4u << 20;
-constexpr int64_t n_stripes = 16;
+// Rows of one stripe see each other's errors, and stripes are shared among threads: as many on every machine.
+constexpr int64_t stripe_rows = 256;
+constexpr int64_t least_moves_per_row = 8;
 
 // Elements per thread and between two looks for Ctrl-C, for less than a tenth of a second: most quantizers do millions
 // of them in a second, those that search a grid of patterns a hundred thousand.
@@ -72,75 +75,13 @@ void parallel(int threads, int64_t n, const Work & work) {
     }
 }
 
-// How the rows of one tensor are merged.
-struct RowMerge {
-    const std::vector<LoraProduct> & products;
-    const GgufTensor & from;
-    const GgufTensor & to;
-    const CutOff * cut_off;  // null: quantized anew
-    kernels::Rounding rounding;
-    uint64_t key;
-};
-
-// delta = what the adapters add to row `index`. Returns whether that is anything.
-bool change_of(const RowMerge & merge, int64_t index, std::vector<float> & delta) {
-    std::fill(delta.begin(), delta.end(), 0.0f);
-    bool any = false;
-    for (const LoraProduct & product : merge.products) {
-        any = product.add_row(index, delta.data()) || any;
-    }
-    return any;
-}
-
-// What a part of the rows adds to the counts of a MergedTensor; summed over rows in their order.
-struct RowCounts {
-    bool changed = false;
+// Whether there are moves to choose from: with few in a row the best choice for the outputs would be none.
+bool enough_moves(const std::vector<RowCounts> & counts) {
     int64_t n_moved = 0;
-    double change = 0;
-    double variance = 0;
-};
-
-// Merges row `index` of the tensor; row and delta are scratch of n_in values.
-RowCounts merge_row(const RowMerge & merge, int64_t index, const uint8_t * in, uint8_t * out, std::vector<float> & row,
-                    std::vector<float> & delta) {
-    const int64_t n = merge.from.ne[0];
-    RowCounts counts;
-    counts.changed = change_of(merge, index, delta);
-    if (!counts.changed && merge.from.type == merge.to.type) {
-        // Quantizing again would only lose accuracy.
-        std::copy(in, in + merge.from.row_bytes(), out);
-        return counts;
+    for (const RowCounts & row : counts) {
+        n_moved += row.n_moved;
     }
-    for (const float d : delta) {
-        counts.change += static_cast<double>(d) * static_cast<double>(d);
-    }
-    if (merge.cut_off != nullptr) {
-        if (!std::isfinite(counts.change)) {
-            throw Error("tensor " + merge.from.name + ", row " + std::to_string(index) +
-                        ": what the adapter adds is not finite");
-        }
-        if (kernels::cut_off_by_grid(merge.from.type, in, delta.data(), n, row.data())) {
-            merge.cut_off->give_back(index, row.data(), delta.data());
-        }
-        const kernels::GridMoves moves =
-            kernels::move_on_grid(merge.from.type, in, delta.data(), n, merge.key, index * n, merge.rounding, out);
-        counts.n_moved = moves.n_moved;
-        counts.variance = moves.variance;
-        return counts;
-    }
-    kernels::dequantize_row(merge.from.type, in, row.data(), n);
-    for (int64_t j = 0; j < n; ++j) {
-        row[static_cast<size_t>(j)] += delta[static_cast<size_t>(j)];
-    }
-    const std::string what = "tensor " + merge.from.name + ", row " + std::to_string(index);
-    if (merge.to.type == GGML_TYPE_BF16 && merge.from.type == GGML_TYPE_BF16 &&
-        merge.rounding == kernels::Rounding::unbiased) {
-        check_finite(merge.to.type, row.data(), n, what);
-        kernels::round_to_bf16(row.data(), n, merge.key, index * n, reinterpret_cast<ggml_bf16_t *>(out));
-        return counts;
-    }
-    quantize_rows(merge.to.type, row.data(), out, 1, n, what);
-    return counts;
+    return n_moved >= least_moves_per_row * static_cast<int64_t>(counts.size());
 }
 
 // The mean of x x^T over the rows of an input: [n_in, n_in], with a little of its mean diagonal added: a sample does
@@ -428,10 +369,6 @@ class Merger {
                              options_.rounding,
                              rounding_key(options_.seed, from.name)};
         MergedTensor result{from.name, from.type, to.type, from.ne[0] * from.n_rows(), 0, 0, 0};
-        std::optional<GridDescent> descent;
-        if (moment != nullptr) {
-            descent.emplace(from.type, products, moment, options_.weight_of_bias);
-        }
         std::vector<uint8_t> in;
         std::vector<uint8_t> merged;
         std::vector<RowCounts> counts;
@@ -442,30 +379,34 @@ class Merger {
             merged.resize(static_cast<size_t>(n_rows) * to.row_bytes());
             counts.assign(static_cast<size_t>(n_rows), {});
             data_.read(from.offset + static_cast<uint64_t>(first) * from.row_bytes(), in.data(), in.size());
-            const auto merge_rows = [&](int64_t begin, int64_t end, GridDescent::Stripe * stripe) {
+            const auto for_rows = [&](int64_t begin, int64_t end, const auto & work) {
                 std::vector<float> row(static_cast<size_t>(from.ne[0]));
                 std::vector<float> delta(static_cast<size_t>(from.ne[0]));
                 for (int64_t i = begin; i < end; ++i) {
-                    const uint8_t * before = in.data() + static_cast<uint64_t>(i) * from.row_bytes();
-                    uint8_t * after = merged.data() + static_cast<uint64_t>(i) * to.row_bytes();
-                    RowCounts & count = counts[static_cast<size_t>(i)];
-                    count = merge_row(merge, first + i, before, after, row, delta);
-                    if (stripe != nullptr && count.changed) {
-                        change_of(merge, first + i, delta);
-                        count.n_moved = stripe->settle(first + i, before, delta.data(), after);
-                    }
+                    work(i, in.data() + static_cast<uint64_t>(i) * from.row_bytes(),
+                         merged.data() + static_cast<uint64_t>(i) * to.row_bytes(), row, delta);
                 }
             };
-            if (descent) {
-                // as many stripes on every machine: their rows see each other's errors
+            parallel(threads, n_rows, [&](int64_t begin, int64_t end) {
+                for_rows(begin, end, [&](int64_t i, const uint8_t * before, uint8_t * after, auto & row, auto & delta) {
+                    counts[static_cast<size_t>(i)] = merge_row(merge, first + i, before, after, row, delta);
+                });
+            });
+            if (moment != nullptr && enough_moves(counts)) {
+                const GridDescent descent(from.type, products, moment, options_.weights);
+                const int64_t n_stripes = std::max<int64_t>(1, n_rows / stripe_rows);
                 parallel(threads, n_stripes, [&](int64_t begin, int64_t end) {
                     for (int64_t i = begin; i < end; ++i) {
-                        GridDescent::Stripe stripe(*descent);
-                        merge_rows(n_rows * i / n_stripes, n_rows * (i + 1) / n_stripes, &stripe);
+                        GridDescent::Stripe stripe(descent);
+                        for_rows(n_rows * i / n_stripes, n_rows * (i + 1) / n_stripes,
+                                 [&](int64_t j, const uint8_t * before, uint8_t * after, auto &, auto & delta) {
+                                     if (change_of(merge, first + j, delta)) {
+                                         counts[static_cast<size_t>(j)].n_moved =
+                                             stripe.settle(first + j, before, delta.data(), after);
+                                     }
+                                 });
                     }
                 });
-            } else {
-                parallel(threads, n_rows, [&](int64_t begin, int64_t end) { merge_rows(begin, end, nullptr); });
             }
             for (const RowCounts & row : counts) {
                 n_changed_rows += row.changed || from.type != to.type ? 1 : 0;

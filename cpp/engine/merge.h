@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "engine/grid_descent.h"
 #include "engine/layer_inputs.h"
 #include "engine/quantize.h"
 #include "kernels/grid.h"
@@ -27,7 +28,7 @@ struct MergeOptions {
     // A text such as those that the merged model will read, at most a few thousand tokens: the base with the adapters
     // reads it, and codes are moved so that the outputs on it suffer least. Empty: no such regard.
     TextSample sample;
-    double weight_of_bias = 100;  // see GridDescent
+    GridDescent::Weights weights;
     // Keys to set in the output, as strings. They win over the names that merge() sets by itself.
     std::map<std::string, std::string> metadata;
     int threads = 1;

@@ -365,6 +365,25 @@ bool cut_off_by_grid(ggml_type type, const void * src, const float * delta, int6
     return any;
 }
 
+void mean_square_steps(ggml_type type, const void * src, int64_t n, float * squares) {
+    const Grid grid = grid_of(type);
+    // of a table the mean step, as far as its ends are apart
+    const float gap = grid.table == nullptr ? 1.0f
+                                            : static_cast<float>(grid.table[grid.highest] - grid.table[0]) /
+                                                  static_cast<float>(grid.highest);
+    const auto * from = static_cast<const uint8_t *>(src);
+    const int64_t n_scales = grid.block / grid.sub_block;
+    Piece piece;
+    for (int64_t begin = 0; begin < n; begin += grid.block, from += grid.block_bytes) {
+        piece.unpack(grid, from, grid.block);
+        float sum = 0;
+        for (int64_t i = 0; i < n_scales; ++i) {
+            sum += piece.scales[i] * piece.scales[i];
+        }
+        squares[begin / grid.block] = gap * gap * sum / static_cast<float>(n_scales);
+    }
+}
+
 GridRow::GridRow(ggml_type type, int64_t n)
     : type_(type),
       n_(n),

@@ -35,6 +35,9 @@ GridMoves move_on_grid(ggml_type type, const void * src, const float * delta, in
 // is not 0.
 bool cut_off_by_grid(ggml_type type, const void * src, const float * delta, int64_t n, float * lost);
 
+// squares[i] = the mean square of the steps in block i of the row, n / ggml_blck_size(type) blocks.
+void mean_square_steps(ggml_type type, const void * src, int64_t n, float * squares);
+
 // A row unpacked for moves of single weights by one code.
 class GridRow {
   public:
