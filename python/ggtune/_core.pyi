@@ -6,7 +6,7 @@ All failures raise :class:`ggtune.errors.GgtuneError` with a message for the use
 """
 
 from collections.abc import Mapping, Sequence
-from typing import final
+from typing import Any, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -197,6 +197,25 @@ class Generator:
     def __iter__(self) -> Generator: ...
     def __next__(self) -> int: ...
 
+@final
+class Scorer:
+    """Several sequences at once through ``llama_decode``, with LoRA files and their scales beside the weights."""
+
+    def __init__(
+        self,
+        model: Model,
+        adapters: Sequence[tuple[str, float]] = (),
+        *,
+        n_tokens: int,
+        n_sequences: int,
+        threads: int = 1,
+    ) -> None:
+        """``n_tokens`` is the most that all sequences of a call have together, answers included."""
+    def logits(self, tokens: IntArray, sequences: IntArray, outputs: NDArray[np.bool_]) -> FloatArray:
+        """Logits ``(n_outputs, n_vocab)`` of the flagged rows; rows of a sequence are contiguous, from position 0."""
+    def greedy(self, prompts: Sequence[Sequence[int]], *, max_tokens: int) -> list[list[int]]:
+        """The most probable continuations, up to an end token (part of the result) or ``max_tokens``."""
+
 def decode_log_probs(
     model: Model, tokens: IntArray, *, adapter_path: str | None = None, threads: int = 1
 ) -> FloatArray:
@@ -208,10 +227,25 @@ def merge(
     output: str,
     *,
     outtype: str | None = None,
-    metadata: Mapping[str, str] | None = None,
+    types: Mapping[str, str] = ...,
+    rounding: str = "unbiased",
+    seed: int = 0,
+    tokens: Sequence[int] = (),
+    sequences: Sequence[int] = (),
+    seen: float = 200.0,
+    bias: float = 100.0,
+    metadata: Mapping[str, str] = ...,
     threads: int = 1,
-) -> dict[str, int]:
-    """Stream ``base`` to ``output`` with W + scale * alpha / rank * B A in each adapted tensor. Returns counts."""
+) -> dict[str, Any]:
+    """Stream ``base`` to ``output`` with W + scale * alpha / rank * B A in each adapted tensor.
+
+    A tensor that keeps a type with a grid keeps its scales, and its codes move: up with the probability of the
+    fraction (``rounding`` "unbiased"), by a hash of ``seed``, or to nearest. ``types`` are types of single tensors.
+    ``tokens`` and ``sequences`` are a text such as the model will read: codes are then chosen so that the outputs on it
+    suffer least; ``seen`` and ``bias`` weigh errors that the adapter's outputs see (cpp/engine/grid_descent.h).
+    Returns counts, and by name of adapted tensor ``from``, ``to``, ``n_weights``, ``n_moved``, ``change`` (sum of
+    squares of what was added) and ``variance`` (sum of the expected squares of the rounding error).
+    """
 
 def quantize_model(source: str, output: str, type: str, *, threads: int = 1) -> None:
     """llama.cpp's own quantizer; ``type`` as in file names: "Q4_K_M", "Q8_0", ..."""

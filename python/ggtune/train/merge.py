@@ -1,14 +1,46 @@
 """Merging adapters into a base model file, with the keys that later steps read."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from ggtune._native import core
+from ggtune.data.samples import Sample
 from ggtune.errors import GgtuneError
 from ggtune.files import making_folder
 from ggtune.system import available_threads
-from ggtune.train.adapter_file import check_fits, read_adapter
-from ggtune.train.files import open_gguf
+from ggtune.train.adapter_file import ASKED_WITH, check_fits, read_adapter
+from ggtune.train.base import adapter_fingerprint, check_base
+from ggtune.train.files import gguf_structure
+
+SAME, AUTO = "same", "auto"
+_SAMPLE_TOKENS = 2048
+
+
+@dataclass(frozen=True)
+class TextSample:
+    """A text such as the merged model will read: token ids, and the sequence that each belongs to."""
+
+    tokens: list[int] = field(default_factory=list)
+    sequences: list[int] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, samples: Sequence[Sample], *, seed: int = 0) -> "TextSample":
+        """Take some of the samples, up to 2,048 tokens."""
+        tokens: list[int] = []
+        sequences: list[int] = []
+        n = 0
+        for i in np.random.default_rng(seed).permutation(len(samples)):
+            more = samples[i].tokens.tolist()[: _SAMPLE_TOKENS - len(tokens)]
+            if len(more) < 2:
+                break
+            tokens += more
+            sequences += [n] * len(more)
+            n += 1
+        return cls(tokens, sequences)
 
 
 def merge_adapters(
@@ -17,24 +49,68 @@ def merge_adapters(
     output: Path,
     *,
     outtype: str | None = None,
+    types: Mapping[str, str] | None = None,
+    seed: int = 0,
+    sample: TextSample | None = None,
     name: str | None = None,
     threads: int = 0,
-) -> dict[str, int]:
+    force: bool = False,
+    say: Callable[[str], object] = lambda text: None,
+) -> dict[str, Any]:
     """Write ``base`` with the ``adapters`` (file, factor) merged to ``output``; ``threads`` 0: all available.
 
-    The template and system text that an adapter was trained with go into the file as ``ggtune.template`` and
-    ``ggtune.system``, where ``package`` finds them. Raises :class:`GgtuneError` for files that don't fit each other.
+    ``outtype`` None or ``"same"``: each tensor keeps its type; ``types`` are those of single tensors. ``seed`` and
+    ``sample`` are those of :func:`ggtune._core.merge`, whose counts are returned. The template and system text that an
+    adapter was trained with go into the file as ``ggtune.template`` and ``ggtune.system``, where ``package`` finds
+    them. Raises :class:`GgtuneError` for files that don't fit each other, an adapter that was trained on another base
+    too unless ``force``.
     """
-    open_gguf(base)
+    gguf_structure(base)
     if output.exists() and output.samefile(base):
         raise GgtuneError(f"{output} is the base model itself: give another --model-out")
     contents = [read_adapter(path) for path, _ in adapters]
+    if not contents:
+        raise GgtuneError("there is no adapter to merge")
     model = core.Model(base)
-    metadata = {"general.name": name or output.stem, "general.finetune": Path(adapters[0][0]).stem}
+    metadata = {
+        "general.name": name or output.stem,
+        "general.finetune": Path(adapters[0][0]).stem,
+        "ggtune.merged_adapter": ",".join(adapter_fingerprint(content) for content in contents),
+        "ggtune.merge_seed": str(seed),
+    }
     for (path, _), content in zip(adapters, contents, strict=True):
         check_fits(path, content, model)
-        metadata.update({f"ggtune.{key}": content.notes[key] for key in ("template", "system") if key in content.notes})
+        for warning in check_base(path, base, force=force, content=content):
+            say(warning)
+        metadata.update({f"ggtune.{key}": content.notes[key] for key in ASKED_WITH if key in content.notes})
     del model
-    threads = threads or available_threads()
+    sample = sample or TextSample()
     with making_folder(output.parent):
-        return core.merge(base, list(adapters), str(output), outtype=outtype, metadata=metadata, threads=threads)
+        return core.merge(
+            base,
+            list(adapters),
+            str(output),
+            outtype=None if outtype == SAME else outtype,
+            types=dict(types or {}),
+            seed=seed,
+            tokens=sample.tokens,
+            sequences=sample.sequences,
+            metadata=metadata,
+            threads=threads or available_threads(),
+        )
+
+
+def check_outtype(outtype: str | None) -> None:
+    """Raise :class:`GgtuneError` for a type that tensors can't be written in."""
+    if outtype is not None and outtype not in (SAME, AUTO):
+        core.quantize(outtype, np.zeros((1, 256), np.float32))
+
+
+def retyped(counts: Mapping[str, Any]) -> str:
+    """Say which tensors took another type, empty where none did."""
+    changes: dict[tuple[str, str], int] = {}
+    for tensor in counts["tensors"].values():
+        if tensor["from"] != tensor["to"]:
+            change = (tensor["from"], tensor["to"])
+            changes[change] = changes.get(change, 0) + 1
+    return ", ".join(f"{n} tensors {old} to {new}" for (old, new), n in sorted(changes.items()))

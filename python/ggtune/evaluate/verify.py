@@ -1,0 +1,87 @@
+"""From files or a run folder to a proof: the samples that the training had, and what the merged file makes of them."""
+
+import datetime
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ggtune._native import core
+from ggtune.config import TrainConfig
+from ggtune.errors import GgtuneError
+from ggtune.evaluate.proof import Proof, Prover
+from ggtune.system import available_threads
+from ggtune.train.adapter_file import read_adapter
+from ggtune.train.base import check_base
+from ggtune.train.chosen import adapter_of_run
+from ggtune.train.session import RunSamples, read_samples
+
+
+def verify_file(
+    merged: Path,
+    base: str,
+    adapters: Sequence[tuple[str, float]],
+    data: str,
+    *,
+    template: str | None = None,
+    system: str | None = None,
+    holdout: str = "0",
+    threads: int = 0,
+    seconds: float = 24.0,
+    force: bool = False,
+) -> Proof:
+    """Prove a merged file on the samples of ``data``, with template and system text of the first adapter.
+
+    Raises :class:`GgtuneError` for files that don't fit each other.
+    """
+    notes = read_adapter(adapters[0][0]).notes
+    given: dict[str, Any] = {
+        "template": template or notes.get("template"),
+        "system": system if system is not None else notes.get("system"),
+    }
+    config = TrainConfig(
+        model=base, data=data, holdout=holdout, threads=threads, **{k: v for k, v in given.items() if v}
+    )
+    return _prove(merged, config, adapters, threads=threads, seconds=seconds, force=force)
+
+
+def verify_run(folder: Path, *, threads: int = 0, seconds: float = 24.0, force: bool = False) -> Proof:
+    """Prove ``model.gguf`` of a run folder. Raises :class:`GgtuneError` where one of its files is missing."""
+    merged = folder / "model.gguf"
+    for needed in (merged, folder / "config.json"):
+        if not needed.is_file():
+            raise GgtuneError(f"{folder} has no {needed.name}: it is no folder of a `ggtune run` that has merged")
+    try:
+        config = TrainConfig.from_dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    except (ValueError, RecursionError) as error:
+        raise GgtuneError(f"can't read {folder / 'config.json'}: {error}") from error
+    adapter, _ = adapter_of_run(folder)
+    return _prove(merged, config, [(str(adapter), 1.0)], threads=threads, seconds=seconds, force=force)
+
+
+def samples_of(config: TrainConfig, *, now: datetime.datetime | None = None) -> RunSamples:
+    """Read the samples that a run with these settings trains on and holds out."""
+    return read_samples(config, core.Model(config.model, vocab_only=True), now=now)
+
+
+def _prove(
+    merged: Path,
+    config: TrainConfig,
+    adapters: Sequence[tuple[str, float]],
+    *,
+    threads: int,
+    seconds: float,
+    force: bool,
+) -> Proof:
+    for path, _ in adapters:
+        check_base(path, config.model, force=force)
+    samples = samples_of(config)
+    prover = Prover(
+        config.model,
+        adapters,
+        samples.training,
+        samples.held_out,
+        threads=threads or available_threads(),
+        seconds=seconds,
+    )
+    return prover.with_answers(prover.prove(str(merged)), str(merged))
