@@ -364,8 +364,9 @@ class Quantization {
                                      " in a file of type " + type_name_ + ", for which ";
             throw Error(what + (imatrix_values_.empty()
                                     ? "an importance matrix is needed (--imatrix or --imatrix-data)"
-                                    : "the importance matrix has no entry: gather it from this model, or give the "
-                                      "tensor another type"));
+                                    : "the importance matrix has no entry: gather one from this model (of the output "
+                                      "layer with --process-output), or give it another type "
+                                      "(--token-embedding-type, --output-tensor-type)"));
         }
         if (largest_value(type) < largest_value(tensor.type)) {
             check_range(tensor, type);
