@@ -265,7 +265,7 @@ class Quantization {
             if (!fits) {
                 continue;  // older tools write one of another size for the embedding, which llama.cpp ignores
             }
-            imatrix_values_[name] = cleaned(name, values);
+            imatrix_values_[name] = scaled(name, values);
         }
         if (imatrix_values_.empty()) {
             if (!options_.imatrix.empty()) {
@@ -280,10 +280,9 @@ class Quantization {
         params_.imatrix = imatrix_.data();
     }
 
-    // Quantizers of codebook types assert where a whole block has no weight at all, as that of inputs that were always
-    // zero, and where squares of weights leave the range of a float. Only the weights' proportions count, so zeros
-    // become the least that matters beside the others, and a power of two brings extreme ones into range.
-    static std::vector<float> cleaned(const std::string & name, std::vector<float> values) {
+    // Only the proportions of the values count, and the quantizers of codebook types assert where products with them
+    // leave the range of a float: a power of two brings extreme ones back.
+    static std::vector<float> scaled(const std::string & name, std::vector<float> values) {
         double sum = 0;
         for (const float value : values) {
             if (!(value >= 0.0f && std::isfinite(value))) {
@@ -292,14 +291,11 @@ class Quantization {
             }
             sum += value;
         }
-        if (sum == 0) {
-            return std::vector<float>(values.size(), 1.0f);
-        }
-        const double mean = sum / static_cast<double>(values.size());
-        const int exponent = std::ilogb(mean);
-        const int shift = std::abs(exponent) > max_importance_exponent ? -exponent : 0;
-        for (float & value : values) {
-            value = static_cast<float>(std::ldexp(std::max<double>(value, 1e-6 * mean), shift));
+        const int exponent = sum > 0 ? std::ilogb(sum / static_cast<double>(values.size())) : 0;
+        if (std::abs(exponent) > max_importance_exponent) {
+            for (float & value : values) {
+                value = std::ldexp(value, -exponent);
+            }
         }
         return values;
     }
@@ -421,7 +417,7 @@ class Quantization {
         throw Error(output + ": can't be written whole: is the disk full?");
     }
 
-    static constexpr int max_importance_exponent = 20;
+    static constexpr int max_importance_exponent = 30;
 
     const std::string source_;
     const std::string type_name_;

@@ -58,6 +58,7 @@ def import_checkpoint(
     from ggtune._native import core
     from ggtune.interchange.quantize import QuantizeOptions, check_file_type, quantize_file
 
+    n_bytes = int(_check_folder(folder) * _BYTES_PER_WEIGHT.get(outtype, 2))
     _check_packages()
     if file_type is not None:
         check_file_type(file_type)
@@ -66,7 +67,6 @@ def import_checkpoint(
                 f"{file_type} needs an importance matrix: import the model first, then `ggtune quantize` it with "
                 "--imatrix-data"
             )
-    n_bytes = int(_check_folder(folder) * _BYTES_PER_WEIGHT.get(outtype, 2))
     with making_folder(output.parent):
         target = output if file_type is None else output.with_name(output.name + f".{os.getpid()}.16bit")
         try:
