@@ -29,8 +29,8 @@ import torch
 import transformers
 
 from golden.families import FAMILIES, build_model
-from golden.peft_folders import FOLDERS, VARIANTS, make_variant, save_folder
 from golden.llama_cpp import Converter, save_adapter, save_byte_level, save_sentence_piece
+from golden.peft_folders import FOLDERS, VARIANTS, make_variant, save_folder
 from golden.pytorch import ADAMW, ALPHA, RANK, add_adapter, make_batch, reference
 
 

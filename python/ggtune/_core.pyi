@@ -245,7 +245,7 @@ class ImatrixCollector:
     def add(self, tokens: IntArray) -> None:
         """Decode one text. Raises :class:`ggtune.errors.GgtuneError` for an activation that is not finite."""
     def entries(self) -> dict[str, tuple[FloatArray, FloatArray]]:
-        """Sums ``(n_mat, n_in)`` and token counts ``(n_mat,)`` by the weight's name; experts have matrices of their own."""
+        """Sums ``(n_mat, n_in)`` and token counts ``(n_mat,)`` by the weight's name; of experts one matrix each."""
 
 def dequantize(type: str, data: NDArray[np.uint8], n_per_row: int) -> FloatArray: ...
 def quantize(type: str, values: FloatArray) -> NDArray[np.uint8]: ...

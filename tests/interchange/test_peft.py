@@ -322,7 +322,10 @@ def test_commands(tmp_path: Path) -> None:
     assert "14 pairs" in result.output
     result = runner.invoke(cli, ["export-peft", adapter, "--base", base_of("llama"), "-o", folder])
     assert result.exit_code == 0, result.output
-    assert load_file(f"{folder}/adapter_model.safetensors").keys() == load_file(f"{golden}/adapter_model.safetensors").keys()
+    assert (
+        load_file(f"{folder}/adapter_model.safetensors").keys()
+        == load_file(f"{golden}/adapter_model.safetensors").keys()
+    )
     result = runner.invoke(cli, ["import", golden, "-o", adapter])
     assert result.exit_code == 2
     assert "--base" in result.output

@@ -45,7 +45,7 @@ def command(
         click.echo(f"Wrote {out}: {len(content.bases)} pairs, alpha {content.alpha:g}")
         return
     if base is not None:
-        raise click.UsageError(f"{folder} is no PEFT adapter (adapter_config.json without config.json); --base is for one.")
+        raise click.UsageError(f"--base is for a PEFT adapter, and {folder} is none (it has no adapter_config.json).")
     import_checkpoint(
         folder,
         out,

@@ -51,7 +51,7 @@ def command(
     SRC is best an F16, BF16 or F32 file. The smallest types need an importance matrix, which says what inputs of each
     weight matter; the others gain by one.
     """
-    from ggtune.interchange.imatrix import write_imatrix
+    from ggtune.interchange.imatrix import read_imatrix, write_imatrix
     from ggtune.interchange.quantize import (
         ImatrixData,
         QuantizeOptions,
@@ -59,7 +59,6 @@ def command(
         imatrix_from_data,
         is_quantized,
         quantize_file,
-        read_imatrix,
     )
     from ggtune.system import available_threads, format_bytes
     from ggtune.train.files import open_gguf, read_text_field

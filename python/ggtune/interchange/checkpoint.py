@@ -50,9 +50,9 @@ def import_checkpoint(
 ) -> None:
     """Write the model in ``folder`` to ``output``, whole or not at all, and never ask the network for anything.
 
-    ``outtype`` is the converter's ("auto", "f16", "bf16", "f32", "q8_0"); with ``file_type`` ("Q4_K_M", ...) the file is
-    quantized afterwards. ``trust_remote_code`` lets the converter run Python files of the checkpoint, which it is else
-    not shown. ``echo`` gets the converter's lines. Raises :class:`GgtuneError` for what is missing or can't be
+    ``outtype`` is the converter's ("auto", "f16", "bf16", "f32", "q8_0"); with ``file_type`` ("Q4_K_M", ...) the file
+    is quantized afterwards. ``trust_remote_code`` lets the converter run Python files of the checkpoint, which are
+    else kept from it. ``echo`` gets the converter's lines. Raises :class:`GgtuneError` for what is missing or can't be
     converted.
     """
     from ggtune._native import core

@@ -129,7 +129,7 @@ def _read_gguf(path: Path) -> Imatrix:
     names = [name.removesuffix(_SUMS) for name in tensors if name.endswith(_SUMS)]
     if not names:
         raise ModelError(
-            f"{path} is no importance matrix: it has no tensors *{_SUMS}. Make one with --imatrix-out, or llama-imatrix."
+            f"{path} is no importance matrix: it has no tensors *{_SUMS}. Make one with --imatrix-out or llama-imatrix"
         )
     entries = {}
     for name in names:

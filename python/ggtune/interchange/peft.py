@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ggtune._core import Model
 
 _RESERVE_BYTES = 64 << 10
+_ROUNDING = 1e-2  # of the largest value: more than two roundings to 16 bits differ by
 
 
 class _Base:
@@ -80,7 +81,8 @@ def import_peft(folder: Path, base_path: str, output: Path) -> AdapterFile:
     if unknown:
         shown = ", ".join(unknown[:4]) + (f" and {len(unknown) - 4} more" if len(unknown) > 4 else "")
         raise ModelError(
-            f"{folder} adapts modules for which {base_path} ({base.model.architecture}) has no weight of its own: {shown}"
+            f"{folder} adapts modules for which {base_path} ({base.model.architecture}) has no weight of its own: "
+            + shown
         )
     content = AdapterFile(base.model.architecture, alpha, tensors)
     check_fits(folder, content, base.model)
@@ -111,8 +113,10 @@ def _check_copies(folder: Path, adapter: PeftAdapter, base: _Base) -> None:
     for module, copy in adapter.copies.items():
         tensor = _tensor_of(base, module)
         values = base.float_values(tensor) if tensor else None
-        if values is not None and (values.shape != copy.shape or np.abs(values - copy).max() > 1e-2 * np.abs(copy).max()):
-            raise ModelError(f"{folder}: {module} was changed beside its adapter (new tokens?), which a GGUF can't hold")
+        if values is None:
+            continue
+        if values.shape != copy.shape or np.abs(values - copy).max() > _ROUNDING * np.abs(copy).max():
+            raise ModelError(f"{folder}: {module} was changed beside its adapter (new tokens?); a GGUF can't hold that")
 
 
 def export_peft(adapter_path: str, base_path: str, folder: Path, *, base_name: str = "") -> None:
@@ -129,7 +133,9 @@ def export_peft(adapter_path: str, base_path: str, folder: Path, *, base_name: s
     for tensor in content.bases:
         module = base.layout.module(tensor)
         if module is None:
-            raise GgtuneError(f"{adapter_path} adapts {tensor}, for which Hugging Face's model has no module of its own")
+            raise GgtuneError(
+                f"{adapter_path} adapts {tensor}, for which a Hugging Face model has no module of its own"
+            )
         modules[tensor] = module
         a, b = content.tensors[tensor + ".lora_a"], content.tensors[tensor + ".lora_b"]
         if is_flipped(tensor):
@@ -174,9 +180,7 @@ def _config(
 
 def _target_modules(base: _Base, adapted: set[str]) -> list[str]:
     """Last parts of names, as people write them, where all modules with such a name are adapted; else whole names."""
-    everything = {
-        module for tensor in base.model.tensors() if (module := base.layout.module(tensor.name)) is not None
-    }
+    everything = {module for tensor in base.model.tensors() if (module := base.layout.module(tensor.name)) is not None}
     short = {name.rpartition(".")[2] for name in adapted}
     short -= {name.rpartition(".")[2] for name in everything - adapted}
     return sorted(short | {name for name in adapted if name.rpartition(".")[2] not in short})

@@ -168,7 +168,7 @@ def _read_tensors(folder: Path) -> dict[str, FloatArray]:
     if not path.is_file() and (folder / "adapter_model.bin").is_file():
         raise ModelError(f"{folder} has its weights as adapter_model.bin: save it as safetensors (PEFT's default)")
     try:
-        found = safetensors.deserialize(path.read_bytes())
+        found = safetensors.deserialize(path.read_bytes())  # type: ignore[no-untyped-call]
     except OSError as error:
         raise ModelError(f"can't read {path}: {error.strerror or error}") from error
     except safetensors.SafetensorError as error:
@@ -184,7 +184,8 @@ def _floats(path: Path, name: str, info: Mapping[str, Any]) -> FloatArray:
         values = np.frombuffer(data, {"F64": "<f8", "F32": "<f4", "F16": "<f2"}[kind]).astype(np.float32)
     else:
         raise ModelError(f"{path}: {name} is of type {kind}; an adapter is of floats (F32, F16 or BF16)")
-    return values.reshape(info["shape"])
+    shaped: FloatArray = values.reshape(info["shape"])
+    return shaped
 
 
 def _listed(names: Any) -> str:

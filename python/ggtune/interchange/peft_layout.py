@@ -27,7 +27,8 @@ class Heads:
 
 
 def _interleaved(n_rows: int, n_head: int) -> RowOrder:
-    return np.arange(n_rows).reshape(n_head, 2, -1).swapaxes(1, 2).reshape(-1)
+    order: RowOrder = np.arange(n_rows).reshape(n_head, 2, -1).swapaxes(1, 2).reshape(-1)
+    return order
 
 
 def _query(n_rows: int, heads: Heads) -> RowOrder:
@@ -47,7 +48,8 @@ def _grouped_qkv(n_rows: int, heads: Heads) -> RowOrder:
 
 def _headed_qkv(n_rows: int, heads: Heads) -> RowOrder:
     """Query, key and value of each head together: first all of Q, then of K, then of V."""
-    return np.arange(n_rows).reshape(heads.n_head, 3, -1).swapaxes(0, 1).reshape(-1)
+    order: RowOrder = np.arange(n_rows).reshape(heads.n_head, 3, -1).swapaxes(0, 1).reshape(-1)
+    return order
 
 
 @dataclass(frozen=True)

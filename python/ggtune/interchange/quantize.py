@@ -11,7 +11,7 @@ from ggtune._native import core
 from ggtune.data.load import load_samples
 from ggtune.errors import GgtuneError
 from ggtune.files import making_folder
-from ggtune.interchange.imatrix import Imatrix, gather_imatrix, read_imatrix
+from ggtune.interchange.imatrix import Imatrix, gather_imatrix
 from ggtune.train.files import open_gguf
 
 _Progress = Callable[[list[NDArray[np.int32]]], Iterable[NDArray[np.int32]]]
@@ -109,14 +109,3 @@ def check_file_type(file_type: str) -> None:
 def is_quantized(path: str) -> bool:
     """Whether any weight of the model file is quantized. Raises :class:`ggtune.errors.ModelError`."""
     return any(tensor.tensor_type.name not in ("F32", "F16", "BF16", "F64") for tensor in open_gguf(path).tensors)
-
-
-__all__ = [
-    "ImatrixData",
-    "QuantizeOptions",
-    "check_file_type",
-    "imatrix_from_data",
-    "is_quantized",
-    "quantize_file",
-    "read_imatrix",
-]
