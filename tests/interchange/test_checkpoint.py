@@ -211,16 +211,23 @@ def test_converter_errors_are_said_plainly(tmp_path: Path) -> None:
 
 
 @needs_converter
-def test_nothing_runs_that_lies_in_the_checkpoint(tmp_path: Path) -> None:
-    folder = write_llama(tmp_path / "model", auto_map={"AutoConfig": "configuration_own.OwnConfig"})
-    write_tokenizer(folder)
+@pytest.mark.parametrize("trusted", [False, True])
+def test_code_of_a_checkpoint_runs_only_where_trusted(
+    trusted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    # for this architecture the converter asks transformers to run the tokenizer's own code
+    folder = write_llama(tmp_path / "model", architectures=["QWenLMHeadModel"], model_type="qwen")
+    embedding = {"transformer.wte.weight": np.ones((288, 32), np.float32)}
+    save_file(embedding, folder / "model.safetensors", metadata={"format": "pt"})
     marker = tmp_path / "ran"
-    (folder / "configuration_own.py").write_text(f"open({str(marker)!r}, 'w')\nclass OwnConfig: pass\n")
-    (folder / "tokenizer_config.json").write_text(
-        '{"auto_map": {"AutoTokenizer": ["configuration_own.OwnConfig", null]}}'
-    )
-    import_checkpoint(folder, tmp_path / "output.gguf")
-    assert not marker.exists()
+    (folder / "own.py").write_text(f"open({str(marker)!r}, 'w')\n\n\nclass Own:\n    pass\n")
+    (folder / "vocab.json").write_text("{}")
+    config = {"auto_map": {"AutoTokenizer": ["own.Own", None]}, "tokenizer_class": "Own"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(GgtuneError, match="can't be converted"):  # it is no tokenizer
+        import_checkpoint(folder, tmp_path / "output.gguf", trust_remote_code=trusted)
+    assert marker.exists() == trusted
 
 
 @needs_converter
