@@ -46,12 +46,6 @@ def _grouped_qkv(n_rows: int, heads: Heads) -> RowOrder:
     return np.concatenate([rows[:, :-2].reshape(-1), rows[:, -2].reshape(-1), rows[:, -1].reshape(-1)])
 
 
-def _headed_qkv(n_rows: int, heads: Heads) -> RowOrder:
-    """Query, key and value of each head together: first all of Q, then of K, then of V."""
-    order: RowOrder = np.arange(n_rows).reshape(heads.n_head, 3, -1).swapaxes(0, 1).reshape(-1)
-    return order
-
-
 @dataclass(frozen=True)
 class Layout:
     """One architecture: the module of each kind of block tensor ("{}" is the layer) and of those beside the blocks."""
@@ -105,10 +99,27 @@ _ROPE_ORDERS = {"attn_q": _query, "attn_k": _key}
 _PLAIN = Layout(_ATTENTION | _FEED_FORWARD)
 _INTERLEAVED = Layout(_ATTENTION | _FEED_FORWARD, row_orders=_ROPE_ORDERS)
 
+_UNGATED = {kind: module for kind, module in _FEED_FORWARD.items() if kind != "ffn_gate"}
+
+_PLAIN_ARCHITECTURES = (
+    *("qwen2", "qwen3", "qwen2moe", "qwen3moe", "gemma", "gemma2", "gemma3", "olmo2", "stablelm", "command-r"),
+    *("cohere2", "seed_oss", "hunyuan-dense"),
+)
+
+# scripts/check_peft_layouts.py compared each with llama.cpp's own converter of adapters, and let PEFT read what is
+# exported. Of mixtures only what is not in an expert: experts are one tensor for all in a GGUF file.
 LAYOUTS: Mapping[str, Layout] = {
-    **dict.fromkeys(("llama", "granite", "smollm3"), _INTERLEAVED),
-    **dict.fromkeys(
-        ("qwen2", "qwen3", "gemma", "gemma2", "gemma3", "olmo2", "stablelm", "command-r", "cohere2", "seed_oss"), _PLAIN
+    **dict.fromkeys(("llama", "granite", "smollm3", "olmo"), _INTERLEAVED),
+    **dict.fromkeys(_PLAIN_ARCHITECTURES, _PLAIN),
+    "arcee": Layout(_ATTENTION | _UNGATED, row_orders=_ROPE_ORDERS),
+    **dict.fromkeys(("apertus", "nemotron"), Layout(_ATTENTION | _UNGATED)),
+    "phi2": Layout(
+        _ATTENTION
+        | {
+            "attn_output": _LAYER + "self_attn.dense",
+            "ffn_up": _LAYER + "mlp.fc1",
+            "ffn_down": _LAYER + "mlp.fc2",
+        }
     ),
     "phi3": Layout(
         {
@@ -139,17 +150,6 @@ LAYOUTS: Mapping[str, Layout] = {
         embedding="transformer.word_embeddings",
         row_orders={"attn_qkv": _grouped_qkv},
     ),
-    "gptneox": Layout(
-        {
-            "attn_qkv": "gpt_neox.layers.{}.attention.query_key_value",
-            "attn_output": "gpt_neox.layers.{}.attention.dense",
-            "ffn_up": "gpt_neox.layers.{}.mlp.dense_h_to_4h",
-            "ffn_down": "gpt_neox.layers.{}.mlp.dense_4h_to_h",
-        },
-        embedding="gpt_neox.embed_in",
-        output="embed_out",
-        row_orders={"attn_qkv": _headed_qkv},
-    ),
 }
 
 
@@ -164,8 +164,13 @@ def layout_of(architecture: str) -> Layout:
 
 
 def tensor_of(architecture: str, module: str, n_layers: int) -> str | None:
-    """Return the GGUF tensor's name for a module's weight by gguf-py's map of names, None where there is none."""
+    """Return the GGUF tensor's name for a module's weight by gguf-py's map of names, None where there is none.
+
+    Raises :class:`GgtuneError` for an architecture that the installed gguf-py does not know.
+    """
     by_name = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}
+    if architecture not in by_name:
+        raise GgtuneError(f"the installed package gguf is too old for the architecture {architecture!r}: update it")
     names = gguf.get_tensor_name_map(by_name[architecture], n_layers)
     for candidate in (module, "model." + module, "transformer." + module):  # a model without its head has no prefix
         found = names.get_name(candidate + ".weight", try_suffixes=(".weight",))
