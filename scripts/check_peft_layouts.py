@@ -4,8 +4,8 @@
 
 A tiny random model per architecture and a PEFT adapter with random A and B: the imported tensors have to be those of
 ``convert_lora_to_gguf.py`` bit for bit, and PEFT has to compute the same with what is exported again. Needs what
-``make_golden.py`` needs. Ends with status 1 where one differs, or where llama_decode with the import is further from PyTorch
-than llama.cpp's table of GELU explains.
+``make_golden.py`` needs. Ends with status 1 where one differs, or where llama_decode with the import is further from
+PyTorch than llama.cpp's table of GELU explains.
 """
 
 import argparse
