@@ -115,6 +115,7 @@ class LogCapture {
     LogCapture & operator=(const LogCapture &) = delete;
 
     std::string error;
+    std::string tensor;                        // the one that llama.cpp is at
     std::map<std::string, std::string> types;  // "q4_K" by tensor name, of those that change
     bool interrupted = false;
 
@@ -135,7 +136,7 @@ class LogCapture {
             return;
         }
         if (text[0] == '[') {
-            self.tensor_ = tensor_of(text);
+            self.tensor = tensor_of(text);
             // The progress line "[   1/  99] ..." is logged by llama_model_quantize itself between two tensors. It has
             // no other way to be stopped: the exception passes C++ frames of llama.cpp alone, and is caught by it as
             // any other error of its loop.
@@ -150,7 +151,7 @@ class LogCapture {
             const size_t open = line.rfind('(');
             const size_t close = line.rfind(')');
             if (open != std::string::npos && close != std::string::npos && open < close) {
-                self.types[self.tensor_] = line.substr(open + 1, close - open - 1);
+                self.types[self.tensor] = line.substr(open + 1, close - open - 1);
             }
         }
     }
@@ -169,7 +170,6 @@ class LogCapture {
     const CheckInterrupt & check_interrupt_;
     const std::thread::id owner_ = std::this_thread::get_id();
     std::unique_lock<std::timed_mutex> lock_;
-    std::string tensor_;
     ggml_log_callback previous_ = nullptr;
     void * previous_data_ = nullptr;
 };
@@ -402,7 +402,10 @@ class Quantization {
             throw Interrupted();
         }
         if (status != 0) {
-            throw Error(source_ + ": can't be quantized to " + type_name_ + ": " + log.error);
+            const std::string & tensor = log.tensor;
+            const bool named = tensor.empty() || log.error.find(tensor) != std::string::npos;
+            throw Error(source_ + ": can't be quantized to " + type_name_ + ": " + (named ? "" : tensor + ": ") +
+                        log.error);
         }
     }
 

@@ -19,6 +19,7 @@ from ggtune import _core
 from ggtune.cli import cli
 from ggtune.errors import GgtuneError, ModelError
 from ggtune.interchange.peft import export_peft, import_peft
+from ggtune.interchange.peft_file import is_peft_folder
 from ggtune.train.adapter_file import AdapterFile, load_adapter, read_adapter, write_adapter
 from ggtune.train.merge import merge_adapters
 
@@ -311,6 +312,14 @@ def message_into(folder: Path, base: str, output: Path) -> str:
         import_peft(folder, base, output / "adapter.gguf")
     assert not (output / "adapter.gguf").exists()
     return str(caught.value)
+
+
+def test_folder_of_a_model_is_none_of_an_adapter(changed: Callable[..., Path]) -> None:
+    folder = changed()
+    (folder / "config.json").write_text("{}")
+    assert is_peft_folder(folder)
+    (folder / "model-00001-of-00002.safetensors").write_bytes(b"")
+    assert not is_peft_folder(folder)
 
 
 def test_commands(tmp_path: Path) -> None:

@@ -61,8 +61,9 @@ class PeftAdapter:
 
 
 def is_peft_folder(folder: Path) -> bool:
-    """Whether a folder holds an adapter, and no model."""
-    return (folder / CONFIG).is_file() and not (folder / "config.json").is_file()
+    """Whether a folder holds an adapter, and no model's weights (it may have the base's configuration)."""
+    weights = ("model*.safetensors", "pytorch_model*.bin")
+    return (folder / CONFIG).is_file() and not any(any(folder.glob(pattern)) for pattern in weights)
 
 
 def read_peft(folder: Path) -> PeftAdapter:
