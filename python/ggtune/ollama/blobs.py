@@ -206,17 +206,22 @@ def partial_blob(store: BlobStore, layer: Layer, *, on_wait: Callable[[], None])
                 on_wait()
             waited = True
             time.sleep(_POLL_S)
-        partial = None
+        keep = False
         try:
             partial = PartialBlob(store, layer, file)
-            yield partial
-        except BaseException as error:
-            if not file.closed and (partial is None or partial.size == 0 or isinstance(error, OSError)):
-                with suppress(OSError):
-                    path.unlink(missing_ok=True)
+            try:
+                yield partial
+            finally:
+                keep = partial.size > 0
+        except OSError:
+            keep = False
             raise
         finally:
-            file.close()
+            if not file.closed:
+                if not keep:
+                    with suppress(OSError):
+                        path.unlink(missing_ok=True)
+                file.close()
 
 
 def _open_locked(path: Path) -> FileIO | None:
