@@ -246,7 +246,9 @@ def store_errors(store_dir: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, WriteError) as error:
-        reason = f"{error.strerror} ({error.filename})" if isinstance(error, OSError) and error.filename else error
+        reason = str(error)
+        if isinstance(error, OSError) and error.strerror:
+            reason = error.strerror + (f" ({error.filename})" if error.filename else "")
         raise GgtuneError(
             f"{store_dir}: can't write to this Ollama store: {reason}. Name another one, make room, or run as the user "
             "that it belongs to."
