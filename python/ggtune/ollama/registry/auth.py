@@ -22,7 +22,7 @@ from ggtune.ollama.registry.retry import TRANSIENT_STATUSES, retry_after_s
 
 _TOKEN = r"[A-Za-z0-9!#$%&'*+.^_`|~-]+"
 _SCHEME = re.compile(rf"[\s,]*({_TOKEN})(?=\s|,|$)(?!\s*=)")
-_PARAMETER = re.compile(rf'[\s,]*({_TOKEN})\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]+))')
+_PARAMETER = re.compile(rf'[\s,]*({_TOKEN})\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"=][^\s,"]*))')
 _LARGEST_ANSWER_BYTES = 1 << 20
 
 _Flow = Generator[httpx.Request, httpx.Response, str | None]
@@ -127,9 +127,7 @@ class RegistryAuth(httpx.Auth):
         if url.scheme not in ("http", "https") or not url.host:
             raise RegistryError(f"{self._host} names no server that gives out tokens.")
         if url.scheme == "http" and self._base.scheme == "https":
-            raise RegistryError(
-                f"{self._host} wants the password to be sent to {url.host} unencrypted. That is refused."
-            )
+            raise RegistryError(f"{self._host} wants the password to go to {url.host} unencrypted. That is refused.")
         asked = {name: challenge[name] for name in ("service", "scope") if challenge.get(name)}
         credentials = self._credentials
         # a request of this kind has no limits on its time but the ones that it is given

@@ -64,10 +64,11 @@ class RegistryClient:
         self._auth = RegistryAuth(self._base, reference.login_hosts)
         try:
             self._http = httpx.Client(timeout=options.timeout_s, headers={"User-Agent": "ggtune"})
-        except (OSError, ValueError) as error:  # SSL_CERT_FILE, a proxy's address
-            raise GgtuneError(
-                f"The certificates of SSL_CERT_FILE or a proxy's settings can't be used: {error}."
-            ) from None
+        except OSError as error:
+            reason = error.strerror or type(error).__name__
+            raise GgtuneError(f"The certificates that SSL_CERT_FILE names can't be read: {reason}.") from None
+        except (ValueError, ImportError, httpx.InvalidURL):  # whose text may hold the proxy's password
+            raise GgtuneError("The proxy in HTTP_PROXY, HTTPS_PROXY or ALL_PROXY can't be used.") from None
 
     def __enter__(self) -> RegistryClient:
         return self

@@ -134,5 +134,7 @@ def _put_manifest(client: RegistryClient, reference: Reference, data: bytes) -> 
     digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
     promised = answer.headers.get("docker-content-digest", digest)
     if promised.startswith("sha256:") and promised != digest:
-        raise RegistryError(f"{client.host} stored another manifest than it was sent: {promised} instead of {digest}.")
+        raise RegistryError(
+            f"{client.host} stored another manifest than it was sent: {promised[:80]!a} instead of {digest}."
+        )
     return digest
