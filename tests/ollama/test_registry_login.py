@@ -1,12 +1,14 @@
 """Logins to a registry, from the question to the answer."""
 
 import base64
+import io
 import logging
 import shutil
 import ssl
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from http.server import ThreadingHTTPServer
 from pathlib import Path
@@ -16,6 +18,8 @@ from click.testing import CliRunner, Result
 from fake_registry import FakeRegistry, Handler
 
 from ggtune.cli import cli
+from ggtune.cli.transfer import terminal_report
+from ggtune.ollama.manifest import Layer
 from ggtune.ollama.registry.client import TransferOptions
 from ggtune.ollama.registry.errors import LoginError, RegistryError
 from ggtune.ollama.registry.pull import pull_model
@@ -269,6 +273,28 @@ def test_errors_of_commands(
     assert done.exit_code == 1
     assert "does not speak TLS. For plain HTTP give --insecure" in done.stderr
     assert not (tmp_path / "empty").exists()
+
+
+def test_bars_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setattr("tqdm.std.tqdm.monitor_interval", 0)
+    report = terminal_report()
+    layer = Layer("application/vnd.ollama.image.model", "sha256:" + "a" * 64, 1 << 30)
+    report.begin(layer, "sending")
+    report.at(1 << 29)
+    time.sleep(0.15)
+    report.at(3 << 28)
+    report.note("Trying again.")
+    report.end("sent")
+    shown = sys.stderr.getvalue()  # type: ignore[attr-defined]
+    assert "sending model sha256:aaaaaaaaaaaa:  75%" in shown
+    assert "768M/1.00G" in shown
+    assert "Trying again.\n" in shown
+    assert capsys.readouterr().out == "model sha256:aaaaaaaaaaaa (1.0 GiB): sent\n"
 
 
 def test_help_names_the_variables() -> None:

@@ -71,10 +71,12 @@ def terminal_report() -> Report:
         def __init__(self) -> None:
             self._bar: tqdm[Any] | None = None
             self._layer: Layer | None = None
+            self._begun = False
 
         def begin(self, layer: Layer, doing: str) -> None:
             self._close()
             self._layer = layer
+            self._begun = False
             self._bar = tqdm(
                 total=layer.size,
                 desc=f"{doing} {layer}",
@@ -88,8 +90,12 @@ def terminal_report() -> Report:
             )
 
         def at(self, done_bytes: int) -> None:
-            if self._bar is not None and not self._bar.disable:
-                self._bar.update(done_bytes - self._bar.n)
+            if self._bar is None or self._bar.disable:
+                return
+            if not self._begun:  # what was there before says nothing about the speed
+                self._begun = True
+                self._bar.initial = self._bar.n = done_bytes
+            self._bar.update(done_bytes - self._bar.n)
 
         def end(self, outcome: str) -> None:
             self._close()
