@@ -1,6 +1,7 @@
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import gguf_samples
 import pytest
@@ -74,5 +75,5 @@ def name(server: FakeRegistry) -> Reference:
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Take the time out of waiting before another try, and note how long it would have been."""
     seconds: list[float] = []
-    monkeypatch.setattr("ggtune.ollama.registry.retry.time.sleep", seconds.append)
+    monkeypatch.setattr("ggtune.ollama.registry.retry.time", SimpleNamespace(sleep=seconds.append))
     return seconds

@@ -102,7 +102,7 @@ def leftovers(store: Path) -> list[str]:
     found = []
     for path in store.rglob("*"):
         name = path.relative_to(store)
-        if path.is_dir() or (name.parts[0] == "manifests" and len(name.parts) == 5):
+        if path.is_dir() or (name.parts[0] == "manifests" and len(name.parts) == 5 and path.name == "latest"):
             continue
         if name.name != f"sha256-{hashlib.sha256(path.read_bytes()).hexdigest()}":
             found.append(str(name))

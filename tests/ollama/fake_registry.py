@@ -222,9 +222,9 @@ class Handler(BaseHTTPRequestHandler):
             self.error(404, "BLOB_UPLOAD_UNKNOWN", "blob upload unknown to registry")
             return
         if self.command == "PATCH":
-            match = re.fullmatch(r"(\d+)-(\d+)", self.headers["Content-Range"])
-            assert match
             length = int(self.headers["Content-Length"])
+            match = re.fullmatch(r"(\d+)-(\d+)", self.headers.get("Content-Range", f"0-{length - 1}"))
+            assert match
             assert int(match[2]) - int(match[1]) + 1 == length
             if int(match[1]) != len(upload):
                 self.read_body()

@@ -401,8 +401,10 @@ def drip(handler: Handler) -> None:
     handler.send_response(200)
     handler.send_header("Content-Length", "4000000")
     handler.end_headers()
-    while not handler.registry.stopped.wait(0.02):
+    for _ in range(100):
+        time.sleep(0.02)
         handler.wfile.write(b"x")
+    handler.hang_up()
 
 
 def stall_within(handler: Handler) -> None:

@@ -65,9 +65,9 @@ def test_blobs_go_in_chunks_and_the_manifest_last(server: FakeRegistry, store: P
     assert server.requests[-1].body == data
     size = manifest.layers[0].size
     assert size > 3 * CHUNK
-    ranges = [request.headers["content-range"] for request in server.seen("PATCH", "")]
+    ranges = [request.headers.get("content-range") for request in server.seen("PATCH", "")]
     expected = [f"{begin}-{min(begin + CHUNK, size) - 1}" for begin in range(0, size, CHUNK)]
-    assert ranges[: len(expected)] == expected
+    assert ranges == [*expected, None, None, None]
     assert not list((Path.home() / ".local/state/ggtune/uploads").iterdir())
 
 
@@ -128,7 +128,7 @@ def test_a_chunk_that_is_cut_goes_on_where_it_was_cut(
     server.fault("PATCH", "", cut, skip=1)
     result = push(store, name)
     arrived(server, store, name)
-    ranges = [request.headers["content-range"] for request in server.seen("PATCH", "")]
+    ranges = [request.headers.get("content-range") for request in server.seen("PATCH", "")]
     assert ranges[:3] == ["0-999", "1000-1999", "1500-2499"]
     assert len(waits) == 1
     assert result.kept_bytes == CHUNK // 2  # sent, but not known to have been
@@ -204,7 +204,7 @@ def test_an_upload_that_the_registry_forgets_begins_anew(
     server.fault("PATCH", "", status(404), skip=2)
     push(store, name)
     arrived(server, store, name)
-    starts = [request.headers["content-range"].partition("-")[0] for request in server.seen("PATCH", "")]
+    starts = [request.headers.get("content-range", "").partition("-")[0] for request in server.seen("PATCH", "")]
     assert starts[:4] == ["0", "1000", "2000", "0"]
 
 
@@ -230,7 +230,7 @@ def test_a_registry_that_wants_another_part(
     server.fault("PATCH", "", swallow, skip=1)
     push(store, name)
     arrived(server, store, name)
-    starts = [request.headers["content-range"].partition("-")[0] for request in server.seen("PATCH", "")]
+    starts = [request.headers.get("content-range", "").partition("-")[0] for request in server.seen("PATCH", "")]
     assert starts[:3] == ["0", "1000", "2000"]
 
 
@@ -259,6 +259,25 @@ def test_smaller_chunks_where_a_proxy_limits_them(
     server.blobs.clear()
     server.fault("PATCH", "", status(413), times=9)
     with pytest.raises(RegistryError, match="client_max_body_size"):
+        push(store, name)
+
+
+@pytest.mark.parametrize("code", [400, 405, 501])
+def test_a_registry_that_takes_no_chunks(
+    server: FakeRegistry, store: Path, name: Reference, waits: list[float], code: int
+) -> None:
+    def refuse(handler: Handler) -> None:
+        handler.read_body()
+        handler.error(code, "UNSUPPORTED", "the operation is unsupported")
+
+    server.fault("PATCH", "", refuse, skip=1)
+    push(store, name)
+    arrived(server, store, name)
+    size = str(read_manifest(store, name)[1].layers[0].size)
+    assert [r.headers["content-length"] for r in server.seen("PATCH", "")][:3] == [str(CHUNK), str(CHUNK), size]
+    server.blobs.clear()
+    server.fault("PATCH", "", refuse, times=99)
+    with pytest.raises(RegistryError, match=rf"answered {code} \(the operation is unsupported\)\.$"):
         push(store, name)
 
 
@@ -526,6 +545,15 @@ def test_a_password_in_a_name_is_not_repeated() -> None:
     for text in ("https://me:hunter2@host/me/chem", "me:hunter2@host:5000/me/chem"):
         with pytest.raises(GgtuneError, match="has no user and no password in it") as caught:
             Reference.parse(text)
+        assert "hunter2" not in str(caught.value)
+
+
+def test_a_proxy_whose_address_is_none(store: Path, name: Reference, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_PROXY", "")
+    for address in ("foo://me:hunter2@x", "http://me:hunter2@x:port", "socks5://me:hunter2@x"):
+        monkeypatch.setenv("HTTP_PROXY", address)
+        with pytest.raises(GgtuneError, match="The proxy in HTTP_PROXY") as caught:
+            push(store, name)
         assert "hunter2" not in str(caught.value)
 
 

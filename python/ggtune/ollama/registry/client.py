@@ -21,6 +21,7 @@ from ggtune.ollama.registry.retry import TRANSIENT_STATUSES, Retries, RetryPolic
 
 _REDIRECTS = (301, 302, 303, 307, 308)
 _MOST_REDIRECTS = 5
+_CONNECT_TIMEOUT_S = 15.0
 _LARGEST_TEXT_BYTES = 4 << 20  # of a manifest, as registries limit it, or an error
 _SESSION_CODES = ("BLOB_UPLOAD_INVALID", "BLOB_UPLOAD_UNKNOWN", "RANGE_INVALID")
 
@@ -130,7 +131,8 @@ class RegistryClient:
 
         ``content`` has to begin anew whenever it is iterated over.
         """
-        timeout = httpx.Timeout(self.options.timeout_s, read=timeout_s or self.options.timeout_s)
+        limit_s = self.options.timeout_s
+        timeout = httpx.Timeout(limit_s, connect=min(limit_s, _CONNECT_TIMEOUT_S), read=timeout_s or limit_s)
         all_headers = {"Accept-Encoding": "identity", **(headers or {})}
         try:
             for _ in range(_MOST_REDIRECTS + 1):
@@ -183,7 +185,7 @@ class RegistryClient:
             raise RegistryError(f"{self.host} speaks TLS: leave out --insecure.")
         if status == 403:
             raise RegistryError(f"{who}: this login has no right to do that.")
-        raise RegistryError(f"{who}.")
+        raise RegistryError(f"{who}.", status=status)
 
     def _network_error(self, error: httpx.RequestError, url: httpx.URL) -> RegistryError:
         host = url.netloc.decode("ascii", "replace")
@@ -198,7 +200,10 @@ class RegistryClient:
                 return RegistryError(f"{host} does not speak TLS. For plain HTTP give --insecure.")
             cause = cause.__cause__ or cause.__context__
         if isinstance(error, httpx.TimeoutException):
-            return TransientError(f"{host} was silent for {self.options.timeout_s:g} s.")
+            limit_s = self.options.timeout_s
+            if isinstance(error, httpx.ConnectTimeout):
+                limit_s = min(limit_s, _CONNECT_TIMEOUT_S)
+            return TransientError(f"{host} was silent for {limit_s:g} s.")
         if isinstance(error, (httpx.DecodingError, httpx.UnsupportedProtocol)):
             return RegistryError(f"{host} gave an answer that can't be read.")
         what = "can't be reached" if isinstance(error, httpx.ConnectError) else "broke off the connection"

@@ -4,7 +4,11 @@ from ggtune.errors import GgtuneError
 
 
 class RegistryError(GgtuneError):
-    """A registry that refuses, or says what makes no sense."""
+    """A registry that refuses, or says what makes no sense. ``status`` is HTTP's, 0 where the answer was no refusal."""
+
+    def __init__(self, message: str, *, status: int = 0) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class LoginError(RegistryError):

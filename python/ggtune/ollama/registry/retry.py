@@ -41,7 +41,8 @@ class Retries:
         self._failures += 1
         policy = self._policy
         if self._failures > policy.retries:
-            raise RegistryError(f"{error} Given up after {self._failures} tries; the same command goes on from here.")
+            tries = "1 try" if self._failures == 1 else f"{self._failures} tries"
+            raise RegistryError(f"{error} Given up after {tries}; the same command goes on from here.")
         asked_s = error.retry_after_s if isinstance(error, TransientError) else 0.0
         if asked_s > policy.longest_retry_after_s:
             raise RegistryError(f"{error} The server asks to come back in {asked_s:.0f} s.")

@@ -32,6 +32,7 @@ from ggtune.ollama.registry.session import SavedSession, Session, saved_session
 _PIECE_BYTES = 1 << 18
 _SMALLEST_CHUNK_BYTES = 1 << 18
 _MOST_MOUNTS = 3
+_NO_CHUNKS = (400, 405, 411, 501)  # how a registry refuses what it does not know
 _SLOWEST_HASH_BYTES_PER_S = 20e6  # a registry may read and hash all of the blob before it answers
 
 
@@ -127,14 +128,19 @@ class Upload:
     def _chunk(self, session: Session) -> Session:
         end = min(session.offset + self._chunk_bytes, self._layer.size)
         part = _FilePart(self._path, session.offset, end, self._report)
-        headers = {
-            "Content-Type": "application/octet-stream",
-            "Content-Length": str(end - session.offset),
-            "Content-Range": f"{session.offset}-{end - 1}",
-        }
+        headers = {"Content-Type": "application/octet-stream", "Content-Length": str(end - session.offset)}
+        whole = end - session.offset == self._layer.size
+        if not whole:  # a whole blob goes as Docker sends it
+            headers["Content-Range"] = f"{session.offset}-{end - 1}"
         url = httpx.URL(session.location)
         ok = (200, 201, 202, 204, 404, 413, 416)
-        answer = self._client.request("PATCH", url, ok=ok, headers=headers, content=part, retry=False)
+        try:
+            answer = self._client.request("PATCH", url, ok=ok, headers=headers, content=part, retry=False)
+        except RegistryError as error:
+            if error.status not in _NO_CHUNKS or whole:
+                raise
+            self._chunk_bytes = self._layer.size
+            raise SessionLostError(f"{error} Sending {self._layer} in one piece.") from None
         if answer.status == 413:
             if self._chunk_bytes <= _SMALLEST_CHUNK_BYTES:
                 raise RegistryError(
