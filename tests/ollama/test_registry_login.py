@@ -183,6 +183,24 @@ def test_a_token_server_that_is_busy(
     assert waits == [3]
 
 
+@pytest.mark.parametrize("kind", ["password", "identity token"])
+def test_a_token_server_that_stalls(
+    server: FakeRegistry, store: Path, name: Reference, monkeypatch: pytest.MonkeyPatch, own_home: Path, kind: str
+) -> None:
+    server.users["me"] = SECRET
+    server.bearer = True
+    if kind == "password":
+        use(monkeypatch)
+    else:
+        (own_home / ".docker").mkdir()
+        config = own_home / ".docker" / "config.json"
+        config.write_text(f'{{"auths": {{"{server.host}": {{"identitytoken": "{SECRET}"}}}}}}')
+    server.fault("GET", "/token", Handler.stall)
+    server.fault("POST", "/token", Handler.stall)
+    with pytest.raises(RegistryError, match=r"was silent for 0\.1 s"):
+        push_model(store, name, options=TransferOptions(timeout_s=0.1, retry=RetryPolicy(retries=0)))
+
+
 def test_logins_of_other_kinds(server: FakeRegistry, store: Path, name: Reference) -> None:
     server.fault("HEAD", "", lambda handler: handler.error(401, "", headers={"WWW-Authenticate": "Negotiate"}))
     with pytest.raises(LoginError, match="another kind than Basic and Bearer: 'negotiate'"):

@@ -114,11 +114,16 @@ def test_a_base_is_stored_once_for_its_adapters(tmp_path: Path) -> None:
         adapter = gguf_samples.write_adapter(tmp_path / f"{name}.gguf")
         adapter.write_bytes(adapter.read_bytes()[:-4] + name.encode() * 4)
         stored = write_model(
-            store, name, base, adapter=adapter, messages=[("user", f"I am {name}."), ("assistant", "Ä")]
+            store,
+            name,
+            base,
+            adapter=adapter,
+            messages=[("user", f"I am {name}."), ("assistant", "Ä")],
+            license=["Free.", "As in beer."],
         )
         kinds = [layer.kind for layer in stored.layers]
-        assert kinds == ["model", "adapter", "messages"]
-        text = (store / "blobs" / stored.layers[2].digest.replace(":", "-")).read_text()
+        assert kinds == ["model", "adapter", "license", "license", "messages"]
+        text = (store / "blobs" / stored.layers[4].digest.replace(":", "-")).read_text()
         assert json.loads(text) == [{"role": "user", "content": f"I am {name}."}, {"role": "assistant", "content": "Ä"}]
-    assert stored.written_bytes == stored.layers[1].size + stored.layers[2].size
-    assert len(list((store / "blobs").iterdir())) == 1 + 3 + 3 + 1
+    assert stored.written_bytes == stored.layers[1].size + stored.layers[4].size
+    assert len(list((store / "blobs").iterdir())) == 1 + 3 + 3 + 2 + 1

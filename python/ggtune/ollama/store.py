@@ -47,7 +47,7 @@ def write_model(
     *,
     template: str | None = None,
     system: str | None = None,
-    license: str | None = None,  # noqa: A002 - the layer's name
+    license: str | Sequence[str] | None = None,  # noqa: A002 - the layer's name
     params: Parameters | None = None,
     messages: Sequence[tuple[str, str]] = (),
     adapter: Path | None = None,
@@ -55,22 +55,23 @@ def write_model(
 ) -> StoredModel:
     """Put a GGUF model (and a LoRA adapter) into the store under ``name``, replacing what had that name.
 
-    ``template`` is Go text/template; ``params`` as in :mod:`ggtune.ollama.parameters`; ``messages`` are pairs of role
-    and text. The GGUF's bytes are copied unchanged, and only where they are no blob yet: a base is stored once for all
-    of its adapters. Raises :class:`GgtuneError` for a bad name or parameter, an unusable file, a store that can't be
-    written, a full disk; the store then has no new model and no half-written file.
+    ``template`` is Go text/template; ``params`` as in :mod:`ggtune.ollama.parameters`; each ``license`` text is a layer
+    of its own; ``messages`` are (role, text). The GGUF's bytes are copied unchanged, and only where they are no blob
+    yet: a base is stored once for all of its adapters. Raises :class:`GgtuneError` for a bad name or parameter, an
+    unusable file, a store that can't be written, a full disk; the store then has no new model and no half-written file.
     """
     name = ModelName.parse(name) if isinstance(name, str) else name
     header = read_header(gguf_path)
     check_model_files(gguf_path, header, adapter)
     checked_params = check_parameters(params or {})
-    texts = {"template": template, "system": system, "license": license}
+    licenses = [license] if isinstance(license, str) else license or []
+    texts = [("template", template), ("system", system), *(("license", text) for text in licenses)]
     sources: list[tuple[str, Path | bytes]] = [("model", gguf_path)]
     sources += [("adapter", adapter)] if adapter else []
-    sources += [(kind, text.encode()) for kind, text in texts.items() if text]
+    sources += [(kind, text.encode()) for kind, text in texts if text]
     sources += [("params", compact_json(checked_params))] if checked_params else []
-    if messages:
-        sources.append(("messages", compact_json([{"role": role, "content": text} for role, text in messages])))
+    said = [{"role": role, "content": text} for role, text in messages]
+    sources += [("messages", compact_json(said))] if said else []
 
     total = sum(source.stat().st_size for _, source in sources if isinstance(source, Path))
     count = _Counter(progress, 2 * total)

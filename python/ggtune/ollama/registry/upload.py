@@ -161,8 +161,7 @@ class Upload:
         if there == session.offset:
             raise TransientError(f"{self._client.host} took nothing of {self._layer}.")
         self._sent_bytes += there - session.offset
-        location = self._client.target(answer.url, answer.headers) if "location" in answer.headers else url
-        return Session(str(location), there)
+        return Session(str(self._next(answer, url)), there)
 
     def _asked(self, session: Session) -> Session:
         """Ask the registry how much of the blob it has. Raises :class:`SessionLostError` where it does not know."""
@@ -176,10 +175,13 @@ class Upload:
         there = _there(answer.headers, session.offset)
         if there is None or there > self._layer.size:
             raise SessionLostError(f"{self._client.host} does not say how much of {self._layer} it has.")
-        location = answer.headers.get("location", "#")
-        if location != "#":
-            url = self._client.target(answer.url, answer.headers)
-        return Session(str(url), there)
+        return Session(str(self._next(answer, url)), there)
+
+    def _next(self, answer: Answer, url: httpx.URL) -> httpx.URL:
+        """Where the upload goes on; ``#`` is what registries are set to say for ``ollama pull``, and says nothing."""
+        if answer.headers.get("location", "#") == "#":
+            return url
+        return self._client.target(answer.url, answer.headers)
 
     def _finish(self, session: Session) -> None:
         url = self._client.with_digest(httpx.URL(session.location), self._layer.digest)
