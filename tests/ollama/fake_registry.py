@@ -85,6 +85,7 @@ class FakeRegistry(State):
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
     registry: FakeRegistry
 
     # -- faults ------------------------------------------------------------------------------------------------------

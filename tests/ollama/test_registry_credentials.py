@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from ggtune.errors import GgtuneError
-from ggtune.ollama.registry.auth import parse_challenges
 from ggtune.ollama.registry.credentials import Credentials, find_credentials
+from ggtune.ollama.registry.headers import parse_challenges
 
 SECRET = "hunter2-secret"
 
@@ -195,6 +195,22 @@ def test_a_user_name_with_a_colon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GGTUNE_REGISTRY_PASSWORD", SECRET)
     with pytest.raises(GgtuneError, match="has a colon in it"):
         find("h")
+
+
+@pytest.mark.parametrize("end", ["\n", " ", "é", "\udcff"])
+def test_a_token_that_no_header_can_hold(monkeypatch: pytest.MonkeyPatch, end: str) -> None:
+    monkeypatch.setenv("GGTUNE_REGISTRY_TOKEN", SECRET + end)
+    with pytest.raises(GgtuneError, match="a character in it that no token has") as caught:
+        find("h")
+    assert SECRET not in str(caught.value)
+
+
+def test_a_password_of_any_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GGTUNE_REGISTRY_USERNAME", "ü")
+    monkeypatch.setenv("GGTUNE_REGISTRY_PASSWORD", os.fsdecode(b"\xff\n:x"))
+    found = find("h")
+    assert found is not None
+    assert base64.b64decode(found.basic().removeprefix("Basic ")) == "ü:".encode() + b"\xff\n:x"
 
 
 def test_credentials_do_not_show_themselves() -> None:

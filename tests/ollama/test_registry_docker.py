@@ -166,7 +166,7 @@ upload.Upload._chunk = interrupted
 main()
 """
 PULL = """
-import os
+import contextlib, os
 from ggtune.cli import main, transfer
 from ggtune.ollama.registry.report import Report
 
@@ -175,7 +175,7 @@ class Interrupt(Report):
         if done_bytes > 3 << 20:
             os.kill(os.getpid(), SIGNAL)
 
-transfer.terminal_report = Interrupt
+transfer.terminal_report = lambda: contextlib.nullcontext(Interrupt())
 main()
 """
 

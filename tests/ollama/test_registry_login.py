@@ -300,14 +300,14 @@ def test_bars_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
 
     monkeypatch.setattr(sys, "stderr", Terminal())
     monkeypatch.setattr("tqdm.std.tqdm.monitor_interval", 0)
-    report = terminal_report()
     layer = Layer("application/vnd.ollama.image.model", "sha256:" + "a" * 64, 1 << 30)
-    report.begin(layer, "sending")
-    report.at(1 << 29)
-    time.sleep(0.15)
-    report.at(3 << 28)
-    report.note("Trying again.")
-    report.end("sent")
+    with terminal_report() as report:
+        report.begin(layer, "sending")
+        report.at(1 << 29)
+        time.sleep(0.15)
+        report.at(3 << 28)
+        report.note("Trying again.")
+        report.end("sent")
     shown = sys.stderr.getvalue()  # type: ignore[attr-defined]
     assert "sending model sha256:aaaaaaaaaaaa:  75%" in shown
     assert "768M/1.00G" in shown

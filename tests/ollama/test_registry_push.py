@@ -155,6 +155,18 @@ def test_a_later_push_goes_on_where_an_earlier_one_was_killed(
     assert not saved.exists()
 
 
+def test_notes_of_uploads_are_kept_for_a_week(
+    server: FakeRegistry, store: Path, name: Reference, own_home: Path
+) -> None:
+    folder = own_home / ".local/state/ggtune/uploads"
+    folder.mkdir(parents=True)
+    for path, age_days in ((folder / "old", 8), (folder / "new", 6)):
+        path.write_text("{}")
+        os.utime(path, (time.time() - age_days * 86400,) * 2)
+    push(store, name)
+    assert {path.name for path in folder.iterdir()} == {"new"}
+
+
 def test_an_earlier_upload_that_the_registry_forgot(server: FakeRegistry, store: Path, name: Reference) -> None:
     server.fault("PATCH", "", status(403), skip=2)
     with pytest.raises(RegistryError, match="answered 403: this login has no right"):
@@ -216,6 +228,18 @@ def test_an_upload_that_is_always_forgotten(
         server.fault("PATCH", "", status(404), skip=1, times=1)
     with pytest.raises(RegistryError, match=r"no longer knows the upload of model .* Given up after 3 tries"):
         push(store, name)
+
+
+def test_headers_that_are_no_numbers(server: FakeRegistry, store: Path, name: Reference, waits: list[float]) -> None:
+    long = "9" * 9999
+    server.fault("HEAD", "", lambda handler: handler.answer(404, {"Content-Length": "0", "Retry-After": long}))
+    server.fault("HEAD", "", lambda handler: handler.answer(503, {"Retry-After": "Fri, 01 Jan 99999999 00:00:00 GMT"}))
+    location = "/v2/me/chem/blobs/uploads/u?_state=aGk%3D%2F+x"
+    server.uploads["u"] = bytearray()
+    server.fault("POST", "", status(202, Location=location, OCI_Chunk_Min_Length=long, Range=f"0-{long}"))
+    server.fault("PATCH", "", lambda handler: (handler.read_body(), handler.answer(202, {"Range": f"0-{long}"}))[0])
+    push(store, name)
+    assert server.manifests
 
 
 def test_a_registry_that_wants_another_part(
@@ -426,7 +450,7 @@ def test_a_refusal_is_shown_as_text_alone(server: FakeRegistry, store: Path, nam
 
 
 def test_no_address_to_go_on_at(server: FakeRegistry, store: Path, name: Reference) -> None:
-    for location in ("#", "ftp://host/"):
+    for location in ("#", "ftp://host/", "//a..b/", "http://h:99999/"):
         server.fault("POST", "", status(202, Location=location))
         with pytest.raises(RegistryError, match="did not say at what address"):
             push(store, name)
@@ -531,6 +555,12 @@ def test_a_manifest_that_is_not_ollamas(
 def test_ollamas_own_registry_takes_no_docker_login(store: Path) -> None:
     with pytest.raises(GgtuneError, match="give host:port/namespace/model:tag"):
         push(store, Reference.parse("me/chem"))
+
+
+@pytest.mark.parametrize("host", ["h:abc", "a..b:5000", "xn--:5", "127.0.0.1:0", "127.0.0.1:99999", "a" * 70 + ".b"])
+def test_hosts_that_are_none(store: Path, name: Reference, host: str) -> None:
+    with pytest.raises(RegistryError, match="is no host that can be connected to"):
+        push(store, Reference.parse(f"{host}/me/chem"), local_name=name.name)
 
 
 @pytest.mark.parametrize(

@@ -27,13 +27,10 @@ def command(name: str, local: str | None, store: Path | None, options: TransferO
     from ggtune.system import format_bytes
 
     store = store or default_store()
-    result = pull_model(
-        store,
-        Reference.parse(name),
-        local_name=ModelName.parse(local) if local else None,
-        options=options,
-        report=terminal_report(),
-    )
+    reference = Reference.parse(name)
+    local_name = ModelName.parse(local) if local else None
+    with terminal_report() as report:
+        result = pull_model(store, reference, local_name=local_name, options=options, report=report)
     amounts = f"{format_bytes(result.fetched_bytes)} fetched, {format_bytes(result.kept_bytes)} there already"
     click.echo(f"Pulled into {store} as {result.name} ({amounts}): {result.digest}")
     click.echo(f"  ollama run {result.name}")

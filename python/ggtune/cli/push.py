@@ -26,12 +26,9 @@ def command(name: str, local: str | None, store: Path | None, options: TransferO
     from ggtune.ollama.store import default_store
     from ggtune.system import format_bytes
 
-    result = push_model(
-        store or default_store(),
-        Reference.parse(name),
-        local_name=ModelName.parse(local) if local else None,
-        options=options,
-        report=terminal_report(),
-    )
+    reference = Reference.parse(name)
+    local_name = ModelName.parse(local) if local else None
+    with terminal_report() as report:
+        result = push_model(store or default_store(), reference, local_name=local_name, options=options, report=report)
     amounts = f"{format_bytes(result.sent_bytes)} sent, {format_bytes(result.kept_bytes)} there already"
     click.echo(f"Pushed {result.name} ({amounts}): {result.digest}")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -60,8 +61,9 @@ def _options(insecure: bool, timeout_s: float, retries: int) -> TransferOptions:
     return TransferOptions(insecure=insecure, timeout_s=timeout_s, retry=RetryPolicy(retries=retries))
 
 
-def terminal_report() -> Report:
-    """Make a report with a bar for each blob on a terminal, and a line for each anywhere."""
+@contextmanager
+def terminal_report() -> Iterator[Report]:
+    """Give a report with a bar for each blob on a terminal, and a line for each anywhere."""
     from tqdm import tqdm
 
     from ggtune.ollama.registry.report import Report
@@ -74,7 +76,7 @@ def terminal_report() -> Report:
             self._begun = False
 
         def begin(self, layer: Layer, doing: str) -> None:
-            self._close()
+            self.close()
             self._layer = layer
             self._begun = False
             self._bar = tqdm(
@@ -98,7 +100,7 @@ def terminal_report() -> Report:
             self._bar.update(done_bytes - self._bar.n)
 
         def end(self, outcome: str) -> None:
-            self._close()
+            self.close()
             if outcome and self._layer is not None:
                 click.echo(f"{self._layer} ({format_bytes(self._layer.size)}): {outcome}")
 
@@ -106,9 +108,13 @@ def terminal_report() -> Report:
             with tqdm.external_write_mode(file=sys.stderr):
                 click.echo(text, err=True)
 
-        def _close(self) -> None:
+        def close(self) -> None:
             if self._bar is not None:
                 self._bar.close()
                 self._bar = None
 
-    return TerminalReport()
+    report = TerminalReport()
+    try:
+        yield report
+    finally:
+        report.close()

@@ -18,19 +18,12 @@ from ggtune.ollama.registry.credentials import (
     find_credentials,
 )
 from ggtune.ollama.registry.errors import LoginError, RegistryError, TransientError
+from ggtune.ollama.registry.headers import byte_count, origin, parse_challenges, parse_url
 from ggtune.ollama.registry.retry import TRANSIENT_STATUSES, retry_after_s
 
-_TOKEN = r"[A-Za-z0-9!#$%&'*+.^_`|~-]+"
-_SCHEME = re.compile(rf"[\s,]*({_TOKEN})(?=\s|,|$)(?!\s*=)")
-_PARAMETER = re.compile(rf'[\s,]*({_TOKEN})\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"=][^\s,"]*))')
 _LARGEST_ANSWER_BYTES = 1 << 20
 
 _Flow = Generator[httpx.Request, httpx.Response, str | None]
-
-
-def origin(url: httpx.URL) -> tuple[str, str, int | None]:
-    """Scheme, host and port: what credentials are bound to."""
-    return url.scheme, url.host, url.port or {"http": 80, "https": 443}.get(url.scheme)
 
 
 class RegistryAuth(httpx.Auth):
@@ -105,8 +98,7 @@ class RegistryAuth(httpx.Auth):
             raise TransientError(f"{who} answered {status}.", retry_after_s(response.headers.get("retry-after")))
         if status in (400, 401, 403):
             raise self.refused()
-        length = response.headers.get("content-length", "0")
-        if status != 200 or not length.isdecimal() or int(length) > _LARGEST_ANSWER_BYTES:
+        if status != 200 or (byte_count(response.headers, "content-length") or 0) > _LARGEST_ANSWER_BYTES:
             raise RegistryError(f"{who} answered {status} instead of a token.")
         response.read()
         try:
@@ -120,11 +112,8 @@ class RegistryAuth(httpx.Auth):
         return f"Bearer {token}"
 
     def _token_request(self, challenge: dict[str, str], extensions: dict[str, Any]) -> httpx.Request:
-        try:
-            url = httpx.URL(challenge.get("realm", ""))
-        except httpx.InvalidURL:
-            url = httpx.URL("")
-        if url.scheme not in ("http", "https") or not url.host:
+        url = parse_url(challenge.get("realm", ""))
+        if url is None:
             raise RegistryError(f"{self._host} names no server that gives out tokens.")
         if url.scheme == "http" and self._base.scheme == "https":
             raise RegistryError(f"{self._host} wants the password to go to {url.host} unencrypted. That is refused.")
@@ -138,21 +127,3 @@ class RegistryAuth(httpx.Auth):
         if credentials is not None:
             request.headers["Authorization"] = credentials.basic()
         return request
-
-
-def parse_challenges(headers: Sequence[str]) -> dict[str, dict[str, str]]:
-    """Read WWW-Authenticate headers (RFC 9110, 11.6.1): scheme in lower case to its parameters."""
-    challenges: dict[str, dict[str, str]] = {}
-    for header in headers:
-        position = 0
-        current: dict[str, str] | None = None
-        while position < len(header):
-            if current is not None and (match := _PARAMETER.match(header, position)):
-                name, quoted, bare = match.groups()
-                current[name.lower()] = re.sub(r"\\(.)", r"\1", quoted) if quoted is not None else bare
-            elif match := _SCHEME.match(header, position):
-                current = challenges.setdefault(match[1].lower(), {})
-            else:
-                break
-            position = match.end()
-    return challenges

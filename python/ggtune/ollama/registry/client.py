@@ -14,8 +14,9 @@ import httpx
 
 from ggtune.errors import GgtuneError
 from ggtune.ollama.manifest import INDEX_TYPES, MANIFEST_TYPE, OCI_MANIFEST_TYPE
-from ggtune.ollama.registry.auth import RegistryAuth, origin
+from ggtune.ollama.registry.auth import RegistryAuth
 from ggtune.ollama.registry.errors import DigestRefusedError, RegistryError, SessionLostError, TransientError
+from ggtune.ollama.registry.headers import origin, parse_url
 from ggtune.ollama.registry.reference import Reference
 from ggtune.ollama.registry.retry import TRANSIENT_STATUSES, Retries, RetryPolicy, retry_after_s
 
@@ -58,10 +59,10 @@ class RegistryClient:
         self.host = reference.api_host
         self._note = note
         scheme = "http" if options.insecure or reference.plain_http else "https"
-        try:
-            self._base = httpx.URL(f"{scheme}://{self.host}/v2/{reference.repository}/")
-        except httpx.InvalidURL:
-            raise RegistryError(f"{self.host} is no host that can be connected to.") from None
+        base = parse_url(f"{scheme}://{self.host}/v2/{reference.repository}/")
+        if base is None:
+            raise RegistryError(f"{self.host} is no host that can be connected to.")
+        self._base = base
         self._auth = RegistryAuth(self._base, reference.login_hosts)
         try:
             self._http = httpx.Client(timeout=options.timeout_s, headers={"User-Agent": "ggtune"})
@@ -154,10 +155,10 @@ class RegistryClient:
         """Where an answer from ``url`` says to go on."""
         location = headers.get("location", "")
         try:
-            target = url.join(location)
-        except httpx.InvalidURL:
-            target = httpx.URL("")
-        if not location or location == "#" or target.scheme not in ("http", "https"):
+            target = parse_url(str(url.join(location)))
+        except (httpx.InvalidURL, UnicodeError):
+            target = None
+        if not location or location == "#" or target is None:
             raise RegistryError(f"{url.host} did not say at what address to go on.")
         if target.scheme == "http" and url.scheme == "https":
             if target.host != self._base.host:

@@ -43,7 +43,10 @@ class Credentials:
 
     def basic(self) -> str:
         """Value of an Authorization header, RFC 7617."""
-        return "Basic " + base64.b64encode(f"{self.username}:{self.password}".encode()).decode("ascii")
+        text = f"{self.username}:{self.password}".encode(
+            "utf-8", "surrogateescape"
+        )  # bytes of the environment as they are
+        return "Basic " + base64.b64encode(text).decode("ascii")
 
     def secrets(self) -> list[str]:
         """Everything that must not be shown."""
@@ -62,6 +65,10 @@ def find_credentials(hosts: Sequence[str]) -> Credentials | None:
             found = found or look(host)
     if found is not None and ":" in found.username:
         raise GgtuneError(f"The user name from {found.source} has a colon in it, which HTTP does not allow.")
+    if found is not None and not re.fullmatch(r"[\x21-\x7e]*", found.access_token + found.identity_token):
+        raise GgtuneError(
+            f"The token from {found.source} has a character in it that no token has, perhaps a line's end."
+        )
     return found
 
 

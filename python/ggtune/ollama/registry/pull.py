@@ -15,6 +15,7 @@ from ggtune.ollama.manifest import Layer, Manifest
 from ggtune.ollama.names import ModelName
 from ggtune.ollama.registry.client import MANIFEST_ACCEPT, RegistryClient, TransferOptions
 from ggtune.ollama.registry.errors import RegistryError, TransientError
+from ggtune.ollama.registry.headers import byte_count
 from ggtune.ollama.registry.reference import Reference
 from ggtune.ollama.registry.report import Report
 
@@ -165,8 +166,7 @@ class _Pull:
                 raise TransientError(f"{host} can't go on within {layer}; it is fetched from its start.")
             if response.status_code == 200 and partial.size:
                 partial.restart()
-            length = response.headers.get("content-length", "")
-            if length.isdecimal() and int(length) != layer.size - partial.size:
+            if byte_count(response.headers, "content-length") not in (None, layer.size - partial.size):
                 raise _other_bytes(self._client, layer)
             began, began_at = time.monotonic(), partial.size
             for piece in response.iter_raw():
@@ -186,7 +186,7 @@ class _Pull:
 
 
 def _goes_on(headers: httpx.Headers, offset: int) -> bool:
-    match = re.fullmatch(r"bytes (\d+)-\d+/(?:\d+|\*)", headers.get("content-range", ""))
+    match = re.fullmatch(r"bytes ([0-9]{1,18})-[0-9]+/([0-9]+|\*)", headers.get("content-range", ""))
     return match is not None and int(match[1]) == offset
 
 

@@ -13,6 +13,7 @@ from ggtune.ollama.manifest import MANIFEST_TYPE, Layer, Manifest
 from ggtune.ollama.names import DEFAULT_HOST, ModelName
 from ggtune.ollama.registry.client import RegistryClient, TransferOptions
 from ggtune.ollama.registry.errors import RegistryError
+from ggtune.ollama.registry.headers import byte_count
 from ggtune.ollama.registry.reference import Reference
 from ggtune.ollama.registry.report import Report
 from ggtune.ollama.registry.upload import Upload
@@ -113,8 +114,8 @@ def _check_content(store: BlobStore, layer: Layer, report: Report) -> None:
 
 def _has(client: RegistryClient, layer: Layer) -> bool:
     answer = client.request("HEAD", client.url(f"blobs/{layer.digest}"), ok=(200, 404))
-    length = answer.headers.get("content-length", "")
-    if answer.status == 200 and length.isdecimal() and int(length) != layer.size:
+    length = byte_count(answer.headers, "content-length")
+    if answer.status == 200 and length not in (None, layer.size):
         raise RegistryError(
             f"{client.host} has {length} bytes under the digest of {layer}, not {layer.size}: its copy is damaged."
         )

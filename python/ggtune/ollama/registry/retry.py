@@ -60,7 +60,7 @@ def retry_after_s(value: str | None) -> float:
         return float(value)
     try:
         when = parsedate_to_datetime(value)
-    except ValueError:
+    except (ValueError, TypeError, OverflowError):
         return 0.0
     if when.tzinfo is None:
         when = when.replace(tzinfo=timezone.utc)

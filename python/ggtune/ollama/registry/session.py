@@ -9,12 +9,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from ggtune.train.lock import try_flock
+
+_KEPT_S = 7 * 24 * 3600
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,7 @@ def saved_session(host: str, repository: str, digest: str) -> Iterator[SavedSess
     path = _folder() / name
     handle = None
     with suppress(OSError):  # a home that can't be written only means that nothing is remembered
+        _forget_old(path.parent)
         handle = _open(path)
     saved = SavedSession(handle)
     try:
@@ -81,6 +85,15 @@ def _folder() -> Path:
     configured = os.environ.get("XDG_STATE_HOME", "")
     base = Path(configured) if configured.startswith("/") else Path.home() / ".local" / "state"
     return base / "ggtune" / "uploads"
+
+
+def _forget_old(folder: Path) -> None:
+    """Registries keep an upload that nobody goes on with for a week: https://distribution.github.io/distribution/."""
+    oldest = time.time() - _KEPT_S
+    for path in folder.iterdir() if folder.is_dir() else ():
+        with suppress(OSError):
+            if path.stat().st_mtime < oldest:
+                path.unlink()
 
 
 def _open(path: Path) -> int | None:

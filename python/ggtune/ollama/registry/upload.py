@@ -26,6 +26,7 @@ from ggtune.ollama.registry.errors import (
     SessionLostError,
     TransientError,
 )
+from ggtune.ollama.registry.headers import byte_count, parse_url
 from ggtune.ollama.registry.report import Report
 from ggtune.ollama.registry.session import SavedSession, Session, saved_session
 
@@ -91,9 +92,7 @@ class Upload:
         return session
 
     def _begun(self, answer: Answer) -> Session:
-        smallest = answer.headers.get("oci-chunk-min-length", "")
-        if smallest.isdecimal():
-            self._chunk_bytes = max(self._chunk_bytes, int(smallest))
+        self._chunk_bytes = max(self._chunk_bytes, byte_count(answer.headers, "oci-chunk-min-length") or 0)
         return Session(str(self._client.target(answer.url, answer.headers)), 0)
 
     def _send(self, session: Session, saved: SavedSession) -> None:
@@ -165,10 +164,9 @@ class Upload:
 
     def _asked(self, session: Session) -> Session:
         """Ask the registry how much of the blob it has. Raises :class:`SessionLostError` where it does not know."""
-        try:
-            url = httpx.URL(session.location)
-        except httpx.InvalidURL:
-            raise SessionLostError(f"The address at which {self._layer} goes on is damaged.") from None
+        url = parse_url(session.location)
+        if url is None:
+            raise SessionLostError(f"The address at which {self._layer} goes on is damaged.")
         answer = self._client.request("GET", url, ok=(200, 202, 204, 400, 403, 404, 405, 410, 416))
         if answer.status >= 400:
             raise SessionLostError(f"{self._client.host} no longer knows the upload of {self._layer}.")
@@ -232,7 +230,7 @@ class _FilePart:
 
 def _there(headers: httpx.Headers, expected: int) -> int | None:
     """Bytes that the registry has, by its Range header; None where it does not say. ``0-0`` is one byte, or none."""
-    match = re.fullmatch(r"(?:bytes=)?0-(\d+)", headers.get("range", ""))
+    match = re.fullmatch(r"(?:bytes=)?0-([0-9]{1,18})", headers.get("range", ""))
     if match is None:
         return None
     there = int(match[1]) + 1
