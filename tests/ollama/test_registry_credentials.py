@@ -130,6 +130,13 @@ def test_helpers(home: Path, helper: Path) -> None:
     docker_config(home, credsStore="test")
     assert login(find("h:5000")) == ("me", SECRET)
     assert find("other") is None
+    docker_config(home, credHelpers={"https://h:5000/v2/": "test"})
+    assert login(find("h:5000")) == ("me", SECRET)
+    script(helper, f"[ $host = https://index.docker.io/v1/ ] && echo '{answer}' || echo credentials not found")
+    docker_config(home, credsStore="test")
+    with pytest.raises(GgtuneError, match="an answer that is no login"):
+        find("docker.io")
+    assert login(find("index.docker.io")) == ("me", SECRET)
     script(helper, f"""echo '{{"ServerURL": "h", "Username": "<token>", "Secret": "{SECRET}"}}'""")
     found = find("h")
     assert found is not None

@@ -180,13 +180,13 @@ main()
 """
 
 
-def run_until(number: int, script: str, name: Reference, store: Path) -> int:
-    """Return the exit status of a process that a signal ends."""
+def run_until(number: int, script: str, name: Reference, store: Path) -> tuple[int, str]:
+    """Return the exit status of a process that a signal ends, and what it said."""
     command = [sys.executable, "-c", script.replace("SIGNAL", str(int(number)))]
     command += ["push" if script is PUSH else "pull", str(name.name), "--insecure", "--store", str(store)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert "Traceback" not in done.stderr, done.stderr
-    return done.returncode
+    return done.returncode, done.stderr
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,11 @@ def test_a_push_that_is_interrupted_is_gone_on_with(
     host = start()
     store, empty = tmp_path / "store", tmp_path / "empty"
     name = written(store, host)
-    assert run_until(number, PUSH, name, store) == exit_status
+    status, said = run_until(number, PUSH, name, store)
+    assert status == exit_status
+    if number != signal.SIGKILL:
+        assert "Finishing the part that is being sent" in said
+        assert said.endswith("The same command goes on from here.\nInterrupted.\n")
     total = sum(layer.size for layer in manifest_of(store, name).blobs())
     result = push_model(store, name, options=OPTIONS)
     assert result.kept_bytes == chunks << 20
@@ -242,7 +246,7 @@ def test_a_pull_that_is_interrupted_is_gone_on_with(
     store, empty = tmp_path / "store", tmp_path / "empty"
     name = written(store, host)
     push_model(store, name, options=OPTIONS)
-    assert run_until(number, PULL, name, empty) == exit_status
+    assert run_until(number, PULL, name, empty)[0] == exit_status
     (partial,) = empty.glob("blobs/*-ggtune-partial")
     assert not list(empty.glob("manifests/**/v1"))
     size = partial.stat().st_size

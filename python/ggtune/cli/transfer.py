@@ -116,5 +116,9 @@ def terminal_report() -> Iterator[Report]:
     report = TerminalReport()
     try:
         yield report
+    except KeyboardInterrupt:
+        report.close()
+        click.echo("The same command goes on from here.", err=True)
+        raise
     finally:
         report.close()

@@ -28,6 +28,7 @@ PASSWORD_VARIABLE = "GGTUNE_REGISTRY_PASSWORD"
 TOKEN_VARIABLE = "GGTUNE_REGISTRY_TOKEN"
 
 _HELPER_TIMEOUT_S = 120.0  # some ask the user
+_HELPERS_NAMES = {"index.docker.io": "https://index.docker.io/v1/"}  # where docker login keeps another name
 _TOKEN_USER = "<token>"  # a helper's user name for an identity token
 
 
@@ -96,7 +97,8 @@ def _from_docker(host: str) -> Credentials | None:
         raise GgtuneError(f"{path}: can't be read: {error.strerror}.") from None
     except (ValueError, RecursionError):
         raise GgtuneError(f"{path}: is no JSON.") from None
-    helper = _mapping(_mapping(config).get("credHelpers")).get(host) or _mapping(config).get("credsStore")
+    helpers = {_host_of(key): helper for key, helper in _mapping(_mapping(config).get("credHelpers")).items()}
+    helper = helpers.get(host.lower()) or _mapping(config).get("credsStore")
     if helper:
         return _from_helper(str(helper), host, path)
     for key, entry in _mapping(_mapping(config).get("auths")).items():
@@ -134,7 +136,11 @@ def _from_helper(name: str, host: str, path: Path) -> Credentials | None:
         raise GgtuneError(f"{path} names the credential helper {program!a}, which is not installed.")
     try:
         done = subprocess.run(
-            [found, "get"], input=host.encode(), capture_output=True, check=False, timeout=_HELPER_TIMEOUT_S
+            [found, "get"],
+            input=_HELPERS_NAMES.get(host, host).encode(),
+            capture_output=True,
+            check=False,
+            timeout=_HELPER_TIMEOUT_S,
         )
     except subprocess.TimeoutExpired:
         raise GgtuneError(f"{source} gave no answer in {_HELPER_TIMEOUT_S:.0f} s.") from None
