@@ -315,6 +315,16 @@ def test_bars_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     assert capsys.readouterr().out == "model sha256:aaaaaaaaaaaa (1.0 GiB): sent\n"
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_log_on_a_full_disk(server: FakeRegistry, store: Path, tmp_path: Path, name: Reference) -> None:
+    push_model(store, name, options=OPTIONS)
+    server.fault("GET", "blobs", lambda handler: handler.hang_up())
+    command = [sys.executable, "-m", "ggtune", "pull", str(name.name), "--insecure", "--store", str(tmp_path / "empty")]
+    with Path("/dev/full").open("w") as full:
+        subprocess.run(command, stdout=full, stderr=full, check=False)
+    assert (tmp_path / "empty/manifests" / name.name.manifest_path()).is_file()
+
+
 def test_help_names_the_variables() -> None:
     for command in ("push", "pull"):
         text = ggtune(command, "--help").stdout

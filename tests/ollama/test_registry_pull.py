@@ -175,6 +175,21 @@ def test_a_later_pull_goes_on(
     assert result.fetched_bytes == sum(layer.size for layer in pushed.blobs()) - size
 
 
+def test_an_interruption_while_the_half_is_read_keeps_it(
+    server: FakeRegistry, empty: Path, name: Reference, pushed: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    partial = interrupted(server, empty, name, pushed.layers[0].digest)
+    content = partial.read_bytes()
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ggtune.ollama.blobs.PartialBlob.__init__", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        pull(empty, name)
+    assert partial.read_bytes() == content
+
+
 def flip(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[0] ^= 1

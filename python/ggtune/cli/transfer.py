@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -63,7 +63,10 @@ def _options(insecure: bool, timeout_s: float, retries: int) -> TransferOptions:
 
 @contextmanager
 def terminal_report() -> Iterator[Report]:
-    """Give a report with a bar for each blob on a terminal, and a line for each anywhere."""
+    """Give a report with a bar for each blob on a terminal, and a line for each anywhere.
+
+    A stream that is gone or full (a closed terminal, a log on a full disk) does not end a transfer.
+    """
     from tqdm import tqdm
 
     from ggtune.ollama.registry.report import Report
@@ -79,17 +82,18 @@ def terminal_report() -> Iterator[Report]:
             self.close()
             self._layer = layer
             self._begun = False
-            self._bar = tqdm(
-                total=layer.size,
-                desc=f"{doing} {layer}",
-                unit="B",
-                unit_scale=True,
-                unit_divisor=1024,
-                leave=False,
-                dynamic_ncols=True,
-                file=sys.stderr,
-                disable=None,  # where there is no terminal
-            )
+            with suppress(OSError):
+                self._bar = tqdm(
+                    total=layer.size,
+                    desc=f"{doing} {layer}",
+                    unit="B",
+                    unit_scale=True,
+                    unit_divisor=1024,
+                    leave=False,
+                    dynamic_ncols=True,
+                    file=sys.stderr,
+                    disable=None,  # where there is no terminal
+                )
 
         def at(self, done_bytes: int) -> None:
             if self._bar is None or self._bar.disable:
@@ -97,20 +101,23 @@ def terminal_report() -> Iterator[Report]:
             if not self._begun:  # what was there before says nothing about the speed
                 self._begun = True
                 self._bar.initial = self._bar.n = done_bytes
-            self._bar.update(done_bytes - self._bar.n)
+            with suppress(OSError):
+                self._bar.update(done_bytes - self._bar.n)
 
         def end(self, outcome: str) -> None:
             self.close()
             if outcome and self._layer is not None:
-                click.echo(f"{self._layer} ({format_bytes(self._layer.size)}): {outcome}")
+                with suppress(OSError):
+                    click.echo(f"{self._layer} ({format_bytes(self._layer.size)}): {outcome}")
 
         def note(self, text: str) -> None:
-            with tqdm.external_write_mode(file=sys.stderr):
+            with suppress(OSError), tqdm.external_write_mode(file=sys.stderr):
                 click.echo(text, err=True)
 
         def close(self) -> None:
             if self._bar is not None:
-                self._bar.close()
+                with suppress(OSError):
+                    self._bar.close()
                 self._bar = None
 
     report = TerminalReport()

@@ -102,9 +102,9 @@ class BlobStore:
                 digest.update(chunk)
                 if isinstance(content.source, Path):
                     on_bytes(len(chunk))
-            if f"sha256:{digest.hexdigest()}" != content.layer.digest:
+            if isinstance(content.source, Path) and f"sha256:{digest.hexdigest()}" != content.layer.digest:
                 raise GgtuneError(
-                    f"{content.source!s}: changed while it was copied. Try again when nothing writes to it."
+                    f"{content.source}: changed while it was copied. Try again when nothing writes to it."
                 )
         return path if damaged else None
 
@@ -206,7 +206,7 @@ def partial_blob(store: BlobStore, layer: Layer, *, on_wait: Callable[[], None])
                 on_wait()
             waited = True
             time.sleep(_POLL_S)
-        keep = False
+        keep = True
         try:
             partial = PartialBlob(store, layer, file)
             try:
