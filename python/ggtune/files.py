@@ -83,7 +83,7 @@ def _renamed(temporary: Path, path: Path, mode: int | None) -> Iterator[Path]:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 @contextmanager
@@ -125,7 +125,7 @@ def _space(path: Path, needed_bytes: int) -> str:
         return f" ({format_bytes(needed_bytes)} needed)"
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make a rename durable, where the system can open folders."""
     if os.name != "posix":
         return

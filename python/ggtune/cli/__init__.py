@@ -29,6 +29,8 @@ _COMMANDS = {
     "import": ("import_model", "Turn a Hugging Face checkpoint or a PEFT adapter into a GGUF file."),
     "export-peft": ("export_peft", "Turn an adapter into a PEFT folder for Hugging Face tools."),
     "package": ("package", "Make a Modelfile, and put the model into an Ollama store."),
+    "push": ("push", "Send a model from an Ollama store to a Docker registry."),
+    "pull": ("pull", "Fetch a model from a Docker registry into an Ollama store."),
     "ask": ("ask", "Ask a model one question, with or without an adapter."),
     "convert": ("convert", "Turn a table of questions and answers into <SFT> text, or back."),
     "finetune": ("finetune", "Train with the flags and defaults of llama.cpp's old finetune."),
