@@ -17,6 +17,7 @@ COMMANDS = [
     "stop",
     "export-lora",
     "package",
+    "publish",
     "ask",
     "convert",
     "finetune",

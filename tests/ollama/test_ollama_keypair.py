@@ -138,10 +138,15 @@ class TokenServer(ThreadingHTTPServer):
         self.queries = []
         self.bodies = []
         self.answer = None  # instead of a token
+        self.stalls = False
+        self.ended = threading.Event()
 
     @property
     def address(self):
         return f"127.0.0.1:{self.server_port}"
+
+    def handle_error(self, request, client_address):
+        pass  # a client that has gone away
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -171,6 +176,8 @@ class _Handler(BaseHTTPRequestHandler):
         server = self.server
         query = parse_qs(urlsplit(self.path).query, keep_blank_values=True)
         server.queries.append(query)
+        if server.stalls:
+            server.ended.wait()
         if server.answer is not None:
             self.answer(*server.answer)
             return
@@ -208,6 +215,7 @@ def server(key_path):
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     yield server
+    server.ended.set()
     server.shutdown()
     server.server_close()
     thread.join()
@@ -238,14 +246,53 @@ def test_a_token_that_is_used_up_is_replaced(server, client):
     assert server.bodies == [b"bytes"] * 3
 
 
-def test_a_body_that_is_spent_is_an_error_that_can_be_retried(server, client):
-    length = {"Content-Length": "5"}
-    with pytest.raises(httpx.TransportError):
-        client.put("/v2/x", content=iter([b"bytes"]), headers=length)
-    assert server.bodies == []
-    assert client.put("/v2/x", content=iter([b"bytes"]), headers=length).text == "in"
-    assert server.bodies == [b"bytes"]
-    assert len(server.queries) == 1
+class Body:
+    """Begins anew whenever it is iterated over."""
+
+    def __iter__(self):
+        yield b"by"
+        yield b"tes"
+
+
+def test_a_body_in_pieces_is_sent_again_with_the_token(server, client):
+    server.uses = 1
+    for _ in range(2):
+        assert client.put("/v2/x", content=Body(), headers={"Content-Length": "5"}).text == "in"
+    assert server.bodies == [b"bytes"] * 2
+
+
+def test_hosts_that_the_registry_redirects_to_get_nothing(server, client, key_path):
+    other = TokenServer(public_key(key_path).split()[1])
+    other.server_close()
+    client.get("/v2/")
+    elsewhere = httpx.Request("GET", f"http://{other.address}/v2/")
+    steps = client.auth.auth_flow(elsewhere)
+    assert "Authorization" not in next(steps).headers
+    challenge = {"WWW-Authenticate": f'Bearer realm="{other.realm}"'}
+    with pytest.raises(StopIteration):
+        steps.send(httpx.Response(401, headers=challenge, request=elsewhere))
+
+
+def test_the_tokens_are_known_as_secrets(server, key_path):
+    auth = KeyPairAuth(key_path)
+    with httpx.Client(auth=auth, trust_env=False) as client:
+        client.get(f"http://{server.address}/v2/")
+    assert auth.secrets == list(server.tokens) == ["token-1"]
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_a_token_server_that_is_busy_can_be_asked_again(server, client, status):
+    server.answer = (status, b"later")
+    with pytest.raises(httpx.TransportError, match=f"answered {status} instead of a token"):
+        client.get("/v2/")
+    server.answer = None
+    assert client.get("/v2/").text == "in"
+
+
+def test_a_token_server_that_stalls(server, client):
+    server.stalls = True
+    with pytest.raises(httpx.ReadTimeout):
+        client.get("/v2/", timeout=0.3)
 
 
 def test_a_key_that_the_server_does_not_know(server, tmp_path):

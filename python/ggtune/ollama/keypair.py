@@ -49,11 +49,11 @@ def public_key(key_path: Path) -> str:
 
 
 class KeyPairAuth(httpx.Auth):
-    """Signs in with a key pair where a registry asks for a Bearer token, and keeps the newest token of each registry.
+    """Signs in with a key pair where a registry asks for a Bearer token; the registry is who gets the first request.
 
     The key is read at once: a missing or unusable one raises :class:`GgtuneError` before the first request. A request
-    raises it where the registry names a token server that it has no claim on, or where that refuses the key. A request
-    whose body can't be sent twice raises ``httpx.WriteError`` where its token was refused: send it again.
+    raises it where the registry names a token server that it has no claim on, or where that refuses the key, and
+    ``httpx.ReadError`` where the token server is busy. A body has to begin anew when it is iterated over again.
     """
 
     requires_response_body = True
@@ -61,27 +61,38 @@ class KeyPairAuth(httpx.Auth):
     def __init__(self, key_path: Path | None = None) -> None:
         self._path = key_path or default_key()
         self._key = _read_key(self._path)
-        self._tokens: dict[str, str] = {}  # by host of the registry: the newest
+        self._origin: tuple[str, bytes] | None = None  # of the registry
+        self._token: str | None = None  # the newest
+        self.secrets: list[str] = []  # what no message may hold
 
     def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
         """Send the request, with a token where one is known, and once more with a new one where that is refused."""
-        host = request.url.netloc.decode()
-        if token := self._tokens.get(host):
-            request.headers["Authorization"] = f"Bearer {token}"
+        origin = request.url.scheme, request.url.netloc
+        self._origin = self._origin or origin
+        if origin != self._origin:  # where the registry redirects to
+            yield request
+            return
+        if self._token is not None:
+            request.headers["Authorization"] = f"Bearer {self._token}"
         response = yield request
         challenge = _challenge(response)
         if response.status_code != 401 or challenge is None:
             return
-        token_request = self._token_request(request.url, challenge)
-        answer = yield token_request
-        self._tokens[host] = token = self._token(answer)
-        if not isinstance(request.stream, httpx.ByteStream):
-            # a body that comes from a generator is spent; who sends it again has the new token
-            raise httpx.WriteError("the token was refused while a body was sent", request=request)
-        request.headers["Authorization"] = f"Bearer {token}"
+        answer = yield self._token_request(request, challenge)
+        self._token = self._read_token(answer)
+        self.secrets.append(self._token)
+        request.headers["Authorization"] = f"Bearer {self._token}"
         yield request
 
-    def _token_request(self, registry: httpx.URL, challenge: Mapping[str, str]) -> httpx.Request:
+    def refused(self) -> GgtuneError:
+        """Say why the registry's answer is still 401."""
+        return GgtuneError(
+            f"The key {self._path} opens nothing here. Add its public half ({self._path}.pub) to the account that owns "
+            "the namespace, and use that account's namespace in the name."
+        )
+
+    def _token_request(self, refused: httpx.Request, challenge: Mapping[str, str]) -> httpx.Request:
+        registry = refused.url
         host = registry.netloc.decode()
         try:
             realm = httpx.URL(challenge.get("realm", ""))
@@ -104,12 +115,15 @@ class KeyPairAuth(httpx.Auth):
         ]
         # in the order of Go's url.Values.Encode
         encoded = urlencode(sorted(query, key=lambda pair: pair[0])).encode("ascii")
-        request = httpx.Request("GET", realm.copy_with(query=encoded, fragment=None))
+        # without the extensions it would have no limits on its time
+        request = httpx.Request("GET", realm.copy_with(query=encoded, fragment=None), extensions=refused.extensions)
         request.headers["Authorization"] = _sign(self._key, "GET", str(request.url))
         return request
 
-    def _token(self, answer: httpx.Response) -> str:
+    def _read_token(self, answer: httpx.Response) -> str:
         where = answer.request.url.netloc.decode()
+        if answer.status_code == 429 or answer.status_code >= 500:
+            raise httpx.ReadError(f"{where} answered {answer.status_code} instead of a token", request=answer.request)
         if answer.status_code >= 400:
             raise GgtuneError(
                 f"{where} gives no token for the key {self._path} (HTTP status {answer.status_code}: "
