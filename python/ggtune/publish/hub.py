@@ -71,14 +71,14 @@ def uploads(
     if run.adapter is not None:
         names["adapter"] = f"{name}-lora.gguf"
         found.append(Upload(names["adapter"], run.adapter))
-    license_text = None
+    license_text = ""
     if run.modelfile is not None:
         parameters = check_parameters(run.modelfile.parameters)
         params = json.dumps(parameters, ensure_ascii=False, indent=2) + "\n" if parameters else None
         for file_name, text in zip(_OLLAMA_FILES, (run.modelfile.template, run.modelfile.system, params), strict=True):
             if text:
                 found.append(Upload(file_name, text.encode()))
-        license_text = run.modelfile.license
+        license_text = _joined(run.modelfile.license)
     if license_text:
         found.append(Upload("LICENSE", license_text.encode()))
     if card is None:
@@ -92,6 +92,10 @@ def uploads(
         card = model_card(run, repository, names, license_, bases, has_license_file=bool(license_text))
     found.append(Upload("README.md", card.encode()))
     return found
+
+
+def _joined(texts: str | Sequence[str] | None) -> str:
+    return texts if isinstance(texts, str) else "\n\n".join(texts or ())
 
 
 def publish(
