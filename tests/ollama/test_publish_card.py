@@ -205,6 +205,23 @@ def test_folders_that_hold_no_finished_run(tmp_path, state, removed, message):
         read_run(run)
 
 
+@pytest.mark.parametrize(
+    ("state", "reason", "shown"),
+    [
+        ("finished", "all 12 steps are done", "The end: all 12 steps are done."),
+        ("failed", "can't write /secret/place", "The end: the run was not finished (failed)."),
+        ("finished", "", "epochs.\n"),
+    ],
+)
+def test_how_the_run_ended(tmp_path, state, reason, shown):
+    run = make_run(tmp_path, state=state)
+    status = json.loads((run / "status.json").read_text()) | {"reason": reason}
+    (run / "status.json").write_text(json.dumps(status))
+    _, sections = card_of(run)
+    assert shown in sections["Loss"]
+    assert "secret" not in sections["Loss"]
+
+
 def test_a_run_that_goes_on(tmp_path):
     import psutil
 

@@ -9,12 +9,12 @@ from click.testing import CliRunner
 from run_folders import STOPS, SYSTEM, TEMPLATE, make_run
 
 from ggtune.cli import cli
+from ggtune.errors import GgtuneError
 from ggtune.publish import hub
 
 pytest.importorskip("huggingface_hub", reason="needs huggingface_hub (the extra hub)")
 
 from huggingface_hub import close_session, constants
-from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
 
 # huggingface_hub's own way of handing a file to its HTTP client
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -34,9 +34,7 @@ def only_this_machine(tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    disable_progress_bars()
     yield
-    enable_progress_bars()
     close_session()
 
 
@@ -62,7 +60,7 @@ def publish(server, *arguments):
     return result
 
 
-def test_every_file_arrives_as_it_is(server, run):
+def test_every_file_arrives_as_it_is(server, run, capfd):
     result = publish(server, run, "me/chem-GGUF")
     assert result.exit_code == 0, result.output
     files = server.files("me/chem-GGUF")
@@ -78,6 +76,7 @@ def test_every_file_arrives_as_it_is(server, run):
     assert not server.repositories["me/chem-GGUF"]["private"]
     assert f"Published: {server.address}/me/chem-GGUF/commit/abc" in result.output
     assert [path for method, path in server.requests if path.startswith("/verify")]
+    assert capfd.readouterr().err == ""  # no progress bars where there is no terminal
 
 
 def test_large_files_go_in_parts(server, run):
@@ -260,6 +259,28 @@ def test_without_the_extra(run, monkeypatch):
     result = publish(None, run, "me/chem")
     assert result.exit_code == 1
     assert 'pip install "ggtune[hub]"' in result.output
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (ValueError(f"bad header Bearer {TOKEN}"), r"hub\.test: bad header Bearer \*\*\*$"),
+        (RuntimeError(f"x {TOKEN}"), r"x \*\*\*$"),
+        (
+            ConnectionError("HTTP status 404 for https://hub.test/api/models/a/b/xet-write-token/main"),
+            "HF_HUB_DISABLE_XET=1",
+        ),
+    ],
+)
+def test_errors_from_inside_the_library(error, message):
+    import huggingface_hub
+
+    with (
+        pytest.raises(GgtuneError, match=message) as caught,
+        hub._user_errors(huggingface_hub, "https://hub.test", "me/chem", TOKEN),
+    ):
+        raise error
+    assert TOKEN not in str(caught.value)
 
 
 def test_no_message_holds_what_signs_an_address():

@@ -184,7 +184,8 @@ def _loss(run: RunFolder) -> list[str]:
     if not run.metrics:
         return ["The run folder has no record of it."]
     last = run.metrics[-1]
-    lines = [f"{last['step']} steps, {number(last, 'epoch') or 0:.2f} epochs.", ""]
+    ending = f" The end: {_cell(run.ending)}." if run.ending else ""
+    lines = [f"{last['step']} steps, {number(last, 'epoch') or 0:.2f} epochs.{ending}", ""]
     plot = loss_plot(run.metrics)
     if plot:
         lines += ["```text", *plot, "```", ""]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -150,13 +151,21 @@ def _huggingface_hub() -> ModuleType:
 
 @contextmanager
 def _quiet(hub: ModuleType) -> Iterator[None]:
-    """Keep the library's log to errors: its warnings of a retry quote addresses that are signed to upload to."""
+    """Keep the library's log to errors: its warnings of a retry quote addresses that are signed to upload to.
+
+    Its progress bars are for terminals.
+    """
     before = hub.utils.logging.get_verbosity()
     hub.utils.logging.set_verbosity_error()
+    hide_bars = not sys.stderr.isatty() and not hub.utils.are_progress_bars_disabled()
+    if hide_bars:
+        hub.utils.disable_progress_bars()
     try:
         yield
     finally:
         hub.utils.logging.set_verbosity(before)
+        if hide_bars:
+            hub.utils.enable_progress_bars()
 
 
 @contextmanager
@@ -187,6 +196,8 @@ def _explanation(hub: ModuleType, error: BaseException, repository: str) -> str:
         kind = type(cause).__name__
         if kind in ("ConnectError", "ConnectTimeout"):
             return f"does not answer ({_plain(cause)}). Is --endpoint or HF_ENDPOINT right, and the network there?"
+        if "xet-write-token" in str(cause) and "404" in str(cause):
+            return "has no Xet storage, which huggingface_hub wants to upload to: set HF_HUB_DISABLE_XET=1."
         if "Timeout" in kind:
             return f"has stopped answering ({kind}). Nothing was committed; try again."
         if isinstance(cause, (hub.errors.HfHubHTTPError.__bases__[0], ConnectionError)):

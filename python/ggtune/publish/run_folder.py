@@ -14,7 +14,7 @@ from ggtune.ollama.modelfile import Modelfile
 from ggtune.ollama.store import check_model_files
 from ggtune.publish.base_model import BaseModel, read_base, read_base_of_merged
 from ggtune.train.metrics import read_metrics
-from ggtune.train.status import RUNNING, read_status, read_status_file
+from ggtune.train.status import FINISHED, RUNNING, read_status, read_status_file
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class RunFolder:
     base: BaseModel
     data: Path | None  # the training data, where it is still there
     version: str  # of ggtune, that trained it
+    ending: str  # how the run ended
 
 
 def read_run(path: Path, *, merged: bool = True, adapter: bool = True) -> RunFolder:
@@ -42,7 +43,8 @@ def read_run(path: Path, *, merged: bool = True, adapter: bool = True) -> RunFol
     Raises :class:`GgtuneError` for a folder of another kind, a run that goes on, files that can't be used or don't fit
     each other, and where nothing is left to publish.
     """
-    if read_status(path).state == RUNNING:
+    state = read_status(path)
+    if state.state == RUNNING:
         raise GgtuneError(f"{path}: the run is still going. Wait for its end, or end it with `ggtune stop {path}`.")
     status = read_status_file(path / "status.json")
     settings = _read_json(path / "config.json")
@@ -76,6 +78,8 @@ def read_run(path: Path, *, merged: bool = True, adapter: bool = True) -> RunFol
         base=_base(status, settings, merged_file),
         data=_there(status, settings.get("data")),
         version=str(status.get("version") or ""),
+        # what made a run fail can be about the machine, and is left out
+        ending=state.reason if state.state == FINISHED else f"the run was not finished ({state.state})",
     )
 
 
