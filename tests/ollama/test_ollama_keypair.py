@@ -1,5 +1,4 @@
 import base64
-import hashlib
 import shutil
 import subprocess
 import threading
@@ -18,34 +17,12 @@ pytest.importorskip("cryptography", reason="needs cryptography (the extra hub)")
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-    load_ssh_public_key,
-)
-
-EMPTY = base64.b64encode(hashlib.sha256().hexdigest().encode()).decode()
-
-
-def write_key(path, key=None):
-    key = key or ed25519.Ed25519PrivateKey.generate()
-    path.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()))
-    path.chmod(0o600)
-    return path
+from ssh_keys import verify, write_key
 
 
 @pytest.fixture
 def key_path(tmp_path):
     return write_key(tmp_path / "id_ed25519")
-
-
-def verify(header, method, url):
-    """What the token server does; raises InvalidSignature."""
-    public, _, signature = header.partition(":")
-    key = load_ssh_public_key(f"ssh-ed25519 {public}".encode())
-    key.verify(base64.b64decode(signature, validate=True), f"{method},{url},{EMPTY}".encode())
-    return public
 
 
 def test_the_signature_is_over_method_address_and_empty_body(key_path):
