@@ -1,6 +1,7 @@
 import json
 import math
 import re
+from dataclasses import replace
 
 import gguf_samples as samples
 import pytest
@@ -13,6 +14,8 @@ from ggtune.publish.card import model_card, yaml_header
 from ggtune.publish.curve import loss_plot, loss_table
 from ggtune.publish.hub import uploads
 from ggtune.publish.run_folder import read_run
+from ggtune.train.adapter_file import read_adapter, write_adapter
+from ggtune.train.files import model_fingerprint
 
 LICENSE = License("apache-2.0")
 
@@ -162,18 +165,39 @@ def test_the_merged_file_keeps_the_licence_of_a_base_that_is_gone(tmp_path):
 
 def test_without_a_licence_the_user_is_asked(tmp_path):
     run = make_run(tmp_path, base_texts={})
-    with pytest.raises(GgtuneError, match=r"base\.gguf: the file of the base model names no licence.*--license ID"):
+    with pytest.raises(GgtuneError, match=r"base\.gguf: no file here names the licence of the base.*--license ID"):
         uploads(read_run(run), "me/chem")
     metadata, sections = card_of(run, license_=License.parse("MIT"))
     assert metadata["license"] == "mit"
-    assert (
-        "mit, as whoever published this model says: the file of the base model names no licence" in sections["Licence"]
-    )
+    assert "mit, as whoever published this model says: no file of the base model that names one" in sections["Licence"]
 
 
 def test_another_licence_than_the_file_names_is_told(tmp_path):
     _, sections = card_of(make_run(tmp_path), license_=License.parse("mit"))
     assert "The file of the base model names apache-2.0." in sections["Licence"]
+
+
+def test_a_base_that_another_model_has_taken_the_place_of(tmp_path):
+    run = make_run(tmp_path, merged=False)
+    fingerprint = model_fingerprint(tmp_path / "base.gguf")
+    content = read_adapter(run / "adapter.gguf")
+    write_adapter(run / "adapter.gguf", replace(content, notes={"base_fingerprint": fingerprint}))
+    assert card_of(run)[0]["license"] == "apache-2.0"
+    samples.write_model(tmp_path / "base.gguf", general__name="Other", general__license="mit")
+    with pytest.raises(GgtuneError, match="no file here names the licence"):
+        card_of(run)
+
+
+def test_data_that_have_changed_since_are_not_described(tmp_path):
+    run = make_run(tmp_path)
+    data = tmp_path / "private folder" / "chem.csv"
+    for started, shown in ((data.stat().st_mtime + 1, True), (data.stat().st_mtime - 1, False)):
+        status = json.loads((run / "status.json").read_text()) | {"started": started}
+        (run / "status.json").write_text(json.dumps(status))
+        assert ("| SHA-256 | " in card_of(run)[1]["Data"]) is shown
+        assert ("has changed since" in card_of(run)[1]["Data"]) is not shown
+    data.unlink()
+    assert "| file | chem.csv |" in card_of(run)[1]["Data"]
 
 
 def test_other_needs_a_name():

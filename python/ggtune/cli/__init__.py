@@ -26,7 +26,7 @@ _COMMANDS = {
     "stop": ("stop", "End a run after saving it."),
     "export-lora": ("export_lora", "Merge an adapter into its base model."),
     "package": ("package", "Make a Modelfile, and put the model into an Ollama store."),
-    "publish": ("publish", "Upload a finished run: to a Hugging Face hub, or to Ollama's registry."),
+    "publish": ("publish", "Upload a model for others to use."),
     "ask": ("ask", "Ask a model one question, with or without an adapter."),
     "convert": ("convert", "Turn a table of questions and answers into <SFT> text, or back."),
     "finetune": ("finetune", "Train with the flags and defaults of llama.cpp's old finetune."),

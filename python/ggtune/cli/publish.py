@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @click.group("publish")
 def command() -> None:
-    """Upload a finished run, for others to use."""
+    """Upload a model for others to use."""
 
 
 @command.command("hf")

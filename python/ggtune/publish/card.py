@@ -143,6 +143,8 @@ def _data(run: RunFolder) -> list[str]:
     facts = [("file", Path(name).name)]
     if run.data is not None:
         facts += [("size", format_bytes(run.data.stat().st_size)), ("SHA-256", _sha256(run.data)), *_rows(run)]
+    else:
+        facts.append(("size, SHA-256, rows", "not known: the file is gone or has changed since"))
     loss_on = {"answer": "the answers alone", "all": "all text"}.get(str(run.settings.get("loss_on")))
     facts += [("loss on", loss_on)] if loss_on else []
     holdout = run.settings.get("holdout")
@@ -207,7 +209,9 @@ def _license(run: RunFolder, license_: License, has_license_file: bool) -> list[
     if license_.link:
         shown = f"[{shown}](<{license_.link}>)"
     if run.base.license is None:
-        lines = [f"{shown}, as whoever published this model says: the file of the base model names no licence."]
+        lines = [
+            f"{shown}, as whoever published this model says: no file of the base model that names one was at hand."
+        ]
     elif run.base.license == license_:
         lines = [f"{shown}: the licence of the base model, as its file names it. It holds for what is made from it."]
     else:

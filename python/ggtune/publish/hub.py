@@ -86,7 +86,7 @@ def uploads(
         license_ = license_ or run.base.license
         if license_ is None:
             raise GgtuneError(
-                f"{run.base.file_name or run.path}: the file of the base model names no licence. Look it up where "
+                f"{run.base.file_name or run.path}: no file here names the licence of the base model. Look it up where "
                 "you have the model from, and give it: --license ID, such as apache-2.0, llama3.2 or gemma."
             )
         bases = tuple(base_models) or run.base.repositories

@@ -13,6 +13,7 @@ from ggtune.ollama.gguf_header import GgufHeader, read_header
 from ggtune.ollama.modelfile import Modelfile
 from ggtune.ollama.store import check_model_files
 from ggtune.publish.base_model import BaseModel, read_base, read_base_of_merged
+from ggtune.train.files import model_fingerprint, open_gguf, read_text_field
 from ggtune.train.metrics import read_metrics
 from ggtune.train.status import FINISHED, RUNNING, read_status, read_status_file
 
@@ -32,7 +33,7 @@ class RunFolder:
     template: str | None  # what the training asked with, as the adapter says
     system: str | None
     base: BaseModel
-    data: Path | None  # the training data, where it is still there
+    data: Path | None  # the training data, where they are still there as they were
     version: str  # of ggtune, that trained it
     ending: str  # how the run ended
 
@@ -75,8 +76,8 @@ def read_run(path: Path, *, merged: bool = True, adapter: bool = True) -> RunFol
         proof=_read_json(path / "proof.json"),
         template=spoken.ggtune_template or header.ggtune_template,
         system=spoken.ggtune_system or header.ggtune_system,
-        base=_base(status, settings, merged_file),
-        data=_there(status, settings.get("data")),
+        base=_base(status, settings, merged_file, adapter_file),
+        data=_unchanged_data(status, settings),
         version=str(status.get("version") or ""),
         # what made a run fail can be about the machine, and is left out
         ending=state.reason if state.state == FINISHED else f"the run was not finished ({state.state})",
@@ -119,12 +120,24 @@ def _there(status: Mapping[str, Any], name: Any) -> Path | None:
     return path if path.is_file() else None
 
 
-def _base(status: Mapping[str, Any], settings: Mapping[str, Any], merged_file: Path) -> BaseModel:
+def _unchanged_data(status: Mapping[str, Any], settings: Mapping[str, Any]) -> Path | None:
+    path, started = _there(status, settings.get("data")), status.get("started")
+    changed = path is not None and isinstance(started, (int, float)) and path.stat().st_mtime > started
+    return None if changed else path
+
+
+def _base(status: Mapping[str, Any], settings: Mapping[str, Any], merged_file: Path, adapter_file: Path) -> BaseModel:
     name = settings.get("model")
     file_name = Path(name).name if isinstance(name, str) else ""
     path = _there(status, name)
-    if path is not None:
+    if path is not None and _is_trained_on(path, adapter_file):
         return read_base(path)
     if merged_file.exists():
         return read_base_of_merged(merged_file, file_name)
     return BaseModel(Path(file_name).stem, None, (), file_name)
+
+
+def _is_trained_on(base: Path, adapter_file: Path) -> bool:
+    """Whether ``base`` is still what it was: another model may have taken its name, with another licence."""
+    recorded = read_text_field(open_gguf(adapter_file), "ggtune.base_fingerprint") if adapter_file.exists() else ""
+    return not recorded or recorded == model_fingerprint(base)
