@@ -188,6 +188,20 @@ def test_a_base_that_another_model_has_taken_the_place_of(tmp_path):
         card_of(run)
 
 
+@pytest.mark.parametrize(
+    ("finetune", "merged", "expected"),
+    [("adapter", True, "adapter.gguf"), ("adapter-best", True, "adapter-best.gguf"), ("", False, "adapter-best.gguf")],
+)
+def test_the_adapter_is_the_one_that_was_merged(tmp_path, finetune, merged, expected):
+    run = make_run(tmp_path, merged=merged)
+    if merged:
+        samples.write_model(run / "model.gguf", general__finetune=finetune, general__license="mit")
+    content = read_adapter(run / "adapter.gguf")
+    write_adapter(run / "adapter-best.gguf", replace(content, notes={"step": "30"}))
+    assert read_run(run).adapter == run / expected
+    assert ("The adapter is that of step 30." in card_of(run)[1]["Loss"]) is (expected == "adapter-best.gguf")
+
+
 def test_data_that_have_changed_since_are_not_described(tmp_path):
     run = make_run(tmp_path)
     data = tmp_path / "private folder" / "chem.csv"

@@ -109,7 +109,8 @@ def _list(files: "list[Upload]") -> None:
     from ggtune.system import format_bytes
 
     for file in files:
-        click.echo(f"{format_bytes(file.size):>10}  {file.name}")
+        source = f"  ({file.source.name})" if isinstance(file.source, Path) else ""
+        click.echo(f"{format_bytes(file.size):>10}  {file.name}{source}")
 
 
 def _show(files: "list[Upload]", out: Path | None) -> None:

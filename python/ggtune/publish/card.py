@@ -187,7 +187,8 @@ def _loss(run: RunFolder) -> list[str]:
         return ["The run folder has no record of it."]
     last = run.metrics[-1]
     ending = f" The end: {_cell(run.ending)}." if run.ending else ""
-    lines = [f"{last['step']} steps, {number(last, 'epoch') or 0:.2f} epochs.{ending}", ""]
+    taken = f" The adapter is that of step {run.adapter_step}." if run.adapter_step else ""
+    lines = [f"{last['step']} steps, {number(last, 'epoch') or 0:.2f} epochs.{ending}{taken}", ""]
     plot = loss_plot(run.metrics)
     if plot:
         lines += ["```text", *plot, "```", ""]

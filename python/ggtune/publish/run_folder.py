@@ -36,6 +36,7 @@ class RunFolder:
     data: Path | None  # the training data, where they are still there as they were
     version: str  # of ggtune, that trained it
     ending: str  # how the run ended
+    adapter_step: str  # of the adapter; "" where its file does not say
 
 
 def read_run(path: Path, *, merged: bool = True, adapter: bool = True) -> RunFolder:
@@ -49,7 +50,8 @@ def read_run(path: Path, *, merged: bool = True, adapter: bool = True) -> RunFol
         raise GgtuneError(f"{path}: the run is still going. Wait for its end, or end it with `ggtune stop {path}`.")
     status = read_status_file(path / "status.json")
     settings = _read_json(path / "config.json")
-    adapter_file, merged_file = path / "adapter.gguf", path / "model.gguf"
+    merged_file = path / "model.gguf"
+    adapter_file = _adapter_file(path, merged_file)
     found_merged = merged_file if merged and merged_file.exists() else None
     found_adapter = adapter_file if adapter and adapter_file.exists() else None
     if found_merged is None and found_adapter is None:
@@ -65,6 +67,7 @@ def read_run(path: Path, *, merged: bool = True, adapter: bool = True) -> RunFol
     elif header.kind != "adapter" or header.adapter_kind != "lora":
         raise ModelError(f"{adapter_file}: not a LoRA adapter (general.type {header.kind}).")
     spoken = read_header(adapter_file) if adapter_file.exists() else header
+    step = read_text_field(open_gguf(adapter_file), "ggtune.step") if adapter_file.exists() else ""
     return RunFolder(
         path=path,
         adapter=found_adapter,
@@ -81,7 +84,17 @@ def read_run(path: Path, *, merged: bool = True, adapter: bool = True) -> RunFol
         version=str(status.get("version") or ""),
         # what made a run fail can be about the machine, and is left out
         ending=state.reason if state.state == FINISHED else f"the run was not finished ({state.state})",
+        adapter_step=step if step.isdecimal() else "",
     )
+
+
+def _adapter_file(folder: Path, merged_file: Path) -> Path:
+    """Choose the adapter that the merged file was made of; without one the best step's, where that was written."""
+    best, last = folder / "adapter-best.gguf", folder / "adapter.gguf"
+    if merged_file.exists():
+        of_merged = read_text_field(open_gguf(merged_file), "general.finetune")
+        return best if of_merged == best.stem and best.exists() else last
+    return best if best.exists() else last
 
 
 def _read_json(path: Path) -> dict[str, Any]:
