@@ -22,6 +22,7 @@ COMMANDS = [
     "package",
     "push",
     "pull",
+    "publish",
     "ask",
     "convert",
     "finetune",

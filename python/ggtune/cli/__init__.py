@@ -31,6 +31,7 @@ _COMMANDS = {
     "package": ("package", "Make a Modelfile, and put the model into an Ollama store."),
     "push": ("push", "Send a model from an Ollama store to a Docker registry."),
     "pull": ("pull", "Fetch a model from a Docker registry into an Ollama store."),
+    "publish": ("publish", "Upload a model for others to use."),
     "ask": ("ask", "Ask a model one question, with or without an adapter."),
     "convert": ("convert", "Turn a table of questions and answers into <SFT> text, or back."),
     "finetune": ("finetune", "Train with the flags and defaults of llama.cpp's old finetune."),
