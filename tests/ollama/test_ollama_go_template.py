@@ -4,14 +4,17 @@ import json
 import shutil
 import subprocess
 from dataclasses import asdict
+from pathlib import Path
 
+import gguf_samples as samples
 import pytest
 
 from ggtune.data.templates import TEMPLATES
 from ggtune.ollama.go_template import GoTemplate, GoTemplateError, Message, render_for_ollama
-from ggtune.ollama.templates import ollama_template
+from ggtune.ollama.templates import choose_ollama_template, ollama_template
 from ggtune.ollama.vocabulary import SpecialTokens
 
+VENDORED = sorted((Path(__file__).parents[2] / "vendor/llama.cpp/models/templates").glob("*.jinja"))
 CHAT = [Message("system", "S"), Message("user", "Q1"), Message("assistant", "é水"), Message("user", "Q2")]
 DATA = {"System": "S", "Empty": "", "Messages": CHAT}
 
@@ -179,8 +182,13 @@ def go(cases, tmp_path):
 def test_real_go_gives_the_same(tmp_path):
     tokens = SpecialTokens("<s>", "</s>", add_bos=True, ends=("</s>",))
     written = [ollama_template(template, tokens).text for template in TEMPLATES.values()]
+    jinja = [text for text, _, _ in samples.JINJA.values()] + [path.read_text() for path in VENDORED]
+    chosen = [choose_ollama_template("model", text, tokens)[0] for text in jinja]
+    written += [template.text for template in chosen if template is not None]
+    assert len(written) > len(jinja)
     chats = [CHAT[1:2], CHAT[:2], CHAT[1:], CHAT, [*CHAT, Message("assistant", " as written "), CHAT[1]]]
     cases = [(template, DATA) for template, _ in CASES] + [(template, DATA) for template in ERRORS]
+    chats.append([CHAT[1], Message("assistant", "<think>\n\n</think>\n\nA\n"), *CHAT[1:]])
     datas = [{"System": "S" if chat[0] is CHAT[0] else "", "Messages": chat} for chat in chats]
     cases += [(template, data) for template in written for data in datas]
     results = go(cases, tmp_path)

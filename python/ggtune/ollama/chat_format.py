@@ -96,7 +96,7 @@ def learn_format(
         after_question=observed["after_question"],
         after_answer=observed["after_answer"],
         generation=observed["generation"],
-        question_start=common_suffix(heads),
+        question_start=_without_leading_space(common_suffix(heads)),
         question_end=question_end,
         answer_prefix=answer_prefix,
         answer_suffix=answer_suffix,
@@ -123,6 +123,10 @@ def common_suffix(texts: Sequence[str]) -> str:
     while suffix and suffix not in texts and not suffix.startswith(_BEFORE_CUT):
         suffix = suffix[1:]
     return suffix
+
+
+def _without_leading_space(tag: str) -> str:
+    return tag.lstrip() or tag  # a line feed belongs to what stands before the tag
 
 
 def _observe(render: Render, observed: dict[str, dict[Where, str]], refusals: list[str], *, system: bool) -> bool:
