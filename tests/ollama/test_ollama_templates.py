@@ -48,9 +48,10 @@ def asked_by_ollama(text, system, turns, question):
 def test_model_template_is_the_jinja_template(name, system, n_turns):
     template = template_of(name)
     if system and not template.chat.accepts_system:
-        with pytest.raises(GgtuneError, match=r"system|refuses"):
-            template.source.render(system, "Q", "A")
+        with pytest.raises(GgtuneError, match=r"refuses"):
+            template.check_system(system)
         return
+    template.check_system(system)
     bos = samples.JINJA[name][1]
     turns, question = TURNS[: n_turns - 1], TURNS[n_turns - 1][0]
     expected = template.source.render_messages(as_messages(system, turns, question), add_generation_prompt=True)
@@ -90,6 +91,32 @@ def test_default_system_text_comes_once_and_not_beside_a_given_one():
         text = "You are a tiny model." if template.name == "model" else TEMPLATES["alpaca"].default_system
         assert asked_by_ollama(template.text, None, TURNS[:2], TURNS[2][0]).count(text) == 1
         assert text not in asked_by_ollama(template.text, SYSTEM, TURNS[:2], TURNS[2][0])
+
+
+def test_a_dropped_system_text_is_an_error():
+    jinja = "{% for m in messages if m.role != 'system' %}<{{ m.role }}>{{ m.content }}</s>{% endfor %}<assistant>"
+    template = ollama_template(model_template(jinja, LLAMA_TOKENS), LLAMA_TOKENS)
+    template.check_system(None)
+    with pytest.raises(GgtuneError, match="leaves the system text out"):
+        template.check_system("S")
+    with pytest.raises(GgtuneError, match="no place for a system text"):
+        ollama_template(TEMPLATES["gemma"], LLAMA_TOKENS).check_system("S")
+
+
+@pytest.mark.parametrize("name", [*EXPRESSED, *TEMPLATES])
+def test_chats_that_no_training_has(name):
+    """Ollama cuts a long chat at its front, wherever that is, and goes on with an answer that a client has begun."""
+    source = TEMPLATES.get(name)
+    template = template_of(name) if source is None else ollama_template(source, LLAMA_TOKENS)
+    go = GoTemplate(template.text)
+    begun = render_for_ollama(go, [Message("user", "Q1"), Message("assistant", "A begun")])
+    assert begun.endswith("A begun")
+    cut = render_for_ollama(go, [Message("assistant", "A1"), Message("user", "Q2"), Message("tool", "ignored")])
+    assert cut.index("A1") < cut.index("Q2")
+    assert "ignored" not in cut
+    assert asked_by_ollama(template.text, None, [("Q1", "")], "Q2").endswith(
+        asked_by_ollama(template.text, None, [("Q1", "A")], "Q2").partition("Q2")[2]
+    )
 
 
 @pytest.mark.parametrize("add_bos", [True, False])

@@ -70,6 +70,13 @@ class OllamaTemplate:
         """The training template's name."""
         return self.source.name
 
+    def check_system(self, system: str | None) -> None:
+        """Raise :class:`GgtuneError` where the training's template has no place for a system text."""
+        if system:
+            self.render(system, (), _SELF_TEST_TURNS[0][0])
+        if system and not self.chat.accepts_system:
+            raise GgtuneError(f"The template '{self.name}' leaves the system text out. Leave it out, too.")
+
     def self_test(self) -> tuple[Difference, ...]:
         """Compare the rendered TEMPLATE with the training's text, for chats of one to three turns.
 
