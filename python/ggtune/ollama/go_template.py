@@ -95,7 +95,7 @@ def _run(nodes: Sequence[Node], dot: Value, scope: _Scope) -> Iterator[str]:
 def _run_if(block: Block, dot: Value, scope: _Scope) -> Iterator[str]:
     scope.push()
     for condition, nodes in block.branches:
-        if condition is None or _truth(_evaluate(condition, dot, scope)):
+        if condition is None or _evaluate(condition, dot, scope):
             yield from _run(nodes, dot, scope)
             break
     scope.pop()
@@ -142,7 +142,7 @@ def _call(command: tuple[Operand, ...], final: list[Value], dot: Value, scope: _
             raise GoTemplateError(f"{head.name} has no arguments")
         for argument in arguments:
             value = _operand(argument, dot, scope)
-            if _truth(value) == (head.name == "or"):
+            if bool(value) == (head.name == "or"):
                 break
         return value
     if head.name not in _FUNCTIONS:
@@ -177,10 +177,6 @@ def _field(value: Value, name: str) -> Value:
     if is_dataclass(value) and name in (known.name.title() for known in fields(value)):
         return getattr(value, name.lower())
     raise GoTemplateError(f"there is no field {name} in {value!r}")
-
-
-def _truth(value: Value) -> bool:
-    return True if is_dataclass(value) else bool(value)
 
 
 def _printed(value: Value) -> str:
@@ -254,7 +250,7 @@ def _index(value: Value, *keys: Value) -> Value:
 
 
 _FUNCTIONS: Mapping[str, Callable[..., Value]] = {
-    "not": lambda value: not _truth(value),
+    "not": operator.not_,
     "eq": _equal,
     "ne": lambda a, b: not _equal(a, b),
     "lt": _ordering(operator.lt),
