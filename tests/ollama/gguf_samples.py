@@ -91,6 +91,7 @@ JINJA = {
     "zephyr": (_ZEPHYR, "<s>", "</s>"),
     "command-r": (_COMMAND_R, "<BOS_TOKEN>", "<|END_OF_TURN_TOKEN|>"),
     "system text in the last question": (_SYSTEM_LAST, "<s>", "</s>"),
+    "system text in an only question": (_SYSTEM_LAST.replace("loop.last", "loop.length == 1"), "<s>", "</s>"),
     "thoughts before the answer": (_THINKING, "", "<|im_end|>"),
     "the BOS is a tag": (
         "{% if messages[0].role != 'system' %}<|im_start|>system\nYou are tiny.<|im_end|>\n{% endif %}" + _CHATML,

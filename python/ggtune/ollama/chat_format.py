@@ -143,7 +143,7 @@ def _observe(render: Render, observed: dict[str, dict[Where, str]], refusals: li
                 refusals.append(f"{n_turns} turns {'with' if system else 'without'} a system text: {error}")
             return n_turns > 1
         parts = _cut(text, [*(part for turn in zip(questions, answers, strict=False) for part in turn), questions[-1]])
-        if system and _SYSTEM not in text:
+        if system and n_turns == 1 and _SYSTEM not in text:
             return False
         if any(HOLE in part for part in parts):
             raise NotExpressibleError("it writes a character U+0000")
