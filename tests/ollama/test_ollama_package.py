@@ -8,10 +8,12 @@ from ggtune.data.templates import TEMPLATES
 from ggtune.errors import GgtuneError
 from ggtune.ollama.modelfile import Modelfile
 from ggtune.ollama.package import package_model
-from ggtune.ollama.templates import go_template
+from ggtune.ollama.templates import ollama_template
+from ggtune.ollama.vocabulary import SpecialTokens
 
 LLAMA2 = samples.JINJA["llama2"][0]
-UNKNOWN = samples.JINJA["chatml with other tags"][0]
+UNKNOWN = samples.JINJA["asks in capitals"][0]
+TOKENS = SpecialTokens("<s>", "</s>", add_bos=False, ends=("</s>",))  # of the sample model
 
 
 def read_modelfile(folder):
@@ -33,11 +35,13 @@ def test_modelfile_and_store_say_the_same(tmp_path):
     modelfile = read_modelfile(tmp_path / "out")
     assert (tmp_path / "out" / modelfile.model).samefile(model)
     assert modelfile.model == "../merged.gguf"
-    assert modelfile.template == layer(result, "template") == go_template(TEMPLATES["llama2"], "</s>").text
+    assert modelfile.template == layer(result, "template")
+    assert modelfile.template.startswith("<s>[INST] {{ if $.System }}<<SYS>>\n{{ $.System }}\n<</SYS>>")
     assert modelfile.system == layer(result, "system") == "Teach."
-    stops = ["[INST]", "[/INST]", "<<SYS>>", "<</SYS>>"]
+    stops = ["</s>", "[INST]"]
     assert modelfile.parameters == json.loads(layer(result, "params")) == {"num_ctx": 64, "stop": stops}
-    assert result.template == "llama2"
+    assert result.template == "model"
+    assert "TEMPLATE was run and gives the training's text" in str(result)
     assert "ollama run chem" in str(result)
     assert f"ollama create chem -f {result.modelfile}" in str(result)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["Modelfile"]
@@ -48,7 +52,7 @@ def test_every_template_survives_the_modelfile(tmp_path, name):
     model = samples.write_model(tmp_path / "m.gguf")
     package_model(model, "m", out_dir=tmp_path, template=name, params={"stop": ["END"]})
     modelfile = read_modelfile(tmp_path)
-    expected = go_template(TEMPLATES[name], "</s>")
+    expected = ollama_template(TEMPLATES[name], TOKENS)
     assert modelfile.model == "./m.gguf"
     assert modelfile.template == expected.text
     assert modelfile.parameters == {"stop": [*expected.stops, "END"]}
@@ -61,7 +65,7 @@ def test_metadata_of_the_training_are_the_defaults(tmp_path):
     result = package_model(model, "m", out_dir=tmp_path)
     assert (result.template, result.system) == ("chatml", "Trained.")
     result = package_model(model, "m", out_dir=tmp_path, template="model", system="")
-    assert (result.template, result.system) == ("llama2", None)
+    assert (result.template, result.system) == ("model", None)
     assert read_modelfile(tmp_path).system is None
 
 

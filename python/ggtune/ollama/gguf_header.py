@@ -9,6 +9,7 @@ import gguf
 
 from ggtune.errors import ModelError
 from ggtune.gguf_structure import check_structure
+from ggtune.ollama.vocabulary import SpecialTokens, read_special_tokens
 
 
 @dataclass(frozen=True)
@@ -21,8 +22,7 @@ class GgufHeader:
     n_params: int
     file_type: str  # "Q5_K_M"; "unknown" where the file does not say
     chat_template: str | None
-    bos: str  # text of the BOS token; empty where the vocabulary has none
-    eos: str
+    special_tokens: SpecialTokens
     ggtune_template: str | None  # template and system text that the model was trained with
     ggtune_system: str | None
 
@@ -62,8 +62,7 @@ def _header(path: Path, reader: gguf.GGUFReader) -> GgufHeader:
         n_params=sum(int(tensor.n_elements) for tensor in reader.tensors),
         file_type=_file_type(_integer(reader, "general.file_type")),
         chat_template=_text(reader, "tokenizer.chat_template"),
-        bos=_token(reader, "tokenizer.ggml.bos_token_id"),
-        eos=_token(reader, "tokenizer.ggml.eos_token_id"),
+        special_tokens=read_special_tokens(reader),
         ggtune_template=_text(reader, "ggtune.template"),
         ggtune_system=_text(reader, "ggtune.system"),
     )
@@ -79,14 +78,6 @@ def _integer(reader: gguf.GGUFReader, key: str) -> int | None:
     field = reader.get_field(key)
     value = field.contents() if field is not None else None
     return value if isinstance(value, int) else None
-
-
-def _token(reader: gguf.GGUFReader, id_key: str) -> str:
-    tokens = reader.get_field("tokenizer.ggml.tokens")
-    index = _integer(reader, id_key)
-    if tokens is None or index is None or not 0 <= index < len(tokens.data):
-        return ""
-    return str(tokens.contents(index))
 
 
 def _file_type(value: int | None) -> str:

@@ -7,7 +7,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from ggtune.data.templates import TEMPLATES, PromptTemplate
 from ggtune.errors import GgtuneError
 from ggtune.files import replacing_text
 from ggtune.ollama.gguf_header import GgufHeader, read_header
@@ -15,7 +14,7 @@ from ggtune.ollama.modelfile import Modelfile
 from ggtune.ollama.names import ModelName
 from ggtune.ollama.parameters import Parameters, ParameterValue, check_parameters
 from ggtune.ollama.store import Progress, StoredModel, check_model_files, default_store, write_model
-from ggtune.ollama.templates import OllamaTemplate, go_template, known_template_for
+from ggtune.ollama.templates import OllamaTemplate, choose_ollama_template
 
 # where Ollama's Linux installer puts the home of the user that its service runs as
 _SERVICE_HOME = Path("/usr/share/ollama")
@@ -122,30 +121,12 @@ def _choose_template(
     gguf_path: Path, header: GgufHeader, template: str | None
 ) -> tuple[OllamaTemplate | None, list[str]]:
     """Choose the template, None for the GGUF's own, and say what the user should know about it."""
-    messages = []
-    name = template or header.ggtune_template or None
-    if name is None and header.chat_template is None:
-        name = "plain"
-        messages.append(
-            "The model file has no chat template: the bare question is sent (template plain). "
-            "Name the template that it was trained with by --template."
+    try:
+        return choose_ollama_template(
+            template or header.ggtune_template or None, header.chat_template, header.special_tokens
         )
-    source: PromptTemplate | None
-    if name in TEMPLATES:
-        source = TEMPLATES[name]
-    elif name is not None and name != "model":
-        raise GgtuneError(f'There is no template "{name}"; there are: {", ".join([*TEMPLATES, "model"])}.')
-    elif header.chat_template is None:
-        raise GgtuneError(f"{gguf_path}: has no chat template of its own; choose one: {', '.join(TEMPLATES)}.")
-    else:
-        source = known_template_for(header.chat_template, bos=header.bos, eos=header.eos)
-        if source is None:
-            messages.append(
-                "The model file's own chat template renders like none of the named ones. No TEMPLATE was written: "
-                "Ollama looks for one that resembles it, and sends the bare question where it finds none. If the "
-                "answers are off, train and package with a named template."
-            )
-    return (go_template(source, header.eos) if source else None), messages
+    except GgtuneError as error:
+        raise GgtuneError(f"{gguf_path}: {error}") from None
 
 
 def _parameters(template: OllamaTemplate | None, given: Parameters) -> dict[str, ParameterValue]:
