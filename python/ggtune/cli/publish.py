@@ -6,7 +6,10 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ggtune.cli.transfer import terminal_report, transfer_options
+
 if TYPE_CHECKING:
+    from ggtune.ollama.registry.client import TransferOptions
     from ggtune.publish.hub import Upload
 
 
@@ -103,6 +106,41 @@ def hf(
     if found.merged is not None and revision is None and endpoint is None:
         merged = next(file.name for file in files if file.source == found.merged)
         click.echo(f"  ollama run hf.co/{repository}:{merged}")
+
+
+@command.command("ollama")
+@click.argument("name", metavar="NAMESPACE/MODEL[:TAG]")
+@click.option("--from", "local", help="Name that the model has in the store (default: the same).", metavar="NAME")
+@click.option("--store", type=click.Path(path_type=Path), help="Ollama's model folder (default: its own).")
+@click.option("--key", type=click.Path(path_type=Path), help="Private key (default: Ollama's, ~/.ollama/id_ed25519).")
+@transfer_options
+def ollama(name: str, local: str | None, store: Path | None, key: Path | None, options: "TransferOptions") -> None:
+    """Send a model from an Ollama store to Ollama's registry, signed with Ollama's key pair, as `ollama push` does.
+
+    The key's public half has to be among the keys of the account that owns NAMESPACE.
+    """
+    from ggtune.errors import GgtuneError
+    from ggtune.ollama.keypair import KeyPairAuth
+    from ggtune.ollama.names import DEFAULT_NAMESPACE, ModelName
+    from ggtune.ollama.registry.push import push_model
+    from ggtune.ollama.registry.reference import Reference
+    from ggtune.ollama.store import default_store
+    from ggtune.system import format_bytes
+
+    reference = Reference.parse(name)
+    if reference.name.namespace == DEFAULT_NAMESPACE:
+        raise GgtuneError(f"{name} has no namespace: give that of your account, NAMESPACE/{name}.")
+    result = push_model(
+        store or default_store(),
+        reference,
+        local_name=ModelName.parse(local) if local else None,
+        options=options,
+        report=terminal_report(),
+        auth=KeyPairAuth(key),
+    )
+    amounts = f"{format_bytes(result.sent_bytes)} sent, {format_bytes(result.kept_bytes)} there already"
+    click.echo(f"Published {result.name} ({amounts}): {result.digest}")
+    click.echo(f"  ollama run {result.name}")
 
 
 def _list(files: "list[Upload]") -> None:

@@ -13,6 +13,7 @@ from urllib.parse import quote
 import httpx
 
 from ggtune.errors import GgtuneError
+from ggtune.ollama.keypair import KeyPairAuth
 from ggtune.ollama.manifest import INDEX_TYPES, MANIFEST_TYPE, OCI_MANIFEST_TYPE
 from ggtune.ollama.registry.auth import RegistryAuth
 from ggtune.ollama.registry.errors import DigestRefusedError, RegistryError, SessionLostError, TransientError
@@ -54,7 +55,13 @@ class RegistryClient:
     rest; no message holds credentials, nor an address's query, which may be a signature.
     """
 
-    def __init__(self, reference: Reference, options: TransferOptions, note: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        reference: Reference,
+        options: TransferOptions,
+        note: Callable[[str], None],
+        auth: KeyPairAuth | None = None,
+    ) -> None:
         self.options = options
         self.host = reference.api_host
         self._note = note
@@ -63,7 +70,7 @@ class RegistryClient:
         if base is None:
             raise RegistryError(f"{self.host} is no host that can be connected to.")
         self._base = base
-        self._auth = RegistryAuth(self._base, reference.login_hosts)
+        self._auth: RegistryAuth | KeyPairAuth = auth or RegistryAuth(self._base, reference.login_hosts)
         try:
             self._http = httpx.Client(timeout=options.timeout_s, headers={"User-Agent": "ggtune"})
         except OSError as error:

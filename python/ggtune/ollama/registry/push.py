@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ggtune.errors import GgtuneError
 from ggtune.ollama.blobs import BlobStore
+from ggtune.ollama.keypair import KeyPairAuth
 from ggtune.ollama.manifest import MANIFEST_TYPE, Layer, Manifest
 from ggtune.ollama.names import DEFAULT_HOST, ModelName
 from ggtune.ollama.registry.client import RegistryClient, TransferOptions
@@ -36,17 +37,19 @@ def push_model(
     local_name: ModelName | None = None,
     options: TransferOptions | None = None,
     report: Report | None = None,
+    auth: KeyPairAuth | None = None,
 ) -> PushResult:
     """Send what the registry lacks of a model that the store has as ``local_name`` (its own name by default).
 
-    The manifest goes last, unchanged. Raises :class:`GgtuneError` before anything is sent where the store lacks the
-    model, or a blob of it, or has a damaged one; later for a registry that refuses or fails: it has no new model then.
+    ``auth`` signs in with Ollama's key pair, in place of credentials. The manifest goes last, unchanged. Raises
+    :class:`GgtuneError` before anything is sent where the store lacks the model, or a blob of it, or has a damaged one;
+    later for a registry that refuses or fails: it has no new model then.
     """
     report = report or Report()
-    if reference.name.host == DEFAULT_HOST:
+    if reference.name.host == DEFAULT_HOST and auth is None:
         raise GgtuneError(
             f"{reference.name} names no registry: give host:port/namespace/model:tag. "
-            "Ollama's own registry takes models from ollama push alone, signed by the server's key."
+            "To Ollama's own registry, which asks for Ollama's key pair: ggtune publish ollama."
         )
     store = BlobStore(store_dir)
     local_name = local_name or reference.name
@@ -54,7 +57,7 @@ def push_model(
     manifest = Manifest.parse(data, str(store.manifest_path(local_name)))
     blobs = manifest.blobs()
     _check_present(store, blobs, local_name)
-    with RegistryClient(reference, options or TransferOptions(), report.note) as client:
+    with RegistryClient(reference, options or TransferOptions(), report.note, auth) as client:
         wanted = []
         for layer in blobs:
             if _has(client, layer):
