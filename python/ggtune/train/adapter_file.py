@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 FloatArray = NDArray[np.float32]
 _PREFIX = "ggtune."
+ASKED_WITH = ("template", "system", "system_differs")
+"""Notes that say how to ask the model: also in a merged file, where the last adapter's hold."""
 
 
 @dataclass(frozen=True)
