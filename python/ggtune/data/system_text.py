@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 from ggtune.data.templates import Template
 from ggtune.errors import GgtuneError
@@ -58,9 +58,11 @@ def _common_start(prompts: Sequence[str], head: str, between: str, tail: str) ->
     questions = [middle for prompt in prompts if (middle := _inside(prompt, head, tail)) is not None]
     if len(questions) < len(prompts):
         return SystemText()
-    # a single question starts with itself
-    common, found, _ = os.path.commonprefix(questions).rpartition(between) if len(set(questions)) > 1 else ("", "", "")
-    return SystemText(common if found else "")
+    first, last = min(questions), max(questions)  # of sorted texts these two have least in common
+    if first == last:  # a single question starts with itself
+        return SystemText("")
+    same = takewhile(bool, (a == b for a, b in zip(first, last, strict=False)))
+    return SystemText(first[: sum(same)].rpartition(between)[0])
 
 
 def _inside(text: str, before: str, after: str) -> str | None:
