@@ -96,7 +96,9 @@ def test_lost_characters_and_capitals_are_said(tmp_path):
         ({"name": "a b"}, "not a model name"),
         ({"params": {"heat": 1}}, 'no parameter "heat"'),
         ({"template": "llama2", "system": 'x"""'}, "three quotation marks"),
-        ({"adapter": Path("none.gguf")}, "no such file"),
+        ({"adapters": [(Path("none.gguf"), 1.0)]}, "no such file"),
+        ({"said": [("robot", "Hi.")]}, 'the role "robot"'),
+        ({"modelfile": Path("none")}, "none: can't be read"),
     ],
 )
 def test_bad_input_leaves_nothing(tmp_path, arguments, message):

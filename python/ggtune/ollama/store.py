@@ -9,13 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from ggtune.errors import GgtuneError, ModelError
-from ggtune.files import WriteError, free_bytes, replacing
+from ggtune.files import WriteError, check_writable, free_bytes, replacing
 from ggtune.ollama.gguf_header import GgufHeader, read_header
 from ggtune.ollama.names import ModelName
 from ggtune.ollama.parameters import Parameters, check_parameters
@@ -23,7 +23,7 @@ from ggtune.system import format_bytes
 
 MANIFEST_TYPE = "application/vnd.docker.distribution.manifest.v2+json"
 CONFIG_TYPE = "application/vnd.docker.container.image.v1+json"
-LAYER_TYPE = "application/vnd.ollama.image."  # followed by model, adapter, template, system, license, params
+LAYER_TYPE = "application/vnd.ollama.image."  # followed by model, adapter, template, system, license, params, messages
 
 _CHUNK_BYTES = 4 << 20
 _RESERVE_BYTES = 16 << 20  # left free on the store's disk, for the manifest and everybody else
@@ -78,26 +78,31 @@ def write_model(
     *,
     template: str | None = None,
     system: str | None = None,
-    license: str | None = None,  # noqa: A002 - the layer's name
+    license: str | Sequence[str] | None = None,  # noqa: A002 - the layer's name
     params: Parameters | None = None,
+    messages: Sequence[tuple[str, str]] = (),
     adapter: Path | None = None,
     progress: Progress | None = None,
 ) -> StoredModel:
     """Put a GGUF model (and a LoRA adapter) into the store under ``name``, replacing what had that name.
 
-    ``template`` is Go text/template; ``params`` as in :mod:`ggtune.ollama.parameters`. The GGUF's bytes are copied
-    unchanged. Raises :class:`GgtuneError` for a bad name or parameter, an unusable file, a store that can't be written,
-    a full disk; the store then has no new model and no half-written file.
+    ``template`` is Go text/template; ``params`` as in :mod:`ggtune.ollama.parameters`; each ``license`` text is a layer
+    of its own; ``messages`` are (role, text). The GGUF's bytes are copied unchanged. Raises :class:`GgtuneError` for a
+    bad name or parameter, an unusable file, a store that can't be written, a full disk; the store then has no new model
+    and no half-written file.
     """
     name = ModelName.parse(name) if isinstance(name, str) else name
     header = read_header(gguf_path)
     check_model_files(gguf_path, header, adapter)
     checked_params = check_parameters(params or {})
-    texts = {"template": template, "system": system, "license": license}
+    licenses = [license] if isinstance(license, str) else license or []
+    texts = [("template", template), ("system", system), *(("license", text) for text in licenses)]
     sources: list[tuple[str, Path | bytes]] = [("model", gguf_path)]
     sources += [("adapter", adapter)] if adapter else []
-    sources += [(kind, text.encode()) for kind, text in texts.items() if text]
+    sources += [(kind, text.encode()) for kind, text in texts if text]
     sources += [("params", _compact_json(checked_params))] if checked_params else []
+    said = [{"role": role, "content": text} for role, text in messages]
+    sources += [("messages", _compact_json(said))] if said else []
 
     total = sum(source.stat().st_size for _, source in sources if isinstance(source, Path))
     count = _Counter(progress, 2 * total)
@@ -130,6 +135,14 @@ def write_model(
         written_bytes=sum(content.layer.size for content in missing),
         repaired=repaired,
     )
+
+
+def check_store(store_dir: Path, name: ModelName, needed_bytes: int) -> None:
+    """Raise as :func:`write_model` would for a store that can't be written or is too full; writes nothing."""
+    with _user_errors(store_dir):
+        for folder in (store_dir / "blobs", (store_dir / "manifests" / name.manifest_path()).parent):
+            check_writable(folder)
+        _check_free_space(store_dir, needed_bytes)
 
 
 def check_model_files(gguf_path: Path, header: GgufHeader, adapter: Path | None) -> None:

@@ -70,7 +70,7 @@ def stacked(adapters: Sequence[tuple[str, AdapterFile, float]], *, force: bool =
     for base, pairs in parts.items():
         a = np.concatenate([a for a, _ in pairs], axis=-2)
         b = np.concatenate([b for _, b in pairs], axis=-1) * (ranks[base] / alpha)
-        tensors[f"{base}.lora_a"] = a if not _flipped(base) else a.swapaxes(-1, -2)
+        tensors[f"{base}.lora_a"] = a if not flipped(base) else a.swapaxes(-1, -2)
         tensors[f"{base}.lora_b"] = b.astype(np.float32)
     contents = " + ".join(f"{Path(name).name} * {scale:g}" for name, _, scale in adapters)
     return replace(first, alpha=float(alpha), tensors=tensors, notes={**first.notes, STACKED: contents})
@@ -80,9 +80,9 @@ def _pair(content: AdapterFile, base: str) -> tuple[FloatArray, FloatArray, floa
     """A ``(rank, n_in)``, B ``(n_out, rank)`` and the factor of their product."""
     a, b = content.tensors[f"{base}.lora_a"], content.tensors[f"{base}.lora_b"]
     factor = content.alpha / b.shape[-1] if content.alpha else 1.0
-    return (a.swapaxes(-1, -2) if _flipped(base) else a), b, factor
+    return (a.swapaxes(-1, -2) if flipped(base) else a), b, factor
 
 
-def _flipped(base: str) -> bool:
-    # llama.cpp looks the embedding's A up by token, so it lies there as (n_vocab, rank)
+def flipped(base: str) -> bool:
+    """Whether a pair's A lies as ``(n_vocab, rank)``: the embedding's, which llama.cpp looks up by token."""
     return base == "token_embd.weight"
