@@ -86,7 +86,6 @@ def command(
     from ggtune.ollama.parameters import read_parameters
     from ggtune.ollama.run_folder import packaged_files
     from ggtune.ollama.store import default_store
-    from ggtune.train.files import open_gguf
 
     if (model is None) == (model_option is None):
         raise click.UsageError("Give the model once: MODEL, or --model FILE.")
@@ -102,7 +101,6 @@ def command(
         folder = folder or source
         source, of_run = packaged_files(source, with_adapter=not adapters)
         adapters = adapters or of_run
-    open_gguf(source)
     folder = folder or source.parent
     result = package_model(
         source,

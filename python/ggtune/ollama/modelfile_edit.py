@@ -70,10 +70,12 @@ def extend(text: str, wanted: Modelfile, given: Collection[str], *, path: str = 
     Modelfile.parse(text, path=path)
     match = _SIGNATURE.match(text)
     statements = list(parse_statements(text[match.end() :] if match else text, path=path))
-    new = _wanted(wanted)
     there = {_key(statement) for statement in statements}
     stops = [statement.value for statement in statements if _key(statement) == "PARAMETER stop"]
-    new["PARAMETER stop"] = [item for item in new.get("PARAMETER stop", []) if item[1] not in stops]
+    new = {
+        key: [item for item in items if key != "PARAMETER stop" or item[2] not in stops]
+        for key, items in _wanted(wanted).items()
+    }
     replaced = {"FROM", "ADAPTER", *given} - {"PARAMETER stop"}
     added = {key for key in new if key not in there or key == "PARAMETER stop"}
 
@@ -92,7 +94,7 @@ def extend(text: str, wanted: Modelfile, given: Collection[str], *, path: str = 
         else:
             n_comments += bool(statement.raw.strip())
         pieces.append((statement.instruction, statement.raw))
-    for key in sorted(added & new.keys(), key=lambda key: _ORDER.index(key.partition(" ")[0])):
+    for key in sorted((key for key in new if key in added and new[key]), key=_place):
         _insert(pieces, key.partition(" ")[0], "".join(format_statement(*item) for item in new[key]))
     return Extended("".join(piece for _, piece in pieces), tuple(kept), n_comments)
 
@@ -123,10 +125,15 @@ def _key(statement: Statement) -> str:
     return f"PARAMETER {statement.argument}" if statement.instruction == "PARAMETER" else statement.instruction
 
 
+def _place(key: str) -> int:
+    return _ORDER.index(key.partition(" ")[0])
+
+
 def _insert(pieces: list[tuple[str, str]], instruction: str, lines: str) -> None:
-    before = _ORDER[: _ORDER.index(instruction) + 1]
+    there = any(each == instruction for each, _ in pieces)
+    before = (instruction,) if there else _ORDER[: _ORDER.index(instruction)]
     at = max((i + 1 for i, (each, _) in enumerate(pieces) if each in before), default=len(pieces))
-    if at and not pieces[at - 1][1].endswith(("\n", "\r")):
+    if at and pieces[at - 1][1] and not pieces[at - 1][1].endswith(("\n", "\r")):
         pieces[at - 1] = (pieces[at - 1][0], pieces[at - 1][1] + "\n")
     pieces.insert(at, (instruction, lines))
 

@@ -36,7 +36,7 @@ def check_base(path: Path, content: AdapterFile, base: Path, *, force: bool = Fa
         if not np.isfinite(values).all():
             raise ModelError(f"{path}: tensor {name} holds values that are not finite: its training diverged.")
     trained_on = content.notes.get("base_fingerprint")
-    if not trained_on or trained_on == model_fingerprint(base):
+    if not trained_on or trained_on == model_fingerprint(base, reader):
         return []
     text = f"{path} was trained on another model than {base}{_looks_merged(reader)}"
     if not force:

@@ -73,7 +73,8 @@ def write_gguf(
         try:
             for key, value in keys.items():
                 if isinstance(value, str):
-                    writer.add_string(key, value)
+                    # add_string leaves an empty text out
+                    writer.add_key_value(key, value, gguf.GGUFValueType.STRING)
                 elif isinstance(value, int):
                     writer.add_uint32(key, value)
                 else:
@@ -90,12 +91,13 @@ def write_gguf(
                 writer.close()
 
 
-def model_fingerprint(path: str | os.PathLike[str]) -> str:
+def model_fingerprint(path: str | os.PathLike[str], reader: gguf.GGUFReader | None = None) -> str:
     """Hash a model's header and samples of its data, blind to the file's name.
 
-    Of each tensor its first and last 4 KiB count, and 4 KiB every 64 MiB between: quick for any size.
+    Of each tensor its first and last 4 KiB count, and 4 KiB every 64 MiB between: quick for any size. ``reader`` is
+    the file where it is open already. Raises as :func:`open_gguf`.
     """
-    reader = open_gguf(path)
+    reader = reader if reader is not None else open_gguf(path)
     digest = hashlib.sha256()
     with Path(path).open("rb") as file:
         digest.update(file.read(reader.data_offset))
