@@ -368,6 +368,7 @@ def test_system_text_that_the_rows_really_have(
     notes = {"template": "model", "system": system or "", "system_differs": "true" if differs else "false"}
     assert dataset.report.asked_with() == notes
     assert ("different system texts" in report_of(dataset)) == differs
+    assert ("in no sample" in report_of(dataset)) == (given == "Other." and all(cells))
 
 
 def test_a_row_that_is_skipped_has_no_say(demo_model: _core.Model, tmp_path: Path) -> None:

@@ -231,7 +231,13 @@ def test_kept_texts_that_are_not_the_trainings_are_said(tmp_path):
     assert (modelfile.template, modelfile.system) == ("Q {{ .System }} {{ .Prompt }}", "Mine.")
     assert modelfile.adapter is None
     assert modelfile.parameters == {}  # the stops are those of another template
-    for said in ("TEMPLATE of", "SYSTEM of", "ADAPTER of", "the Modelfile's own"):
+    for said in (
+        "TEMPLATE of",
+        "SYSTEM of",
+        "ADAPTER of",
+        f"FROM of {tmp_path / 'Modelfile'} was x.",
+        "Modelfile's own",
+    ):
         assert said in str(result)
     given = package_model(model, "m", out_dir=tmp_path, store=tmp_path / "s", template="chatml", system="Given.")
     modelfile = check_same(given)

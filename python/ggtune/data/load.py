@@ -199,6 +199,8 @@ def _from_csv(
         samples.append(make_sample(*encoder.encode_turn(rendered), options.loss_on, record.row))
     report.empty_rows = table.empty_rows
     report.notes += encoder.notes
+    if options.system and options.system not in systems:
+        report.notes.append("the given system text is in no sample: every row has one of its own")
     if table.unused_columns:
         report.notes.append("columns not used: " + ", ".join(table.unused_columns))
     return samples, template, systems

@@ -238,6 +238,8 @@ def _plan(
         remarks.append(
             f"The SYSTEM of {path} was kept, though it is not the text of the training: --system sets another."
         )
+    if before.model != wanted.model:
+        remarks.append(f"The FROM of {path} was {before.model}.")
     if before.adapter and not adapters:
         remarks.append(f"The ADAPTER of {path} was taken out: the package has none.")
     extended = extend(text, wanted, wishes.given(), path=str(path))
@@ -318,7 +320,7 @@ def _choose_system(header: GgufHeader, notes: Mapping[str, str], given: str | No
 def _check_system(template: OllamaTemplate | None, modelfile: Modelfile) -> None:
     """Raise the training's own error where a template has no place for the system text."""
     if modelfile.system and template is not None:
-        template.source.render(modelfile.system, "", "")
+        template.source.render_prompt(modelfile.system, "?")
     elif modelfile.system and modelfile.template and not any(w in modelfile.template for w in (".System", ".Messages")):
         raise GgtuneError(
             "The Modelfile's TEMPLATE has no place for its SYSTEM: take one of them out, or give --template."

@@ -148,7 +148,10 @@ def check_store(store_dir: Path, name: ModelName, needed_bytes: int) -> None:
 def check_model_files(gguf_path: Path, header: GgufHeader, adapter: Path | None) -> None:
     """Raise :class:`ModelError` where the model is none, or the adapter no LoRA for it: Ollama checks neither."""
     if header.kind == "adapter":
-        raise ModelError(f"{gguf_path}: an adapter, not a model. Merge it first: ggtune export-lora.")
+        raise ModelError(
+            f"{gguf_path}: an adapter, not a model. Give its base with it (ggtune package --model BASE --lora "
+            f"{gguf_path}), or merge it first: ggtune export-lora."
+        )
     if adapter is None:
         return
     found = read_header(adapter)
