@@ -149,8 +149,8 @@ def check_model_files(gguf_path: Path, header: GgufHeader, adapter: Path | None)
     """Raise :class:`ModelError` where the model is none, or the adapter no LoRA for it: Ollama checks neither."""
     if header.kind == "adapter":
         raise ModelError(
-            f"{gguf_path}: an adapter, not a model. Give its base with it (ggtune package --model BASE --lora "
-            f"{gguf_path}), or merge it first: ggtune export-lora."
+            f"{gguf_path}: an adapter, not a model. Merge it first: ggtune export-lora. Or give its base with it: "
+            f"ggtune package --model BASE --lora {gguf_path}"
         )
     if adapter is None:
         return
