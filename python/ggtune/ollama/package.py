@@ -259,14 +259,15 @@ def _plan(
 def _existing(out_dir: Path | None, given: Path | None) -> tuple[Path, str] | None:
     """Find the Modelfile to extend, and read it. Raises :class:`GgtuneError` where another one would be lost."""
     own = out_dir / "Modelfile" if out_dir else None
-    own_text = read_modelfile(own) if own is not None and own.is_file() else None
-    users = own is not None and own_text is not None and not is_signed(own_text)
-    if given is not None:
-        text = read_modelfile(given)
-        if users and own is not None and not own.samefile(given):
-            raise GgtuneError(f"{own} is there and was not written by ggtune: move it away, or give another --out.")
-        return given, text
-    return (own, own_text) if users and own is not None and own_text is not None else None
+    users = None
+    if own is not None and own.is_file() and not is_signed(text := read_modelfile(own)):
+        users = (own, text)
+    if given is None:
+        return users
+    text = read_modelfile(given)
+    if users is not None and not users[0].samefile(given):
+        raise GgtuneError(f"{own} is there and was not written by ggtune: move it away, or give another --out.")
+    return given, text
 
 
 def _choose_template(
