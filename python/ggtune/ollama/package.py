@@ -205,8 +205,7 @@ def _plan(
     remarks = list(adapters.remarks) if adapters else []
     notes = adapters.notes if adapters else {}
     trained_template = notes.get("template") or header.ggtune_template
-    chosen, said = _choose_template(gguf_path, header, wishes.template or notes.get("template"))
-    remarks += said
+    chosen, about_template = _choose_template(gguf_path, header, wishes.template or notes.get("template"))
     if wishes.template and trained_template and wishes.template != trained_template:
         remarks.append(f"The training used the template {trained_template}, not {wishes.template}.")
     system, said = _choose_system(header, notes, wishes.system)
@@ -223,15 +222,16 @@ def _plan(
     there = _existing(out_dir, wishes.modelfile)
     if there is None:
         _check_system(chosen, wanted)
-        return _Plan(wanted, signed(str(wanted)) if out_dir else None, chosen.name if chosen else None, tuple(remarks))
+        text = signed(str(wanted)) if out_dir else None
+        return _Plan(wanted, text, chosen.name if chosen else None, (*about_template, *remarks))
 
     path, text = there
     before = Modelfile.parse(text, path=str(path))
     if before.template and wishes.template is None and before.template != wanted.template:
-        remarks.append(
+        about_template = [
             f"The TEMPLATE of {path} was kept, though it is not the one of the training"
             f"{f' ({chosen.name})' if chosen else ''}: --template sets another."
-        )
+        ]
         wanted = replace(wanted, parameters=_parameters(None, wishes.params))  # the stops are the other template's
         chosen = None
     if before.system and wishes.system is None and before.system != (wanted.system or ""):
@@ -243,8 +243,7 @@ def _plan(
     if before.adapter and not adapters:
         remarks.append(f"The ADAPTER of {path} was taken out: the package has none.")
     extended = extend(text, wanted, wishes.given(), path=str(path))
-    if extended.what_stays:
-        remarks.insert(0, f"Kept from {path}: {extended.what_stays}")
+    kept = [f"Kept from {path}: {extended.what_stays}"] if extended.what_stays else []
     result = Modelfile.parse(extended.text, path=str(path))
     _check_system(chosen, result)
     kept_from = [word for word in ("renderer", "parser", "requires") if getattr(result, word)]
@@ -253,7 +252,8 @@ def _plan(
             f"{path} has {', '.join(kept_from).upper()}, which only `ollama create` can put into a model: take it out, "
             "or give --no-store."
         )
-    return _Plan(result, extended.text if out_dir else None, chosen.name if chosen else None, tuple(remarks))
+    text = extended.text if out_dir else None
+    return _Plan(result, text, chosen.name if chosen else None, (*kept, *about_template, *remarks))
 
 
 def _existing(out_dir: Path | None, given: Path | None) -> tuple[Path, str] | None:
