@@ -395,7 +395,7 @@ def test_the_fingerprint_of_the_base(tmp_path):
     moved = base.rename(tmp_path / "moved.gguf")
     assert "another model" not in str(package_model(moved, "m", out_dir=tmp_path / "o", adapters=[(adapter, 1.0)]))
     other = samples.write_model(tmp_path / "merged.gguf", chat_template=LLAMA2, ggtune__template="llama2")
-    with pytest.raises(GgtuneError, match=r"merged in already.*--force"):
+    with pytest.raises(GgtuneError, match=r"merged in, is another one too.*--force"):
         package_model(other, "m", out_dir=tmp_path / "o", adapters=[(adapter, 1.0)])
     result = package_model(other, "m", out_dir=tmp_path / "o", adapters=[(adapter, 1.0)], force=True)
     assert "taken all the same (--force)" in str(result)
@@ -445,6 +445,10 @@ def test_a_store_that_will_be_full(tmp_path, make_disk):
     assert not (tmp_path / "out").exists()
 
 
-def test_what_the_base_was_trained_with_does_not_count_before(tmp_path):
-    model = samples.write_model(tmp_path / "m.gguf", chat_template=LLAMA2, ggtune__template="gemma")
-    check_packaging(model, "m", out_dir=tmp_path, store=None, template=None, system="S.")
+def test_a_template_that_is_not_known_before_is_the_trainings_affair(tmp_path):
+    """Nor does the one count that the base was trained with earlier."""
+    for template, chat_template in [("gemma", LLAMA2), ("gemma", None)]:
+        model = samples.write_model(tmp_path / "m.gguf", chat_template=chat_template, ggtune__template=template)
+        check_packaging(model, "m", out_dir=tmp_path, store=None, template=None, system="S.")
+        with pytest.raises(GgtuneError, match="no place for a system text"):
+            check_packaging(model, "m", out_dir=tmp_path, store=None, template=template, system="S.")

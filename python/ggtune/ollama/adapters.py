@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ggtune.errors import GgtuneError
 from ggtune.train.adapter_file import AdapterFile, read_adapter
-from ggtune.train.base_check import check_base
+from ggtune.train.base_check import check_base, check_pairs
 from ggtune.train.stack import STACKED, stacked
 
 STACKED_NAME = "stacked-adapter.gguf"
@@ -37,7 +37,8 @@ def read_adapters(
     contents = [(path, read_adapter(path), scale) for path, scale in adapters]
     remarks: list[str] = []
     for path, content, _ in contents:
-        remarks += check_base(path, content, base, force=force)
+        check_pairs(path, content, base)
+        remarks += check_base(path, base, content=content, force=force)
     first_path, first, first_scale = contents[0]
     for path, content, _ in contents[1:]:
         others = {key: content.notes.get(key) for key in ("template", "system")}

@@ -143,15 +143,17 @@ def check_packaging(
 ) -> None:
     """Raise now what :func:`package_model` would raise after a training of ``model``; writes nothing.
 
-    ``template`` and ``system`` are those that the training will record, ``model_bytes`` the size of the model that is
-    to be packaged (by default that of ``model``). Checked are the name, template, system text and parameters, a
-    Modelfile that is there, and room and rights in ``out_dir`` and ``store``. Raises :class:`GgtuneError`.
+    ``template`` and ``system`` are those of the training, ``model_bytes`` the size of the model that is to be packaged
+    (by default that of ``model``). With ``template`` None the training chooses it, and checks itself that it has a
+    place for the system text. Checked are the name, template, system text and parameters, a Modelfile that is there,
+    and room and rights in ``out_dir`` and ``store``. Raises :class:`GgtuneError`.
     """
     model_name = ModelName.parse(name)
     # what the file says of an earlier training will not hold for the next
     header = replace(read_header(model), ggtune_template=None, ggtune_system=None, ggtune_system_differs=False)
     check_model_files(model, header, None)
-    _plan(model, header, None, _Wishes(template, system, params or {}), out_dir, store)
+    wishes = _Wishes(template, system, params or {}, template_known=template is not None)
+    _plan(model, header, None, wishes, out_dir, store)
     if out_dir is not None:
         check_replaceable(out_dir / "Modelfile")
         check_writable(out_dir)
@@ -169,6 +171,7 @@ class _Wishes:
     license: tuple[str, ...] = ()
     said: tuple[tuple[str, str], ...] = ()
     modelfile: Path | None = None
+    template_known: bool = True  # False: the training will find it
 
     def given(self) -> set[str]:
         """Return the kinds of statements that are asked for, as :func:`~ggtune.ollama.modelfile_edit.extend` wants."""
@@ -221,7 +224,8 @@ def _plan(
     )
     there = _existing(out_dir, wishes.modelfile)
     if there is None:
-        _check_system(chosen, wanted)
+        if wishes.template_known:
+            _check_system(chosen, wanted)
         text = signed(str(wanted)) if out_dir else None
         return _Plan(wanted, text, chosen.name if chosen else None, (*about_template, *remarks))
 
@@ -245,7 +249,8 @@ def _plan(
     extended = extend(text, wanted, wishes.given(), path=str(path))
     kept = [f"Kept from {path}: {extended.what_stays}"] if extended.what_stays else []
     result = Modelfile.parse(extended.text, path=str(path))
-    _check_system(chosen, result)
+    if wishes.template_known or chosen is None:
+        _check_system(chosen, result)
     kept_from = [word for word in ("renderer", "parser", "requires") if getattr(result, word)]
     if store is not None and kept_from:
         raise GgtuneError(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import gguf
 import numpy as np
 
 from ggtune.errors import ModelError
@@ -15,12 +14,10 @@ from ggtune.train.stack import flipped
 _SHOWN = 3
 
 
-def check_base(path: Path, content: AdapterFile, base: Path, *, force: bool = False) -> list[str]:
-    """Compare an adapter with the model that it is to be used with; return what the user should know.
+def check_pairs(path: Path, content: AdapterFile, base: Path) -> None:
+    """Raise :class:`ModelError` where an adapter's pairs are none of this model's.
 
-    As strict as merging: architecture, names and shapes of all pairs, finite values. Where the adapter says which file
-    it was trained on (:func:`~ggtune.train.files.model_fingerprint`), it has to be this one, or ``force``. Raises
-    :class:`ModelError`.
+    As strict as merging: architecture, names and shapes of all pairs, finite values.
     """
     reader = open_gguf(base)
     wrong = []
@@ -35,12 +32,23 @@ def check_base(path: Path, content: AdapterFile, base: Path, *, force: bool = Fa
     for name, values in content.tensors.items():
         if not np.isfinite(values).all():
             raise ModelError(f"{path}: tensor {name} holds values that are not finite: its training diverged.")
+
+
+def check_base(path: Path, base: Path, *, content: AdapterFile, force: bool = False) -> list[str]:
+    """Return what the user has to know before an adapter is put on a base model.
+
+    Where the adapter says which file it was trained on (:func:`~ggtune.train.files.model_fingerprint`), it has to be
+    this one, or ``force``. Raises :class:`ModelError`.
+    """
     trained_on = content.notes.get("base_fingerprint")
-    if not trained_on or trained_on == model_fingerprint(base, reader):
+    if not trained_on or trained_on == model_fingerprint(base):
         return []
-    text = f"{path} was trained on another model than {base}{_looks_merged(reader)}"
+    text = f"{path} was trained on another model than {base}"
     if not force:
-        raise ModelError(f"{text}. Give the one that it was trained on; --force takes this one all the same.")
+        raise ModelError(
+            f"{text} (the same one quantized otherwise, or with an adapter merged in, is another one too). "
+            "Give the one that it was trained on; --force takes this one all the same."
+        )
     return [f"{text}: taken all the same (--force)."]
 
 
@@ -59,7 +67,3 @@ def _misfit(content: AdapterFile, name: str, shapes: dict[str, tuple[int, ...]])
     if given != expected or a[:-2] != shape[:1:-1] or b[:-2] != shape[:1:-1]:
         return f"{name} is {given[0]} to {given[1]} in it and {expected[0]} to {expected[1]} in the model"
     return ""
-
-
-def _looks_merged(reader: gguf.GGUFReader) -> str:
-    return " (which has an adapter merged in already)" if reader.get_field("ggtune.template") is not None else ""

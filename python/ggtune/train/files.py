@@ -91,13 +91,12 @@ def write_gguf(
                 writer.close()
 
 
-def model_fingerprint(path: str | os.PathLike[str], reader: gguf.GGUFReader | None = None) -> str:
+def model_fingerprint(path: str | os.PathLike[str]) -> str:
     """Hash a model's header and samples of its data, blind to the file's name.
 
-    Of each tensor its first and last 4 KiB count, and 4 KiB every 64 MiB between: quick for any size. ``reader`` is
-    the file where it is open already. Raises as :func:`open_gguf`.
+    Of each tensor its first and last 4 KiB count, and 4 KiB every 64 MiB between: quick for any size.
     """
-    reader = reader if reader is not None else open_gguf(path)
+    reader = open_gguf(path)
     digest = hashlib.sha256()
     with Path(path).open("rb") as file:
         digest.update(file.read(reader.data_offset))
