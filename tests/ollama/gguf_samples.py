@@ -116,7 +116,7 @@ def write_model(path, *, architecture="llama", chat_template=None, split_count=N
     if split_count is not None:
         writer.add_uint16("split.count", split_count)
     for key, text in texts.items():
-        writer.add_string(key.replace("__", "."), text)
+        writer.add_key_value(key.replace("__", "."), text, gguf.GGUFValueType.STRING)
     rng = np.random.default_rng(1)
     writer.add_tensor("token_embd.weight", rng.standard_normal((4, 32), dtype=np.float32))
     writer.add_tensor("blk.0.attn_q.weight", rng.standard_normal((32, 32), dtype=np.float32))
@@ -124,13 +124,17 @@ def write_model(path, *, architecture="llama", chat_template=None, split_count=N
     return path
 
 
-def write_adapter(path, *, architecture="llama", kind="lora"):
+def write_adapter(
+    path, *, architecture="llama", kind="lora", tensor="blk.0.attn_q.weight", n_in=32, value=1.0, **notes
+):
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_type("adapter")
     writer.add_string("adapter.type", kind)
     writer.add_float32("adapter.lora.alpha", 1.0)
-    writer.add_tensor("blk.0.attn_q.weight.lora_a", np.ones((1, 32), np.float32))
-    writer.add_tensor("blk.0.attn_q.weight.lora_b", np.ones((32, 1), np.float32))
+    for key, text in notes.items():
+        writer.add_key_value(f"ggtune.{key}", text, gguf.GGUFValueType.STRING)
+    writer.add_tensor(f"{tensor}.lora_a", np.full((1, n_in), value, np.float32))
+    writer.add_tensor(f"{tensor}.lora_b", np.ones((32, 1), np.float32))
     _finish(writer)
     return path
 

@@ -46,7 +46,7 @@ def command(
     trained = read_adapter(lora).notes if lora else {}
     written = loaded.metadata()
     name = template or trained.get("template") or written.get("ggtune.template") or None
-    system_text = system if system is not None else trained.get("system") or written.get("ggtune.system")
+    system_text = system if system is not None else trained.get("system", written.get("ggtune.system"))
     pieces = answer_pieces(
         loaded,
         choose_template(name, loaded),

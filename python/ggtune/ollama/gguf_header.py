@@ -11,6 +11,8 @@ from ggtune.errors import ModelError
 from ggtune.gguf_structure import check_structure
 from ggtune.ollama.vocabulary import SpecialTokens, read_special_tokens
 
+_LICENSE_KEYS = ("general.license", "general.license.name", "general.license.link")
+
 
 @dataclass(frozen=True)
 class GgufHeader:
@@ -25,6 +27,8 @@ class GgufHeader:
     special_tokens: SpecialTokens
     ggtune_template: str | None  # template and system text that the model was trained with
     ggtune_system: str | None
+    ggtune_system_differs: bool  # its samples had several
+    license: str | None  # an identifier mostly ("apache-2.0"), with name and link where the file has them
 
 
 def read_header(path: Path) -> GgufHeader:
@@ -65,6 +69,8 @@ def _header(path: Path, reader: gguf.GGUFReader) -> GgufHeader:
         special_tokens=read_special_tokens(reader),
         ggtune_template=_text(reader, "ggtune.template"),
         ggtune_system=_text(reader, "ggtune.system"),
+        ggtune_system_differs=_text(reader, "ggtune.system_differs") == "true",
+        license="\n".join(text for key in _LICENSE_KEYS if (text := _text(reader, key))) or None,
     )
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ggtune.errors import ModelError
+from ggtune.files import check_writable
 from ggtune.ollama.blobs import BlobStore, describe, store_errors
 from ggtune.ollama.gguf_header import GgufHeader, read_header
 from ggtune.ollama.manifest import CONFIG_TYPE, LAYER_TYPE, Layer, Manifest, compact_json
@@ -100,10 +101,21 @@ def write_model(
     )
 
 
+def check_store(store_dir: Path, name: ModelName, needed_bytes: int) -> None:
+    """Raise as :func:`write_model` would for a store that can't be written or is too full; writes nothing."""
+    with store_errors(store_dir):
+        for folder in (store_dir / "blobs", (store_dir / "manifests" / name.manifest_path()).parent):
+            check_writable(folder)
+        BlobStore(store_dir).check_free_space(needed_bytes)
+
+
 def check_model_files(gguf_path: Path, header: GgufHeader, adapter: Path | None) -> None:
     """Raise :class:`ModelError` where the model is none, or the adapter no LoRA for it: Ollama checks neither."""
     if header.kind == "adapter":
-        raise ModelError(f"{gguf_path}: an adapter, not a model. Merge it first: ggtune export-lora.")
+        raise ModelError(
+            f"{gguf_path}: an adapter, not a model. Merge it first: ggtune export-lora. Or give its base with it: "
+            f"ggtune package --model BASE --lora {gguf_path}"
+        )
     if adapter is None:
         return
     found = read_header(adapter)

@@ -73,7 +73,8 @@ def write_gguf(
         try:
             for key, value in keys.items():
                 if isinstance(value, str):
-                    writer.add_string(key, value)
+                    # add_string leaves an empty text out
+                    writer.add_key_value(key, value, gguf.GGUFValueType.STRING)
                 elif isinstance(value, int):
                     writer.add_uint32(key, value)
                 else:

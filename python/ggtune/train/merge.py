@@ -7,7 +7,7 @@ from ggtune._native import core
 from ggtune.errors import GgtuneError
 from ggtune.files import making_folder
 from ggtune.system import available_threads
-from ggtune.train.adapter_file import check_fits, read_adapter
+from ggtune.train.adapter_file import ASKED_WITH, check_fits, read_adapter
 from ggtune.train.files import open_gguf
 
 
@@ -33,7 +33,7 @@ def merge_adapters(
     metadata = {"general.name": name or output.stem, "general.finetune": Path(adapters[0][0]).stem}
     for (path, _), content in zip(adapters, contents, strict=True):
         check_fits(path, content, model)
-        metadata.update({f"ggtune.{key}": content.notes[key] for key in ("template", "system") if key in content.notes})
+        metadata.update({f"ggtune.{key}": content.notes[key] for key in ASKED_WITH if key in content.notes})
     del model
     threads = threads or available_threads()
     with making_folder(output.parent):

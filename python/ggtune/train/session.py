@@ -92,10 +92,7 @@ def prepare(
         state = dataclasses.replace(checkpoint.state, version=ggtune.__version__)
         restore(engine, checkpoint)
     else:
-        notes = {"system": config.system} if config.system else {}
-        if data.report.template:
-            notes["template"] = data.report.template
-        notes["base_fingerprint"] = fingerprint
+        notes = {**data.report.asked_with(), "base_fingerprint": fingerprint}
         state = State(
             0, 0, 0, 0, fingerprint, data_fingerprint, notes=notes, started=started, version=ggtune.__version__
         )
