@@ -1,4 +1,4 @@
-"""Bounds check of a GGUF file, done before a reader that checks nothing sees it.
+"""Bounds check of a GGUF file, done before a reader that checks nothing sees it, and where its data lies.
 
 The format is that of ggml's ``docs/gguf.md``. Memory and time are bounded by the size of the file.
 """
@@ -6,6 +6,8 @@ The format is that of ggml's ``docs/gguf.md``. Memory and time are bounded by th
 import math
 import mmap
 import struct
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import gguf
@@ -16,6 +18,16 @@ _SCALAR_BYTES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 1
 _STRING, _ARRAY = 8, 9
 _MAX_DIMENSIONS = 4
 _MAX_DEPTH = 4  # of arrays in arrays
+_OWN = "ggtune."
+
+
+@dataclass(frozen=True)
+class Structure:
+    """Where what is in a GGUF file."""
+
+    data_offset: int  # bytes of the header, with its padding
+    extents: tuple[tuple[int, int], ...]  # offset in the file and bytes of each tensor, in the header's order
+    ggtune_texts: dict[str, str]  # the text keys of ggtune's own, without the prefix
 
 
 class _DamagedError(Exception):
@@ -64,10 +76,10 @@ class _Cursor:
             raise _DamagedError(f"the header has a value of the unknown type {kind}")
 
 
-def check_structure(path: Path) -> None:
+def check_structure(path: Path) -> Structure:
     """Raise :class:`ModelError` where a count, length, type, shape or offset of the header can't be.
 
-    ``OSError`` goes through.
+    ``OSError`` goes through. Much quicker than gguf-py's reader, which takes seconds for a large vocabulary.
     """
     with path.open("rb") as file:
         magic = file.read(4)
@@ -75,19 +87,19 @@ def check_structure(path: Path) -> None:
             raise ModelError(f"{path} is not a GGUF file" + (" (it is empty)" if not magic else ""))
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             try:
-                _check(_Cursor(data), len(data))
+                return _check(_Cursor(data), len(data))
             except _DamagedError as error:
                 raise ModelError(f"{path}: the GGUF file is truncated or damaged: {error}") from None
 
 
-def _check(cursor: _Cursor, n_bytes: int) -> None:
+def _check(cursor: _Cursor, n_bytes: int) -> Structure:
     cursor.skip(4)
     version = cursor.number("I")
     if version not in (2, 3):
         raise _DamagedError(f"version {version} of the format is not known")
     n_tensors, n_keys = cursor.number("Q"), cursor.number("Q")
     alignment = 32
-    keys = set()
+    keys, texts = set(), {}
     for _ in range(n_keys):
         key, kind = cursor.text(), cursor.number("I")
         if key in keys:
@@ -95,10 +107,13 @@ def _check(cursor: _Cursor, n_bytes: int) -> None:
         keys.add(key)
         start = cursor.offset
         cursor.value(kind)
+        after, cursor.offset = cursor.offset, start
         if key == "general.alignment":
-            after, cursor.offset = cursor.offset, start
             alignment = cursor.number("I") if kind == 4 else 0
-            cursor.offset = after
+        elif key.startswith(_OWN) and kind == _STRING:
+            with suppress(_DamagedError):  # one that is not UTF-8 is none
+                texts[key.removeprefix(_OWN)] = cursor.text()
+        cursor.offset = after
     if alignment <= 0 or alignment & (alignment - 1):
         raise _DamagedError("general.alignment is no power of two")
     extents, names = [], set()
@@ -119,6 +134,7 @@ def _check(cursor: _Cursor, n_bytes: int) -> None:
     for name, offset, size in extents:
         if start + offset + size > n_bytes:
             raise _DamagedError(f"the data of tensor {name} ends behind the end of the file")
+    return Structure(start, tuple((start + offset, size) for _, offset, size in extents), texts)
 
 
 def _tensor_bytes(name: str, kind: int, shape: list[int]) -> int:
