@@ -24,6 +24,7 @@ def result(settings: dict[str, Any] | None = None, **changes: Any) -> Result:
         held_out_before=2.0,
         best_held_out=1.5,
         best_step=100,
+        first_loss=2.0,
         start_loss=2.0,
         n_updates=100,
         steps_per_epoch=40,
@@ -93,7 +94,12 @@ def test_divergence_is_told_alone() -> None:
 
 @pytest.mark.parametrize(("start", "end", "diverged"), [(2.0, 2.7, False), (2.0, 2.8, True), (0.05, 0.3, False)])
 def test_noise_is_no_divergence(start: float, end: float, diverged: bool) -> None:
-    assert has_diverged(result(start_loss=start, smoothed_loss=end)) == diverged
+    assert has_diverged(result(first_loss=start, start_loss=start, smoothed_loss=end)) == diverged
+
+
+def test_divergence_within_the_first_steps() -> None:
+    assert has_diverged(result(first_loss=5.0, start_loss=11.0, smoothed_loss=8.5))
+    assert not has_diverged(result(first_loss=1.6, start_loss=2.5, smoothed_loss=2.6))  # an easy first batch
 
 
 def test_overfitting_is_no_divergence() -> None:
@@ -101,4 +107,4 @@ def test_overfitting_is_no_divergence() -> None:
 
 
 def test_a_resumed_run_of_an_older_version() -> None:
-    assert verdicts(result(start_loss=None, n_updates=9)) == []
+    assert verdicts(result(first_loss=None, start_loss=None, n_updates=9)) == []

@@ -115,6 +115,7 @@ class Loop:
             held_out_before=self._monitor.held_out_before,
             best_held_out=self._monitor.best_held_out,
             best_step=self._monitor.best_step,
+            first_loss=self._monitor.first_loss,
             start_loss=self._monitor.start_loss,
             n_updates=self._state.n_updates,
             steps_per_epoch=self._plan.steps_per_epoch,

@@ -26,6 +26,7 @@ class Monitor:
     best_held_out: float | None = None
     best_step: int | None = None
     held_out_step: int | None = None  # after which ``held_out`` was measured
+    first_loss: float | None = None
     start_loss: float | None = None  # mean of the first steps
     epoch_loss: float = 0.0  # sum over this epoch's steps
     epoch_steps: int = 0
@@ -37,6 +38,8 @@ class Monitor:
     def update(self, loss: float, stop_loss: float) -> None:
         """Count a step. ``stop_loss`` 0 is no threshold."""
         self.n_steps += 1
+        if self.n_steps == 1:
+            self.first_loss = loss
         if self.n_steps <= _START_STEPS:
             self.start_loss = ((self.start_loss or 0.0) * (self.n_steps - 1) + loss) / self.n_steps
         self.epoch_loss += loss

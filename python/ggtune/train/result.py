@@ -21,6 +21,7 @@ class Result:
     held_out_before: float | None
     best_held_out: float | None  # of those measured after a step
     best_step: int | None
+    first_loss: float | None  # of the run's first step: the base's own
     start_loss: float | None  # mean of the run's first steps
     n_updates: int  # steps that were not dropped, of the whole run
     steps_per_epoch: int

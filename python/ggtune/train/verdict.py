@@ -20,14 +20,17 @@ def has_diverged(result: Result) -> bool:
     """
     if result.held_out_loss is not None and not math.isfinite(result.held_out_loss):
         return True
-    start = result.start_loss
-    return start is not None and result.smoothed_loss > _WORSE_FACTOR * start + _WORSE_LOSS
+    if result.first_loss is None or result.start_loss is None:
+        return False
+    # the mean is steadier, but a run may diverge within the steps that it is of
+    start = min(result.start_loss, _WORSE_FACTOR * result.first_loss)
+    return result.smoothed_loss > _WORSE_FACTOR * start + _WORSE_LOSS
 
 
 def verdicts(result: Result) -> list[str]:
     """Return the lines that a user should see last: what went wrong and what to do, nothing for a good run."""
     if has_diverged(result):
-        loss = f"the training loss is {result.smoothed_loss:.4g}, {result.start_loss or math.nan:.4g} at the start"
+        loss = f"the training loss is {result.smoothed_loss:.4g}, {result.first_loss or math.nan:.4g} at the start"
         if result.held_out_loss is not None and not math.isfinite(result.held_out_loss):
             loss = "the held-out loss is not finite"
         return [
