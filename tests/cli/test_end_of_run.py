@@ -65,6 +65,9 @@ def test_divergence_has_a_status_of_its_own(start, tmp_path, command, lr) -> Non
     assert "the run has diverged" in text.lower()
     assert "smaller --lr" in text
     assert not (tmp_path / "run/model.gguf").exists()
+    status = json.loads((tmp_path / "run/status.json").read_text())
+    assert status["state"] == "failed"
+    assert "has diverged" in status["reason"]
 
 
 def test_run_takes_the_best(start, tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-def]

@@ -25,6 +25,7 @@ from ggtune.train.progress import Progress
 from ggtune.train.result import Result
 from ggtune.train.saver import Saver
 from ggtune.train.schedule import Schedule
+from ggtune.train.verdict import has_diverged, verdicts
 from ggtune.train.watchdog import MAX_DROPPED_IN_A_ROW, MemoryWatch, spike_text
 
 if TYPE_CHECKING:
@@ -104,7 +105,14 @@ class Loop:
             except KeyboardInterrupt:
                 raise self._interrupted(metrics) from None
             self._save_last(metrics)
-            self._job.finished(reason, self._state.step)
+            result = self._result(reason)
+            if has_diverged(result):
+                self._job.failed(verdicts(result)[0], self._state.step)
+            else:
+                self._job.finished(reason, self._state.step)
+        return result
+
+    def _result(self, reason: str) -> Result:
         return Result(
             config=self._config,
             steps=self._state.step,

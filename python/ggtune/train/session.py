@@ -287,7 +287,7 @@ def disk_bytes(config: TrainConfig, adapter: "Adapter", plan: Plan) -> int:
     n_saves = plan.total_steps // every + 1 if plan.total_steps and every else 1
     n_kept = min(config.keep, n_saves) if config.keep else n_saves
     best = 1 if plan.held_out else 0
-    return (n_kept + best + 1) * per_checkpoint + 2 * per_adapter + _STEP_BYTES * (plan.total_steps or 0)
+    return (n_kept + best + 1) * per_checkpoint + (2 + best) * per_adapter + _STEP_BYTES * (plan.total_steps or 0)
 
 
 def _check_disk(config: TrainConfig, outputs: Outputs, n_bytes: int) -> None:

@@ -106,6 +106,10 @@ def _texts(config: TrainConfig, notes: Mapping[str, str]) -> dict[str, str]:
     ``<SFT>`` text has its own template in it.
     """
     data = Path(config.data)
-    if data.suffix.lower() not in _TABLES and not has_csv_header(read_text(data)):
+    try:
+        is_table = data.suffix.lower() in _TABLES or has_csv_header(read_text(data))
+    except GgtuneError:  # whoever reads the data says it better
+        return {}
+    if not is_table:
         return {}
     return {key: notes[key] for key in ("template", "system") if notes.get(key) and not getattr(config, key)}
