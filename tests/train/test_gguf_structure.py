@@ -3,6 +3,7 @@
 import struct
 from pathlib import Path
 
+import gguf
 import pytest
 
 from ggtune.demo import MODEL
@@ -73,3 +74,22 @@ def test_whole_files_pass(tmp_path: Path) -> None:
     size = path.stat().st_size
     path.write_bytes(path.read_bytes() + bytes(-size % 32 + 16))
     check_structure(path)
+
+
+def test_where_what_is_in_it(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    keys = key("ggtune.system", 8, text("Be brief.")) + key("ggtune.template", 8, text("x").replace(b"x", b"\xff"))
+    keys += key("general.name", 8, text("none of ggtune's")) + key("ggtune.number", 4, bytes(4))
+    start = header(n_tensors=2, n_keys=4) + keys + tensor((4,), name="a") + tensor((8,), name="b", offset=32)
+    n_header = -(-len(start) // 32) * 32
+    path.write_bytes(start.ljust(n_header, b"\0") + bytes(64))
+    found = check_structure(path)
+    assert (found.data_offset, found.extents) == (n_header, ((n_header, 16), (n_header + 32, 32)))
+    assert found.ggtune_texts == {"system": "Be brief."}  # what is not UTF-8 is none
+
+
+def test_it_sees_what_the_reader_sees() -> None:
+    reader = gguf.GGUFReader(MODEL)
+    found = check_structure(MODEL)
+    assert found.data_offset == reader.data_offset
+    assert found.extents == tuple((int(t.data_offset), int(t.n_bytes)) for t in reader.tensors)

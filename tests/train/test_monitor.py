@@ -85,6 +85,15 @@ def test_epochs_of_few_steps_need_more_of_them() -> None:
     assert lowered == [False] * PLATEAU_LEAST_STEPS + [True]
 
 
+def test_flat_steps_are_counted_in_a_row() -> None:
+    monitor = Monitor()
+    epoch(monitor, 3.0)
+    epoch(monitor, 3.0)
+    epoch(monitor, 2.0)
+    assert [epoch(monitor, 2.0, steps=1) for _ in range(3)] == [False] * 3
+    assert (monitor.n_flat_epochs, monitor.n_flat_steps) == (3, 3)
+
+
 def test_an_epoch_without_a_step_is_none() -> None:
     monitor = Monitor()
     assert not epoch(monitor, 2.0)

@@ -17,7 +17,7 @@ from ggtune.train.base import adapter_fingerprint, check_base
 if TYPE_CHECKING:
     from ggtune._core import Adapter, Model
 
-_OWN_NOTES = ("base_fingerprint", "step", "template", "system")  # a run writes these itself
+_OWN_NOTES = ("template", "system")  # of the data trained on last, even where that has none
 _TABLES = (".csv", ".tsv")
 
 
