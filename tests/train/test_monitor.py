@@ -25,6 +25,21 @@ def test_stops_only_after_enough_steps_in_a_row() -> None:
     assert "under 0.1 for 3 steps" in reason
 
 
+def test_another_threshold_is_not_taken_for_reached() -> None:
+    """As after a run that goes on with another --stop-loss."""
+    monitor = Monitor()
+    for _ in range(3):
+        monitor.update(0.15, 0.2)
+    assert monitor.is_under(0.2, 3)
+    assert monitor.is_under(0.3, 3)
+    assert not monitor.is_under(0.1, 3)
+    monitor.update(0.05, 0.1)
+    assert not monitor.is_under(0.1, 3)
+    assert monitor.n_under == 1
+    monitor.update(0.15, 0.2)
+    assert monitor.n_under == 2
+
+
 def test_no_threshold_never_stops() -> None:
     monitor = Monitor()
     monitor.update(0.0, 0.0)

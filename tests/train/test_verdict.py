@@ -50,7 +50,10 @@ def test_worse_than_its_start() -> None:
         "The held-out loss got worse than its start: 2.0000 before the training, 2.5000 after it; step"
     )
     assert "step 40 had the best, 1.7500" in text
+    assert "fewer --epochs" in text
     assert "--which best" in text
+    (text,) = verdicts(result(held_out_loss=2.5, best_held_out=1.75, best_step=40, is_under=True))
+    assert "by heart" in text
     (text,) = verdicts(result(held_out_loss=2.5, best_held_out=2.25, best_step=40))
     assert "no step was better" in text
     assert "--holdout 0" in text

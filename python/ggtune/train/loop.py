@@ -146,18 +146,20 @@ class Loop:
         while True:
             if self._state.n_dropped_in_a_row >= MAX_DROPPED_IN_A_ROW:
                 self._go_back(metrics)
-            config = self._config
-            reason = self._monitor.stop_reason(config.stop_loss, config.stop_patience, config.stop_plateau)
-            if reason:
+            if reason := self._stop_reason():
                 return reason
             if self._total is not None and self._state.step >= self._total:
                 done = f"all {self._total} steps are done"
                 return done if self._shown_total else f"{self._total} steps are the most that are taken for --stop-loss"
             record = self._step()
             at_epoch_end = self._state.cursor == self._plan.steps_per_epoch
-            if self._plan.held_out and (at_epoch_end or self._state.step == self._total):
+            if self._plan.held_out and (at_epoch_end or self._state.step == self._total or self._stop_reason()):
                 self._state = dataclasses.replace(self._state, pending=record)
             self._finish(metrics, record)
+
+    def _stop_reason(self) -> str | None:
+        config = self._config
+        return self._monitor.stop_reason(config.stop_loss, config.stop_patience, config.stop_plateau)
 
     def _step(self) -> dict[str, Any]:
         """Take one optimizer step, or drop it, and return its metrics."""

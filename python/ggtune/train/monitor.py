@@ -21,6 +21,7 @@ class Monitor:
     average: float = 0.0  # not corrected
     n_steps: int = 0
     n_under: int = 0
+    under: float = 0.0  # the threshold that ``n_under`` steps in a row were under
     held_out: float | None = None
     held_out_before: float | None = None
     best_held_out: float | None = None
@@ -45,6 +46,9 @@ class Monitor:
         self.epoch_loss += loss
         self.epoch_steps += 1
         self.average = self.decay * self.average + (1 - self.decay) * loss
+        if stop_loss < self.under:
+            self.n_under = 0  # what was under the threshold of before need not be under this one
+        self.under = stop_loss
         self.n_under = self.n_under + 1 if stop_loss > 0 and loss < stop_loss else 0
 
     def end_epoch(self, plateau: int) -> bool:
@@ -82,7 +86,7 @@ class Monitor:
 
     def is_under(self, stop_loss: float, patience: int) -> bool:
         """True where the loss of the last ``patience`` steps was under ``stop_loss``."""
-        return stop_loss > 0 and self.n_under >= patience
+        return stop_loss > 0 and stop_loss >= self.under and self.n_under >= patience
 
     def is_flat(self, plateau: int) -> bool:
         """True where nothing gets better any more, at the lowest rate neither."""

@@ -47,10 +47,10 @@ def _worse(result: Result) -> str:
         return ""
     text = f"The held-out loss got worse than its start: {before:.4f} before the training, {after:.4f} after it"
     if best is not None and best < before:
-        return (
-            f"{text}; step {result.best_step} had the best, {best:.4f}. Give fewer --epochs, a smaller --lr or more "
-            "rows, or take that step by --which best."
-        )
+        text += f"; step {result.best_step} had the best, {best:.4f}."
+        if result.is_under:
+            return f"{text} Learning by heart costs that; for questions of another kind take that step by --which best."
+        return f"{text} Give fewer --epochs, a smaller --lr or more rows, or take that step by --which best."
     return (
         f"{text}, and no step was better: on questions that it was not trained on the base alone does better. Give "
         "more rows or a smaller --lr; where the trained rows alone count, --holdout 0."
