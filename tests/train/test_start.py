@@ -117,6 +117,11 @@ def test_different_ranks_are_refused(tmp_path: Path, tables: tuple[Path, Path], 
         prepare(config(tables[1], from_adapter=mixed), Outputs.folder(tmp_path / "run"))
 
 
+def test_alpha_0_is_a_scale_of_1(tables: tuple[Path, Path], tmp_path: Path, trained: Path) -> None:
+    path = changed(trained, tmp_path / "a.gguf", alpha=0.0)
+    assert settled(config(tables[1], from_adapter=path), Model(str(MODEL))).config.effective_alpha == 3.0
+
+
 def test_another_base_is_refused(tmp_path: Path, tables: tuple[Path, Path], trained: Path) -> None:
     notes = {**read_adapter(trained).notes, "base_fingerprint": "0" * 64}
     other = changed(trained, tmp_path / "other.gguf", notes=notes)

@@ -1,5 +1,7 @@
 """``ggtune ask``."""
 
+from collections.abc import Mapping
+
 import click
 
 
@@ -46,9 +48,12 @@ def command(
     gguf_structure(model)
     loaded = core.Model(model, gpu_layers=gpu_layers)
     adapter = load_adapter(lora, loaded) if lora else None
-    trained = read_adapter(lora).notes if lora else {}
-    for warning in check_base(lora, model, force=force) if lora else ():
-        click.echo(warning, err=True)
+    trained: Mapping[str, str] = {}
+    if lora:
+        content = read_adapter(lora)
+        trained = content.notes
+        for warning in check_base(lora, model, force=force, content=content):
+            click.echo(warning, err=True)
     written = loaded.metadata()
     name = template or trained.get("template") or written.get("ggtune.template") or None
     system_text = system if system is not None else trained.get("system") or written.get("ggtune.system")

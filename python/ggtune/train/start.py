@@ -17,7 +17,7 @@ from ggtune.train.base import adapter_fingerprint, check_base
 if TYPE_CHECKING:
     from ggtune._core import Adapter, Model
 
-_OWN_NOTES = ("template", "system")  # of the data trained on last, even where that has none
+_OWN_NOTES = ("template", "system", "system_differs")  # of the data trained on last, even where that has none
 _TABLES = (".csv", ".tsv")
 
 
@@ -60,7 +60,9 @@ def settled(config: TrainConfig, model: "Model") -> Start:
     messages = check_base(path, config.model, force=config.force, content=content)
     kind_of = {linear.name: linear.kind for linear in model.linears()}
     kinds = tuple(dict.fromkeys(kind for name, kind in kind_of.items() if name in content.bases))
-    changes.update(rank=_rank(path, content), alpha=content.alpha, targets=kinds)
+    rank = _rank(path, content)
+    # llama.cpp takes alpha 0 for a scale of 1 (llama_adapter_lora_weight::get_scale)
+    changes.update(rank=rank, alpha=content.alpha or float(rank), targets=kinds)
     _check_given(config, changes, set(kind_of.values()))
     changes.update(_texts(config, content.notes))
     n_new = sum(kind in kinds for kind in kind_of.values()) - len(content.bases)
