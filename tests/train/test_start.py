@@ -148,7 +148,7 @@ def test_sft_text_keeps_its_own_template(tmp_path: Path, trained: Path) -> None:
     text.write_text("<SFT><|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\nBecause.<|im_end|>\n" * 4)
     session = prepare(config(text, from_adapter=str(trained)), Outputs.folder(tmp_path / "run"))
     assert session.state.notes["template"] == "chatml"
-    assert "system" not in session.state.notes
+    assert not session.state.notes.get("system")
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma", "qwen2"])
