@@ -23,7 +23,7 @@ class Chosen:
     reason: str  # for the user, without a full stop
 
 
-def chosen_adapter(folder: Path, which: Which = "auto") -> Chosen:
+def chosen_adapter(folder: str | Path, which: Which = "auto") -> Chosen:
     """Return the adapter of a run folder.
 
     ``"best"`` is the step with the best held-out loss; its checkpoint is kept, and ``adapter-best.gguf`` is written
@@ -31,7 +31,7 @@ def chosen_adapter(folder: Path, which: Which = "auto") -> Chosen:
     step. ``"auto"`` is the best, but the last where the training loss has stayed under ``--stop-loss``: who names the
     loss to train to wants the step that has it. Raises :class:`GgtuneError` where the folder holds no run.
     """
-    outputs = Outputs.folder(folder)
+    outputs = Outputs.folder(Path(folder))
     found = newest_checkpoint(outputs.checkpoint)
     if found is None:
         raise GgtuneError(f"{folder} holds no run: it has no checkpoint")
