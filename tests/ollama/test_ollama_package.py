@@ -378,7 +378,7 @@ def test_a_failing_store_leaves_no_stacked_adapter(tmp_path):
         ({"tensor": "blk.7.attn_q.weight"}, "another model than .*: the model has no linear blk.7.attn_q.weight"),
         ({"n_in": 16}, "blk.0.attn_q.weight is 16 to 32 in it and 32 to 32 in the model"),
         ({"value": float("nan")}, "not finite"),
-        ({"base_fingerprint": "another"}, "was trained on another model than"),
+        ({"base_fingerprint": "another"}, "was trained on another base than"),
         ({"kind": "control"}, "not a LoRA adapter"),
     ],
 )
@@ -397,12 +397,12 @@ def test_the_fingerprint_of_the_base(tmp_path):
     base = samples.write_model(tmp_path / "base.gguf", chat_template=LLAMA2)
     adapter = samples.write_adapter(tmp_path / "a.gguf", base_fingerprint=model_fingerprint(base))
     moved = base.rename(tmp_path / "moved.gguf")
-    assert "another model" not in str(package_model(moved, "m", out_dir=tmp_path / "o", adapters=[(adapter, 1.0)]))
+    assert "another base" not in str(package_model(moved, "m", out_dir=tmp_path / "o", adapters=[(adapter, 1.0)]))
     other = samples.write_model(tmp_path / "merged.gguf", chat_template=LLAMA2, ggtune__template="llama2")
-    with pytest.raises(GgtuneError, match=r"merged in, is another one too.*--force"):
+    with pytest.raises(GgtuneError, match=r"merged in, is another base, too.*--force"):
         package_model(other, "m", out_dir=tmp_path / "o", adapters=[(adapter, 1.0)])
     result = package_model(other, "m", out_dir=tmp_path / "o", adapters=[(adapter, 1.0)], force=True)
-    assert "taken all the same (--force)" in str(result)
+    assert "taken all the same, since --force is given" in str(result)
 
 
 # -- before a training ---------------------------------------------------------------------------------------------

@@ -74,7 +74,13 @@ class _LazyGroup(click.Group):
         except Exception as error:
             if ctx.params.get("debug"):
                 raise
-            raise click.ClickException(_message(error)) from error
+            raise _ShownError(error) from error
+
+
+class _ShownError(click.ClickException):
+    def __init__(self, error: Exception) -> None:
+        super().__init__(_message(error))
+        self.exit_code = error.exit_status if isinstance(error, GgtuneError) else 1  # type: ignore[misc]
 
 
 def _message(error: Exception) -> str:
@@ -106,7 +112,10 @@ def cli(debug: bool) -> None:
 
 
 def main() -> None:
-    """Run the command line; the exit status is 0, 1 for an error, 2 for wrong usage, 128 + the number of a signal."""
+    """Run the command line.
+
+    The exit status is 0, 1 for an error, 2 for wrong usage, 3 for a run that has diverged, 128 + a signal's number.
+    """
     try:
         cli(prog_name="ggtune")
     finally:

@@ -61,7 +61,7 @@ def command(
         quantize_file,
     )
     from ggtune.system import available_threads, format_bytes
-    from ggtune.train.files import open_gguf, read_text_field
+    from ggtune.train.files import gguf_structure
 
     if imatrix and imatrix_data:
         raise click.UsageError("--imatrix and --imatrix-data exclude each other.")
@@ -80,7 +80,7 @@ def command(
             click.echo(line)
         click.echo(f"Importance matrix: {len(matrix.entries)} weights, {matrix.n_chunks} samples")
         if imatrix_out:
-            write_imatrix(imatrix_out, matrix, read_text_field(open_gguf(source), "general.architecture"))
+            write_imatrix(imatrix_out, matrix, gguf_structure(source).text("general.architecture"))
             click.echo(f"Wrote {imatrix_out}")
     quantize_file(
         source, output, file_type, given, imatrix=matrix, imatrix_file=str(imatrix or imatrix_out or imatrix_data or "")

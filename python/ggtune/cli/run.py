@@ -9,23 +9,34 @@ import click
 
 from ggtune.cli.background import detach_option, start_detached
 from ggtune.cli.echo import say
-from ggtune.cli.options import ConfigCommand, config_options
-from ggtune.cli.training import claim_folder, earlier_settings, execute, find_checkpoint, resume_command, settings
+from ggtune.cli.options import ConfigCommand, config_options, which_option
+from ggtune.cli.training import (
+    STATUSES,
+    claim_folder,
+    earlier_settings,
+    end_of_run,
+    execute,
+    find_checkpoint,
+    resume_command,
+    settings,
+)
 from ggtune.config import TrainConfig
 from ggtune.errors import GgtuneError
 
 if TYPE_CHECKING:
     from ggtune.train.checkpoint import Checkpoint
+    from ggtune.train.chosen import Which
     from ggtune.train.outputs import Outputs
 
 
-@click.command("run", cls=ConfigCommand)
+@click.command("run", cls=ConfigCommand, epilog=STATUSES)
 @click.argument("data", required=False)
 @config_options("train", leave_out=("data",))
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for everything.")
 @click.option("--name", help="Name in Ollama (default: the name of --out).")
 @click.option("--store", type=click.Path(path_type=Path), help="Also put the model into this Ollama store.")
 @click.option("--outtype", help="Type of the merged tensors (default: each one's own).")
+@which_option
 @click.option("--resume", is_flag=True, help="Go on from the newest checkpoint in --out; options not given stay.")
 @click.option("--overwrite", is_flag=True, help="Start anew in a folder that already holds a run.")
 @detach_option
@@ -38,6 +49,7 @@ def command(
     name: str | None,
     store: Path | None,
     outtype: str | None,
+    which: "Which",
     resume: bool,
     overwrite: bool,
     detach: bool,
@@ -57,7 +69,7 @@ def command(
         return
     checkpoint = find_checkpoint(outputs, resume=resume, checkpoint_in=None)
     config = settings(context, "train", checkpoint, before=earlier_settings(outputs) if resume else None)
-    run(config, outputs, checkpoint, Packaging(name, store, outtype), overwrite=overwrite)
+    run(config, outputs, checkpoint, Packaging(name, store, outtype, which), overwrite=overwrite)
 
 
 @dataclass(frozen=True)
@@ -67,20 +79,27 @@ class Packaging:
     name: str
     store: Path | None = None
     outtype: str | None = None
+    which: "Which" = "auto"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for ``status.json``."""
         store = str(self.store.absolute()) if self.store else None
-        return {"name": self.name, "store": store, "outtype": self.outtype}
+        return {"name": self.name, "store": store, "outtype": self.outtype, "which": self.which}
 
     @classmethod
     def from_dict(cls, values: Any) -> "Packaging":
         """Undo :meth:`to_dict`. Raises :class:`GgtuneError` where it is none."""
         try:
             name, store, outtype = values["name"], values["store"], values["outtype"]
-        except (TypeError, KeyError):
+            which = values.get("which", "auto")
+        except (TypeError, KeyError, AttributeError):
             raise GgtuneError("status.json does not say how the run was called: use `ggtune run --resume`") from None
-        return cls(str(name), Path(str(store)) if store else None, str(outtype) if outtype else None)
+        return cls(
+            str(name),
+            Path(str(store)) if store else None,
+            str(outtype) if outtype else None,
+            which if which in ("best", "last") else "auto",
+        )
 
 
 def run(
@@ -91,9 +110,22 @@ def run(
     *,
     overwrite: bool = False,
 ) -> None:
-    """Train, merge, package."""
+    """Check what the packaging needs, train, merge, package. A run that has diverged is not merged."""
+    from ggtune.ollama.package import check_packaging, package_model
+    from ggtune.train.chosen import chosen_adapter
+    from ggtune.train.merge import merge_adapters
+    from ggtune.train.verdict import has_diverged
+
     out = outputs.adapter.parent
     model = Path(config.model)
+    check_packaging(
+        model,
+        packaging.name,
+        out_dir=out,
+        store=packaging.store,
+        template=config.template or None,
+        system=config.system or None,
+    )
     result = execute(
         config,
         outputs,
@@ -103,15 +135,16 @@ def run(
         command={"name": "run", "packaging": packaging.to_dict()},
         extra_disk_bytes=model.stat().st_size if model.exists() else 0,
     )
-
-    from ggtune.ollama.package import package_model
-    from ggtune.train.merge import merge_adapters
-
+    if has_diverged(result):
+        say(f"Nothing is merged. The adapter of the last step: {result.adapter}")
+        end_of_run(result)
+    chosen = chosen_adapter(out, packaging.which)
+    say(f"Adapter: {chosen.path}: {chosen.reason}")
     merged = out / "model.gguf"
     say(f"Merging into {merged} ...")
     merge_adapters(
         config.model,
-        [(str(result.adapter), 1.0)],
+        [(str(chosen.path), 1.0)],
         merged,
         outtype=packaging.outtype,
         name=packaging.name,
@@ -120,3 +153,4 @@ def run(
     package = package_model(merged, packaging.name, out_dir=out, store=packaging.store)
     say(str(package))
     say(f'Or without Ollama: ggtune ask --model {merged} "..."')
+    end_of_run(result)

@@ -12,7 +12,7 @@ from ggtune.data.load import load_samples
 from ggtune.errors import GgtuneError
 from ggtune.files import making_folder
 from ggtune.interchange.imatrix import Imatrix, gather_imatrix
-from ggtune.train.files import open_gguf
+from ggtune.train.files import gguf_structure
 
 _Progress = Callable[[list[NDArray[np.int32]]], Iterable[NDArray[np.int32]]]
 
@@ -36,7 +36,7 @@ def imatrix_from_data(
 
     Raises :class:`ggtune.errors.DataError` for bad data, :class:`GgtuneError` for a model that can't be used.
     """
-    open_gguf(model)
+    gguf_structure(model)
     loaded = core.Model(model)
     dataset = load_samples(
         data.path, loaded, context=data.context, template=data.template, system=data.system, too_long="cut"
@@ -108,4 +108,4 @@ def check_file_type(file_type: str) -> None:
 
 def is_quantized(path: str) -> bool:
     """Whether any weight of the model file is quantized. Raises :class:`ggtune.errors.ModelError`."""
-    return any(tensor.tensor_type.name not in ("F32", "F16", "BF16", "F64") for tensor in open_gguf(path).tensors)
+    return any(tensor.type_name not in ("F32", "F16", "BF16", "F64") for tensor in gguf_structure(path).tensors)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ggtune.errors import GgtuneError
 from ggtune.train.adapter_file import AdapterFile, read_adapter
-from ggtune.train.base_check import check_base, check_pairs
+from ggtune.train.base import check_base, check_pairs
 from ggtune.train.stack import STACKED, stacked
 
 STACKED_NAME = "stacked-adapter.gguf"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import gguf
+from ggtune.gguf_structure import Structure
 
 _PREFIX = "tokenizer.ggml."
 # vocabularies that start every text with the BOS where tokenizer.ggml.add_bos_token is missing: by tokenizer.ggml.model
@@ -54,6 +54,7 @@ _END_TEXTS = {
     "<｜end▁of▁sentence｜>",
     "[e~[",
 }
+_END_BYTES = {text.encode() for text in _END_TEXTS}
 _END_ID_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
 
 
@@ -67,34 +68,41 @@ class SpecialTokens:
     ends: tuple[str, ...]  # tokens that end an answer, without any stop
 
 
-def read_special_tokens(reader: gguf.GGUFReader) -> SpecialTokens:
-    """Read them from a GGUF's metadata. Raises what gguf-py raises for damaged ones."""
-    listed = _contents(reader, "tokens")
-    tokens = [str(token) for token in listed] if isinstance(listed, list) else []
-    model = str(_contents(reader, "model") or "")
-    pre = str(_contents(reader, "pre") or "")
-
-    def text(key: str, default: int | None = None) -> str:
-        index = _contents(reader, key)
-        if not isinstance(index, int) or not 0 <= index < len(tokens):
-            index = default
-        return tokens[index] if index is not None and index < len(tokens) else ""
-
+def read_special_tokens(structure: Structure) -> SpecialTokens:
+    """Read them from a GGUF's metadata. Raises ``ValueError`` for texts that are not UTF-8."""
+    model = _text(structure, "model")
+    pre = _text(structure, "pre")
     default_bos, default_eos = _DEFAULT_IDS.get(model, (None, None))
     if pre in _NO_BOS_PRE_TOKENIZERS:
         default_bos = None
-    add_bos = _contents(reader, "add_bos_token")
+    _, n_tokens, _ = structure.arrays.get(_PREFIX + "tokens", (0, 0, 0))
+
+    def index(key: str, default: int | None = None) -> int | None:
+        given = structure.number(_PREFIX + key)
+        return given if isinstance(given, int) and 0 <= given < n_tokens else default
+
+    bos_id = index("bos_token_id", default_bos)
+    end_ids = [index("eos_token_id", default_eos), *(index(key) for key in _END_ID_KEYS)]
+    wanted = {bos_id, *end_ids}
+    texts: dict[int | None, str] = {}
+    known_ends = set()
+    for i, raw in enumerate(structure.texts(_PREFIX + "tokens")):
+        if i in wanted:
+            texts[i] = raw.decode("utf-8")
+        if raw in _END_BYTES:
+            known_ends.add(raw.decode("utf-8"))
+
+    add_bos = structure.values.get(_PREFIX + "add_bos_token")
     if pre in _ALWAYS_BOS_PRE_TOKENIZERS or model == "gemma4":
         add_bos = True
     elif not isinstance(add_bos, bool):
         add_bos = model in _BOS_MODELS or (model == "gpt2" and pre in _BOS_PRE_TOKENIZERS)
-    bos = text("bos_token_id", default_bos)
-    eos = text("eos_token_id", default_eos)
-    return SpecialTokens(bos, eos, add_bos and bool(bos), _ends(tokens, {eos, *(text(key) for key in _END_ID_KEYS)}))
+    bos, eos = texts.get(bos_id, ""), texts.get(end_ids[0], "")
+    named = {texts.get(i, "") for i in end_ids} - {""}
+    return SpecialTokens(bos, eos, add_bos and bool(bos), _ends(known_ends | named))
 
 
-def _ends(tokens: list[str], named: set[str]) -> tuple[str, ...]:
-    ends = (_END_TEXTS & set(tokens)) | (named - {""})
+def _ends(ends: set[str]) -> tuple[str, ...]:
     # in these vocabularies the token closes a part of an answer, or is plain text
     if "<|end|>" in ends and (
         {"<|return|>", "<|call|>"} <= ends
@@ -107,6 +115,8 @@ def _ends(tokens: list[str], named: set[str]) -> tuple[str, ...]:
     return tuple(sorted(ends))
 
 
-def _contents(reader: gguf.GGUFReader, key: str) -> object:
-    field = reader.get_field(_PREFIX + key)
-    return field.contents() if field is not None else None
+def _text(structure: Structure, key: str) -> str:
+    value = structure.values.get(_PREFIX + key)
+    if isinstance(value, bytes):
+        raise ValueError(f"{_PREFIX}{key} is not UTF-8")
+    return value if isinstance(value, str) else ""

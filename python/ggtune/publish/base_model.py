@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import gguf
-
 from ggtune.errors import GgtuneError
-from ggtune.train.files import open_gguf, read_number_field, read_text_field
+from ggtune.gguf_structure import Structure
+from ggtune.train.files import gguf_structure
 
 _HUB_HOSTS = frozenset({"huggingface.co", "www.huggingface.co", "hf.co"})
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
@@ -62,26 +61,26 @@ class BaseModel:
 
 def read_base(path: Path) -> BaseModel:
     """Read a base model's file. Raises :class:`ggtune.errors.ModelError` where it is no GGUF file."""
-    reader = open_gguf(path)
-    own = [read_text_field(reader, key) for key in ("general.source.huggingface.repository", *_URLS)]
-    repositories = _repositories(own) or _repositories(_base_urls(reader))
-    name = read_text_field(reader, "general.name") or path.stem
-    return BaseModel(name, _license(reader), repositories, path.name)
+    structure = gguf_structure(path)
+    own = [structure.text(key) for key in ("general.source.huggingface.repository", *_URLS)]
+    repositories = _repositories(own) or _repositories(_base_urls(structure))
+    name = structure.text("general.name") or path.stem
+    return BaseModel(name, _license(structure), repositories, path.name)
 
 
 def read_base_of_merged(path: Path, file_name: str) -> BaseModel:
     """Take the same from a merged file, which keeps its base's licence. Raises as :func:`read_base`."""
-    reader = open_gguf(path)
-    name = read_text_field(reader, "general.base_model.0.name") or Path(file_name).stem
-    return BaseModel(name, _license(reader), _repositories(_base_urls(reader)), file_name)
+    structure = gguf_structure(path)
+    name = structure.text("general.base_model.0.name") or Path(file_name).stem
+    return BaseModel(name, _license(structure), _repositories(_base_urls(structure)), file_name)
 
 
 _URLS = ("general.source.repo_url", "general.repo_url", "general.source.url", "general.url")
 
 
-def _base_urls(reader: gguf.GGUFReader) -> list[str]:
-    count = int(read_number_field(reader, "general.base_model.count") or 0)
-    return [read_text_field(reader, f"general.base_model.{i}.repo_url") for i in range(min(count, 16))]
+def _base_urls(structure: Structure) -> list[str]:
+    count = int(structure.number("general.base_model.count") or 0)
+    return [structure.text(f"general.base_model.{i}.repo_url") for i in range(min(count, 16))]
 
 
 def _repositories(texts: list[str]) -> tuple[str, ...]:
@@ -97,11 +96,11 @@ def _repositories(texts: list[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def _license(reader: gguf.GGUFReader) -> License | None:
-    text = read_text_field(reader, "general.license").strip()
-    name = read_text_field(reader, "general.license.name").strip()
+def _license(structure: Structure) -> License | None:
+    text = structure.text("general.license").strip()
+    name = structure.text("general.license.name").strip()
     if not text and not name:
         return None
     if not text or (text.lower() == "other" and not name):
         text, name = "other", name or "unnamed"
-    return License.parse(text, name, read_text_field(reader, "general.license.link"))
+    return License.parse(text, name, structure.text("general.license.link"))

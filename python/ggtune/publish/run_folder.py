@@ -13,7 +13,7 @@ from ggtune.ollama.gguf_header import GgufHeader, read_header
 from ggtune.ollama.modelfile import Modelfile
 from ggtune.ollama.store import check_model_files
 from ggtune.publish.base_model import BaseModel, read_base, read_base_of_merged
-from ggtune.train.files import model_fingerprint, open_gguf, read_text_field
+from ggtune.train.files import gguf_structure, model_fingerprint
 from ggtune.train.metrics import read_metrics
 from ggtune.train.status import FINISHED, RUNNING, read_status, read_status_file
 
@@ -67,7 +67,7 @@ def read_run(path: Path, *, merged: bool = True, adapter: bool = True) -> RunFol
     elif header.kind != "adapter" or header.adapter_kind != "lora":
         raise ModelError(f"{adapter_file}: not a LoRA adapter (general.type {header.kind}).")
     spoken = read_header(adapter_file) if adapter_file.exists() else header
-    step = read_text_field(open_gguf(adapter_file), "ggtune.step") if adapter_file.exists() else ""
+    step = gguf_structure(adapter_file).text("ggtune.step") if adapter_file.exists() else ""
     return RunFolder(
         path=path,
         adapter=found_adapter,
@@ -92,7 +92,7 @@ def _adapter_file(folder: Path, merged_file: Path) -> Path:
     """Choose the adapter that the merged file was made of; without one the best step's, where that was written."""
     best, last = folder / "adapter-best.gguf", folder / "adapter.gguf"
     if merged_file.exists():
-        of_merged = read_text_field(open_gguf(merged_file), "general.finetune")
+        of_merged = gguf_structure(merged_file).text("general.finetune")
         return best if of_merged == best.stem and best.exists() else last
     return best if best.exists() else last
 
@@ -152,5 +152,5 @@ def _base(status: Mapping[str, Any], settings: Mapping[str, Any], merged_file: P
 
 def _is_trained_on(base: Path, adapter_file: Path) -> bool:
     """Whether ``base`` is still what it was: another model may have taken its name, with another licence."""
-    recorded = read_text_field(open_gguf(adapter_file), "ggtune.base_fingerprint") if adapter_file.exists() else ""
+    recorded = gguf_structure(adapter_file).text("ggtune.base_fingerprint") if adapter_file.exists() else ""
     return not recorded or recorded == model_fingerprint(base)

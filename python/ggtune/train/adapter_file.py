@@ -144,14 +144,19 @@ def check_fits(path: str | os.PathLike[str], content: AdapterFile, model: "Model
         raise ModelError(f"{path} is an adapter of another model than {model.path}: " + "; ".join(wrong[:3]) + more)
 
 
+def pairs_beside_layers(content: AdapterFile, model: "Model") -> list[str]:
+    """Return what is adapted beside the layers' linears: embedding and output layer, of a fitting adapter."""
+    linears = {linear.name for linear in model.linears()}
+    return [base for base in content.bases if base not in linears]
+
+
 def load_adapter(path: str | os.PathLike[str], model: "Model") -> "Adapter":
     """Make a live adapter of a file. Raises :class:`ModelError` where it doesn't fit the model."""
     from ggtune._native import core
 
     content = read_adapter(path)
     check_fits(path, content, model)
-    kind_of = {linear.name: linear.kind for linear in model.linears()}
-    if others := [base for base in content.bases if base not in kind_of]:
+    if others := pairs_beside_layers(content, model):
         raise GgtuneError(
             f"{path} adapts {', '.join(others)} beside the layers, which ggtune does only in a merged model: merge it "
             "(`ggtune export-lora`) and use that"
@@ -161,7 +166,7 @@ def load_adapter(path: str | os.PathLike[str], model: "Model") -> "Adapter":
         raise GgtuneError(
             f"{path} has pairs of different rank ({', '.join(map(str, sorted(ranks)))}): merge it instead"
         )
-    kinds = sorted({kind_of[base] for base in content.bases})
+    kinds = sorted({linear.kind for linear in model.linears() if linear.name in content.bases})
     adapter = core.Adapter(model, rank=content.rank, alpha=content.alpha, targets=kinds)
     for name in adapter.tensor_names():
         # a linear that the file leaves out keeps B = 0: no effect
