@@ -61,6 +61,35 @@ def test_a_run_without_a_merged_model(ggtune, tmp_path, trained) -> None:  # typ
     assert kinds == ["model", "adapter", "template", "system", "license", "params"]
 
 
+def test_the_step_of_a_run(ggtune, tmp_path, table, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    from ggtune.train import loop
+
+    losses = iter([5.0, 4.0, 4.5])
+    monkeypatch.setattr(loop.Loop, "_evaluate", lambda self: next(losses))
+    run, out = tmp_path / "run", tmp_path / "out"
+    options = [*SMALL[: SMALL.index("--max-steps")], "--holdout", 1, "--epochs", 2, "--save-every", 0]
+    ok(ggtune("train", "--data", table, "--model", MODEL, "--out", run, *options))
+    package = ["package", run, "--name", "m", "--no-store", "--out", out]
+    for more, name, said in [
+        ([], "adapter-best.gguf", "step 3, the best held-out loss"),
+        (["--which", "last"], "adapter.gguf", "step 6, the last"),
+    ]:
+        assert f"Adapter: {run / name}: {said}" in ok(ggtune(*package, *more)).stdout
+        assert modelfile(out).adapter == f"../run/{name}"
+    (run / "model.gguf").write_bytes(MODEL.read_bytes())  # a merged model is preferred, but not to a step that is named
+    ok(ggtune(*package))
+    assert (modelfile(out).model, modelfile(out).adapter) == ("../run/model.gguf", None)
+    ok(ggtune(*package, "--which", "best"))
+    assert modelfile(out).adapter == "../run/adapter-best.gguf"
+    # checkpoints take more room than the adapter, and may be gone
+    for checkpoint in run.glob("checkpoint-*"):
+        checkpoint.unlink()
+    ok(ggtune(*package, "--which", "best"))
+    assert modelfile(out).adapter == "../run/adapter-best.gguf"
+    ok(ggtune(*package, "--which", "last"))
+    assert modelfile(out).adapter == "../run/adapter.gguf"
+
+
 def test_base_and_adapter(ggtune, tmp_path, trained) -> None:  # type: ignore[no-untyped-def]
     adapter = trained / "adapter.gguf"
     for option in ("--lora", "--adapter"):
@@ -110,6 +139,46 @@ def test_system_texts_that_differ_or_are_none(ggtune, tmp_path, systems, said) -
     again = ok(ggtune("package", out, "--name", "m", "--no-store"))
     assert ("No SYSTEM was written" in again.stdout) == said
     assert modelfile(out).model == "./model.gguf"
+
+
+def test_run_without_merging(ggtune, tmp_path, table) -> None:  # type: ignore[no-untyped-def]
+    out, store = tmp_path / "run", tmp_path / "store"
+    options = ["--no-merge", "--template", "chatml", "--system", "Count.", "--store", store, "--name", "count"]
+    result = ok(ggtune("run", table, "--model", MODEL, "--out", out, *SMALL, *options))
+
+    def check(result) -> list[dict[str, str]]:  # type: ignore[no-untyped-def]
+        assert not (out / "model.gguf").exists()
+        written = modelfile(out)
+        assert (out / written.model).samefile(MODEL)
+        assert (written.adapter, written.system) == ("./adapter.gguf", "Count.")
+        assert written.template is not None
+        assert "<|im_start|>" in written.template
+        assert f"--lora {out}/adapter.gguf" in result.stdout
+        manifest = json.loads((store / "manifests/registry.ollama.ai/library/count/latest").read_text())
+        kinds = {layer["mediaType"].rpartition(".")[2]: layer["digest"] for layer in manifest["layers"]}
+        for kind, path in [("model", MODEL), ("adapter", out / "adapter.gguf")]:
+            assert (store / "blobs" / kinds[kind].replace(":", "-")).read_bytes() == path.read_bytes()
+        return manifest["layers"]  # type: ignore[no-any-return]
+
+    first = check(result)
+    # the run's own way, not what resume would do by itself
+    assert check(ok(ggtune("resume", out, "--max-steps", 2))) != first
+    both = ggtune("run", table, "--model", MODEL, "--out", tmp_path / "o", "--no-merge", "--outtype", "f16")
+    assert both.exit_code == 2
+    assert "leave it out with --no-merge" in both.stderr
+
+
+def test_run_asks_before_it_trains_whether_it_can_package(ggtune, tmp_path, table) -> None:  # type: ignore[no-untyped-def]
+    out = tmp_path / "run"
+    (tmp_path / "store").write_text("a file")
+    for options, message in [
+        (["--store", tmp_path / "store"], "this Ollama store"),
+        (["--template", "gemma", "--system", "S."], "no place for a system text"),
+    ]:
+        result = ggtune("run", table, "--model", MODEL, "--out", out, *SMALL, *options)
+        assert result.exit_code == 1
+        assert message in result.stderr
+        assert not out.exists()
 
 
 def test_folders_without_a_run(ggtune, tmp_path, trained) -> None:  # type: ignore[no-untyped-def]
@@ -170,6 +239,8 @@ def test_what_is_given_comes_into_the_users_modelfile(ggtune, tmp_path) -> None:
         (["--name", "m"], "Give the model once"),
         ([MODEL, "--model", MODEL, "--name", "m"], "Give the model once"),
         ([MODEL, "--name", "m", "--no-store", "--store", "s"], "exclude each other"),
+        ([MODEL, "--name", "m", "--which", "best"], "--which goes with the folder of a run"),
+        ([MODEL, "--name", "m", "--which", "last", "--lora", "a.gguf"], "--which takes an adapter of a run"),
         ([MODEL, "--name", "m", "--host", "h"], "--host goes with --create"),
     ],
 )

@@ -3,13 +3,11 @@
 import hashlib
 
 import gguf_samples as samples
+import ollama_stand_in
 import pytest
 from click.testing import CliRunner
 
 from ggtune.cli import cli
-
-pytest.importorskip("ggtune.ollama.server")
-ollama_stand_in = pytest.importorskip("ollama_stand_in")
 
 
 @pytest.fixture

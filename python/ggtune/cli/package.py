@@ -1,8 +1,16 @@
 """``ggtune package``."""
 
+from __future__ import annotations
+
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+from ggtune.cli.options import which_option
+
+if TYPE_CHECKING:
+    from ggtune.train.chosen import Which
 
 _PATH = click.Path(path_type=Path)
 
@@ -55,6 +63,7 @@ _PATH = click.Path(path_type=Path)
     metavar="ROLE TEXT",
     help="MESSAGE of the Modelfile; ROLE is system, user or assistant.",
 )
+@which_option
 @click.option("--modelfile", type=_PATH, help="Modelfile to extend (default: the one in --out).", metavar="FILE")
 @click.option("--force", is_flag=True, help="Take an adapter that was trained on another file than this model.")
 def command(
@@ -73,12 +82,14 @@ def command(
     given: tuple[tuple[str, str], ...],
     licenses: tuple[Path, ...],
     said: tuple[tuple[str, str], ...],
+    which: Which,
     modelfile: Path | None,
     force: bool,
 ) -> None:
     """Write a Modelfile for the GGUF file MODEL, and put it into an Ollama store, where `ollama run` finds it.
 
-    MODEL is a merged model, a base model with --lora, or the folder of a run. A Modelfile that is in --out already is
+    MODEL is a merged model, a base model with --lora, or the folder of a run. Of a run its merged model is taken; where
+    it has none, or --which names a step, its base with that step's adapter. A Modelfile that is in --out already is
     extended, where ggtune did not write it itself.
     """
     from ggtune.data.records import read_text
@@ -89,6 +100,8 @@ def command(
 
     if (model is None) == (model_option is None):
         raise click.UsageError("Give the model once: MODEL, or --model FILE.")
+    if which != "auto" and (loras or lora_scaled):
+        raise click.UsageError("--which takes an adapter of a run: leave out --lora and --lora-scaled.")
     if store is not None and no_store:
         raise click.UsageError("--store and --no-store exclude each other.")
     if host is not None and not create:
@@ -99,8 +112,12 @@ def command(
     folder = out or (adapters[0][0].parent if adapters else None)
     if source.is_dir():
         folder = folder or source
-        source, of_run = packaged_files(source, with_adapter=not adapters)
-        adapters = adapters or of_run
+        of_run = packaged_files(source, with_adapter=not adapters, which=which)
+        source, adapters = of_run.model, adapters or of_run.adapters
+        if of_run.reason:
+            click.echo(f"Adapter: {adapters[0][0]}: {of_run.reason}")
+    elif which != "auto":
+        raise click.UsageError(f"--which goes with the folder of a run, and {source} is none.")
     folder = folder or source.parent
     result = package_model(
         source,

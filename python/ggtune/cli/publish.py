@@ -130,14 +130,12 @@ def ollama(name: str, local: str | None, store: Path | None, key: Path | None, o
     reference = Reference.parse(name)
     if reference.name.namespace == DEFAULT_NAMESPACE:
         raise GgtuneError(f"{name} has no namespace: give that of your account, NAMESPACE/{name}.")
-    result = push_model(
-        store or default_store(),
-        reference,
-        local_name=ModelName.parse(local) if local else None,
-        options=options,
-        report=terminal_report(),
-        auth=KeyPairAuth(key),
-    )
+    local_name = ModelName.parse(local) if local else None
+    auth = KeyPairAuth(key)
+    with terminal_report() as report:
+        result = push_model(
+            store or default_store(), reference, local_name=local_name, options=options, report=report, auth=auth
+        )
     amounts = f"{format_bytes(result.sent_bytes)} sent, {format_bytes(result.kept_bytes)} there already"
     click.echo(f"Published {result.name} ({amounts}): {result.digest}")
     click.echo(f"  ollama run {result.name}")

@@ -25,7 +25,7 @@ def command(context: click.Context, /, out: Path, detach: bool, **_: Any) -> Non
     """Go on with the run in the folder RUN, from its newest whole checkpoint and with its own settings.
 
     After an interruption the result is the same as without it. --epochs or --max-steps add to a run that has ended. A
-    run started by `ggtune run` is merged and packaged at its end.
+    run started by `ggtune run` is packaged at its end, as it was asked for there.
     """
     from ggtune.train.status import read_status_file
 

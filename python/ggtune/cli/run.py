@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 @click.option("--name", help="Name in Ollama (default: the name of --out).")
 @click.option("--store", type=click.Path(path_type=Path), help="Also put the model into this Ollama store.")
 @click.option("--outtype", help="Type of the merged tensors (default: each one's own).")
+@click.option(
+    "--no-merge", is_flag=True, help="Package the base with the adapter beside it, not a merged model."
+)
 @which_option
 @click.option("--resume", is_flag=True, help="Go on from the newest checkpoint in --out; options not given stay.")
 @click.option("--overwrite", is_flag=True, help="Start anew in a folder that already holds a run.")
@@ -49,6 +52,7 @@ def command(
     name: str | None,
     store: Path | None,
     outtype: str | None,
+    no_merge: bool,
     which: "Which",
     resume: bool,
     overwrite: bool,
@@ -57,10 +61,13 @@ def command(
 ) -> None:
     """Train on the questions and answers in DATA, merge, and package: a model for Ollama in one go.
 
-    The folder --out gets adapter.gguf, model.gguf (the merged model), Modelfile, metrics.jsonl and checkpoints.
+    The folder --out gets adapter.gguf, model.gguf (the merged model; not with --no-merge), Modelfile, metrics.jsonl and
+    checkpoints.
     """
     from ggtune.ollama.names import ModelName
 
+    if no_merge and outtype is not None:
+        raise click.UsageError("--outtype is a type of merged tensors: leave it out with --no-merge.")
     name = name or re.sub(r"[^a-z0-9_.-]+", "-", out.resolve().name.lower()).strip("-.") or "model"
     ModelName.parse(name)
     outputs = claim_folder(out, resume=resume, overwrite=overwrite)
@@ -69,7 +76,7 @@ def command(
         return
     checkpoint = find_checkpoint(outputs, resume=resume, checkpoint_in=None)
     config = settings(context, "train", checkpoint, before=earlier_settings(outputs) if resume else None)
-    run(config, outputs, checkpoint, Packaging(name, store, outtype, which), overwrite=overwrite)
+    run(config, outputs, checkpoint, Packaging(name, store, outtype, which, merge=not no_merge), overwrite=overwrite)
 
 
 @dataclass(frozen=True)
@@ -80,18 +87,25 @@ class Packaging:
     store: Path | None = None
     outtype: str | None = None
     which: "Which" = "auto"
+    merge: bool = True
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for ``status.json``."""
         store = str(self.store.absolute()) if self.store else None
-        return {"name": self.name, "store": store, "outtype": self.outtype, "which": self.which}
+        return {
+            "name": self.name,
+            "store": store,
+            "outtype": self.outtype,
+            "which": self.which,
+            "merge": self.merge,
+        }
 
     @classmethod
     def from_dict(cls, values: Any) -> "Packaging":
         """Undo :meth:`to_dict`. Raises :class:`GgtuneError` where it is none."""
         try:
             name, store, outtype = values["name"], values["store"], values["outtype"]
-            which = values.get("which", "auto")
+            which, merge = values.get("which", "auto"), values.get("merge", True)
         except (TypeError, KeyError, AttributeError):
             raise GgtuneError("status.json does not say how the run was called: use `ggtune run --resume`") from None
         return cls(
@@ -99,6 +113,7 @@ class Packaging:
             Path(str(store)) if store else None,
             str(outtype) if outtype else None,
             which if which in ("best", "last") else "auto",
+            merge=merge is not False,
         )
 
 
@@ -110,16 +125,15 @@ def run(
     *,
     overwrite: bool = False,
 ) -> None:
-    """Check what the packaging needs, train, merge, package. A run that has diverged is not merged."""
+    """Check what the packaging needs, train, merge, package. A run that has diverged is not packaged."""
     from ggtune.ollama.package import check_packaging, package_model
     from ggtune.train.chosen import chosen_adapter
-    from ggtune.train.merge import merge_adapters
     from ggtune.train.verdict import has_diverged
 
     out = outputs.adapter.parent
-    model = Path(config.model)
+    base, merged = Path(config.model), out / "model.gguf"
     check_packaging(
-        model,
+        base,
         packaging.name,
         out_dir=out,
         store=packaging.store,
@@ -133,24 +147,38 @@ def run(
         resume_hint=resume_command(out),
         overwrite=overwrite,
         command={"name": "run", "packaging": packaging.to_dict()},
-        extra_disk_bytes=model.stat().st_size if model.exists() else 0,
+        extra_disk_bytes=base.stat().st_size if packaging.merge else 0,
     )
     if has_diverged(result):
-        say(f"Nothing is merged. The adapter of the last step: {result.adapter}")
+        say(f"Nothing is packaged. The adapter of the last step: {result.adapter}")
         end_of_run(result)
     chosen = chosen_adapter(out, packaging.which)
     say(f"Adapter: {chosen.path}: {chosen.reason}")
-    merged = out / "model.gguf"
+    if packaging.merge:
+        merge(config, chosen.path, merged, packaging)
+        package = package_model(merged, packaging.name, out_dir=out, store=packaging.store)
+        asked = str(merged)
+    else:
+        adapters = [(chosen.path, 1.0)]
+        package = package_model(base, packaging.name, out_dir=out, store=packaging.store, adapters=adapters)
+        asked = f"{base} --lora {chosen.path}"
+    say(str(package))
+    say(f'Or without Ollama: ggtune ask --model {asked} "..."')
+    if not packaging.merge and merged.exists():
+        say(f"{merged} was there before and is not of this training.")
+    end_of_run(result)
+
+
+def merge(config: TrainConfig, adapter: Path, merged: Path, packaging: Packaging) -> None:
+    """Merge the adapter of a run into its base. Raises :class:`GgtuneError`."""
+    from ggtune.train.merge import merge_adapters
+
     say(f"Merging into {merged} ...")
     merge_adapters(
         config.model,
-        [(str(chosen.path), 1.0)],
+        [(str(adapter), 1.0)],
         merged,
         outtype=packaging.outtype,
         name=packaging.name,
         threads=config.threads,
     )
-    package = package_model(merged, packaging.name, out_dir=out, store=packaging.store)
-    say(str(package))
-    say(f'Or without Ollama: ggtune ask --model {merged} "..."')
-    end_of_run(result)

@@ -16,11 +16,11 @@ from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, urlencode
-from urllib.request import parse_http_list, parse_keqv_list
 
 import httpx
 
 from ggtune.errors import GgtuneError
+from ggtune.ollama.registry.headers import parse_challenges
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -75,7 +75,7 @@ class KeyPairAuth(httpx.Auth):
         if self._token is not None:
             request.headers["Authorization"] = f"Bearer {self._token}"
         response = yield request
-        challenge = _challenge(response)
+        challenge = parse_challenges(response.headers.get_list("www-authenticate")).get("bearer")
         if response.status_code != 401 or challenge is None:
             return
         answer = yield self._token_request(request, challenge)
@@ -177,14 +177,3 @@ def _sign(key: Ed25519PrivateKey, method: str, url: str) -> str:
     empty = base64.b64encode(hashlib.sha256(b"").hexdigest().encode()).decode()
     signature = key.sign(f"{method},{url},{empty}".encode())
     return f"{_public_text(key).split(' ')[1]}:{base64.b64encode(signature).decode()}"
-
-
-def _challenge(response: httpx.Response) -> dict[str, str] | None:
-    """Take the parameters of a Bearer challenge (RFC 6750, RFC 9110 section 11.6.1); None where there is none."""
-    for header in response.headers.get_list("www-authenticate"):
-        scheme, _, rest = header.strip().partition(" ")
-        if scheme.lower() != "bearer":
-            continue
-        pairs = [part for part in parse_http_list(rest) if "=" in part]
-        return {name.strip().lower(): value for name, value in parse_keqv_list(pairs).items()}
-    return None

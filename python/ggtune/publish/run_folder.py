@@ -13,6 +13,7 @@ from ggtune.ollama.gguf_header import GgufHeader, read_header
 from ggtune.ollama.modelfile import Modelfile
 from ggtune.ollama.store import check_model_files
 from ggtune.publish.base_model import BaseModel, read_base, read_base_of_merged
+from ggtune.train.chosen import adapter_of_run
 from ggtune.train.files import gguf_structure, model_fingerprint
 from ggtune.train.metrics import read_metrics
 from ggtune.train.status import FINISHED, RUNNING, read_status, read_status_file
@@ -89,12 +90,12 @@ def read_run(path: Path, *, merged: bool = True, adapter: bool = True) -> RunFol
 
 
 def _adapter_file(folder: Path, merged_file: Path) -> Path:
-    """Choose the adapter that the merged file was made of; without one the best step's, where that was written."""
+    """Choose the adapter that the merged file was made of; without one as `ggtune run` would have."""
+    if not merged_file.exists():
+        return adapter_of_run(folder)[0]
     best, last = folder / "adapter-best.gguf", folder / "adapter.gguf"
-    if merged_file.exists():
-        of_merged = gguf_structure(merged_file).text("general.finetune")
-        return best if of_merged == best.stem and best.exists() else last
-    return best if best.exists() else last
+    of_merged = gguf_structure(merged_file).text("general.finetune")
+    return best if of_merged == best.stem and best.exists() else last
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -56,6 +56,18 @@ def chosen_adapter(folder: str | Path, which: Which = "auto") -> Chosen:
     return Chosen(outputs.best_adapter, step, loss, reason)
 
 
+def adapter_of_run(folder: str | Path, which: Which = "auto") -> tuple[Path, str]:
+    """Return path and reason of :func:`chosen_adapter`; without checkpoints the file that is there, and no reason.
+
+    That file may be missing, too. Raises :class:`GgtuneError` for an adapter that can't be read.
+    """
+    outputs = Outputs.folder(Path(folder))
+    if newest_checkpoint(outputs.checkpoint) is not None:
+        chosen = chosen_adapter(folder, which)
+        return chosen.path, chosen.reason
+    return (outputs.best_adapter if which != "last" and outputs.best_adapter.exists() else outputs.adapter), ""
+
+
 def _last(outputs: Outputs, last: Checkpoint, monitor: Monitor, why: str) -> Chosen:
     if not outputs.adapter.exists():
         write_adapter(outputs.adapter, last.adapter)
