@@ -140,7 +140,7 @@ def test_an_own_card_and_a_licence_text(server, run, tmp_path):
     card = tmp_path / "card.md"
     card.write_text("---\nlicense: mit\n---\n# Mine\n")
     with (run / "Modelfile").open("a") as file:
-        file.write('LICENSE """Do as you\nlike."""\n')
+        file.write('LICENSE apache-2.0\nLICENSE """Do as you\nlike."""\n')  # the first is the model file's own word
     assert publish(server, run, "me/chem", "--card", card).exit_code == 0
     assert server.files("me/chem")["README.md"] == card.read_bytes()
     assert server.files("me/chem")["LICENSE"] == b"Do as you\nlike."

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ggtune.cli.options import which_option
+from ggtune.cli.transfer import store_option
 
 if TYPE_CHECKING:
     from ggtune.train.chosen import Which
@@ -38,14 +39,19 @@ _PATH = click.Path(path_type=Path)
 )
 @click.option("--name", required=True, help="Name in Ollama: model, model:tag, namespace/model, ...", metavar="NAME")
 @click.option("--out", type=_PATH, help="Folder of the Modelfile (default: the adapter's, else the model's).")
-@click.option("--store", type=_PATH, help="Ollama's model folder (default: its own).")
+@store_option
 @click.option("--no-store", is_flag=True, help="Only write the Modelfile.")
 @click.option("--create", is_flag=True, help="Let a running Ollama make the model of the Modelfile, by its API.")
 @click.option("--host", help="Where that Ollama is (default: $OLLAMA_HOST, else this machine).", metavar="HOST:PORT")
 @click.option("--template", help="Prompt template (default: the one of the training, else the model's own).")
 @click.option("--system", help="System text (default: the one of the training).", metavar="TEXT")
 @click.option(
-    "--param", "given", multiple=True, type=(str, str), help="PARAMETER of the Modelfile.", metavar="NAME VALUE"
+    "--param",
+    "given",
+    multiple=True,
+    type=(str, str),
+    help="PARAMETER of the Modelfile, such as temperature 0.2.",
+    metavar="NAME VALUE",
 )
 @click.option(
     "--license",

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ggtune.cli.transfer import terminal_report, transfer_options
+from ggtune.cli.transfer import store_option, terminal_report, transfer_options
 
 if TYPE_CHECKING:
     from ggtune.ollama.registry.client import TransferOptions
@@ -18,7 +18,7 @@ def command() -> None:
     """Upload a model for others to use."""
 
 
-@command.command("hf")
+@command.command("hf", short_help="Upload a run to a Hugging Face hub.")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.argument("repository", metavar="OWNER/NAME")
 @click.option("--private", is_flag=True, help="Let nobody else see it.")
@@ -108,10 +108,10 @@ def hf(
         click.echo(f"  ollama run hf.co/{repository}:{merged}")
 
 
-@command.command("ollama")
+@command.command("ollama", short_help="Send a model from an Ollama store to Ollama's registry.")
 @click.argument("name", metavar="NAMESPACE/MODEL[:TAG]")
 @click.option("--from", "local", help="Name that the model has in the store (default: the same).", metavar="NAME")
-@click.option("--store", type=click.Path(path_type=Path), help="Ollama's model folder (default: its own).")
+@store_option
 @click.option("--key", type=click.Path(path_type=Path), help="Private key (default: Ollama's, ~/.ollama/id_ed25519).")
 @transfer_options
 def ollama(name: str, local: str | None, store: Path | None, key: Path | None, options: "TransferOptions") -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ggtune.cli.transfer import EPILOG, terminal_report, transfer_options
+from ggtune.cli.transfer import EPILOG, store_option, terminal_report, transfer_options
 
 if TYPE_CHECKING:
     from ggtune.ollama.registry.client import TransferOptions
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 @click.command("pull", epilog=EPILOG)
 @click.argument("name", metavar="HOST:PORT/NAMESPACE/MODEL:TAG")
 @click.option("--as", "local", help="Name that the model gets in the store (default: the same).", metavar="NAME")
-@click.option("--store", type=click.Path(path_type=Path), help="Ollama's model folder (default: its own).")
+@store_option
 @transfer_options
 def command(name: str, local: str | None, store: Path | None, options: TransferOptions) -> None:
     """Fetch a model from a Docker registry into an Ollama store, where `ollama run` finds it. Ollama is not needed."""

@@ -36,9 +36,7 @@ if TYPE_CHECKING:
 @click.option("--name", help="Name in Ollama (default: the name of --out).")
 @click.option("--store", type=click.Path(path_type=Path), help="Also put the model into this Ollama store.")
 @click.option("--outtype", help="Type of the merged tensors (default: each one's own).")
-@click.option(
-    "--no-merge", is_flag=True, help="Package the base with the adapter beside it, not a merged model."
-)
+@click.option("--no-merge", is_flag=True, help="Package the base with the adapter beside it, not a merged model.")
 @which_option
 @click.option("--resume", is_flag=True, help="Go on from the newest checkpoint in --out; options not given stay.")
 @click.option("--overwrite", is_flag=True, help="Start anew in a folder that already holds a run.")

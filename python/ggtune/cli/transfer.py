@@ -1,4 +1,4 @@
-"""What ``ggtune push`` and ``ggtune pull`` share: options, help and progress."""
+"""What commands share that use an Ollama store or a registry: options, help and progress."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import functools
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -25,6 +26,15 @@ SSL_CERT_FILE names a CA of one's own, a PEM file.
 
 An interrupted transfer is gone on with by the same command.
 """
+
+
+def store_option(function: F) -> F:
+    """Give a command ``--store``, Ollama's model folder."""
+    return click.option(
+        "--store",
+        type=click.Path(path_type=Path),
+        help="Ollama's model folder (default: $OLLAMA_MODELS, else ~/.ollama/models).",
+    )(function)
 
 
 def transfer_options(function: F) -> F:

@@ -79,7 +79,8 @@ def uploads(
         for file_name, text in zip(_OLLAMA_FILES, (run.modelfile.template, run.modelfile.system, params), strict=True):
             if text:
                 found.append(Upload(file_name, text.encode()))
-        license_text = _joined(run.modelfile.license)
+        # what the model file says is mostly a name, and in the card
+        license_text = "\n\n".join(text for text in run.modelfile.license if text != run.header.license)
     if license_text:
         found.append(Upload("LICENSE", license_text.encode()))
     if card is None:
@@ -93,10 +94,6 @@ def uploads(
         card = model_card(run, repository, names, license_, bases, has_license_file=bool(license_text))
     found.append(Upload("README.md", card.encode()))
     return found
-
-
-def _joined(texts: str | Sequence[str] | None) -> str:
-    return texts if isinstance(texts, str) else "\n\n".join(texts or ())
 
 
 def publish(
