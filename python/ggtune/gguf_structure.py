@@ -64,6 +64,18 @@ class Structure:
         value = self.values.get(key)
         return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
+    def numbers(self, key: str) -> list[int | float]:
+        """Read an array of numbers, or a single one; empty where there is none. ``OSError`` goes through."""
+        single = self.number(key)
+        if single is not None:
+            return [single]
+        kind, count, offset = self.arrays.get(key, (_STRING, 0, 0))
+        if kind not in _SCALARS:
+            return []
+        with self.path.open("rb") as file:
+            file.seek(offset)
+            return list(struct.unpack(f"<{count}{_SCALARS[kind]}", file.read(count * _SCALAR_BYTES[kind])))
+
     def texts(self, key: str) -> Iterator[bytes]:
         """Read the elements of an array of strings one by one; there are none where the key is no such array.
 

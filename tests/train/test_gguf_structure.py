@@ -102,10 +102,11 @@ def test_it_sees_what_the_reader_sees() -> None:
     fields = {key: field for key, field in reader.fields.items() if not key.startswith("GGUF.")}
     assert {*found.values, *found.arrays} == set(fields)
     assert all(value == fields[key].contents() for key, value in found.values.items())
-    assert [text.decode() for text in found.texts("tokenizer.ggml.tokens")] == fields[
-        "tokenizer.ggml.tokens"
-    ].contents()
-    for key in ("tokenizer.ggml.scores", "general.architecture", "no.such.key"):  # no arrays of strings
+    tokens, kinds = "tokenizer.ggml.tokens", "tokenizer.ggml.token_type"
+    assert [raw.decode() for raw in found.texts(tokens)] == fields[tokens].contents()
+    assert found.numbers(kinds) == fields[kinds].contents()
+    assert (found.numbers("llama.block_count"), found.numbers(tokens)) == ([found.number("llama.block_count")], [])
+    for key in (kinds, "general.architecture", "no.such.key"):  # no arrays of strings
         assert list(found.texts(key)) == []
 
 

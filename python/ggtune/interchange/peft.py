@@ -16,7 +16,7 @@ from ggtune.files import making_folder, replace_text, replacing
 from ggtune.interchange.peft_file import CONFIG, WEIGHTS, FloatArray, PeftAdapter, PeftPair, read_peft
 from ggtune.interchange.peft_layout import Heads, Layout, layer_of, layout_of, tensor_of
 from ggtune.train.adapter_file import AdapterFile, check_fits, is_flipped, read_adapter, write_adapter
-from ggtune.train.files import open_gguf
+from ggtune.train.files import gguf_structure
 
 if TYPE_CHECKING:
     from ggtune._core import Model
@@ -29,7 +29,7 @@ class _Base:
     """The base model: its header, and what the layout of its architecture asks of it."""
 
     def __init__(self, path: str) -> None:
-        self._reader = open_gguf(path)
+        self._structure = gguf_structure(path)
         self.path = path
         self.model: Model = core.Model(path, header_only=True)
         self.layout: Layout = layout_of(self.model.architecture)
@@ -37,9 +37,7 @@ class _Base:
         self._heads_kv = self._integers("attention.head_count_kv") or self._heads
 
     def _integers(self, name: str) -> list[int]:
-        field = self._reader.get_field(f"{self.model.architecture}.{name}")
-        value = field.contents() if field is not None else []
-        return [int(each) for each in value] if isinstance(value, list) else [int(value)]
+        return [int(each) for each in self._structure.numbers(f"{self.model.architecture}.{name}")]
 
     def heads(self, tensor: str) -> Heads:
         """Heads of a tensor's layer; a key has one value, or one for each layer."""
@@ -53,9 +51,11 @@ class _Base:
 
     def float_values(self, tensor: str) -> FloatArray | None:
         """Values of a tensor that is not quantized."""
-        for each in self._reader.tensors:
-            if each.name == tensor and each.tensor_type.name in ("F32", "F16", "BF16"):
-                return np.asarray(gguf.quants.dequantize(each.data, each.tensor_type), dtype=np.float32)
+        for each in self._structure.tensors:
+            if each.name == tensor and each.type_name in ("F32", "F16", "BF16"):
+                data = np.fromfile(self.path, np.uint8, each.n_bytes, offset=each.offset)
+                values = gguf.quants.dequantize(data, gguf.GGMLQuantizationType[each.type_name])
+                return np.asarray(values, dtype=np.float32).reshape(each.shape[::-1])
         return None
 
 
