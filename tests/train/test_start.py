@@ -11,13 +11,14 @@ from ggtune._core import Model
 from ggtune.config import TrainConfig
 from ggtune.demo import DATA, MODEL
 from ggtune.errors import GgtuneError
-from ggtune.train.adapter_file import read_adapter, write_adapter
+from ggtune.train.adapter_file import load_adapter, read_adapter, write_adapter
 from ggtune.train.base import adapter_fingerprint
 from ggtune.train.checkpoint import load_checkpoint
 from ggtune.train.forecast import forecast
 from ggtune.train.outputs import Outputs
 from ggtune.train.progress import Progress
 from ggtune.train.session import fine_tune, prepare
+from ggtune.train.stack import stack_adapters
 from ggtune.train.start import settled
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -158,6 +159,33 @@ def test_an_adapter_of_llama_cpps_converter(name: str, tables: tuple[Path, Path]
     content = read_adapter(path)
     assert (start.config.rank, start.config.alpha) == (content.rank, content.alpha)
     assert start.notes == {"from_adapter": adapter_fingerprint(path)}
+
+
+@pytest.mark.parametrize(("name", "flipped"), [("token_embd.weight", True), ("output.weight", False)])
+def test_pairs_beside_the_layers_are_refused(
+    tmp_path: Path, tables: tuple[Path, Path], name: str, flipped: bool
+) -> None:
+    """An imported adapter may have them; only merging and llama.cpp can use them."""
+    model = Model(str(GOLDEN / "llama.gguf"))
+    shape = next(tensor.shape for tensor in model.tensors() if tensor.name == name)  # (rows, columns)
+    content = read_adapter(GOLDEN / "llama-lora.gguf")
+    a, b = (np.ones((content.rank, shape[1]), np.float32), np.ones((shape[0], content.rank), np.float32))
+    if flipped:
+        a, b = np.ones((shape[0], content.rank), np.float32), np.ones((shape[1], content.rank), np.float32)
+    path = tmp_path / "a.gguf"
+    tensors = {f"{name}.lora_a": a, f"{name}.lora_b": b, **content.tensors}
+    write_adapter(path, dataclasses.replace(content, tensors=tensors))
+    with pytest.raises(GgtuneError, match=f"adapts {name} beside the layers, which ggtune doesn't train"):
+        settled(config(tables[0], from_adapter=str(path)), model)
+    with pytest.raises(GgtuneError, match=f"adapts {name} beside the layers, which ggtune does only in a merged"):
+        load_adapter(path, model)
+
+
+def test_a_sum_of_adapters_is_none_any_more(tmp_path: Path, tables: tuple[Path, Path], trained: Path) -> None:
+    path = tmp_path / "sum.gguf"
+    stack_adapters([(trained, 1.0), (trained, 0.5)], path)
+    start = settled(config(tables[1], from_adapter=str(path)), Model(str(MODEL)))
+    assert (start.config.rank, set(start.notes)) == (6, {"base_fingerprint", "from_adapter", "step"})
 
 
 def test_a_checkpoint_is_no_adapter(tmp_path: Path, tables: tuple[Path, Path], trained: Path) -> None:
