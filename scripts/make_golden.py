@@ -8,6 +8,9 @@ for it in float32 (``golden.pytorch.reference``), and the versions that did. Gra
 adapter and go through the adapter converter: it is linear, and brings them into the layout of the GGUF file (it
 permutes the rows of Q and K in llama).
 
+For the names in ``golden.peft_folders.FOLDERS`` the folder ``peft/NAME`` holds the same adapter as PEFT saves it; for
+those in ``VARIANTS`` an adapter of another kind for one of the models, and PEFT's log-probabilities with it.
+
 Needs torch, transformers, peft, sentencepiece and tokenizers, which ggtune itself does not. The committed files were
 made with torch 2.13.0 (CPU), transformers 5.23.0, peft 0.21.2, sentencepiece 0.2.3, tokenizers 0.23.3 and Python 3.11;
 the same versions on the same kind of processor give the same bytes.
@@ -27,6 +30,7 @@ import transformers
 
 from golden.families import FAMILIES, build_model
 from golden.llama_cpp import Converter, save_adapter, save_byte_level, save_sentence_piece
+from golden.peft_folders import FOLDERS, VARIANTS, make_variant, save_folder
 from golden.pytorch import ADAMW, ALPHA, RANK, add_adapter, make_batch, reference
 
 
@@ -42,6 +46,8 @@ def make(name: str, converter: Converter, output: Path, work: Path) -> str:
     converter.model(base, output / f"{name}.gguf")
 
     adapted = add_adapter(model, family, generator)
+    if name in FOLDERS:
+        save_folder(adapted, output / "peft" / name)
     save_adapter(adapted, {n: p.detach().clone() for n, p in adapted.named_parameters() if p.requires_grad}, lora)
     converter.adapter(lora, base, output / f"{name}-lora.gguf")
 
@@ -66,12 +72,13 @@ def make(name: str, converter: Converter, output: Path, work: Path) -> str:
 
 
 def main() -> None:
+    known = [*FAMILIES, *VARIANTS]
     parser = argparse.ArgumentParser(description="Make tests/golden from transformers and PEFT.")
-    parser.add_argument("names", nargs="*", metavar="NAME", help="default: all of " + ", ".join(FAMILIES))
+    parser.add_argument("names", nargs="*", metavar="NAME", help="default: all of " + ", ".join(known))
     parser.add_argument("--llama-cpp", type=Path, default=Path("vendor/llama.cpp"), help="llama.cpp's sources")
     parser.add_argument("--out", type=Path, default=Path("tests/golden"))
     arguments = parser.parse_args()
-    if unknown := set(arguments.names) - set(FAMILIES):
+    if unknown := set(arguments.names) - set(known):
         parser.error(f"unknown: {', '.join(sorted(unknown))}")
 
     logging.basicConfig(level=logging.ERROR)
@@ -82,8 +89,11 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp())
     try:
-        for name in arguments.names or FAMILIES:
-            print(make(name, converter, arguments.out, work), flush=True)
+        for name in arguments.names or known:
+            if name in VARIANTS:
+                print(make_variant(name, arguments.out / "peft"), flush=True)
+            else:
+                print(make(name, converter, arguments.out, work), flush=True)
     finally:
         shutil.rmtree(work)
 

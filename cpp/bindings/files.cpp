@@ -4,6 +4,7 @@
 #include "engine/host.h"
 #include "engine/merge.h"
 #include "engine/quantize.h"
+#include "engine/quantize_model.h"
 
 #include <ggml-cpu.h>
 #include <pybind11/numpy.h>
@@ -81,6 +82,26 @@ py::dict merge_files(const std::string & base, const std::vector<std::pair<std::
     return counts;
 }
 
+void quantize_file(const std::string & source, const std::string & output, const std::string & type, int threads,
+                   const std::map<std::string, Floats> & imatrix,
+                   const std::tuple<std::string, std::string, int64_t> & imatrix_source, bool allow_requantize,
+                   bool pure, bool leave_output_tensor, const std::optional<std::string> & output_tensor_type,
+                   const std::optional<std::string> & token_embedding_type) {
+    QuantizeOptions options;
+    options.threads = threads;
+    options.allow_requantize = allow_requantize;
+    options.pure = pure;
+    options.leave_output_tensor = leave_output_tensor;
+    options.output_tensor_type = output_tensor_type;
+    options.token_embedding_type = token_embedding_type;
+    for (const auto & [name, values] : imatrix) {
+        options.imatrix[name].assign(values.data(), values.data() + values.size());
+    }
+    std::tie(options.imatrix_file, options.imatrix_dataset, options.imatrix_chunks) = imatrix_source;
+    py::gil_scoped_release release;  // only C++ values from here on
+    quantize_model(source, output, type, options, check_signals);
+}
+
 Floats dequantize_array(const std::string & type_name, const Bytes & data, int64_t n_per_row) {
     const ggml_type type = type_from_name(type_name);
     const int64_t n_row_bytes = row_bytes(type, n_per_row);
@@ -131,13 +152,12 @@ void bind_files(py::module_ & m) {
           py::arg("rounding") = "unbiased", py::arg("seed") = 0, py::arg("tokens") = std::vector<int32_t>(),
           py::arg("sequences") = std::vector<int32_t>(), py::arg("seen") = 200.0, py::arg("bias") = 100.0,
           py::arg("metadata") = std::map<std::string, std::string>(), py::arg("threads") = 1);
-    m.def(
-        "quantize_model",
-        [](const std::string & source, const std::string & output, const std::string & type, int threads) {
-            quantize_model(source, output, type, threads, check_signals);
-        },
-        py::arg("source"), py::arg("output"), py::arg("type"), py::kw_only(), py::arg("threads") = 1,
-        py::call_guard<py::gil_scoped_release>());
+    m.def("quantize_model", quantize_file, py::arg("source"), py::arg("output"), py::arg("type"), py::kw_only(),
+          py::arg("threads") = 1, py::arg("imatrix") = std::map<std::string, Floats>(),
+          py::arg("imatrix_source") = std::tuple<std::string, std::string, int64_t>(),
+          py::arg("allow_requantize") = false, py::arg("pure") = false, py::arg("leave_output_tensor") = false,
+          py::arg("output_tensor_type") = py::none(), py::arg("token_embedding_type") = py::none());
+    m.def("file_types", file_types);
     m.def("dequantize", dequantize_array, py::arg("type"), py::arg("data"), py::arg("n_per_row"));
     m.def("quantize", quantize_array, py::arg("type"), py::arg("values"));
     m.def("build_info", build_info);

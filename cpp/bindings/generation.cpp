@@ -1,5 +1,6 @@
-// Bindings of Generator, decode_log_probs and Scorer.
+// Bindings of what runs llama.cpp's own graphs: Generator, decode_log_probs, Scorer, ImatrixCollector.
 #include "engine/generate.h"
+#include "engine/imatrix.h"
 #include "engine/scorer.h"
 
 #include <pybind11/stl.h>
@@ -83,6 +84,32 @@ void bind_generation(py::module_ & m) {
                 return scorer.greedy(prompts, max_tokens);
             },
             py::arg("prompts"), py::kw_only(), py::arg("max_tokens"));
+
+    py::class_<ImatrixCollector>(m, "ImatrixCollector")
+        .def(py::init([](const std::shared_ptr<Model> & model, int context, int threads, bool process_output) {
+                 const py::gil_scoped_release release;  // the model is held by the caller's argument
+                 return std::make_unique<ImatrixCollector>(*model, context, threads, process_output);
+             }),
+             py::arg("model"), py::kw_only(), py::arg("context"), py::arg("threads") = 1,
+             py::arg("process_output") = false, py::keep_alive<1, 2>())
+        .def("add",
+             [](ImatrixCollector & collector, const IntArray & tokens) {
+                 const std::vector<int32_t> list = to_vector(tokens);
+                 const py::gil_scoped_release release;  // one collector is used by one thread
+                 collector.add(list);
+             })
+        .def("entries", [](const ImatrixCollector & collector) {
+            py::dict entries;
+            for (const auto & [name, entry] : collector.entries()) {
+                const auto n_mat = static_cast<py::ssize_t>(entry.counts.size());
+                FloatArray sums({n_mat, static_cast<py::ssize_t>(entry.n_in)});
+                std::copy(entry.sums.begin(), entry.sums.end(), sums.mutable_data());
+                FloatArray counts(n_mat);
+                std::copy(entry.counts.begin(), entry.counts.end(), counts.mutable_data());
+                entries[name.c_str()] = py::make_tuple(sums, counts);
+            }
+            return entries;
+        });
 }
 
 }  // namespace ggtune

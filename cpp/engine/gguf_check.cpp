@@ -361,6 +361,11 @@ std::vector<LoraPair> check_adapter(const GgufFile & adapter, const GgufFile & b
                 fail(adapter,
                      "tensor " + tensor.name + " is neither .lora_a nor .lora_b: only LoRA pairs can be applied");
             }
+            if (base.find_tensor(name) == nullptr && name == "output.weight" &&
+                base.find_tensor("token_embd.weight") != nullptr) {
+                fail(adapter, "adapts output.weight, but in " + base.path +
+                                  " token_embd.weight is the output layer too: llama.cpp can't apply that");
+            }
             if (base.find_tensor(name) == nullptr) {
                 fail(adapter, "the adapter is of another model: " + base.path + " has no tensor " + name);
             }

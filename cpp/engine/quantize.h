@@ -1,4 +1,4 @@
-// ggml's quantizers behind checks, and llama.cpp's quantization of a whole file.
+// ggml's quantizers behind checks.
 #pragma once
 
 #include <ggml.h>
@@ -18,6 +18,12 @@ ggml_type type_from_name(const std::string & name);
 // Bytes of a row of n values. Raises Error where n is no positive multiple of the type's block.
 int64_t row_bytes(ggml_type type, int64_t n);
 
+// ggml_quantize_chunk asserts for every other type.
+bool has_quantizer(ggml_type type);
+
+// The largest absolute value that a tensor of the type, or one to be quantized to it, may have.
+float largest_value(ggml_type type);
+
 // Empty where ggml can quantize to the type from the values alone, else the reason why not, for a message.
 std::string why_not_quantizable(ggml_type type);
 
@@ -29,11 +35,5 @@ void check_finite(ggml_type type, const float * values, int64_t n, const std::st
 // its message.
 void quantize_rows(ggml_type type, const float * values, void * data, int64_t n_rows, int64_t n_per_row,
                    const std::string & what);
-
-// llama.cpp's own quantizer (llama_model_quantize). `type` as in file names: "Q4_K_M", "Q8_0", ... in any case.
-// Written beside `output` and renamed. Interrupted between two tensors at the latest.
-// Raises ModelFileError for a source that can't be quantized, Error otherwise.
-void quantize_model(const std::string & source, const std::string & output, const std::string & type, int threads,
-                    const CheckInterrupt & check_interrupt);
 
 }  // namespace ggtune

@@ -247,8 +247,39 @@ def merge(
     squares of what was added) and ``variance`` (sum of the expected squares of the rounding error).
     """
 
-def quantize_model(source: str, output: str, type: str, *, threads: int = 1) -> None:
-    """llama.cpp's own quantizer; ``type`` as in file names: "Q4_K_M", "Q8_0", ..."""
+def quantize_model(
+    source: str,
+    output: str,
+    type: str,
+    *,
+    threads: int = 1,
+    imatrix: Mapping[str, FloatArray] = ...,
+    imatrix_source: tuple[str, str, int] = ...,
+    allow_requantize: bool = False,
+    pure: bool = False,
+    leave_output_tensor: bool = False,
+    output_tensor_type: str | None = None,
+    token_embedding_type: str | None = None,
+) -> None:
+    """llama.cpp's own quantizer; ``type`` is one of :func:`file_types` in any case. Whole or not at all.
+
+    ``imatrix`` gives the mean square of each input by the weight's name, ``(n_in,)`` or ``(n_mat, n_in)``;
+    ``imatrix_source`` says what the file tells of it: its file, the data and the number of chunks.
+    """
+
+def file_types() -> list[str]:
+    """The file types that llama.cpp makes: "Q4_K_M", "Q8_0", ..."""
+
+@final
+class ImatrixCollector:
+    """Sums, for every weight matrix of the blocks, the squares of its inputs, as llama.cpp's ``tools/imatrix`` does."""
+
+    def __init__(self, model: Model, *, context: int, threads: int = 1, process_output: bool = False) -> None:
+        """``context``: tokens of the longest text. ``process_output``: of the output layer as well."""
+    def add(self, tokens: IntArray) -> None:
+        """Decode one text. Raises :class:`ggtune.errors.GgtuneError` for an activation that is not finite."""
+    def entries(self) -> dict[str, tuple[FloatArray, FloatArray]]:
+        """Sums ``(n_mat, n_in)`` and token counts ``(n_mat,)`` by the weight's name; of experts one matrix each."""
 
 def dequantize(type: str, data: NDArray[np.uint8], n_per_row: int) -> FloatArray: ...
 def quantize(type: str, values: FloatArray) -> NDArray[np.uint8]: ...

@@ -9,74 +9,25 @@ import json
 import math
 import re
 import secrets
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from ggtune.errors import GgtuneError
+from ggtune.setting import Switch, above, at_least, filled, setting, setting_of, within
 
 Face = Literal["train", "finetune"]
 
 LINEAR_KINDS_ALL = "all"
-_UNSET: Any = object()
 
-
-@dataclass(frozen=True)
-class Switch:
-    """The values that a setting's flag can stand for alone: ``--name`` and ``--no-name``."""
-
-    on: str
-    off: str
-    finetune_off_flags: tuple[str, ...] = ()  # what the old `finetune` called ``--no-name``
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What is known about one field of :class:`TrainConfig` beside its type and default."""
-
-    help: str
-    flags: tuple[str, ...] = ()  # short flags of every face
-    finetune_flags: tuple[str, ...] = ()  # names that the old `finetune` had
-    switch: "Switch | None" = None
-    finetune_default: Any = _UNSET
-    choices: tuple[str, ...] = ()
-    check: Callable[[Any], str | None] | None = None  # what is wrong with a value, None where nothing is
-    resumable: bool = False  # a continued run may change it
-    rounds: bool = False  # where it does, the result changes by rounding
-    metavar: str | None = None
-
-    @property
-    def same_default(self) -> bool:
-        """True where both faces have the dataclass's default."""
-        return self.finetune_default is _UNSET
-
-
-def _setting(default: Any, help: str, **rest: Any) -> Any:  # noqa: A002
-    return field(default=default, metadata={"setting": Setting(help, **rest)})
-
-
-def setting_of(f: "dataclasses.Field[Any]") -> Setting:
-    """Return the :class:`Setting` of a field of :class:`TrainConfig`."""
-    setting: Setting = f.metadata["setting"]
-    return setting
-
-
-def _at_least(low: float) -> Callable[[Any], str | None]:
-    return lambda v: None if math.isfinite(v) and v >= low else f"must be at least {low:g}"
-
-
-def _above(low: float) -> Callable[[Any], str | None]:
-    return lambda v: None if math.isfinite(v) and v > low else f"must be above {low:g}"
-
-
-def _within(low: float, high: float, *, open_end: bool = True) -> Callable[[Any], str | None]:
-    """``[low, high)``, or ``[low, high]``."""
-    text = f"must be at least {low:g} and {'below' if open_end else 'at most'} {high:g}"
-    return lambda v: None if low <= v and (v < high or (not open_end and v == high)) else text
-
-
-def _given(value: str) -> str | None:
-    return None if value else "is missing"
+# Where --stop-loss alone ends a run, without a number of epochs or steps: it ends all the same after so many epochs
+# (and at least so many steps: a small table has few in an epoch), or when the loss no longer falls.
+CEILING_EPOCHS = 200
+CEILING_LEAST_STEPS = 1000
+_PLATEAU_EPOCHS = 3
+_WARMUP_STEPS = 10.0  # of such a run, whose length nobody knows
+LEAST_LR, MOST_LR = 2e-4, 4e-3  # bounds of its rate, which goes by the model's width
+_EPOCHS, _LR, _WARMUP_SHARE, _RANK = 3.0, 2e-4, 0.05, 16
 
 
 def _holdout(value: str) -> str | None:
@@ -123,42 +74,47 @@ def _kinds(value: tuple[str, ...]) -> str | None:
 class TrainConfig:
     """The settings of one training run; checked when made (every problem in one :class:`GgtuneError`)."""
 
-    model: str = _setting(
-        "", "Base model, a GGUF file.", finetune_flags=("--model-base",), check=_given, resumable=True, metavar="FILE"
-    )
-    data: str = _setting(
+    model: str = setting(
         "",
-        "Training data: CSV of questions and answers, <SFT> text or plain text.",
-        finetune_flags=("--train-data",),
-        check=_given,
+        "Base model, a GGUF file.",
+        finetune_flags=("--model-base",),
+        check=filled,
         resumable=True,
         metavar="FILE",
     )
-    question_column: str = _setting("", "Column of the questions (default: found by its name).", metavar="NAME")
-    answer_column: str = _setting("", "Column of the answers (default: found by its name).", metavar="NAME")
-    sample_start: str | None = _setting(
+    data: str = setting(
+        "",
+        "Training data: CSV of questions and answers, <SFT> text or plain text.",
+        finetune_flags=("--train-data",),
+        check=filled,
+        resumable=True,
+        metavar="FILE",
+    )
+    question_column: str = setting("", "Column of the questions (default: found by its name).", metavar="NAME")
+    answer_column: str = setting("", "Column of the answers (default: found by its name).", metavar="NAME")
+    sample_start: str | None = setting(
         None,
         "What starts each sample in a text file ('': plain text, cut into windows of the context; default: <SFT> where "
         "it occurs).",
         metavar="TEXT",
     )
-    include_sample_start: bool = _setting(False, "Leave that text in the samples.")
-    overlapping_samples: bool = _setting(False, "Start a window of plain text every half context.")
-    template: str = _setting(
+    include_sample_start: bool = setting(False, "Leave that text in the samples.")
+    overlapping_samples: bool = setting(False, "Start a window of plain text every half context.")
+    template: str = setting(
         "",
         "Prompt template: alpaca, llama2, mistral, chatml, llama3, gemma, phi3, plain, or model for the model's own "
         "(the default where it has one; else plain).",
         metavar="NAME",
     )
-    system: str = _setting("", "System text put before every question.", metavar="TEXT")
-    loss_on: str = _setting(
+    system: str = setting("", "System text put before every question.", metavar="TEXT")
+    loss_on: str = setting(
         "answer",
         "Tokens that count in the loss: the answer and its end token, or all.",
         choices=("answer", "all"),
         finetune_default="all",
     )
-    too_long: str = _setting("cut", "What to do with samples longer than the context.", choices=("cut", "skip"))
-    holdout: str = _setting(
+    too_long: str = setting("cut", "What to do with samples longer than the context.", choices=("cut", "skip"))
+    holdout: str = setting(
         "0.05",
         "Samples kept out of training, to measure the loss on after each epoch: a share (5% or 0.05; at least one), "
         "a number, every:20 (the first and each 20th after it), or 0.",
@@ -167,102 +123,145 @@ class TrainConfig:
         metavar="HOW",
     )
 
-    ctx: int = _setting(
+    ctx: int = setting(
         512,
         "Longest sample in tokens, at most what the model was made for.",
         flags=("-c",),
         finetune_default=128,
-        check=_at_least(2),
+        check=at_least(2),
     )
-    batch: int = _setting(8, "Samples per optimizer step.", flags=("-b",), check=_at_least(1))
-    micro_batch_tokens: int = _setting(
+    batch: int = setting(8, "Samples per optimizer step.", flags=("-b",), check=at_least(1))
+    micro_batch_tokens: int = setting(
         0,
         "Most tokens computed at once: samples are packed up to this (0: the context, at least 512). "
         "Less takes less memory, more is faster.",
-        check=_at_least(0),
+        check=at_least(0),
     )
-    epochs: float = _setting(
-        3.0, "Passes over the data (0 or less: no limit).", finetune_default=-1.0, resumable=True, metavar="NUMBER"
+    # None, where it stays so: until the loss has stayed under stop_loss
+    epochs: float | None = setting(
+        None,
+        "Passes over the data (0 or less: no limit).",
+        finetune_default=-1.0,
+        default_text=f"{_EPOCHS:g}; with --stop-loss alone as many as it takes, {CEILING_EPOCHS} at most",
+        resumable=True,
+        metavar="NUMBER",
     )
-    max_steps: int = _setting(
+    max_steps: int = setting(
         0,
         "Optimizer steps at most (0: no limit).",
         finetune_flags=("--adam-iter",),
         finetune_default=256,
-        check=_at_least(0),
+        check=at_least(0),
         resumable=True,
     )
 
-    lr: float = _setting(
-        2e-4, "Peak learning rate.", finetune_flags=("--adam-alpha",), finetune_default=1e-3, check=_above(0)
+    lr: float = setting(
+        None,
+        "Peak learning rate.",
+        finetune_flags=("--adam-alpha",),
+        finetune_default=1e-3,
+        default_text=f"{_LR:g}; with --stop-loss alone 1 / the model's width, {LEAST_LR:g} to {MOST_LR:g}",
+        check=above(0),
     )
-    schedule: str = _setting("cosine", "Learning rate after the warm-up.", choices=("cosine", "linear", "constant"))
-    warmup: float = _setting(
-        0.05,
+    schedule: str = setting(
+        None,
+        "Learning rate after the warm-up.",
+        choices=("cosine", "linear", "constant"),
+        finetune_default="cosine",
+        default_text="cosine; with --stop-loss alone constant",
+    )
+    warmup: float = setting(
+        None,
         "Warm-up from 0 to the peak: a share of all steps if below 1, else a number of steps.",
         finetune_default=100.0,
-        check=_at_least(0),
+        default_text=f"{_WARMUP_SHARE:g}; with --stop-loss alone {_WARMUP_STEPS:g}",
+        check=at_least(0),
         metavar="NUMBER",
     )
-    decay_steps: int = _setting(
+    decay_steps: int = setting(
         0,
         "Steps from the end of the warm-up to the lowest rate (0: to the run's last step).",
         finetune_flags=("--cos-decay-steps",),
         finetune_default=1000,
-        check=_at_least(0),
+        check=at_least(0),
     )
-    min_lr_ratio: float = _setting(
+    min_lr_ratio: float = setting(
         0.0,
         "Lowest learning rate, as a share of the peak.",
         finetune_flags=("--cos-decay-min",),
         finetune_default=0.1,
-        check=_within(0, 1, open_end=False),
+        check=within(0, 1, open_end=False),
     )
-    beta1: float = _setting(
-        0.9, "AdamW: decay of the first moment.", finetune_flags=("--adam-beta1",), check=_within(0, 1)
+    beta1: float = setting(
+        0.9, "AdamW: decay of the first moment.", finetune_flags=("--adam-beta1",), check=within(0, 1)
     )
-    beta2: float = _setting(
-        0.999, "AdamW: decay of the second moment.", finetune_flags=("--adam-beta2",), check=_within(0, 1)
+    beta2: float = setting(
+        0.999, "AdamW: decay of the second moment.", finetune_flags=("--adam-beta2",), check=within(0, 1)
     )
-    epsilon: float = _setting(1e-8, "AdamW: added to the denominator.", check=_above(0))
-    weight_decay: float = _setting(
+    epsilon: float = setting(1e-8, "AdamW: added to the denominator.", check=above(0))
+    weight_decay: float = setting(
         0.0,
         "AdamW: decoupled weight decay.",
         finetune_flags=("--adam-decay",),
         finetune_default=0.1,
-        check=_at_least(0),
+        check=at_least(0),
     )
-    clip: float = _setting(
-        1.0, "Largest norm of the gradient (0: not clipped).", finetune_flags=("--adam-gclip",), check=_at_least(0)
+    clip: float = setting(
+        1.0, "Largest norm of the gradient (0: not clipped).", finetune_flags=("--adam-gclip",), check=at_least(0)
     )
 
-    rank: int = _setting(
-        16, "Rank of the adapter.", finetune_flags=("--lora-r",), finetune_default=4, check=_at_least(1)
+    from_adapter: str = setting(
+        "",
+        "Adapter to start from, with this data and a schedule of its own: ggtune's, llama.cpp's or an imported one. "
+        "Rank, alpha and targets are the file's.",
+        flags=("--from",),
+        metavar="FILE",
     )
-    alpha: float | None = _setting(
+    rank: int = setting(
         None,
-        "Strength of the adapter: its product is scaled by alpha / rank (default: the rank).",
+        "Rank of the adapter.",
+        finetune_flags=("--lora-r",),
+        finetune_default=4,
+        default_text=f"{_RANK}, or that of --from",
+        check=at_least(1),
+    )
+    alpha: float | None = setting(
+        None,
+        "Strength of the adapter: its product is scaled by alpha / rank.",
         finetune_flags=("--lora-alpha",),
+        default_text="the rank, or that of --from",
         check=lambda v: None if v is None or (math.isfinite(v) and v != 0) else "must be a number other than 0",
         metavar="NUMBER",
     )
-    targets: tuple[str, ...] = _setting(
-        (LINEAR_KINDS_ALL,),
+    targets: tuple[str, ...] = setting(
+        None,
         "Linears that get an adapter, separated by commas: attn_q, attn_k, attn_v, attn_output, ffn_gate, ffn_up, "
         "ffn_down, ... or all.",
+        finetune_default=(LINEAR_KINDS_ALL,),
+        default_text="all, or those of --from",
         check=_kinds,
         metavar="NAMES",
     )
-    rslora: bool = _setting(False, "Scale by alpha / sqrt(rank) (rank-stabilized LoRA).")
-    dropout: float = _setting(0.0, "Dropout in front of the adapter.", check=_within(0, 1))
+    rslora: bool = setting(False, "Scale by alpha / sqrt(rank) (rank-stabilized LoRA).")
+    dropout: float = setting(0.0, "Dropout in front of the adapter.", check=within(0, 1))
 
-    stop_loss: float = _setting(
-        0.0, "Stop when the training loss has stayed under this (0: never).", check=_at_least(0), resumable=True
+    stop_loss: float = setting(
+        0.0, "Stop when the training loss has stayed under this (0: never).", check=at_least(0), resumable=True
     )
-    stop_patience: int = _setting(
-        5, "... for this many steps in a row.", check=_at_least(1), resumable=True, metavar="STEPS"
+    stop_patience: int = setting(
+        5, "... for this many steps in a row.", check=at_least(1), resumable=True, metavar="STEPS"
     )
-    save_every: str = _setting(
+    stop_plateau: int = setting(
+        None,
+        "Halve the rate when the mean training loss of an epoch has not got 1 % better for this many epochs (and 50 "
+        "steps), and stop at the fourth time (0: never).",
+        finetune_default=0,
+        default_text=f"0; with --stop-loss alone {_PLATEAU_EPOCHS}",
+        check=at_least(0),
+        resumable=True,
+        metavar="EPOCHS",
+    )
+    save_every: str = setting(
         "50",
         "How often a checkpoint is written: a number of steps, a time such as 90s, 10m or 2h, or 0: only at the end.",
         finetune_default="10",
@@ -270,30 +269,30 @@ class TrainConfig:
         resumable=True,
         metavar="HOW",
     )
-    keep: int = _setting(
+    keep: int = setting(
         3,
         "Checkpoints kept: the newest, and beside them the one of the best held-out loss (0: all).",
         finetune_default=0,
-        check=_at_least(0),
+        check=at_least(0),
         resumable=True,
     )
-    spike: float = _setting(
+    spike: float = setting(
         3.0,
         "Report a step whose loss is this many times the smoothed loss (0: never).",
-        check=_at_least(0),
+        check=at_least(0),
         resumable=True,
         metavar="FACTOR",
     )
 
-    seed: int = _setting(0, "Seed of everything random (negative: drawn anew).", flags=("-s",))
-    threads: int = _setting(
+    seed: int = setting(0, "Seed of everything random (negative: drawn anew).", flags=("-s",))
+    threads: int = setting(
         0,
         "Threads (0: the processors that the process may use).",
         flags=("-t",),
-        check=_at_least(0),
+        check=at_least(0),
         resumable=True,
     )
-    recompute: str = _setting(
+    recompute: str = setting(
         "auto",
         "Keep only a layer's input and compute its inside again for the gradient: less memory, up to a third slower. "
         "layers: all of them (so does --recompute alone); none (as --no-recompute); auto: as few as the free memory "
@@ -303,7 +302,7 @@ class TrainConfig:
         switch=Switch("layers", "none", ("--no-checkpointing", "--no-use-checkpointing")),
         resumable=True,
     )
-    precision: str = _setting(
+    precision: str = setting(
         "auto",
         "Products with quantized weights, where the CPU has integer dot products: auto takes int8 ones forward, as "
         "llama.cpp does, and int16 ones for the gradients; f32 none.",
@@ -311,23 +310,48 @@ class TrainConfig:
         resumable=True,
         rounds=True,
     )
-    force: bool = _setting(False, "Start even where more memory or disk space is needed than there is.", resumable=True)
+    force: bool = setting(
+        False,
+        "Start even where more memory or disk space is needed than there is, or from an adapter of another base.",
+        resumable=True,
+    )
 
     def __post_init__(self) -> None:
-        """Check every field."""
+        """Settle the defaults that depend on other settings, and check every field.
+
+        What depends on the model or on ``from_adapter`` (``lr`` of a run until its ``stop_loss``; rank and targets of
+        an adapter that is gone on from) stays None until :func:`ggtune.train.start.settled`.
+        """
+        for name, value in self._dependent_defaults().items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
         problems = []
         for f in fields(self):
             setting, value = setting_of(f), getattr(self, f.name)
+            if value is None and f.default is None:
+                continue
             if setting.choices and value not in setting.choices:
                 problems.append(f"{flag(f.name)} must be one of {', '.join(setting.choices)} (it is {value!r})")
             elif setting.check and (wrong := setting.check(value)):
                 problems.append(f"{flag(f.name)} {wrong}" + ("" if value == "" else f" (it is {value!r})"))
-        if self.epochs <= 0 and not self.max_steps and not self.stop_loss:
+        if self.epochs is not None and self.epochs <= 0 and not self.max_steps and not self.stop_loss:
             problems.append("nothing ends the run: give --epochs, --max-steps or --stop-loss")
         if problems:
             raise GgtuneError("; ".join(problems))
         if self.seed < 0:
             object.__setattr__(self, "seed", secrets.randbelow(2**31))
+
+    def _dependent_defaults(self) -> dict[str, Any]:
+        if self.epochs is None and not self.max_steps and self.stop_loss > 0:
+            values = {"schedule": "constant", "warmup": _WARMUP_STEPS, "stop_plateau": _PLATEAU_EPOCHS}
+        else:
+            values = {"epochs": _EPOCHS, "lr": _LR, "schedule": "cosine", "warmup": _WARMUP_SHARE, "stop_plateau": 0}
+        return values if self.from_adapter else {**values, "rank": _RANK, "targets": (LINEAR_KINDS_ALL,)}
+
+    @property
+    def until_stop_loss(self) -> bool:
+        """True where ``stop_loss`` alone ends the run: no number of epochs or steps was given."""
+        return self.epochs is None
 
     @property
     def effective_alpha(self) -> float:
@@ -349,14 +373,27 @@ class TrainConfig:
         if unknown := sorted(set(values) - set(by_name)):
             raise GgtuneError(f"unknown settings {', '.join(unknown)}: written by another version of ggtune?")
         plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        if wrong := [name for name, value in plain.items() if not _has_type(value, by_name[name].type)]:
+        if wrong := [name for name, value in plain.items() if not _fits(value, by_name[name])]:
             raise GgtuneError(f"settings of a wrong type: {', '.join(wrong)}")
         return cls(**plain)
+
+    def continued(self, given: Mapping[str, Any]) -> "TrainConfig":
+        """Return the settings of a run that goes on, with those that are ``given`` now.
+
+        One that went until its ``stop_loss`` and is given a number of steps has that for its end, not the epochs of a
+        new run beside it.
+        """
+        endless = {"epochs": 0.0} if self.epochs is None and given.get("max_steps") else {}
+        return self.from_dict({**self.to_dict(), **endless, **given})
 
     @classmethod
     def for_face(cls, face: Face, **values: Any) -> "TrainConfig":
         """Take the defaults of a command, and ``values`` on top."""
         return cls(**{**defaults(face), **values})
+
+
+def _fits(value: Any, f: "dataclasses.Field[Any]") -> bool:
+    return (value is None and f.default is None) or _has_type(value, f.type)
 
 
 def _has_type(value: Any, expected: Any) -> bool:

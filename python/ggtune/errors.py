@@ -1,8 +1,10 @@
-"""Exceptions that carry a message for the user. The command line prints them and exits with status 1."""
+"""Exceptions that carry a message for the user. The command line prints them and exits with their status."""
 
 
 class GgtuneError(Exception):
     """Something the user can mend: the message says what is wrong, where, and what to do."""
+
+    exit_status = 1
 
 
 class DataError(GgtuneError):
@@ -15,3 +17,9 @@ class NotFiniteError(GgtuneError):
 
 class ModelError(GgtuneError):
     """A model or adapter file that can't be used."""
+
+
+class DivergedError(GgtuneError):
+    """A training that has diverged."""
+
+    exit_status = 3

@@ -3,6 +3,7 @@
 import itertools
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -36,9 +37,7 @@ def replacing(
     Raises :class:`WriteError`, with the path and the space needed, where the disk has no room or an ``OSError`` occurs.
     """
     try:
-        if path.exists() and not path.is_file():
-            # a rename would put a file in the place of /dev/null
-            raise WriteError(f"can't write {path}: it is {'a folder' if path.is_dir() else 'not a regular file'}")
+        check_replaceable(path)
         check_space(path, needed_bytes)
         with making_folder(path.parent):
             name = f"{prefix or f'.{path.name}.'}{os.getpid()}-{next(_numbers)}{_SUFFIX}"
@@ -47,6 +46,23 @@ def replacing(
     except OSError as error:
         reason = error.strerror or f"the write was cut short: {error}"
         raise WriteError(f"can't write {path}: {reason}{_space(path, needed_bytes)}") from error
+
+
+def check_replaceable(path: Path) -> None:
+    """Raise :class:`WriteError` where something lies at ``path`` that no file can take the place of."""
+    if path.exists() and not path.is_file():
+        # a rename would put a file in the place of /dev/null
+        raise WriteError(f"can't write {path}: it is {'a folder' if path.is_dir() else 'not a regular file'}")
+
+
+def check_writable(folder: Path) -> None:
+    """Raise :class:`WriteError` where no file can be made in ``folder``, or the folder itself can't; leaves nothing."""
+    there = next(each for each in [folder, *folder.absolute().parents] if each.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise WriteError(f"can't write to the folder {folder}: {error.strerror or error}") from error
 
 
 @contextmanager
@@ -83,7 +99,7 @@ def _renamed(temporary: Path, path: Path, mode: int | None) -> Iterator[Path]:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 @contextmanager
@@ -125,7 +141,7 @@ def _space(path: Path, needed_bytes: int) -> str:
         return f" ({format_bytes(needed_bytes)} needed)"
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make a rename durable, where the system can open folders."""
     if os.name != "posix":
         return

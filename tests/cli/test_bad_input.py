@@ -34,6 +34,8 @@ CASES: list[tuple[str, dict[str, str], tuple[str, ...]]] = [
     ("more memory than there is", {"rank": "100000000"}, ("memory", "--rank")),
     ("unwritable folder", {"out": "{text}/run"}, ("can't write",)),
     ("a file for a folder", {"out": "{text}"}, ("can't write",)),
+    ("missing adapter", {"from": "{tmp}/none.gguf"}, ("none.gguf", "No such file")),
+    ("model for an adapter", {"from": str(MODEL)}, ("not a LoRA adapter",)),
     ("unknown template", {"template": "lama2"}, ("lama2", "llama2")),
     ("system text refused", {"template": "gemma", "system": "Be brief."}, ("no place for a system text",)),
 ]

@@ -212,7 +212,7 @@ def test_package_a_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     there = files_below(tmp_path)
     manifest = store / "manifests/registry.ollama.ai/library/x/latest"
     message = rf"{re.escape(str(manifest))}: No space left on device {SPACE}"
-    with failing(monkeypatch, ".manifest-"), pytest.raises(GgtuneError, match=message):
+    with failing(monkeypatch, "/sha256-manifest-"), pytest.raises(GgtuneError, match=message):
         package_model(MODEL, "x", out_dir=out, store=store, system="Be brief.")
     after = files_below(tmp_path)
     new = set(after) - set(there)  # whole blobs may stay: the next attempt finds them, and Ollama clears them away
@@ -221,7 +221,7 @@ def test_package_a_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_store_on_a_disk_that_is_really_full(disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ggtune.ollama.store._RESERVE_BYTES", 0)
+    monkeypatch.setattr("ggtune.ollama.blobs._RESERVE_BYTES", 0)
     store = disk / "store"
     (disk / "ballast").write_bytes(bytes(1 << 20))
     with pytest.raises(GgtuneError, match=rf"{store}: .*too little room: 7\.5 MiB needed .*, [67]\.\d MiB free"):

@@ -16,7 +16,13 @@ COMMANDS = [
     "watch",
     "stop",
     "export-lora",
+    "quantize",
+    "import",
+    "export-peft",
     "package",
+    "push",
+    "pull",
+    "publish",
     "ask",
     "convert",
     "finetune",
@@ -46,10 +52,11 @@ def test_version() -> None:
         "import ggtune",
         "from ggtune.cli import cli; cli(['--help'], standalone_mode=False)",
         "from ggtune.cli import cli; cli(['train', '--help'], standalone_mode=False)",
+        "from ggtune.cli import cli; cli(['push', '--help'], standalone_mode=False)",
     ],
 )
 def test_nothing_heavy_is_imported(code: str) -> None:
-    heavy = "numpy", "pandas", "gguf", "jinja2", "tqdm", "ggtune._core"
+    heavy = "numpy", "pandas", "gguf", "jinja2", "tqdm", "httpx", "ggtune._core"
     show = f"import sys; print([name for name in {heavy!r} if name in sys.modules], file=sys.stderr)"
     done = subprocess.run([sys.executable, "-c", f"{code}\n{show}"], capture_output=True, text=True, check=True)
     assert done.stderr.strip() == "[]"

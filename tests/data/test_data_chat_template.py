@@ -44,6 +44,20 @@ def test_bos_and_suffix_are_found() -> None:
     assert template.stops == ("</s>",)
 
 
+def test_a_chat_of_several_turns_and_the_date_in_it() -> None:
+    template = make(
+        "On {{ strftime_now('%d.%m.%Y') }}, {{ strftime_now('%H') }}: " + CHATML, datetime.datetime(2026, 3, 4)
+    )
+    roles = ("user", "assistant", "user")
+    messages = [{"role": role, "content": f"{i}?"} for i, role in enumerate(roles)]
+    turns = "".join(f"<|im_start|>{role}\n{i}?<|im_end|>\n" for i, role in enumerate(roles))
+    text = template.render_messages(messages, add_generation_prompt=True)
+    assert text == f"On 04.03.2026, 00: {turns}<|im_start|>assistant\n"
+    assert template.render_messages(messages, add_generation_prompt=False) == f"On 04.03.2026, 00: {turns}"
+    assert template.dates_in(text) == ("00", "04.03.2026")
+    assert template.dates_in("no date: 0") == ()
+
+
 def test_refused_and_dropped_system_texts() -> None:
     with pytest.raises(GgtuneError, match="no system here"):
         make(LLAMA2).render("Be kind.", "Q?", "A.")

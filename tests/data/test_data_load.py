@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from ggtune import _core
-from ggtune.data.chat_template import choose_template
+from ggtune.data.chat_template import ChatTemplate, choose_template
 from ggtune.data.load import Dataset, load_samples
 from ggtune.data.records import Record, read_csv
 from ggtune.data.samples import Sample, text_windows
 from ggtune.data.sft import find_template, read_sft, split_samples, write_sft
+from ggtune.data.system_text import SystemText, system_of_prompts
 from ggtune.data.templates import TEMPLATES
 from ggtune.data.tokenization import TurnEncoder, encode_prompt
 from ggtune.errors import DataError, GgtuneError, ModelError
@@ -335,3 +336,89 @@ def test_a_dated_answer_tag_is_looked_for_as_of_the_given_time(demo_model: _core
     now = datetime.datetime(2026, 1, 2)
     dataset = load_samples(path, Dated(), context=64, now=now)  # type: ignore[arg-type]
     assert dataset.report.template == "model"
+
+
+def system_of(dataset: Dataset) -> tuple[str | None, bool]:
+    return dataset.report.system, dataset.report.system_differs
+
+
+@pytest.mark.parametrize(
+    ("cells", "given", "expected"),
+    [
+        (("S.", "S."), None, ("S.", False)),
+        (("S.", "S."), "Other.", ("S.", False)),  # no sample has the other one
+        (("S.", ""), "S.", ("S.", False)),
+        (("S.", ""), "Other.", (None, True)),
+        (("S.", ""), None, (None, True)),
+        (("", ""), None, ("", False)),
+    ],
+)
+def test_system_text_that_the_rows_really_have(
+    demo_model: _core.Model,
+    tmp_path: Path,
+    cells: tuple[str, str],
+    given: str | None,
+    expected: tuple[str | None, bool],
+) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text("question,answer,system\n" + "".join(f"q{i}?,a,{cell}\n" for i, cell in enumerate(cells)))
+    dataset = load_samples(path, demo_model, context=128, system=given)
+    assert system_of(dataset) == expected
+    system, differs = expected
+    notes = {"template": "model", "system": system or "", "system_differs": "true" if differs else "false"}
+    assert dataset.report.asked_with() == notes
+    assert ("different system texts" in report_of(dataset)) == differs
+    assert ("in no sample" in report_of(dataset)) == (given == "Other." and all(cells))
+
+
+def test_a_row_that_is_skipped_has_no_say(demo_model: _core.Model, tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text(f"question,answer,system\nq?,a,S.\n{'long ' * 80}?,a,T.\n")
+    assert system_of(load_samples(path, demo_model, context=64)) == ("S.", False)
+    assert system_of(load_samples(path, demo_model, context=512)) == (None, True)
+
+
+@pytest.mark.parametrize("name", [name for name, template in TEMPLATES.items() if template.accepts_system])
+@pytest.mark.parametrize("system", [None, "Be brief.", "Two lines,\n\nand a gap."])
+def test_system_text_is_found_in_sft_text(demo_model: _core.Model, tmp_path: Path, name: str, system: str) -> None:
+    path = text_file(tmp_path, write_sft("x.csv", RECORDS, TEMPLATES[name], system=system))
+    dataset = load_samples(path, demo_model, context=1024, template=name, system="Not in the text.")
+    assert system_of(dataset) == (system or "", False)
+    mixed = write_sft("x.csv", RECORDS, TEMPLATES[name], system="Another one.")
+    path = text_file(tmp_path, mixed + write_sft("x.csv", RECORDS, TEMPLATES[name], system=system))
+    assert system_of(load_samples(path, demo_model, context=1024, template=name)) == (None, True)
+
+
+SYSTEM_FORMS = {
+    "default": (
+        "{% if messages[0].role != 'system' %}<|im_start|>system\nYou are tiny.<|im_end|>\n{% endif %}"
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    ),
+    "in front of the question": (
+        "{% set s = '' %}{% if messages[0].role == 'system' %}{% set s = messages[0].content + '\n\n' %}"
+        "{% set messages = messages[1:] %}{% endif %}{% for m in messages %}<start_of_turn>"
+        "{{ 'model' if m.role == 'assistant' else m.role }}\n{{ s if loop.first else '' }}{{ m.content }}"
+        "<end_of_turn>\n{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+    ),
+}
+
+
+@pytest.mark.parametrize("form", SYSTEM_FORMS)
+@pytest.mark.parametrize("systems", [("",), ("Be brief.",), ("Be brief.\n\nBe right.",), ("Be brief.", "Be long.")])
+def test_system_text_in_text_of_the_models_own_template(form: str, systems: tuple[str, ...]) -> None:
+    template = ChatTemplate(SYSTEM_FORMS[form], bos="", eos="<|im_end|>", end_of=lambda text: "")
+    questions = ["What?", "Why?\n\nSay it in two lines.", "Who?"]
+    prompts = [template.render_prompt(system or None, q).prompt for system in systems for q in questions]
+    expected = SystemText(systems[0]) if len(systems) == 1 else SystemText(differs=True)
+    if expected.differs and form != "default":
+        expected = SystemText("")  # without a tag around it, it can't be told from the question
+    assert system_of_prompts(prompts, template) == expected
+
+
+def test_text_of_another_form_leaves_the_system_text_open(demo_model: _core.Model, tmp_path: Path) -> None:
+    text = "<SFT>[INST] <<SYS>>\nS.\n<</SYS>>\n\nq? [/INST] a\n<SFT>Ask: q? [/INST] a\n"
+    dataset = load_samples(text_file(tmp_path, text), demo_model, context=64, template="llama2")
+    assert system_of(dataset) == (None, False)
+    assert dataset.report.asked_with() == {"template": "llama2"}
+    assert "not all samples have the form of the template 'llama2'" in report_of(dataset)

@@ -3,12 +3,15 @@ import hashlib
 import json
 import os
 import shutil
+import struct
+import time
 from types import SimpleNamespace
 
 import gguf_samples as samples
 import pytest
 
 from ggtune.errors import GgtuneError
+from ggtune.ollama.gguf_header import read_header
 from ggtune.ollama.store import default_store, parameter_count, write_model
 
 MODEL_LAYER = "application/vnd.ollama.image.model"
@@ -210,6 +213,26 @@ def test_missing_and_foreign_files(tmp_path):
 def test_split_model(tmp_path):
     with pytest.raises(GgtuneError, match="split"):
         write_model(tmp_path / "s", "m", samples.write_model(tmp_path / "part.gguf", split_count=2))
+
+
+def test_a_large_vocabulary_takes_no_time(tmp_path):
+    """With gguf-py's reader it would be ten seconds."""
+    n = 500_000
+    token = "\u2581word".encode()
+    tokens = (struct.pack("<Q", len(token)) + token) * n
+    texts = {"general.architecture": "llama", "tokenizer.ggml.model": "llama"}
+    keys = b"".join(_text(key) + struct.pack("<I", 8) + _text(text) for key, text in texts.items())
+    keys += _text("tokenizer.ggml.tokens") + struct.pack("<IIQ", 9, 8, n) + tokens
+    path = tmp_path / "m.gguf"
+    path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 3) + keys)
+    start = time.process_time()
+    header = read_header(path)
+    assert header.special_tokens.bos == token.decode()
+    assert time.process_time() - start < 3
+
+
+def _text(text):
+    return struct.pack("<Q", len(text)) + text.encode()
 
 
 def test_adapters_are_checked(tmp_path, model):

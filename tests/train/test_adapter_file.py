@@ -24,6 +24,9 @@ class Model:
     def linears(self) -> list[Linear]:
         return [Linear("blk.0.attn_q.weight", 5, 3)]
 
+    def tensors(self) -> list[object]:
+        return []
+
 
 def content(base: str = "blk.0.attn_q.weight", n_in: int = 5) -> AdapterFile:
     random = np.random.default_rng(0)
@@ -31,7 +34,7 @@ def content(base: str = "blk.0.attn_q.weight", n_in: int = 5) -> AdapterFile:
         f"{base}.lora_a": random.normal(size=(2, n_in)).astype(np.float32),
         f"{base}.lora_b": random.normal(size=(3, 2)).astype(np.float32),
     }
-    return AdapterFile("llama", 4.0, tensors, {"template": "llama2"})
+    return AdapterFile("llama", 4.0, tensors, {"template": "llama2", "system": ""})
 
 
 def test_the_file_is_what_llama_cpp_reads(tmp_path: Path) -> None:
@@ -44,6 +47,7 @@ def test_the_file_is_what_llama_cpp_reads(tmp_path: Path) -> None:
         "adapter.type": "lora",
         "adapter.lora.alpha": 4.0,
         "ggtune.template": "llama2",
+        "ggtune.system": "",  # known to be none
     }
     assert {t.name: [int(n) for n in t.shape] for t in reader.tensors} == {
         "blk.0.attn_q.weight.lora_a": [5, 2],  # ggml's ne = [in, r]
@@ -58,7 +62,7 @@ def test_round_trip(tmp_path: Path) -> None:
         2,
         4.0,
         ["blk.0.attn_q.weight"],
-        {"template": "llama2"},
+        {"template": "llama2", "system": ""},
     )
     for name, values in content().tensors.items():
         np.testing.assert_array_equal(read.tensors[name], values)

@@ -3,6 +3,7 @@
 import struct
 from pathlib import Path
 
+import gguf
 import pytest
 
 from ggtune.demo import MODEL
@@ -37,6 +38,9 @@ BAD = {
     "endless text": header(n_keys=1) + struct.pack("<Q", HUGE),
     "endless array of numbers": header(n_keys=1) + key("a", 9, struct.pack("<IQ", 4, HUGE)),
     "endless array of texts": header(n_keys=1) + key("a", 9, struct.pack("<IQ", 8, HUGE)),
+    "an array of texts that ends too early": header(n_keys=1)
+    + key("a", 9, struct.pack("<IQ", 8, 3) + text("x") + text("y")),
+    "a text of an array that is too long": header(n_keys=1) + key("a", 9, struct.pack("<IQQ", 8, 1, 64)),
     "array of empty arrays": header(n_keys=1) + key("a", 9, struct.pack("<IQ", 9, HUGE)),
     "arrays all the way down": header(n_keys=1) + key("a", 9, struct.pack("<IQ", 9, 1) * 1000),
     "unknown value": header(n_keys=1) + key("a", 13, b""),
@@ -73,3 +77,47 @@ def test_whole_files_pass(tmp_path: Path) -> None:
     size = path.stat().st_size
     path.write_bytes(path.read_bytes() + bytes(-size % 32 + 16))
     check_structure(path)
+
+
+def test_where_what_is_in_it(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    keys = key("ggtune.system", 8, text("Be brief.")) + key("ggtune.template", 8, text("x").replace(b"x", b"\xff"))
+    keys += key("general.name", 8, text("none of ggtune's")) + key("ggtune.number", 4, bytes(4))
+    start = header(n_tensors=2, n_keys=4) + keys + tensor((4,), name="a") + tensor((8,), name="b", offset=32)
+    n_header = -(-len(start) // 32) * 32
+    path.write_bytes(start.ljust(n_header, b"\0") + bytes(64))
+    found = check_structure(path)
+    places = [(tensor.name, tensor.shape, tensor.offset, tensor.n_bytes) for tensor in found.tensors]
+    assert (found.data_offset, places) == (n_header, [("a", (4,), n_header, 16), ("b", (8,), n_header + 32, 32)])
+    assert found.ggtune_texts == {"system": "Be brief."}  # what is not UTF-8 is none
+
+
+def test_it_sees_what_the_reader_sees() -> None:
+    reader = gguf.GGUFReader(MODEL)
+    found = check_structure(MODEL)
+    assert found.data_offset == reader.data_offset
+    assert [(t.name, t.type_name, t.shape, t.offset, t.n_bytes) for t in found.tensors] == [
+        (t.name, t.tensor_type.name, tuple(t.shape), t.data_offset, t.n_bytes) for t in reader.tensors
+    ]
+    fields = {key: field for key, field in reader.fields.items() if not key.startswith("GGUF.")}
+    assert {*found.values, *found.arrays} == set(fields)
+    assert all(value == fields[key].contents() for key, value in found.values.items())
+    tokens, kinds = "tokenizer.ggml.tokens", "tokenizer.ggml.token_type"
+    assert [raw.decode() for raw in found.texts(tokens)] == fields[tokens].contents()
+    assert found.numbers(kinds) == fields[kinds].contents()
+    assert (found.numbers("llama.block_count"), found.numbers(tokens)) == ([found.number("llama.block_count")], [])
+    for key in (kinds, "general.architecture", "no.such.key"):  # no arrays of strings
+        assert list(found.texts(key)) == []
+
+
+def test_single_values(tmp_path: Path) -> None:
+    numbers = [(0, "B", 255), (1, "b", -3), (2, "H", 65535), (3, "h", -5), (4, "I", 2**32 - 1), (5, "i", -7)]
+    numbers += [(6, "f", 0.5), (7, "?", True), (10, "Q", 2**64 - 1), (11, "q", -9), (12, "d", 0.1)]
+    keys = b"".join(key(letter, kind, struct.pack("<" + letter, value)) for kind, letter, value in numbers)
+    keys += key("text", 8, text("x")) + key("bytes", 8, text("x").replace(b"x", b"\xff"))
+    path = tmp_path / "m.gguf"
+    path.write_bytes(header(n_keys=len(numbers) + 2) + keys)
+    found = check_structure(path)
+    assert found.values == {letter: value for _, letter, value in numbers} | {"text": "x", "bytes": b"\xff"}
+    assert (found.text("text"), found.text("bytes"), found.text("I"), found.text("none")) == ("x", "", "", "")
+    assert (found.number("h"), found.number("d"), found.number("?"), found.number("text")) == (-5, 0.1, None, None)

@@ -58,6 +58,8 @@ def test_a_line_has_all_figures() -> None:
         "elapsed 0:01:01  ETA 1:00:00"
     )
     assert format_duration(0.4) == "0:00:00"
+    dropped = {**record, "loss": None, "smoothed_loss": None, "dropped": "loss not finite"}  # the run's first step
+    assert "loss dropped (loss not finite)  smoothed -  " in step_line(dropped, held_out=None, total_steps=9, eta_s=1)
 
 
 def test_a_signal_waits_for_what_must_be_whole() -> None:

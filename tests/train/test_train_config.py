@@ -2,8 +2,9 @@ import dataclasses
 
 import pytest
 
-from ggtune.config import SaveInterval, TrainConfig, defaults, differences, rounding_differences, setting_of
+from ggtune.config import SaveInterval, TrainConfig, defaults, differences, rounding_differences
 from ggtune.errors import GgtuneError
+from ggtune.setting import setting_of
 
 
 def config(**changes: object) -> TrainConfig:
@@ -101,7 +102,38 @@ def test_finetune_has_the_old_defaults() -> None:
         "save_every": "10",
     }
     assert {name: old[name] for name in expected} == expected
-    assert defaults("train")["rank"] == 16
+    assert config().rank == 16
+
+
+def test_stop_loss_alone_goes_on_until_it_is_reached() -> None:
+    alone = config(stop_loss=0.1)
+    assert alone.until_stop_loss
+    assert (alone.epochs, alone.lr, alone.schedule, alone.warmup) == (None, None, "constant", 10)
+    assert alone.stop_plateau > 0
+    for given in ({"epochs": 7.0}, {"max_steps": 9}):
+        limited = config(stop_loss=0.1, **given)
+        assert not limited.until_stop_loss
+        assert (limited.lr, limited.schedule, limited.warmup, limited.stop_plateau) == (2e-4, "cosine", 0.05, 0)
+        assert limited.epochs == given.get("epochs", 3.0)
+    assert config(stop_loss=0.1, schedule="linear", lr=1e-3).schedule == "linear"
+    old = TrainConfig.for_face("finetune", model="m", data="d", stop_loss=0.1)
+    assert (old.epochs, old.max_steps, old.schedule, old.lr, old.stop_plateau) == (-1, 256, "cosine", 1e-3, 0)
+
+
+def test_a_run_until_its_stop_loss_goes_on_as_it_was() -> None:
+    run = config(stop_loss=0.1, lr=3e-3)
+    assert run.continued({}) == run
+    steps = run.continued({"max_steps": 500})
+    assert (steps.epochs, steps.max_steps, steps.schedule) == (0, 500, "constant")
+    epochs = run.continued({"epochs": 9.0})
+    assert (epochs.epochs, epochs.schedule, epochs.stop_plateau) == (9, "constant", run.stop_plateau)
+    assert differences(run, steps) == differences(run, epochs) == []
+    assert config().continued({"max_steps": 500}).epochs == 3
+
+
+def test_settings_of_an_adapter_stay_open() -> None:
+    assert (config(from_adapter="a.gguf").rank, config(from_adapter="a.gguf").targets) == (None, None)
+    assert TrainConfig.from_dict(config(from_adapter="a.gguf").to_dict()) == config(from_adapter="a.gguf")
 
 
 def test_every_field_has_help() -> None:

@@ -170,6 +170,14 @@ def test_it_stops_when_the_loss_stays_low(tmp_path: Path) -> None:
     assert (tmp_path / "adapter.gguf").exists()
 
 
+def test_where_it_stops_the_held_out_loss_is_measured(tmp_path: Path) -> None:
+    result = fine_tune(config(stop_loss=1e3, stop_patience=3, holdout="4"), tmp_path, quiet=True)
+    records = read_metrics(tmp_path / "metrics.jsonl")
+    assert [("held_out_loss" in record) for record in records] == [False, False, True]
+    assert result.held_out_loss == records[-1]["held_out_loss"]
+    assert result.best_step == 3
+
+
 def test_recomputation_gives_the_same_run(tmp_path: Path, whole_run: Path) -> None:
     fine_tune(config(recompute="layers"), tmp_path, quiet=True)
     losses = [[record["loss"] for record in read_metrics(out / "metrics.jsonl")] for out in (tmp_path, whole_run)]

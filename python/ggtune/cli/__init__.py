@@ -25,7 +25,14 @@ _COMMANDS = {
     "watch": ("watch", "Follow a run from another terminal."),
     "stop": ("stop", "End a run after saving it."),
     "export-lora": ("export_lora", "Merge an adapter into its base model."),
+    "quantize": ("quantize", "Quantize a model file, with an importance matrix or without."),
+    "import": ("import_model", "Turn a Hugging Face checkpoint or a PEFT adapter into a GGUF file."),
+    "export-peft": ("export_peft", "Turn an adapter into a PEFT folder for Hugging Face tools."),
+    "verify": ("verify", "Say what a merged file has kept of its adapter."),
     "package": ("package", "Make a Modelfile, and put the model into an Ollama store."),
+    "push": ("push", "Send a model from an Ollama store to a Docker registry."),
+    "pull": ("pull", "Fetch a model from a Docker registry into an Ollama store."),
+    "publish": ("publish", "Upload a model for others to use."),
     "ask": ("ask", "Ask a model one question, with or without an adapter."),
     "convert": ("convert", "Turn a table of questions and answers into <SFT> text, or back."),
     "finetune": ("finetune", "Train with the flags and defaults of llama.cpp's old finetune."),
@@ -68,7 +75,13 @@ class _LazyGroup(click.Group):
         except Exception as error:
             if ctx.params.get("debug"):
                 raise
-            raise click.ClickException(_message(error)) from error
+            raise _ShownError(error) from error
+
+
+class _ShownError(click.ClickException):
+    def __init__(self, error: Exception) -> None:
+        super().__init__(_message(error))
+        self.exit_code = error.exit_status if isinstance(error, GgtuneError) else 1  # type: ignore[misc]
 
 
 def _message(error: Exception) -> str:
@@ -100,7 +113,10 @@ def cli(debug: bool) -> None:
 
 
 def main() -> None:
-    """Run the command line; the exit status is 0, 1 for an error, 2 for wrong usage, 128 + the number of a signal."""
+    """Run the command line.
+
+    The exit status is 0, 1 for an error, 2 for wrong usage, 3 for a run that has diverged, 128 + a signal's number.
+    """
     try:
         cli(prog_name="ggtune")
     finally:

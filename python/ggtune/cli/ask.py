@@ -1,5 +1,7 @@
 """``ggtune ask``."""
 
+from collections.abc import Mapping
+
 import click
 
 
@@ -19,6 +21,7 @@ import click
     "-s", "--seed", type=int, default=0, show_default=True, help="Seed of the choice where --temp is above 0."
 )
 @click.option("-t", "--threads", type=click.IntRange(min=0), default=0, help="Threads (default: all available).")
+@click.option("--force", is_flag=True, help="Take an adapter that was trained on another base all the same.")
 @click.option("-ngl", "--gpu-layers", type=click.IntRange(min=0), default=0, help="Layers kept on a GPU.")
 def command(
     question: str,
@@ -30,6 +33,7 @@ def command(
     max_tokens: int,
     seed: int,
     threads: int,
+    force: bool,
     gpu_layers: int,
 ) -> None:
     """Ask a model one QUESTION; the answer is shown as it comes."""
@@ -38,15 +42,21 @@ def command(
     from ggtune.generate import answer_pieces
     from ggtune.system import available_threads
     from ggtune.train.adapter_file import load_adapter, read_adapter
-    from ggtune.train.files import open_gguf
+    from ggtune.train.base import check_base
+    from ggtune.train.files import gguf_structure
 
-    open_gguf(model)
+    gguf_structure(model)
     loaded = core.Model(model, gpu_layers=gpu_layers)
     adapter = load_adapter(lora, loaded) if lora else None
-    trained = read_adapter(lora).notes if lora else {}
+    trained: Mapping[str, str] = {}
+    if lora:
+        content = read_adapter(lora)
+        trained = content.notes
+        for warning in check_base(lora, model, force=force, content=content):
+            click.echo(warning, err=True)
     written = loaded.metadata()
     name = template or trained.get("template") or written.get("ggtune.template") or None
-    system_text = system if system is not None else trained.get("system") or written.get("ggtune.system")
+    system_text = system if system is not None else trained.get("system", written.get("ggtune.system"))
     pieces = answer_pieces(
         loaded,
         choose_template(name, loaded),

@@ -95,7 +95,7 @@ def _export_run(
 ) -> None:
     from ggtune.cli.training import earlier_settings
     from ggtune.errors import GgtuneError
-    from ggtune.evaluate.verify import samples_of
+    from ggtune.evaluate.verify import samples_of_run
     from ggtune.train.chosen import chosen_adapter
     from ggtune.train.outputs import Outputs
     from ggtune.train.proved_merge import merge_and_prove
@@ -105,7 +105,7 @@ def _export_run(
         raise GgtuneError(f"{run} holds no run: it has no config.json")
     chosen = chosen_adapter(run, which)
     click.echo(f"Adapter: {chosen.path}: {chosen.reason}")
-    samples = samples_of(config)
+    samples = samples_of_run(run, config)
     result = merge_and_prove(
         config.model,
         [(str(chosen.path), 1.0)],

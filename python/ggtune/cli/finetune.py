@@ -9,12 +9,12 @@ import click
 from ggtune.cli.echo import say
 from ggtune.cli.old_flags import lost_flags
 from ggtune.cli.options import ConfigCommand, config_options
-from ggtune.cli.training import execute, find_checkpoint, settings
+from ggtune.cli.training import STATUSES, end_of_run, execute, find_checkpoint, settings
 from ggtune.errors import GgtuneError
 
 
-@click.command("finetune", cls=ConfigCommand)
-@config_options("finetune")
+@click.command("finetune", cls=ConfigCommand, epilog=STATUSES)
+@config_options("finetune", leave_out=("from_adapter",))
 @click.option("--lora-out", default="ggml-lora-ITERATION-f32.gguf", show_default=True, help="Adapter file to write.")
 @click.option(
     "--checkpoint-out", default="checkpoint-ITERATION.gguf", show_default=True, help="Checkpoint files to write."
@@ -57,6 +57,7 @@ def command(context: click.Context, /, **options: Any) -> None:
         resume_hint="the same command with that file for --checkpoint-in",
     )
     say(f"Adapter: {result.adapter}")
+    end_of_run(result)
 
 
 def _translated(options: dict[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,8 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from ggtune.config import Face, TrainConfig, defaults, flag, setting_of
+from ggtune.config import Face, TrainConfig, defaults, flag
+from ggtune.setting import setting_of
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -39,6 +40,8 @@ def _option(f: "dataclasses.Field[Any]", face: Face, default: Any) -> click.Opti
     else:
         kind = _CommaList() if f.type == tuple[str, ...] else _TYPES[f.type]
     shown: bool | str = ",".join(default) if isinstance(default, tuple) else default not in ("", None)
+    if default is None and setting.default_text:
+        shown = setting.default_text
     return click.Option(
         _declarations(f.name, face, setting, False),
         default=default,
@@ -109,3 +112,15 @@ def given_settings(ctx: click.Context) -> dict[str, Any]:
         for f in dataclasses.fields(TrainConfig)
         if f.name in ctx.params and ctx.get_parameter_source(f.name) is not ParameterSource.DEFAULT
     }
+
+
+def which_option(function: F) -> F:
+    """Give a command ``--which``, the step of a run that :func:`ggtune.train.chosen.chosen_adapter` takes."""
+    return click.option(
+        "--which",
+        type=click.Choice(("auto", "best", "last")),
+        default="auto",
+        show_default=True,
+        help="Step whose adapter is taken: that of the best held-out loss, the last, or auto: the best, but the last "
+        "where the training loss has stayed under --stop-loss.",
+    )(function)

@@ -1,62 +1,148 @@
 """``ggtune package``."""
 
+from __future__ import annotations
+
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+from ggtune.cli.options import which_option
+from ggtune.cli.transfer import store_option
+
+if TYPE_CHECKING:
+    from ggtune.train.chosen import Which
+
+_PATH = click.Path(path_type=Path)
+
 
 @click.command("package")
-@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("model", type=_PATH, required=False)
+@click.option("-m", "--model", "model_option", type=_PATH, help="The same as MODEL.", metavar="FILE")
+@click.option(
+    "-l",
+    "--lora",
+    "--adapter",
+    "loras",
+    multiple=True,
+    type=_PATH,
+    metavar="FILE",
+    help="Adapter to put beside the model, not merged; several are added up in one file.",
+)
+@click.option(
+    "-s",
+    "--lora-scaled",
+    multiple=True,
+    type=(_PATH, float),
+    metavar="FILE SCALE",
+    help="Adapter with a factor of its own.",
+)
 @click.option("--name", required=True, help="Name in Ollama: model, model:tag, namespace/model, ...", metavar="NAME")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder of the Modelfile (default: the model's).")
-@click.option("--store", type=click.Path(path_type=Path), help="Ollama's model folder (default: its own).")
+@click.option("--out", type=_PATH, help="Folder of the Modelfile (default: the adapter's, else the model's).")
+@store_option
 @click.option("--no-store", is_flag=True, help="Only write the Modelfile.")
+@click.option("--create", is_flag=True, help="Let a running Ollama make the model of the Modelfile, by its API.")
+@click.option("--host", help="Where that Ollama is (default: $OLLAMA_HOST, else this machine).", metavar="HOST:PORT")
 @click.option("--template", help="Prompt template (default: the one of the training, else the model's own).")
 @click.option("--system", help="System text (default: the one of the training).", metavar="TEXT")
 @click.option(
-    "--param", "given", multiple=True, type=(str, str), help="PARAMETER of the Modelfile.", metavar="NAME VALUE"
+    "--param",
+    "given",
+    multiple=True,
+    type=(str, str),
+    help="PARAMETER of the Modelfile, such as temperature 0.2.",
+    metavar="NAME VALUE",
 )
-@click.option("--license", "license_file", type=click.Path(path_type=Path), help="Licence text to put in.")
-@click.option("--adapter", type=click.Path(path_type=Path), help="Adapter to ship beside an unmerged model.")
+@click.option(
+    "--license",
+    "licenses",
+    multiple=True,
+    type=_PATH,
+    metavar="FILE",
+    help="Licence text to put in (default: what the model file says).",
+)
+@click.option(
+    "--message",
+    "said",
+    multiple=True,
+    type=(str, str),
+    metavar="ROLE TEXT",
+    help="MESSAGE of the Modelfile; ROLE is system, user or assistant.",
+)
+@which_option
+@click.option("--modelfile", type=_PATH, help="Modelfile to extend (default: the one in --out).", metavar="FILE")
+@click.option("--force", is_flag=True, help="Take an adapter that was trained on another file than this model.")
 def command(
-    model: Path,
+    model: Path | None,
+    model_option: Path | None,
+    loras: tuple[Path, ...],
+    lora_scaled: tuple[tuple[Path, float], ...],
     name: str,
     out: Path | None,
     store: Path | None,
     no_store: bool,
+    create: bool,
+    host: str | None,
     template: str | None,
     system: str | None,
     given: tuple[tuple[str, str], ...],
-    license_file: Path | None,
-    adapter: Path | None,
+    licenses: tuple[Path, ...],
+    said: tuple[tuple[str, str], ...],
+    which: Which,
+    modelfile: Path | None,
+    force: bool,
 ) -> None:
-    """Write a Modelfile for the GGUF file MODEL, and put it into an Ollama store, where `ollama run` finds it."""
+    """Write a Modelfile for the GGUF file MODEL, and put it into an Ollama store, where `ollama run` finds it.
+
+    MODEL is a merged model, a base model with --lora, or the folder of a run. Of a run its merged model is taken; where
+    it has none, or --which names a step, its base with that step's adapter. A Modelfile that is in --out already is
+    extended, where ggtune did not write it itself.
+    """
     from ggtune.data.records import read_text
     from ggtune.ollama.package import package_model
-    from ggtune.ollama.parameters import ParameterValue, parse_parameter
+    from ggtune.ollama.parameters import read_parameters
+    from ggtune.ollama.run_folder import packaged_files
     from ggtune.ollama.store import default_store
-    from ggtune.train.files import open_gguf
 
+    if (model is None) == (model_option is None):
+        raise click.UsageError("Give the model once: MODEL, or --model FILE.")
+    if which != "auto" and (loras or lora_scaled):
+        raise click.UsageError("--which takes an adapter of a run: leave out --lora and --lora-scaled.")
     if store is not None and no_store:
         raise click.UsageError("--store and --no-store exclude each other.")
-    open_gguf(model)
-    params: dict[str, ParameterValue] = {}
-    stops: list[str] = []
-    for key, text in given:
-        value = parse_parameter(key, text)
-        if isinstance(value, str):
-            stops.append(value)
-        else:
-            params[key] = value
+    if host is not None and not create:
+        raise click.UsageError("--host goes with --create.")
+    source = model or model_option
+    assert source is not None
+    adapters = [*((path, 1.0) for path in loras), *lora_scaled]
+    folder = out or (adapters[0][0].parent if adapters else None)
+    if source.is_dir():
+        folder = folder or source
+        of_run = packaged_files(source, with_adapter=not adapters, which=which)
+        source, adapters = of_run.model, adapters or of_run.adapters
+        if of_run.reason:
+            click.echo(f"Adapter: {adapters[0][0]}: {of_run.reason}")
+    elif which != "auto":
+        raise click.UsageError(f"--which goes with the folder of a run, and {source} is none.")
+    folder = folder or source.parent
     result = package_model(
-        model,
+        source,
         name,
-        out_dir=out or model.parent,
-        store=None if no_store else store or default_store(),
+        out_dir=folder,
+        # a server that makes the model has a store of its own
+        store=None if no_store or (create and store is None) else store or default_store(),
         template=template,
         system=system,
-        params={**params, "stop": stops} if stops else params,
-        license=read_text(license_file) if license_file else None,
-        adapter=adapter,
+        params=read_parameters(given),
+        license=[read_text(path) for path in licenses],
+        said=said,
+        adapters=adapters,
+        modelfile=modelfile,
+        force=force,
     )
     click.echo(str(result))
+    if create:
+        from ggtune.ollama.server import create_model
+
+        create_model(result.content, result.name, folder, host=host, say=click.echo)
+        click.echo(f"Ollama has made {result.name}: ollama run {result.name}")

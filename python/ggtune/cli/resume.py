@@ -9,23 +9,23 @@ from ggtune.cli.background import detach_option, start_detached
 from ggtune.cli.options import ConfigCommand, config_options, given_settings
 from ggtune.cli.run import Packaging, run
 from ggtune.cli.train import train
-from ggtune.cli.training import claim_folder, earlier_settings, find_checkpoint, settings
+from ggtune.cli.training import STATUSES, claim_folder, earlier_settings, find_checkpoint, settings
 from ggtune.errors import GgtuneError
 
 if TYPE_CHECKING:
     from ggtune.config import TrainConfig
 
 
-@click.command("resume", cls=ConfigCommand)
+@click.command("resume", cls=ConfigCommand, epilog=STATUSES)
 @click.argument("out", type=click.Path(path_type=Path), metavar="RUN")
-@config_options("train")
+@config_options("train", leave_out=("from_adapter",))
 @detach_option
 @click.pass_context
 def command(context: click.Context, /, out: Path, detach: bool, **_: Any) -> None:
     """Go on with the run in the folder RUN, from its newest whole checkpoint and with its own settings.
 
     After an interruption the result is the same as without it. --epochs or --max-steps add to a run that has ended. A
-    run started by `ggtune run` is merged and packaged at its end.
+    run started by `ggtune run` is packaged at its end, as it was asked for there.
     """
     from ggtune.train.status import read_status_file
 
@@ -39,7 +39,8 @@ def command(context: click.Context, /, out: Path, detach: bool, **_: Any) -> Non
     written = read_status_file(out / "status.json")
     checkpoint = find_checkpoint(outputs, resume=True, checkpoint_in=None)
     known = checkpoint.config if checkpoint is not None else before
-    moved = _moved(known, written, given_settings(context)) if known is not None else {}
+    names = ("model", "data") if checkpoint is not None else ("model", "data", "from_adapter")
+    moved = _moved(known, written, given_settings(context), names) if known is not None else {}
     config = settings(context, "train", checkpoint, before=before, **moved)
     made_by = written.get("command")
     how: dict[str, Any] = made_by if isinstance(made_by, dict) else {}
@@ -49,10 +50,12 @@ def command(context: click.Context, /, out: Path, detach: bool, **_: Any) -> Non
         train(config, outputs, checkpoint)
 
 
-def _moved(config: "TrainConfig", written: dict[str, Any], given: dict[str, Any]) -> dict[str, str]:
-    """Find model and data of relative paths from the folder that the run was started in."""
+def _moved(
+    config: "TrainConfig", written: dict[str, Any], given: dict[str, Any], names: tuple[str, ...]
+) -> dict[str, str]:
+    """Find files of relative paths from the folder that the run was started in."""
     found = {}
-    for name in ("model", "data"):
+    for name in names:
         path = Path(getattr(config, name))
         there = Path(str(written.get("working_folder", "."))) / path
         if name not in given and not path.is_absolute() and not path.exists() and there.exists():

@@ -1,5 +1,6 @@
 """``ggtune train``."""
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,7 +9,16 @@ import click
 from ggtune.cli.background import detach_option, start_detached
 from ggtune.cli.echo import say
 from ggtune.cli.options import ConfigCommand, config_options
-from ggtune.cli.training import claim_folder, earlier_settings, execute, find_checkpoint, resume_command, settings
+from ggtune.cli.training import (
+    STATUSES,
+    claim_folder,
+    earlier_settings,
+    end_of_run,
+    execute,
+    find_checkpoint,
+    resume_command,
+    settings,
+)
 from ggtune.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -16,7 +26,7 @@ if TYPE_CHECKING:
     from ggtune.train.outputs import Outputs
 
 
-@click.command("train", cls=ConfigCommand)
+@click.command("train", cls=ConfigCommand, epilog=STATUSES)
 @config_options("train")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Run folder.")
 @click.option("--resume", is_flag=True, help="Go on from the newest checkpoint in --out; options not given stay.")
@@ -48,15 +58,19 @@ def command(
 
 
 def train(config: TrainConfig, outputs: "Outputs", checkpoint: "Checkpoint | None", *, overwrite: bool = False) -> None:
-    """Train; say where the adapter is and what can be done with it."""
+    """Train; say where the adapter is, what can be done with it, and what did not go as it should."""
+    out = outputs.adapter.parent
     result = execute(
         config,
         outputs,
         checkpoint,
-        resume_hint=resume_command(outputs.adapter.parent),
+        resume_hint=resume_command(out),
         overwrite=overwrite,
         command={"name": "train"},
     )
     say(f"Adapter: {result.adapter}")
     say(f'Try it:   ggtune ask --model {config.model} --lora {result.adapter} "..."')
-    say(f"Merge it: ggtune export-lora --model-base {config.model} --lora {result.adapter} --model-out merged.gguf")
+    say(f"Merge it: ggtune export-lora {shlex.quote(str(out))} -o merged.gguf")
+    if result.best_step not in (None, result.steps):
+        say(f"          (the best held-out loss was that of step {result.best_step}, {result.best_held_out:.4f})")
+    end_of_run(result)

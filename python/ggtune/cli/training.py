@@ -13,10 +13,15 @@ from ggtune.cli.options import given_settings
 from ggtune.config import Face, TrainConfig, differences, rounding_differences
 from ggtune.errors import GgtuneError
 
+STATUSES = (
+    "Exit status: 0; 1 for an error; 2 for wrong usage; 3 where the run has diverged; 128 + the number of the signal "
+    "that interrupted it."
+)
+
 if TYPE_CHECKING:
     from ggtune.train.checkpoint import Checkpoint
-    from ggtune.train.loop import Result
     from ggtune.train.outputs import Outputs
+    from ggtune.train.result import Result
 
 
 def settings(
@@ -33,13 +38,13 @@ def settings(
     """
     given = {**given_settings(context), **more}
     if checkpoint is None and before is not None:
-        return TrainConfig.from_dict({**before.to_dict(), **given})
+        return before.continued(given)
     if checkpoint is None:
         for name, flags in (("model", "--model"), ("data", "--data")):
             if not given.get(name):
                 raise click.UsageError(f"Missing option '{flags}'.")
         return TrainConfig.for_face(face, **given)
-    config = TrainConfig.from_dict({**checkpoint.config.to_dict(), **given})
+    config = checkpoint.config.continued(given)
     if changed := differences(checkpoint.config, config):
         raise GgtuneError(
             "the checkpoint is of a run with other settings: "
@@ -82,13 +87,14 @@ def execute(
     command: Mapping[str, Any] | None = None,
     extra_disk_bytes: int = 0,
 ) -> "Result":
-    """Train and print; a signal ends the process with 128 + its number after the checkpoint was written.
+    """Train and print all but what :func:`end_of_run` does.
 
+    A signal ends the process with 128 + its number after the checkpoint was written.
     ``command`` is what ``ggtune resume`` has to know; ``extra_disk_bytes`` are what is written after the training.
     """
-    from ggtune.train.loop import describe
     from ggtune.train.progress import Progress
     from ggtune.train.registry import register
+    from ggtune.train.result import describe
     from ggtune.train.session import prepare
 
     session = prepare(config, outputs, checkpoint=checkpoint, extra_disk_bytes=extra_disk_bytes)
@@ -101,6 +107,16 @@ def execute(
     for line in describe(result):
         say(line)
     return result
+
+
+def end_of_run(result: "Result") -> None:
+    """Print what did not go as it should: the last that a command says. The process ends with 3 after divergence."""
+    from ggtune.train.verdict import DIVERGED_STATUS, has_diverged, verdicts
+
+    for line in verdicts(result):
+        say(line)
+    if has_diverged(result):
+        raise click.exceptions.Exit(DIVERGED_STATUS)
 
 
 @contextmanager

@@ -53,7 +53,8 @@ class ChatTemplate:
 
         ``now`` is the time for templates that write the date (today by default).
         """
-        self._template = _compile(source, now)
+        self._dates: set[str] = set()
+        self._template = _compile(source, now, self._dates)
         self._special = {"bos_token": bos, "eos_token": eos}
         self.bos = ""
         self.after_question = ""
@@ -111,19 +112,15 @@ class ChatTemplate:
             answer_segments=tuple(segment for segment in answer_segments if segment.text),
         )
 
-    def _prompt(self, system: str | None, question: str) -> str:
-        prompt = self._run(_messages(system, question), add_generation_prompt=True)
-        if system and system not in prompt:
-            raise GgtuneError(
-                "The model's chat template drops the system text. Leave it out, or choose another --template."
-            )
-        return prompt
+    def dates_in(self, text: str) -> tuple[str, ...]:
+        """Dates and times in a rendered text that the template took from the clock."""
+        return tuple(sorted(date for date in self._dates if date in text))
 
-    def _full(self, system: str | None, question: str, answer: str) -> str:
-        messages = [*_messages(system, question), {"role": "assistant", "content": answer}]
-        return self._run(messages, add_generation_prompt=False)
+    def render_messages(self, messages: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
+        """Render a whole conversation, BOS included; a message has ``role`` and ``content``.
 
-    def _run(self, messages: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
+        Raises :class:`GgtuneError` where the template refuses it, fails, or takes too long.
+        """
         import jinja2
 
         limit = _MAX_TEXT + 4 * sum(len(message["content"]) for message in messages)
@@ -158,6 +155,18 @@ class ChatTemplate:
         finally:
             sys.settrace(previous_trace)
         return "".join(text)
+
+    def _prompt(self, system: str | None, question: str) -> str:
+        prompt = self.render_messages(_messages(system, question), add_generation_prompt=True)
+        if system and system not in prompt:
+            raise GgtuneError(
+                "The model's chat template drops the system text. Leave it out, or choose another --template."
+            )
+        return prompt
+
+    def _full(self, system: str | None, question: str, answer: str) -> str:
+        messages = [*_messages(system, question), {"role": "assistant", "content": answer}]
+        return self.render_messages(messages, add_generation_prompt=False)
 
 
 def model_template(tokenizer: TemplatedTokenizer, *, now: datetime.datetime | None = None) -> ChatTemplate:
@@ -239,7 +248,8 @@ def _mark_literal(prompt: str, system: str | None, question: str, after_question
     return tuple(segment for segment in segments if segment.text)
 
 
-def _compile(source: str, now: datetime.datetime | None) -> jinja2.Template:
+def _compile(source: str, now: datetime.datetime | None, dates: set[str]) -> jinja2.Template:
+    """Compile a chat template that notes in ``dates`` what it takes from the clock."""
     import jinja2
     from jinja2.exceptions import SecurityError
     from jinja2.ext import Extension
@@ -269,7 +279,9 @@ def _compile(source: str, now: datetime.datetime | None) -> jinja2.Template:
         raise jinja2.TemplateError(message)
 
     def strftime_now(format_string: str) -> str:
-        return (now or datetime.datetime.now()).strftime(format_string)
+        date = (now or datetime.datetime.now()).strftime(format_string)
+        dates.add(date)
+        return date
 
     def tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
         return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import compress
 from pathlib import Path
 from typing import Literal
 
@@ -12,6 +13,7 @@ from ggtune.data.chat_template import TemplatedTokenizer, choose_template, model
 from ggtune.data.records import has_csv_header, read_csv, read_text
 from ggtune.data.samples import LossOn, Sample, TooLong, fit_context, make_sample, text_windows
 from ggtune.data.sft import SAMPLE_START, answer_tag, encode_text, find_template, split_samples
+from ggtune.data.system_text import SystemText, system_of_prompts, system_of_records
 from ggtune.data.templates import TEMPLATES, Template
 from ggtune.data.tokenization import TurnEncoder
 from ggtune.errors import DataError, GgtuneError
@@ -29,6 +31,8 @@ class LoadReport:
     path: str
     kind: Kind
     template: str | None = None  # None for plain text
+    system: str | None = None  # of every sample, "" for none; None where they differ or it can't be told
+    system_differs: bool = False
     n_read: int = 0  # rows, samples or windows with a text
     empty_rows: Sequence[int] = ()
     end_appended: int = 0  # samples whose text had no end token
@@ -49,7 +53,20 @@ class LoadReport:
             lines.append(f"cut to the context: {_rows(where, self.cut_rows)}")
         if self.skipped_rows:
             lines.append(f"skipped, too long for the context: {_rows(where, self.skipped_rows)}")
+        if self.system_differs:
+            lines.append("the samples have different system texts: the adapter names none to ask the model with")
         return lines + self.notes
+
+    def asked_with(self) -> dict[str, str]:
+        """Say how a model has to be asked after this training: the ``ggtune.*`` notes of an adapter file."""
+        notes = {}
+        if self.template:
+            notes["template"] = self.template
+        if self.system is not None or self.system_differs:
+            # also where there is none: the base may have been trained with one
+            notes["system"] = self.system or ""
+            notes["system_differs"] = str(self.system_differs).lower()
+        return notes
 
 
 @dataclass(frozen=True)
@@ -117,10 +134,12 @@ def load_samples(
     if context < 1:
         raise GgtuneError(f"A context of {context} tokens holds no sample.")
     chosen: Template | None = None
+    systems: list[str | None] = []
+    prompts: list[str] = []
     if kind == "csv":
-        samples, chosen = _from_csv(path, tokenizer, options, report)
+        samples, chosen, systems = _from_csv(path, tokenizer, options, report)
     elif kind == "sft":
-        samples, chosen = _from_sft(path, text, tokenizer, options, report)
+        samples, chosen, prompts = _from_sft(path, text, tokenizer, options, report)
     else:
         samples = text_windows(tokenizer, text, context, overlapping=overlapping_samples)
         if not samples:
@@ -130,6 +149,18 @@ def load_samples(
     report.n_read = len(samples)
     fitted = fit_context(samples, context, too_long, str(path))
     report.cut_rows, report.skipped_rows = fitted.cut_rows, fitted.skipped_rows
+    skipped = set(fitted.skipped_rows)
+    kept = [sample.row not in skipped for sample in samples]
+    asked = SystemText()
+    if kind == "csv":
+        asked = system_of_records(compress(systems, kept))
+    elif chosen is not None:
+        asked = system_of_prompts(list(compress(prompts, kept)), chosen)
+        if asked == SystemText():
+            report.notes.append(
+                f"not all samples have the form of the template '{chosen.name}': their system text, if any, is unknown"
+            )
+    report.system, report.system_differs = asked.text, asked.differs
     return Dataset(fitted.samples, chosen, report)
 
 
@@ -150,7 +181,7 @@ def _kind_of(path: Path, text: str, sample_start: str | None) -> Kind:
 
 def _from_csv(
     path: str | Path, tokenizer: TemplatedTokenizer, options: _Options, report: LoadReport
-) -> tuple[list[Sample], Template]:
+) -> tuple[list[Sample], Template, list[str | None]]:
     template = options.template
     if template is None or isinstance(template, str):
         template = choose_template(template, tokenizer, now=options.now)
@@ -159,22 +190,25 @@ def _from_csv(
     table = read_csv(path, question_column=options.question_column, answer_column=options.answer_column)
     encoder = TurnEncoder(tokenizer, template)
     samples: list[Sample] = []
-    for record in table.records:
+    systems = [record.system or options.system for record in table.records]
+    for record, system in zip(table.records, systems, strict=True):
         try:
-            rendered = template.render(record.system or options.system, record.question, record.answer)
+            rendered = template.render(system, record.question, record.answer)
         except GgtuneError as error:
             raise DataError(f"{path}: row {record.row}: {error}") from error
         samples.append(make_sample(*encoder.encode_turn(rendered), options.loss_on, record.row))
     report.empty_rows = table.empty_rows
     report.notes += encoder.notes
+    if options.system and options.system not in systems:
+        report.notes.append("the given system text is in no sample: every row has one of its own")
     if table.unused_columns:
         report.notes.append("columns not used: " + ", ".join(table.unused_columns))
-    return samples, template
+    return samples, template, systems
 
 
 def _from_sft(
     path: str | Path, text: str, tokenizer: TemplatedTokenizer, options: _Options, report: LoadReport
-) -> tuple[list[Sample], Template | None]:
+) -> tuple[list[Sample], Template | None, list[str]]:
     texts = split_samples(path, text, options.sample_start)
     template = options.template
     if isinstance(template, str):
@@ -194,6 +228,7 @@ def _from_sft(
     encoder = TurnEncoder(tokenizer, used)
     prefix = options.sample_start if options.include_sample_start else ""
     samples: list[Sample] = []
+    prompts: list[str] = []
     empty: list[int] = []
     for sample in texts:
         turn = encode_text(tokenizer, encoder, used, sample.text, tag=tag, prefix=prefix)
@@ -201,6 +236,7 @@ def _from_sft(
             empty.append(sample.line)
             continue
         report.end_appended += turn.end_appended
+        prompts.append(turn.prompt_text)
         samples.append(make_sample(turn.prompt, turn.answer, options.loss_on, sample.line))
     if not samples:
         raise DataError(f"{path}: none of the {len(texts)} samples has an answer.")
@@ -208,7 +244,7 @@ def _from_sft(
     report.notes += encoder.notes
     if options.system:
         report.notes.append("the system text is not put into <SFT> text: its samples are used as they stand")
-    return samples, found
+    return samples, found, prompts
 
 
 def _candidates(tokenizer: TemplatedTokenizer, now: datetime.datetime | None) -> list[Template]:

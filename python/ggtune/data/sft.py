@@ -34,6 +34,7 @@ class TextTurn:
     answer: list[int]
     has_answer: bool  # there is more than an end token
     end_appended: bool  # the text had no end token
+    prompt_text: str  # without BOS and prefix
 
 
 def split_samples(path: str | Path, text: str, sample_start: str = SAMPLE_START) -> list[TextSample]:
@@ -156,7 +157,7 @@ def encode_text(
     prompt_tokens, answer_tokens = encoder.encode_turn(rendered, end)
     if has_bos and not encoder.bos and tokenizer.bos_token >= 0:
         prompt_tokens = [tokenizer.bos_token, *prompt_tokens]
-    return TextTurn(prompt_tokens, answer_tokens, bool(answer.strip()), end_appended)
+    return TextTurn(prompt_tokens, answer_tokens, bool(answer.strip()), end_appended, prompt)
 
 
 def _trim(text: str, margin: str) -> str:

@@ -135,6 +135,9 @@ class TurnEncoder:
         )
 
     def _without_bos(self, tokens: list[int]) -> list[int]:
+        """Drop what would double the BOS. Without one, such a token is a tag of the template: it stays."""
+        if not self.bos:
+            return tokens
         start = 0
         while start < len(tokens) and tokens[start] == self._tokenizer.bos_token:
             start += 1

@@ -12,10 +12,10 @@ from ggtune.demo import DATA, MODEL
 from ggtune.generate import answer
 from ggtune.ollama.package import package_model
 from ggtune.system import available_threads
-from ggtune.train.loop import describe
 from ggtune.train.merge import merge_adapters
 from ggtune.train.outputs import Outputs
 from ggtune.train.progress import Progress
+from ggtune.train.result import describe
 from ggtune.train.session import prepare
 
 if TYPE_CHECKING:

@@ -13,7 +13,9 @@ from ggtune.evaluate.proof import Proof, Prover
 from ggtune.system import available_threads
 from ggtune.train.adapter_file import read_adapter
 from ggtune.train.base import check_base
+from ggtune.train.checkpoint import newest_checkpoint
 from ggtune.train.chosen import adapter_of_run
+from ggtune.train.outputs import Outputs
 from ggtune.train.session import RunSamples, read_samples
 
 
@@ -42,7 +44,7 @@ def verify_file(
     config = TrainConfig(
         model=base, data=data, holdout=holdout, threads=threads, **{k: v for k, v in given.items() if v}
     )
-    return _prove(merged, config, adapters, threads=threads, seconds=seconds, force=force)
+    return _prove(merged, config, adapters, samples_of(config), threads=threads, seconds=seconds, force=force)
 
 
 def verify_run(folder: Path, *, threads: int = 0, seconds: float = 24.0, force: bool = False) -> Proof:
@@ -56,7 +58,8 @@ def verify_run(folder: Path, *, threads: int = 0, seconds: float = 24.0, force: 
     except (ValueError, RecursionError) as error:
         raise GgtuneError(f"can't read {folder / 'config.json'}: {error}") from error
     adapter, _ = adapter_of_run(folder)
-    return _prove(merged, config, [(str(adapter), 1.0)], threads=threads, seconds=seconds, force=force)
+    samples = samples_of_run(folder, config)
+    return _prove(merged, config, [(str(adapter), 1.0)], samples, threads=threads, seconds=seconds, force=force)
 
 
 def samples_of(config: TrainConfig, *, now: datetime.datetime | None = None) -> RunSamples:
@@ -64,10 +67,18 @@ def samples_of(config: TrainConfig, *, now: datetime.datetime | None = None) -> 
     return read_samples(config, core.Model(config.model, vocab_only=True), now=now)
 
 
+def samples_of_run(folder: Path, config: TrainConfig) -> RunSamples:
+    """Read the samples of the run in a folder; templates that write the date write the day of its start."""
+    found = newest_checkpoint(Outputs.folder(folder).checkpoint)
+    started = found[1].state.started if found is not None else ""
+    return samples_of(config, now=datetime.datetime.fromisoformat(started) if started else None)
+
+
 def _prove(
     merged: Path,
     config: TrainConfig,
     adapters: Sequence[tuple[str, float]],
+    samples: RunSamples,
     *,
     threads: int,
     seconds: float,
@@ -75,7 +86,6 @@ def _prove(
 ) -> Proof:
     for path, _ in adapters:
         check_base(path, config.model, force=force)
-    samples = samples_of(config)
     prover = Prover(
         config.model,
         adapters,

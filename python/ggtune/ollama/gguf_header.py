@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 
 import gguf
 
 from ggtune.errors import ModelError
-from ggtune.gguf_structure import check_structure
+from ggtune.gguf_structure import Structure, check_structure
+from ggtune.ollama.vocabulary import SpecialTokens, read_special_tokens
+
+_LICENSE_KEYS = ("general.license", "general.license.name", "general.license.link")
 
 
 @dataclass(frozen=True)
@@ -21,10 +26,11 @@ class GgufHeader:
     n_params: int
     file_type: str  # "Q5_K_M"; "unknown" where the file does not say
     chat_template: str | None
-    bos: str  # text of the BOS token; empty where the vocabulary has none
-    eos: str
+    special_tokens: SpecialTokens
     ggtune_template: str | None  # template and system text that the model was trained with
     ggtune_system: str | None
+    ggtune_system_differs: bool  # its samples had several
+    license: str | None  # an identifier mostly ("apache-2.0"), with name and link where the file has them
 
 
 def read_header(path: Path) -> GgufHeader:
@@ -39,54 +45,44 @@ def read_header(path: Path) -> GgufHeader:
             magic = file.read(4)
         if magic != b"GGUF":
             raise ModelError(f"{path}: not a GGUF file. Give a model file as llama.cpp and Ollama use it.")
-        check_structure(path)
+        return _header(path, check_structure(path))
     except OSError as error:
         raise ModelError(f"{path}: can't be read: {error.strerror}.") from None
-    try:
-        return _header(path, gguf.GGUFReader(path))
-    # gguf-py checks no contents: whatever NumPy, enum or decoding meets in a damaged file comes out as it is
-    except (ValueError, IndexError, KeyError, OverflowError, MemoryError):
+    except (ValueError, struct.error):  # a text that is not UTF-8, a file that has become shorter
         raise ModelError(f"{path}: the GGUF file is truncated or damaged. Fetch or write it again.") from None
 
 
-def _header(path: Path, reader: gguf.GGUFReader) -> GgufHeader:
-    architecture = _text(reader, "general.architecture")
+def _header(path: Path, structure: Structure) -> GgufHeader:
+    architecture = _text(structure, "general.architecture")
     if architecture is None:
         raise ModelError(f"{path}: the GGUF file does not name its architecture (general.architecture).")
-    if (_integer(reader, "split.count") or 1) > 1:
+    if (_integer(structure, "split.count") or 1) > 1:
         raise ModelError(f"{path}: one part of a split model; Ollama takes one file. Join them: gguf-split --merge.")
     return GgufHeader(
         architecture=architecture,
-        kind=_text(reader, "general.type") or "model",
-        adapter_kind=_text(reader, "adapter.type"),
-        n_params=sum(int(tensor.n_elements) for tensor in reader.tensors),
-        file_type=_file_type(_integer(reader, "general.file_type")),
-        chat_template=_text(reader, "tokenizer.chat_template"),
-        bos=_token(reader, "tokenizer.ggml.bos_token_id"),
-        eos=_token(reader, "tokenizer.ggml.eos_token_id"),
-        ggtune_template=_text(reader, "ggtune.template"),
-        ggtune_system=_text(reader, "ggtune.system"),
+        kind=_text(structure, "general.type") or "model",
+        adapter_kind=_text(structure, "adapter.type"),
+        n_params=sum(math.prod(tensor.shape) for tensor in structure.tensors),
+        file_type=_file_type(_integer(structure, "general.file_type")),
+        chat_template=_text(structure, "tokenizer.chat_template"),
+        special_tokens=read_special_tokens(structure),
+        ggtune_template=_text(structure, "ggtune.template"),
+        ggtune_system=_text(structure, "ggtune.system"),
+        ggtune_system_differs=_text(structure, "ggtune.system_differs") == "true",
+        license="\n".join(text for key in _LICENSE_KEYS if (text := _text(structure, key))) or None,
     )
 
 
-def _text(reader: gguf.GGUFReader, key: str) -> str | None:
-    field = reader.get_field(key)
-    value = field.contents() if field is not None else None
+def _text(structure: Structure, key: str) -> str | None:
+    value = structure.values.get(key)
+    if isinstance(value, bytes):
+        raise ValueError(f"{key} is not UTF-8")
     return value if isinstance(value, str) else None
 
 
-def _integer(reader: gguf.GGUFReader, key: str) -> int | None:
-    field = reader.get_field(key)
-    value = field.contents() if field is not None else None
+def _integer(structure: Structure, key: str) -> int | None:
+    value = structure.values.get(key)
     return value if isinstance(value, int) else None
-
-
-def _token(reader: gguf.GGUFReader, id_key: str) -> str:
-    tokens = reader.get_field("tokenizer.ggml.tokens")
-    index = _integer(reader, id_key)
-    if tokens is None or index is None or not 0 <= index < len(tokens.data):
-        return ""
-    return str(tokens.contents(index))
 
 
 def _file_type(value: int | None) -> str:

@@ -19,12 +19,23 @@ _TEXTS = {
     "ADAPTER": "adapter",
     "TEMPLATE": "template",
     "SYSTEM": "system",
-    "LICENSE": "license",
     "RENDERER": "renderer",
     "PARSER": "parser",
     "REQUIRES": "requires",
 }
-_ROLES = ("system", "user", "assistant")
+ROLES = ("system", "user", "assistant")
+"""Who can say a MESSAGE."""
+
+
+@dataclass(frozen=True)
+class Statement:
+    """One instruction with its unquoted value, or (``instruction`` "") a comment or blank line."""
+
+    line: int  # from 1
+    instruction: str  # in capitals
+    argument: str  # PARAMETER's name, MESSAGE's role, else ""
+    value: str
+    raw: str  # as it stands, with its line end
 
 
 @dataclass
@@ -35,7 +46,7 @@ class Modelfile:
     adapter: str | None = None
     template: str | None = None
     system: str | None = None
-    license: str | None = None
+    license: list[str] = field(default_factory=list)  # texts, each a LICENSE of its own
     renderer: str | None = None
     parser: str | None = None
     requires: str | None = None
@@ -48,36 +59,37 @@ class Modelfile:
         for instruction, name in _TEXTS.items():
             value = getattr(self, name)
             if value:
-                lines.append(f"{instruction} {_quote(value, instruction)}")
+                lines.append(format_statement(instruction, "", value))
+        lines += [format_statement("LICENSE", "", text) for text in self.license]
         for name, value in check_parameters(self.parameters).items():
-            for item in value if isinstance(value, list) else [value]:
-                text = str(item).lower() if isinstance(item, bool) else str(item)
-                lines.append(f"PARAMETER {name} {_quote(text, f'PARAMETER {name}', always=isinstance(item, str))}")
-        for role, text in self.messages:
-            if role not in _ROLES:
-                raise GgtuneError(f'A MESSAGE has the role "{role}"; it must be one of {", ".join(_ROLES)}.')
-            lines.append(f"MESSAGE {role} {_quote(text, 'MESSAGE')}")
-        return "\n".join(lines) + "\n"
+            lines += [
+                format_statement("PARAMETER", name, item) for item in (value if isinstance(value, list) else [value])
+            ]
+        lines += [format_statement("MESSAGE", role, text) for role, text in self.messages]
+        return "".join(lines)
 
     def lost_characters(self) -> str:
         """List the characters, each once, that Ollama drops when it reads the file: those that do not print."""
-        text = "".join(
-            value for value in [*(getattr(self, name) for name in _TEXTS.values()), *_stops(self.parameters)] if value
-        ) + "".join(message for _, message in self.messages)
+        texts = [*(getattr(self, name) or "" for name in _TEXTS.values()), *self.license, *_stops(self.parameters)]
+        text = "".join([*texts, *(message for _, message in self.messages)])
         return "".join(sorted({c for c in text if not c.isprintable() and c not in "\n\r\t"}))
 
     @classmethod
-    def parse(cls, text: str) -> Modelfile:
-        """Read a Modelfile. Raises :class:`GgtuneError` with the line number."""
+    def parse(cls, text: str, *, path: str = "Modelfile") -> Modelfile:
+        """Read a Modelfile; ``path`` is for messages. Raises :class:`GgtuneError` with the line number."""
         texts: dict[str, str] = {}
+        licenses: list[str] = []
         parameters: dict[str, int | float | bool | list[str]] = {}
         messages: list[tuple[str, str]] = []
-        for line_number, instruction, argument, value in _instructions(text):
-            where = f"Modelfile, line {line_number}"
+        for statement in parse_statements(text, path=path):
+            where = f"{path}, line {statement.line}"
+            instruction, argument, value = statement.instruction, statement.argument, statement.value
             if instruction in _TEXTS:
                 if instruction == "ADAPTER" and "adapter" in texts:
                     raise GgtuneError(f"{where}: a second ADAPTER; Ollama takes one.")
                 texts[_TEXTS[instruction]] = value
+            elif instruction == "LICENSE":
+                licenses.append(value)
             elif instruction == "PARAMETER":
                 try:
                     parsed = parse_parameter(argument, value)
@@ -89,13 +101,28 @@ class Modelfile:
                     stops.append(parsed)
                 else:
                     parameters[argument] = parsed
-            elif argument in _ROLES:
+            elif instruction == "MESSAGE":
+                if argument not in ROLES:
+                    raise GgtuneError(f'{where}: MESSAGE has the role "{argument}", not one of {", ".join(ROLES)}.')
                 messages.append((argument, value))
-            else:
-                raise GgtuneError(f'{where}: MESSAGE has the role "{argument}", not one of {", ".join(_ROLES)}.')
         if "model" not in texts:
-            raise GgtuneError("A Modelfile needs a FROM line.")
-        return cls(**texts, parameters=parameters, messages=messages)
+            raise GgtuneError(f"{path}: a Modelfile needs a FROM line.")
+        return cls(**texts, license=licenses, parameters=parameters, messages=messages)
+
+
+def check_role(role: str) -> None:
+    """Raise :class:`GgtuneError` for a role that no MESSAGE can have."""
+    if role not in ROLES:
+        raise GgtuneError(f'A MESSAGE has the role "{role}"; it must be one of {", ".join(ROLES)}.')
+
+
+def format_statement(instruction: str, argument: str, value: int | float | bool | str) -> str:
+    """Write one instruction with its line end. Raises :class:`GgtuneError` for a text that can't be expressed."""
+    if instruction == "MESSAGE":
+        check_role(argument)
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    name = f"{instruction} {argument}" if argument else instruction
+    return f"{name} {_quote(text, name, always=instruction == 'PARAMETER' and isinstance(value, str))}\n"
 
 
 def _stops(parameters: Parameters) -> list[str]:
@@ -129,25 +156,30 @@ def _unquote(text: str) -> str | None:
     return text
 
 
-def _instructions(text: str) -> Iterator[tuple[int, str, str, str]]:
-    """Line number, instruction, argument (PARAMETER's name, MESSAGE's role, else empty) and unquoted value."""
+def parse_statements(text: str, *, path: str = "Modelfile") -> Iterator[Statement]:
+    """Take a Modelfile apart; the ``raw`` texts joined are ``text``. Raises as :meth:`Modelfile.parse`."""
     lines = enumerate(re.findall(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+$", text), start=1)
     for number, line in lines:
         if not line.strip() or line.startswith("#"):
+            yield Statement(number, "", "", "", line)
             continue
+        where = f"{path}, line {number}"
+        raw = line
         instruction, _, rest = line.strip(" \t").partition(" ")
         instruction = instruction.strip().upper()
         argument = ""
         if instruction in ("PARAMETER", "MESSAGE"):
             argument, _, rest = rest.strip(" \t").partition(" ")
             argument = argument.strip()
-        elif instruction not in _TEXTS:
-            raise GgtuneError(f'Modelfile, line {number}: "{instruction}" is not an instruction.')
+        elif instruction not in _TEXTS and instruction != "LICENSE":
+            raise GgtuneError(f'{where}: "{instruction}" is not an instruction.')
         while (value := _unquote(rest.strip())) is None:
             try:
-                rest += next(lines)[1]
+                more = next(lines)[1]
             except StopIteration:
-                raise GgtuneError(f"Modelfile, line {number}: the quotes of {instruction} are never closed.") from None
+                raise GgtuneError(f"{where}: the quotes of {instruction} are never closed.") from None
+            rest += more
+            raw += more
         if not value:
-            raise GgtuneError(f"Modelfile, line {number}: {instruction} has no value.")
-        yield number, instruction, argument, value
+            raise GgtuneError(f"{where}: {instruction} has no value.")
+        yield Statement(number, instruction, argument, value, raw)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeAlias
 
 from ggtune.errors import GgtuneError
@@ -76,3 +76,19 @@ def parse_parameter(name: str, text: str) -> int | float | bool | str:
     if name in _TEXT_LISTS:
         return text
     raise GgtuneError(f'Ollama has no parameter "{name}"; it has: {", ".join(sorted(NAMES))}.')
+
+
+def read_parameters(given: Iterable[tuple[str, str]]) -> dict[str, ParameterValue]:
+    """Read (name, value) texts as of PARAMETER lines; the last one of a name counts, ``stop`` adds up.
+
+    Raises :class:`GgtuneError`.
+    """
+    parameters: dict[str, ParameterValue] = {}
+    stops: list[str] = []
+    for name, text in given:
+        value = parse_parameter(name, text)
+        if isinstance(value, str):
+            stops.append(value)
+        else:
+            parameters[name] = value
+    return parameters | ({"stop": stops} if stops else {})

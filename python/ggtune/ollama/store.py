@@ -6,43 +6,21 @@ no manifest names: every blob is complete before the manifest appears, and is lo
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ggtune.errors import GgtuneError, ModelError
-from ggtune.files import WriteError, free_bytes, replacing
+from ggtune.errors import ModelError
+from ggtune.files import check_writable
+from ggtune.ollama.blobs import BlobStore, describe, store_errors
 from ggtune.ollama.gguf_header import GgufHeader, read_header
+from ggtune.ollama.manifest import CONFIG_TYPE, LAYER_TYPE, Layer, Manifest, compact_json
 from ggtune.ollama.names import ModelName
 from ggtune.ollama.parameters import Parameters, check_parameters
-from ggtune.system import format_bytes
-
-MANIFEST_TYPE = "application/vnd.docker.distribution.manifest.v2+json"
-CONFIG_TYPE = "application/vnd.docker.container.image.v1+json"
-LAYER_TYPE = "application/vnd.ollama.image."  # followed by model, adapter, template, system, license, params
-
-_CHUNK_BYTES = 4 << 20
-_RESERVE_BYTES = 16 << 20  # left free on the store's disk, for the manifest and everybody else
 
 Progress = Callable[[int, int], None]
 """Called with the bytes done and the bytes in all; each byte is hashed once, and written once where it is new."""
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One blob as the manifest names it."""
-
-    media_type: str
-    digest: str  # "sha256:<64 hex digits>"
-    size: int  # bytes
-
-    def as_json(self) -> dict[str, str | int]:
-        """Make the manifest's entry."""
-        return {"mediaType": self.media_type, "digest": self.digest, "size": self.size}
 
 
 @dataclass(frozen=True)
@@ -55,14 +33,6 @@ class StoredModel:
     layers: tuple[Layer, ...]
     written_bytes: int  # of blobs that were not there yet
     repaired: tuple[Path, ...]  # blobs whose content had not matched their name
-
-
-@dataclass(frozen=True)
-class _Content:
-    """A layer's bytes, in memory or in a file, before they are a blob."""
-
-    layer: Layer
-    source: Path | bytes
 
 
 def default_store() -> Path:
@@ -78,64 +48,74 @@ def write_model(
     *,
     template: str | None = None,
     system: str | None = None,
-    license: str | None = None,  # noqa: A002 - the layer's name
+    license: str | Sequence[str] | None = None,  # noqa: A002 - the layer's name
     params: Parameters | None = None,
+    messages: Sequence[tuple[str, str]] = (),
     adapter: Path | None = None,
     progress: Progress | None = None,
 ) -> StoredModel:
     """Put a GGUF model (and a LoRA adapter) into the store under ``name``, replacing what had that name.
 
-    ``template`` is Go text/template; ``params`` as in :mod:`ggtune.ollama.parameters`. The GGUF's bytes are copied
-    unchanged. Raises :class:`GgtuneError` for a bad name or parameter, an unusable file, a store that can't be written,
-    a full disk; the store then has no new model and no half-written file.
+    ``template`` is Go text/template; ``params`` as in :mod:`ggtune.ollama.parameters`; each ``license`` text is a layer
+    of its own; ``messages`` are (role, text). The GGUF's bytes are copied unchanged, and only where they are no blob
+    yet: a base is stored once for all of its adapters. Raises :class:`GgtuneError` for a bad name or parameter, an
+    unusable file, a store that can't be written, a full disk; the store then has no new model and no half-written file.
     """
     name = ModelName.parse(name) if isinstance(name, str) else name
     header = read_header(gguf_path)
     check_model_files(gguf_path, header, adapter)
     checked_params = check_parameters(params or {})
-    texts = {"template": template, "system": system, "license": license}
+    licenses = [license] if isinstance(license, str) else license or []
+    texts = [("template", template), ("system", system), *(("license", text) for text in licenses)]
     sources: list[tuple[str, Path | bytes]] = [("model", gguf_path)]
     sources += [("adapter", adapter)] if adapter else []
-    sources += [(kind, text.encode()) for kind, text in texts.items() if text]
-    sources += [("params", _compact_json(checked_params))] if checked_params else []
+    sources += [(kind, text.encode()) for kind, text in texts if text]
+    sources += [("params", compact_json(checked_params))] if checked_params else []
+    said = [{"role": role, "content": text} for role, text in messages]
+    sources += [("messages", compact_json(said))] if said else []
 
     total = sum(source.stat().st_size for _, source in sources if isinstance(source, Path))
     count = _Counter(progress, 2 * total)
-    with _user_errors(store_dir):
-        store_dir = store_dir.absolute()
-        blobs = store_dir / "blobs"
-        manifest_path = store_dir / "manifests" / name.manifest_path()
-        contents = [_describe(LAYER_TYPE + kind, source, count) for kind, source in sources]
-        contents.append(_describe(CONFIG_TYPE, _compact_json(_config(header)), count))
+    with store_errors(store_dir):
+        store = BlobStore(store_dir)
+        contents = [describe(LAYER_TYPE + kind, source, count.add) for kind, source in sources]
+        contents.append(describe(CONFIG_TYPE, compact_json(_config(header)), count.add))
         # the same text can stand in two layers: one blob
         by_digest = {content.layer.digest: content for content in contents}
-        missing = [content for content in by_digest.values() if not _blob_path(blobs, content.layer).exists()]
-        _check_free_space(store_dir, sum(content.layer.size for content in missing))
-        repaired = tuple(path for content in by_digest.values() if (path := _put(blobs, content, count)) is not None)
-        layers = tuple(content.layer for content in contents[:-1])
-        manifest = _manifest(contents[-1].layer, layers)
-        # in the store's root: a file in the tag's folder would be listed as a model
-        beside = replacing(manifest_path, needed_bytes=len(manifest), folder=store_dir, prefix=".manifest-", mode=0o644)
-        with beside as temporary:
-            temporary.write_bytes(manifest)
+        missing = [content for content in by_digest.values() if not store.path(content.layer).exists()]
+        store.check_free_space(sum(content.layer.size for content in missing))
+        put = [store.put(content, count.add) for content in by_digest.values()]
+        manifest = Manifest(contents[-1].layer, tuple(content.layer for content in contents[:-1]))
+        manifest_path = store.write_manifest(name, manifest.encode())
         for content in by_digest.values():
             # a server that started meanwhile may have deleted what no manifest named yet
-            if not _blob_path(blobs, content.layer).exists():
-                _put(blobs, content, count)
+            if not store.path(content.layer).exists():
+                store.put(content, count.add)
     return StoredModel(
         name=name,
         manifest=manifest_path,
-        config=contents[-1].layer,
-        layers=layers,
+        config=manifest.config,
+        layers=manifest.layers,
         written_bytes=sum(content.layer.size for content in missing),
-        repaired=repaired,
+        repaired=tuple(path for path in put if path is not None),
     )
+
+
+def check_store(store_dir: Path, name: ModelName, needed_bytes: int) -> None:
+    """Raise as :func:`write_model` would for a store that can't be written or is too full; writes nothing."""
+    with store_errors(store_dir):
+        for folder in (store_dir / "blobs", (store_dir / "manifests" / name.manifest_path()).parent):
+            check_writable(folder)
+        BlobStore(store_dir).check_free_space(needed_bytes)
 
 
 def check_model_files(gguf_path: Path, header: GgufHeader, adapter: Path | None) -> None:
     """Raise :class:`ModelError` where the model is none, or the adapter no LoRA for it: Ollama checks neither."""
     if header.kind == "adapter":
-        raise ModelError(f"{gguf_path}: an adapter, not a model. Merge it first: ggtune export-lora.")
+        raise ModelError(
+            f"{gguf_path}: an adapter, not a model. Merge it first: ggtune export-lora. Or give its base with it: "
+            f"ggtune package --model BASE --lora {gguf_path}"
+        )
     if adapter is None:
         return
     found = read_header(adapter)
@@ -158,90 +138,6 @@ class _Counter:
         self.done += n_bytes
         if self.progress is not None:
             self.progress(min(self.done, self.total), self.total)
-
-
-def _chunks(source: Path | bytes) -> Iterator[bytes]:
-    if isinstance(source, bytes):
-        yield source
-        return
-    with source.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            yield chunk
-
-
-def _describe(media_type: str, source: Path | bytes, count: _Counter) -> _Content:
-    digest = hashlib.sha256()
-    size = 0
-    for chunk in _chunks(source):
-        digest.update(chunk)
-        size += len(chunk)
-        if isinstance(source, Path):
-            count.add(len(chunk))
-    return _Content(Layer(media_type, f"sha256:{digest.hexdigest()}", size), source)
-
-
-def _blob_path(blobs: Path, layer: Layer) -> Path:
-    return blobs / layer.digest.replace(":", "-")
-
-
-def _put(blobs: Path, content: _Content, count: _Counter) -> Path | None:
-    """Make sure that the blob is there and right. Returns its path where one was there with another content."""
-    path = _blob_path(blobs, content.layer)
-    damaged = False
-    if path.exists():
-        if _describe("", path, count).layer.digest == content.layer.digest:
-            path.touch()
-            return None
-        damaged = True
-    digest = hashlib.sha256()
-    # Ollama's service runs as a user of its own, and clears away what starts like a blob and is none
-    beside = replacing(path, needed_bytes=content.layer.size, prefix="sha256-", mode=0o644)
-    with beside as temporary, temporary.open("wb") as file:
-        for chunk in _chunks(content.source):
-            file.write(chunk)
-            digest.update(chunk)
-            if isinstance(content.source, Path):
-                count.add(len(chunk))
-        if isinstance(content.source, Path) and f"sha256:{digest.hexdigest()}" != content.layer.digest:
-            raise GgtuneError(f"{content.source}: changed while it was copied. Try again when nothing writes to it.")
-    return path if damaged else None
-
-
-def _check_free_space(store_dir: Path, needed_bytes: int) -> None:
-    free = free_bytes(store_dir)
-    if needed_bytes and needed_bytes + _RESERVE_BYTES > free:
-        raise GgtuneError(
-            f"{store_dir}: the disk has too little room: {format_bytes(needed_bytes + _RESERVE_BYTES)} needed "
-            f"({format_bytes(_RESERVE_BYTES)} of them stay free), {format_bytes(free)} free. "
-            "Make room, or name a store on another disk."
-        )
-
-
-@contextmanager
-def _user_errors(store_dir: Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, WriteError) as error:
-        reason = f"{error.strerror} ({error.filename})" if isinstance(error, OSError) and error.filename else error
-        raise GgtuneError(
-            f"{store_dir}: can't write to this Ollama store: {reason}. Name another one, make room, or run as the user "
-            "that it belongs to."
-        ) from error
-
-
-def _compact_json(value: object) -> bytes:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
-
-
-def _manifest(config: Layer, layers: tuple[Layer, ...]) -> bytes:
-    return _compact_json(
-        {
-            "schemaVersion": 2,
-            "mediaType": MANIFEST_TYPE,
-            "config": config.as_json(),
-            "layers": [layer.as_json() for layer in layers],
-        }
-    )
 
 
 def _config(header: GgufHeader) -> dict[str, str | list[str]]:

@@ -2,7 +2,8 @@
 
 The layout is that of llama.cpp's ``convert_lora_to_gguf.py``: ``general.type = "adapter"``, ``adapter.type = "lora"``,
 ``adapter.lora.alpha``; tensors ``<base tensor name>.lora_a`` of NumPy shape ``(rank, n_in)`` and ``.lora_b`` of
-``(n_out, rank)``. The product is scaled by alpha / rank.
+``(n_out, rank)``; of ``token_embd.weight``, whose rows are looked up, ``(n_vocab, rank)`` and ``(n_embd, rank)``. The
+product is scaled by alpha / rank.
 """
 
 import os
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
 FloatArray = NDArray[np.float32]
 _PREFIX = "ggtune."
+_BESIDE_LAYERS = ("token_embd.weight", "output.weight")  # where llama.cpp applies a pair too
+ASKED_WITH = ("template", "system", "system_differs")
+"""Notes that say how to ask the model: also in a merged file, where the last adapter's hold."""
 
 
 @dataclass(frozen=True)
@@ -37,12 +41,26 @@ class AdapterFile:
     @property
     def rank(self) -> int:
         """Rank of the first pair."""
-        return next(int(v.shape[0]) for k, v in self.tensors.items() if k.endswith(".lora_a"))
+        return self.rank_of(self.bases[0])
+
+    def rank_of(self, base: str) -> int:
+        """Rank of one pair."""
+        return int(self.tensors[base + ".lora_b"].shape[1])
+
+    def shape_of(self, base: str) -> tuple[int, int]:
+        """Return the ``(n_in, n_out)`` of the base tensor that a pair is for."""
+        a, b = self.tensors[base + ".lora_a"], self.tensors[base + ".lora_b"]
+        return (b.shape[0], a.shape[0]) if is_flipped(base) else (a.shape[1], b.shape[0])
 
     @property
     def bases(self) -> list[str]:
         """Names of the base tensors."""
         return [name.removesuffix(".lora_a") for name in self.tensors if name.endswith(".lora_a")]
+
+
+def is_flipped(base: str) -> bool:
+    """Whether the pair of a base tensor lies as one of an embedding does."""
+    return base.endswith("token_embd.weight")
 
 
 def adapter_content(adapter: "Adapter", notes: Mapping[str, str]) -> AdapterFile:
@@ -95,7 +113,7 @@ def _pairs(path: str | os.PathLike[str], tensors: Mapping[str, FloatArray]) -> d
         if other is None or other not in tensors:
             raise ModelError(f"{path}: tensor {name} is not one of a pair .lora_a and .lora_b")
         pair = (values, tensors[other]) if side == "lora_a" else (tensors[other], values)
-        if values.ndim != 2 or tensors[other].ndim != 2 or pair[0].shape[0] != pair[1].shape[1]:
+        if values.ndim != 2 or tensors[other].ndim != 2 or pair[0].shape[is_flipped(base)] != pair[1].shape[1]:
             raise ModelError(f"{path}: {name} and {other} don't fit each other")
     return dict(tensors)
 
@@ -106,8 +124,15 @@ def check_fits(path: str | os.PathLike[str], content: AdapterFile, model: "Model
     if content.architecture != model.architecture:
         wrong.append(f"its architecture is {content.architecture!r}, the model's {model.architecture!r}")
     shapes = {linear.name: (linear.n_in, linear.n_out) for linear in model.linears()}
+    shapes |= {t.name: (t.shape[1], t.shape[0]) for t in model.tensors() if t.name in _BESIDE_LAYERS}
     for base in content.bases:
-        given = (content.tensors[base + ".lora_a"].shape[1], content.tensors[base + ".lora_b"].shape[0])
+        given = content.shape_of(base)
+        if base in _BESIDE_LAYERS and "output.weight" not in shapes:
+            # llama.cpp knows the one tensor as token_embd.weight, and would take its pair for both uses
+            raise ModelError(
+                f"{path} adapts {base}, but embedding and output layer of {model.path} are one and the same tensor: "
+                "llama.cpp can't apply that. Train without lm_head and embed_tokens."
+            )
         if base not in shapes:
             wrong.append(f"the model has no linear {base}")
         elif given != shapes[base]:
@@ -119,19 +144,29 @@ def check_fits(path: str | os.PathLike[str], content: AdapterFile, model: "Model
         raise ModelError(f"{path} is an adapter of another model than {model.path}: " + "; ".join(wrong[:3]) + more)
 
 
+def pairs_beside_layers(content: AdapterFile, model: "Model") -> list[str]:
+    """Return what is adapted beside the layers' linears: embedding and output layer, of a fitting adapter."""
+    linears = {linear.name for linear in model.linears()}
+    return [base for base in content.bases if base not in linears]
+
+
 def load_adapter(path: str | os.PathLike[str], model: "Model") -> "Adapter":
     """Make a live adapter of a file. Raises :class:`ModelError` where it doesn't fit the model."""
     from ggtune._native import core
 
     content = read_adapter(path)
     check_fits(path, content, model)
-    ranks = {content.tensors[base + ".lora_a"].shape[0] for base in content.bases}
+    if others := pairs_beside_layers(content, model):
+        raise GgtuneError(
+            f"{path} adapts {', '.join(others)} beside the layers, which ggtune does only in a merged model: merge it "
+            "(`ggtune export-lora`) and use that"
+        )
+    ranks = {content.rank_of(base) for base in content.bases}
     if len(ranks) != 1:
         raise GgtuneError(
             f"{path} has pairs of different rank ({', '.join(map(str, sorted(ranks)))}): merge it instead"
         )
-    kind_of = {linear.name: linear.kind for linear in model.linears()}
-    kinds = sorted({kind_of[base] for base in content.bases})
+    kinds = sorted({linear.kind for linear in model.linears() if linear.name in content.bases})
     adapter = core.Adapter(model, rank=content.rank, alpha=content.alpha, targets=kinds)
     for name in adapter.tensor_names():
         # a linear that the file leaves out keeps B = 0: no effect

@@ -46,18 +46,23 @@ class State:
     monitor: Mapping[str, Any] = field(default_factory=dict)
     pending: Mapping[str, Any] | None = None  # the last step's metrics where its held-out loss is still to be measured
     elapsed_s: float = 0.0
-    notes: Mapping[str, str] = field(default_factory=dict)  # go into the adapter file
+    notes: Mapping[str, str] = field(default_factory=dict)  # go into the adapter file, with the step
     started: str = ""  # ISO time; templates that write the date write this one
     version: str = ""  # of ggtune
     n_dropped: int = 0  # steps whose loss or gradient was not finite
     n_dropped_in_a_row: int = 0
-    lr_scale: float = 1.0  # halved each time that the run goes back
+    lr_scale: float = 1.0  # halved when the run goes back, and where its loss no longer falls
     failed_step: int = 0  # where it last went back, 0 when it is past that
 
     @property
     def n_updates(self) -> int:
         """Optimizer steps taken."""
         return self.step - self.n_dropped
+
+    @property
+    def adapter_notes(self) -> dict[str, str]:
+        """What the adapter file of this step carries."""
+        return {**self.notes, "step": str(self.step)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "State":
@@ -164,7 +169,7 @@ def _content(architecture: str, alpha: float, texts: list[str], tensors: Mapping
     for name, pair in moments.items():
         if tensors[name].ndim != 2 or any(moment.shape != tensors[name].shape for moment in pair):
             raise CheckpointError(f"the shapes of {name} and its moments don't fit each other")
-    adapter = AdapterFile(architecture, alpha, {name: tensors[name] for name in names}, state.notes)
+    adapter = AdapterFile(architecture, alpha, {name: tensors[name] for name in names}, state.adapter_notes)
     return Checkpoint(adapter, moments, state, TrainConfig.from_dict(settings))
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ggtune.errors import ModelError
 from ggtune.files import replacing
-from ggtune.gguf_structure import check_structure
+from ggtune.gguf_structure import Structure, check_structure
 
 _SAMPLE_BYTES = 4096
 _SAMPLE_DISTANCE_BYTES = 64 << 20
@@ -22,13 +22,18 @@ _RESERVE_BYTES = 64 << 10
 KeyValue = str | int | float
 
 
-def open_gguf(path: str | os.PathLike[str]) -> gguf.GGUFReader:
-    """Open a GGUF file. Raises :class:`ModelError` for one that is missing, truncated or of another kind."""
-    path = Path(path)
+def gguf_structure(path: str | os.PathLike[str]) -> Structure:
+    """Check a GGUF file. Raises :class:`ModelError` for one that is missing, truncated or of another kind."""
     try:
-        check_structure(path)
+        return check_structure(Path(path))
     except OSError as error:
         raise ModelError(f"can't read {path}: {error.strerror or error}") from error
+
+
+def open_gguf(path: str | os.PathLike[str]) -> gguf.GGUFReader:
+    """Open a GGUF file. Raises as :func:`gguf_structure`."""
+    path = Path(path)
+    gguf_structure(path)
     try:
         return gguf.GGUFReader(path)
     except Exception as error:  # the reader parses without checks: anything may come out of a damaged file
@@ -73,7 +78,8 @@ def write_gguf(
         try:
             for key, value in keys.items():
                 if isinstance(value, str):
-                    writer.add_string(key, value)
+                    # add_string leaves an empty text out
+                    writer.add_key_value(key, value, gguf.GGUFValueType.STRING)
                 elif isinstance(value, int):
                     writer.add_uint32(key, value)
                 else:
@@ -95,12 +101,12 @@ def model_fingerprint(path: str | os.PathLike[str]) -> str:
 
     Of each tensor its first and last 4 KiB count, and 4 KiB every 64 MiB between: quick for any size.
     """
-    reader = open_gguf(path)
+    structure = gguf_structure(path)
     digest = hashlib.sha256()
     with Path(path).open("rb") as file:
-        digest.update(file.read(reader.data_offset))
-        for tensor in reader.tensors:
-            start, n_bytes = int(tensor.data_offset), int(tensor.n_bytes)
+        digest.update(file.read(structure.data_offset))
+        for tensor in structure.tensors:
+            start, n_bytes = tensor.offset, tensor.n_bytes
             last = max(0, n_bytes - _SAMPLE_BYTES)
             for offset in sorted({*range(0, last, _SAMPLE_DISTANCE_BYTES), last}):
                 file.seek(start + offset)

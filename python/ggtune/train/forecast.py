@@ -15,6 +15,7 @@ from ggtune.data.packing import MicroBatch
 from ggtune.system import available_memory, format_bytes
 from ggtune.train import session
 from ggtune.train.recomputation import set_recomputation
+from ggtune.train.start import settled
 
 if TYPE_CHECKING:
     from ggtune._core import Trainer
@@ -34,6 +35,7 @@ class Forecast:
     total_steps: int | None  # None where nothing ends the run
     micro_batches_per_step: float
     tokens_per_step: float
+    until_loss: float = 0.0  # the total steps are the most that are taken to come under it; 0: all of them are taken
 
     @property
     def total_bytes(self) -> int:
@@ -64,12 +66,14 @@ class Forecast:
         if self.total_steps is None:
             lines.append(f"Steps: {self.steps_per_epoch} per epoch, no last step: it runs until it is stopped")
         else:
+            most = "at most " if self.until_loss else ""
             n_evaluations = 1 + math.ceil(self.total_steps / self.steps_per_epoch)
             seconds = self.total_steps * self.seconds_per_step + n_evaluations * self.held_out_s
             duration = timedelta(seconds=round(seconds))
             lines.append(
-                f"Steps: {self.total_steps}, {self.steps_per_epoch} per epoch: {duration} in all, "
+                f"Steps: {most}{self.total_steps}, {self.steps_per_epoch} per epoch: {most}{duration} in all, "
                 f"started now it ends about {now + duration:%Y-%m-%d %H:%M}"
+                + (f" or when the loss stays under {self.until_loss:g}" if self.until_loss else "")
             )
         return lines
 
@@ -77,6 +81,7 @@ class Forecast:
 def forecast(config: TrainConfig) -> Forecast:
     """Predict a run without loading weights or allocating for it. Raises :class:`GgtuneError` as the run would."""
     model = core.Model(config.model, header_only=True)
+    config = settled(config, model).config
     samples = session.read_samples(config, model)
     adapter = session.make_adapter(config, model)
     engine = session.make_engine(config, model, adapter, samples.context)
@@ -98,6 +103,7 @@ def forecast(config: TrainConfig) -> Forecast:
         held_out_s=_seconds(engine, plan.held_out, gradients=False) if fits and plan.held_out else 0.0,
         steps_per_epoch=n_steps,
         total_steps=plan.total_steps,
+        until_loss=config.stop_loss if config.until_stop_loss else 0.0,
         micro_batches_per_step=len(batches) / n_steps,
         tokens_per_step=n_tokens / n_steps,
     )

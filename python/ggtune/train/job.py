@@ -72,6 +72,11 @@ class Job:
         with suppress(GgtuneError):
             self._say(FINISHED, reason, step)
 
+    def failed(self, reason: str, step: int) -> None:
+        """The run has come to its end, but to no good one."""
+        with suppress(GgtuneError):
+            self._say(FAILED, reason, step)
+
     def interrupted(self, reason: str, step: int) -> None:
         """A signal has ended the run."""
         with suppress(GgtuneError):

@@ -87,7 +87,7 @@ class Lock:
         """Open and take it; None where its holder removed it meanwhile."""
         handle = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            locked = _flock(handle)
+            locked = try_flock(handle)
             holder = read_process_id(os.read(handle, 4096).decode("utf-8", "replace"))
             if locked is False or (locked is None and holder is not None and holder.process() is not None):
                 raise GgtuneError(_taken(self._path, holder))
@@ -114,7 +114,7 @@ class Lock:
             self._handle = None
 
 
-def _flock(handle: int) -> bool | None:
+def try_flock(handle: int) -> bool | None:
     """Take the kernel's lock: False where another process has it, None where the file system has no such locks."""
     if fcntl is None:
         return None

@@ -6,15 +6,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ggtune.config import SaveInterval, TrainConfig
-from ggtune.errors import GgtuneError, NotFiniteError
-from ggtune.system import format_bytes, peak_memory
+from ggtune.errors import DivergedError, GgtuneError, NotFiniteError
 from ggtune.train.adapter_file import AdapterFile, adapter_content, write_adapter
 from ggtune.train.checkpoint import Checkpoint, State, load_checkpoint, restore, set_aside_later
 from ggtune.train.interrupts import Interrupts, RunInterruptedError
@@ -23,30 +21,17 @@ from ggtune.train.metrics import MetricsFile
 from ggtune.train.monitor import Monitor
 from ggtune.train.outputs import Outputs, numbered
 from ggtune.train.plan import Plan
-from ggtune.train.progress import Progress, format_duration
+from ggtune.train.progress import Progress
+from ggtune.train.result import Result
 from ggtune.train.saver import Saver
 from ggtune.train.schedule import Schedule
+from ggtune.train.verdict import has_diverged, verdicts
 from ggtune.train.watchdog import MAX_DROPPED_IN_A_ROW, MemoryWatch, spike_text
 
 if TYPE_CHECKING:
     from ggtune._core import Trainer
 
 _ETA_STEPS = 50  # the last steps, whose mean time tells when the run ends
-
-
-@dataclass(frozen=True)
-class Result:
-    """How a run ended."""
-
-    steps: int
-    stop_reason: str
-    loss: float | None  # of the last step, per weighted token; None where no step was taken
-    smoothed_loss: float
-    held_out_loss: float | None
-    held_out_before: float | None
-    n_tokens: int  # computed in this session, held-out ones left out
-    seconds: float  # of this session
-    adapter: Path
 
 
 class Loop:
@@ -76,6 +61,7 @@ class Loop:
         self._job = job
         self._monitor = Monitor(**state.monitor)
         self._total = plan.total_steps
+        self._shown_total = plan.known_steps
         self._schedule = Schedule.for_run(
             config.schedule,
             config.lr,
@@ -119,14 +105,30 @@ class Loop:
             except KeyboardInterrupt:
                 raise self._interrupted(metrics) from None
             self._save_last(metrics)
-            self._job.finished(reason, self._state.step)
+            result = self._result(reason)
+            if has_diverged(result):
+                self._job.failed(verdicts(result)[0], self._state.step)
+            else:
+                self._job.finished(reason, self._state.step)
+        return result
+
+    def _result(self, reason: str) -> Result:
         return Result(
+            config=self._config,
             steps=self._state.step,
             stop_reason=reason,
             loss=self._last_loss,
             smoothed_loss=self._monitor.smoothed,
             held_out_loss=self._monitor.held_out,
             held_out_before=self._monitor.held_out_before,
+            best_held_out=self._monitor.best_held_out,
+            best_step=self._monitor.best_step,
+            first_loss=self._monitor.first_loss,
+            start_loss=self._monitor.start_loss,
+            n_updates=self._state.n_updates,
+            steps_per_epoch=self._plan.steps_per_epoch,
+            is_under=self._monitor.is_under(self._config.stop_loss, self._config.stop_patience),
+            is_flat=self._monitor.is_flat(self._config.stop_plateau),
             n_tokens=self._n_tokens,
             seconds=self._session_s(),
             adapter=Outputs.at_step(self._outputs.adapter, self._state.step),
@@ -140,20 +142,24 @@ class Loop:
             before = self._evaluate()
             self._monitor.held_out_before = self._monitor.held_out = before
             self._progress.note(f"held-out loss before training: {before:.4f}")
-        self._progress.start(step=self._state.step, total_steps=self._total)
+        self._progress.start(step=self._state.step, total_steps=self._shown_total)
         while True:
             if self._state.n_dropped_in_a_row >= MAX_DROPPED_IN_A_ROW:
                 self._go_back(metrics)
-            reason = self._monitor.stop_reason(self._config.stop_loss, self._config.stop_patience)
-            if reason:
+            if reason := self._stop_reason():
                 return reason
             if self._total is not None and self._state.step >= self._total:
-                return f"all {self._total} steps are done"
+                done = f"all {self._total} steps are done"
+                return done if self._shown_total else f"{self._total} steps are the most that are taken for --stop-loss"
             record = self._step()
             at_epoch_end = self._state.cursor == self._plan.steps_per_epoch
-            if self._plan.held_out and (at_epoch_end or self._state.step == self._total):
+            if self._plan.held_out and (at_epoch_end or self._state.step == self._total or self._stop_reason()):
                 self._state = dataclasses.replace(self._state, pending=record)
             self._finish(metrics, record)
+
+    def _stop_reason(self) -> str | None:
+        config = self._config
+        return self._monitor.stop_reason(config.stop_loss, config.stop_patience, config.stop_plateau)
 
     def _step(self) -> dict[str, Any]:
         """Take one optimizer step, or drop it, and return its metrics."""
@@ -174,6 +180,10 @@ class Loop:
         lr = self._schedule.rate(self._state.step) * self._state.lr_scale
         norm = self._update(loss, lr)
         dropped = norm is None
+        lr_scale = self._state.lr_scale
+        if cursor + 1 == self._plan.steps_per_epoch and self._monitor.end_epoch(self._config.stop_plateau):
+            lr_scale /= 2
+            self._progress.note(f"the loss no longer falls at a rate of {lr:.2g}: halved")
         self._n_tokens += n_tokens
         seconds = time.monotonic() - started
         self._step_times_s.append(seconds)
@@ -185,6 +195,7 @@ class Loop:
             cursor=cursor + 1,
             elapsed_s=self._elapsed_before_s + self._session_s(),
             pending=None,
+            lr_scale=lr_scale,
             n_dropped=self._state.n_dropped + dropped,
             n_dropped_in_a_row=self._state.n_dropped_in_a_row + 1 if dropped else 0,
         )
@@ -260,10 +271,10 @@ class Loop:
 
     def _show(self, record: Mapping[str, Any]) -> None:
         eta = None
-        if self._total is not None and self._step_times_s:
+        if self._shown_total is not None and self._step_times_s:
             mean_s = sum(self._step_times_s) / len(self._step_times_s)
-            eta = mean_s * (self._total - self._state.step)
-        self._progress.step(record, held_out=self._monitor.held_out, total_steps=self._total, eta_s=eta)
+            eta = mean_s * (self._shown_total - self._state.step)
+        self._progress.step(record, held_out=self._monitor.held_out, total_steps=self._shown_total, eta_s=eta)
 
     def _evaluate(self) -> float:
         loss_sum = weight_sum = 0.0
@@ -282,7 +293,7 @@ class Loop:
         failed = self._state.step
         why = f"{MAX_DROPPED_IN_A_ROW} steps in a row up to step {failed} had a loss or gradient that is not finite"
         if self._state.failed_step:
-            raise GgtuneError(
+            raise DivergedError(
                 f"{why}, again after going back at half the learning rate: the run has diverged. Start anew with a "
                 f"smaller --lr than {self._config.lr:g} or a longer --warmup, and look at the data of these steps."
             )
@@ -311,7 +322,7 @@ class Loop:
             if not checkpoint.state.n_dropped_in_a_row:
                 return checkpoint
         if self._initial is None:
-            raise GgtuneError("the run has diverged, and no whole checkpoint is there to go back to")
+            raise DivergedError("the run has diverged, and no whole checkpoint is there to go back to")
         start = dataclasses.replace(
             self._state,
             step=0,
@@ -330,7 +341,7 @@ class Loop:
         """Copy all that a checkpoint holds, of the last whole step."""
         state = dataclasses.replace(self._state, monitor=self._monitor.state())
         return Checkpoint(
-            adapter_content(self._engine.adapter, state.notes), self._engine.moments(), state, self._config
+            adapter_content(self._engine.adapter, state.adapter_notes), self._engine.moments(), state, self._config
         )
 
     def _interrupted(self, metrics: MetricsFile) -> RunInterruptedError:
@@ -365,7 +376,8 @@ class Loop:
             self._save_checkpoint(Outputs.at_step(outputs.checkpoint, step))
             if self._saver.written_step != step:  # nothing was left to do
                 write_adapter(
-                    Outputs.at_step(outputs.adapter, step), adapter_content(self._engine.adapter, self._state.notes)
+                    Outputs.at_step(outputs.adapter, step),
+                    adapter_content(self._engine.adapter, self._state.adapter_notes),
                 )
                 outputs.update_latest(outputs.adapter, step)
         except GgtuneError as error:
@@ -375,18 +387,3 @@ class Loop:
             ) from error
         if problem := metrics.flush():
             self._progress.note(problem)
-
-
-def describe(result: Result) -> list[str]:
-    """Say how a run ended, for the user."""
-    lines = [f"Stopped after step {result.steps}: {result.stop_reason}."]
-    if result.loss is not None:
-        lines.append(f"Training loss {result.loss:.4f}, smoothed {result.smoothed_loss:.4f}.")
-    if result.held_out_loss is not None and result.held_out_before is not None:
-        lines.append(f"Held-out loss {result.held_out_before:.4f} before, {result.held_out_loss:.4f} after.")
-    if result.seconds > 0:
-        lines.append(
-            f"{result.n_tokens} tokens in {format_duration(result.seconds)}, "
-            f"{result.n_tokens / result.seconds:.0f} tokens/s; peak memory {format_bytes(peak_memory())}."
-        )
-    return lines

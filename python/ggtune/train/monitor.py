@@ -4,10 +4,15 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+_START_STEPS = 5
+_GAIN = 0.01  # share of an epoch's loss by which a later one has to be lower to count as better
+PLATEAU_LEAST_STEPS = 50
+MAX_REDUCTIONS = 3  # of the rate, before a loss that no longer falls ends the run
+
 
 @dataclass
 class Monitor:
-    """Smoothed loss, steps in a row under a threshold, held-out losses.
+    """Smoothed loss, steps in a row under a threshold, epochs in a row that brought nothing, held-out losses.
 
     The smoothed loss is an exponential moving average, corrected for its start (arXiv:1412.6980, section 3).
     """
@@ -16,20 +21,59 @@ class Monitor:
     average: float = 0.0  # not corrected
     n_steps: int = 0
     n_under: int = 0
+    under: float = 0.0  # the threshold that ``n_under`` steps in a row were under
     held_out: float | None = None
     held_out_before: float | None = None
     best_held_out: float | None = None
     best_step: int | None = None
+    held_out_step: int | None = None  # after which ``held_out`` was measured
+    first_loss: float | None = None
+    start_loss: float | None = None  # mean of the first steps
+    epoch_loss: float = 0.0  # sum over this epoch's steps
+    epoch_steps: int = 0
+    best_epoch_loss: float | None = None  # mean over an epoch's steps
+    n_flat_epochs: int = 0  # in a row
+    n_flat_steps: int = 0
+    n_reductions: int = 0
 
     def update(self, loss: float, stop_loss: float) -> None:
         """Count a step. ``stop_loss`` 0 is no threshold."""
         self.n_steps += 1
+        if self.n_steps == 1:
+            self.first_loss = loss
+        if self.n_steps <= _START_STEPS:
+            self.start_loss = ((self.start_loss or 0.0) * (self.n_steps - 1) + loss) / self.n_steps
+        self.epoch_loss += loss
+        self.epoch_steps += 1
         self.average = self.decay * self.average + (1 - self.decay) * loss
+        if stop_loss < self.under:
+            self.n_under = 0  # what was under the threshold of before need not be under this one
+        self.under = stop_loss
         self.n_under = self.n_under + 1 if stop_loss > 0 and loss < stop_loss else 0
+
+    def end_epoch(self, plateau: int) -> bool:
+        """Compare the mean loss of the epoch's steps with the best one before.
+
+        True where ``plateau`` epochs in a row (0: never), of enough steps, brought nothing and the rate is to be
+        reduced: a constant rate has a loss under which its own noise keeps it from coming.
+        """
+        if self.epoch_steps:
+            mean = self.epoch_loss / self.epoch_steps
+            if self.best_epoch_loss is None or mean < (1 - _GAIN) * self.best_epoch_loss:
+                self.best_epoch_loss, self.n_flat_epochs, self.n_flat_steps = mean, 0, 0
+            else:
+                self.n_flat_epochs += 1
+                self.n_flat_steps += self.epoch_steps
+        self.epoch_loss, self.epoch_steps = 0.0, 0
+        if not self._is_stuck(plateau) or self.n_reductions == MAX_REDUCTIONS:
+            return False
+        self.n_reductions += 1
+        self.n_flat_epochs = self.n_flat_steps = 0
+        return True
 
     def measure(self, held_out: float, step: int) -> bool:
         """Note a held-out loss; True where it is the best so far."""
-        self.held_out = held_out
+        self.held_out, self.held_out_step = held_out, step
         if not math.isfinite(held_out) or (self.best_held_out is not None and held_out >= self.best_held_out):
             return False
         self.best_held_out, self.best_step = held_out, step
@@ -40,10 +84,26 @@ class Monitor:
         """The corrected average, NaN before the first step."""
         return self.average / (1 - self.decay**self.n_steps) if self.n_steps else float("nan")
 
-    def stop_reason(self, stop_loss: float, patience: int) -> str | None:
+    def is_under(self, stop_loss: float, patience: int) -> bool:
+        """True where the loss of the last ``patience`` steps was under ``stop_loss``."""
+        return stop_loss > 0 and stop_loss >= self.under and self.n_under >= patience
+
+    def is_flat(self, plateau: int) -> bool:
+        """True where nothing gets better any more, at the lowest rate neither."""
+        return self._is_stuck(plateau) and self.n_reductions == MAX_REDUCTIONS
+
+    def _is_stuck(self, plateau: int) -> bool:
+        return plateau > 0 and self.n_flat_epochs >= plateau and self.n_flat_steps >= PLATEAU_LEAST_STEPS
+
+    def stop_reason(self, stop_loss: float, patience: int, plateau: int = 0) -> str | None:
         """Why to stop now, None for going on."""
-        if stop_loss > 0 and self.n_under >= patience:
+        if self.is_under(stop_loss, patience):
             return f"the training loss stayed under {stop_loss:g} for {self.n_under} steps in a row"
+        if self.is_flat(plateau):
+            return (
+                f"the training loss has not got {100 * _GAIN:g} % better in {self.n_flat_epochs} epochs "
+                f"({self.n_flat_steps} steps), at a rate halved {MAX_REDUCTIONS} times neither"
+            )
         return None
 
     def state(self) -> dict[str, Any]:

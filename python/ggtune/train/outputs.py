@@ -37,13 +37,19 @@ class Outputs:
         )
 
     @property
+    def best_adapter(self) -> Path:
+        """Name of the adapter file of a run folder's best step, which is written when it is asked for."""
+        return self.adapter.with_name("adapter-best.gguf")
+
+    @property
     def lock(self) -> Path:
         """Name of the file that keeps a second job out."""
         return self.metrics.with_name(f".{self.metrics.name}.lock")
 
     def remove_leftovers(self) -> None:
         """Remove temporary files of killed processes; only for who holds the lock."""
-        for pattern in (self.adapter, self.checkpoint, self.metrics, self.config, self.status):
+        best = self.best_adapter if self.config is not None else None
+        for pattern in (self.adapter, best, self.checkpoint, self.metrics, self.config, self.status):
             for leftover in _temporary(pattern) if pattern is not None else []:
                 leftover.unlink(missing_ok=True)
 
@@ -73,7 +79,8 @@ class Outputs:
 
     def existing(self) -> list[Path]:
         """Return what is already there of a run folder."""
-        files = [self.adapter, self.metrics, self.config, self.status, *self.checkpoints().values()]
+        best = self.best_adapter if self.config is not None else None
+        files = [self.adapter, best, self.metrics, self.config, self.status, *self.checkpoints().values()]
         return [path for path in files if path is not None and path.exists()]
 
     def check_writable(self) -> None:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ggtune.config import CEILING_EPOCHS, CEILING_LEAST_STEPS
 from ggtune.data.packing import MAX_SEQUENCES, MicroBatch, efficiency, pack
 from ggtune.data.samples import Sample
 from ggtune.data.split import IndexArray, epoch_order
@@ -33,9 +34,10 @@ class Plan:
         batch: int,
         max_tokens: int,
         seed: int,
-        epochs: float,
+        epochs: float | None,
         max_steps: int,
     ) -> None:
+        """``epochs`` None: a run until its ``stop_loss``, whose ``total_steps`` are a ceiling."""
         longest = max(sample.n_rows for sample in [*samples, *held_out])
         if longest > max_tokens:
             raise GgtuneError(
@@ -47,9 +49,13 @@ class Plan:
         self._seed = seed
         self.max_tokens = max_tokens
         self.steps_per_epoch = math.ceil(len(samples) / batch)
-        limits = [max(1, round(epochs * self.steps_per_epoch))] if epochs > 0 else []
-        limits += [max_steps] if max_steps else []
+        limits = [max_steps] if max_steps else []
+        if epochs is None:
+            limits.append(max(CEILING_EPOCHS * self.steps_per_epoch, CEILING_LEAST_STEPS))
+        elif epochs > 0:
+            limits.append(max(1, round(epochs * self.steps_per_epoch)))
         self.total_steps: int | None = min(limits, default=None)
+        self.known_steps = None if epochs is None else self.total_steps  # those that will be taken, but for stop_loss
         self.largest = self._largest(longest)
         self.held_out: list[MicroBatch] = pack(held_out, max(self.largest[0], longest)) if held_out else []
         self._order: tuple[int, IndexArray] | None = None

@@ -24,7 +24,7 @@ def step_line(
         f"step {record['step']}" + (f"/{total_steps}" if total_steps else ""),
         f"epoch {record['epoch']:.2f}",
         f"loss {_loss(record)}",
-        f"smoothed {record['smoothed_loss']:.4f}",
+        f"smoothed {_smoothed(record)}",
         f"held-out {held_out:.4f}" if held_out is not None else "held-out -",
         f"{record['tokens_per_second']:.0f} tokens/s",
         f"elapsed {format_duration(record['elapsed_s'])}",
@@ -35,6 +35,10 @@ def step_line(
 
 def _loss(record: Mapping[str, Any]) -> str:
     return f"dropped ({record['dropped']})" if "dropped" in record else f"{record['loss']:.4f}"
+
+
+def _smoothed(record: Mapping[str, Any]) -> str:
+    return "-" if record["smoothed_loss"] is None else f"{record['smoothed_loss']:.4f}"
 
 
 class Progress:
@@ -78,7 +82,7 @@ class Progress:
             shown = {
                 "epoch": f"{record['epoch']:.2f}",
                 "loss": _loss(record),
-                "smoothed": f"{record['smoothed_loss']:.4f}",
+                "smoothed": _smoothed(record),
                 "tokens/s": f"{record['tokens_per_second']:.0f}",
             }
             self._bar.set_postfix(shown, refresh=False)

@@ -21,11 +21,13 @@ from ggtune.train.adapter_file import AdapterFile, adapter_content
 from ggtune.train.checkpoint import Checkpoint, CheckpointError, State, checkpoint_bytes, restore
 from ggtune.train.files import model_fingerprint
 from ggtune.train.job import Job
-from ggtune.train.loop import Loop, Result
+from ggtune.train.loop import Loop
 from ggtune.train.outputs import Outputs
 from ggtune.train.plan import Plan
 from ggtune.train.progress import Progress
 from ggtune.train.recomputation import set_recomputation
+from ggtune.train.result import Result
+from ggtune.train.start import Start, settled
 
 if TYPE_CHECKING:
     from ggtune._core import Adapter, Model, Trainer
@@ -49,7 +51,7 @@ class Session:
     def loop(self, progress: Progress, *, command: Mapping[str, Any] | None = None, overwrite: bool = False) -> Loop:
         """Make the loop; ``command`` and ``overwrite`` as in :class:`~ggtune.train.job.Job`."""
         job = Job(
-            self.config, self.outputs, self.plan.total_steps, ggtune.__version__, command or {}, overwrite=overwrite
+            self.config, self.outputs, self.plan.known_steps, ggtune.__version__, command or {}, overwrite=overwrite
         )
         return Loop(self.config, self.engine, self.plan, self.outputs, progress, self.state, job, self.initial)
 
@@ -70,6 +72,8 @@ def prepare(
     if checkpoint is not None:
         check_same_model(config.model, checkpoint.state, fingerprint)
     model = core.Model(config.model)
+    start = settled(config, model) if checkpoint is None else Start(config)
+    config = start.config
     started = checkpoint.state.started if checkpoint is not None else ""
     started = started or datetime.datetime.now().isoformat(timespec="seconds")
     samples = read_samples(config, model, now=_time(started))
@@ -92,23 +96,27 @@ def prepare(
         state = dataclasses.replace(checkpoint.state, version=ggtune.__version__)
         restore(engine, checkpoint)
     else:
-        notes = {"system": config.system} if config.system else {}
-        if data.report.template:
-            notes["template"] = data.report.template
-        notes["base_fingerprint"] = fingerprint
+        notes = {**start.notes, **data.report.asked_with(), "base_fingerprint": fingerprint}
+        start.fill(adapter)
         state = State(
             0, 0, 0, 0, fingerprint, data_fingerprint, notes=notes, started=started, version=ggtune.__version__
         )
     n_again = engine.recompute_layers
     report = [
+        *start.messages,
         *_report(config, model, adapter, data, (len(training), len(held_out)), plan, context),
         f"Memory: {format_bytes(sum(needed.values()))} expected of {format_bytes(available_memory())}"
         + (f", with {n_again} of {model.n_layer} layers computed again for their gradient" if n_again else ""),
         f"Threads: {n_threads(config)}; seed {config.seed}",
     ]
-    return Session(
-        config, outputs, engine, plan, state, lambda: adapter_content(make_adapter(config, model), {}), tuple(report)
-    )
+    return Session(config, outputs, engine, plan, state, lambda: _initial(config, model), tuple(report))
+
+
+def _initial(config: TrainConfig, model: "Model") -> AdapterFile:
+    adapter = make_adapter(config, model)
+    if config.from_adapter:
+        settled(config, model).fill(adapter)
+    return adapter_content(adapter, {})
 
 
 @dataclass(frozen=True)
@@ -275,7 +283,7 @@ def disk_bytes(config: TrainConfig, adapter: "Adapter", plan: Plan) -> int:
     n_saves = plan.total_steps // every + 1 if plan.total_steps and every else 1
     n_kept = min(config.keep, n_saves) if config.keep else n_saves
     best = 1 if plan.held_out else 0
-    return (n_kept + best + 1) * per_checkpoint + 2 * per_adapter + _STEP_BYTES * (plan.total_steps or 0)
+    return (n_kept + best + 1) * per_checkpoint + (2 + best) * per_adapter + _STEP_BYTES * (plan.total_steps or 0)
 
 
 def _check_disk(config: TrainConfig, outputs: Outputs, n_bytes: int) -> None:
@@ -301,6 +309,8 @@ def _report(
 ) -> list[str]:
     packing = plan.packing()
     steps = f"{plan.total_steps} steps" if plan.total_steps else "no last step"
+    if config.until_stop_loss:
+        steps = f"at most {plan.total_steps} steps"
     capped = f" (the model's; {config.ctx} were asked for)" if context < config.ctx else ""
     return [
         f"Model: {config.model}: {model.architecture}, {model.n_params / 1e6:.1f}M parameters, "
@@ -313,4 +323,15 @@ def _report(
         f"Steps: {plan.steps_per_epoch} per epoch, {steps}, {config.batch} samples per step in "
         f"{packing.micro_batches_per_step:.2f} micro-batches of at most {plan.max_tokens} tokens, "
         f"{100 * packing.efficiency:.0f} % packing efficiency",
+        *(_end(config, plan) if config.until_stop_loss else ()),
     ]
+
+
+def _end(config: TrainConfig, plan: Plan) -> list[str]:
+    """Say when a run ends that goes until its ``stop_loss``."""
+    ends = [f"when the loss of {config.stop_patience} steps in a row was under {config.stop_loss:g}"]
+    if config.stop_plateau:
+        ends.append("when it no longer falls, at a lower rate neither")
+    ceiling = plan.total_steps or 0
+    ends.append(f"after {ceiling} steps ({ceiling / plan.steps_per_epoch:.0f} epochs)")
+    return [f"Rate: {config.lr:g}, {config.schedule}", "The run ends " + ", or ".join(ends)]

@@ -1,0 +1,1 @@
+"""Files of other tools: Hugging Face checkpoints, PEFT adapters, importance matrices."""

@@ -1,0 +1,261 @@
+"""The model card of a run: README.md with the metadata that a hub reads, and what a reader should know.
+
+The fields of the metadata are those of the hub's model cards (https://huggingface.co/docs/hub/model-cards). Paths of
+the machine that trained are cut to their last part.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import html
+import json
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ggtune.data.records import has_csv_header, read_csv, read_text
+from ggtune.errors import GgtuneError
+from ggtune.ollama.store import parameter_count
+from ggtune.publish.base_model import License
+from ggtune.publish.curve import loss_plot, loss_table, number
+from ggtune.publish.run_folder import RunFolder
+from ggtune.system import format_bytes
+
+# settings that say nothing of the result
+_LEFT_OUT = frozenset(
+    ["model", "data", "threads", "force", "recompute", "save_every", "keep", "spike", "micro_batch_tokens"]
+)
+_MAX_PROOF_ROWS = 80
+_MAX_CELL = 300
+# from a root, a home or a folder, or with a file's suffix
+_PATH = re.compile(r"/|~|\.{1,2}[/\\]|[A-Za-z]:[/\\]|\\|\S+[/\\]\S*\.\w{1,8}$")
+
+
+def metadata(run: RunFolder, license_: License, base_models: Sequence[str]) -> dict[str, Any]:
+    """Fields of the card's YAML header, in their order."""
+    fields: dict[str, Any] = {"license": license_.id}
+    if license_.id == "other":
+        fields["license_name"] = license_.slug or "other"
+        if license_.link:
+            fields["license_link"] = license_.link
+    if base_models:
+        fields["base_model"] = base_models[0] if len(base_models) == 1 else list(base_models)
+        fields["base_model_relation"] = "finetune" if run.merged else "adapter"
+    fields["library_name"] = "gguf"
+    fields["pipeline_tag"] = "text-generation"
+    tags = ["ggtune", "gguf", "lora", "llama.cpp"]
+    fields["tags"] = [*tags, "ollama", "conversational"] if run.merged else tags
+    return fields
+
+
+def yaml_header(fields: Mapping[str, Any]) -> str:
+    """Write texts and lists of texts between two lines of dashes. A JSON value is YAML too, whatever is in it."""
+    lines = ["---"]
+    for name, value in fields.items():
+        if isinstance(value, list):
+            lines += [f"{name}:", *(f"- {json.dumps(item, ensure_ascii=False)}" for item in value)]
+        else:
+            lines.append(f"{name}: {json.dumps(value, ensure_ascii=False)}")
+    return "\n".join([*lines, "---"]) + "\n"
+
+
+def model_card(
+    run: RunFolder,
+    repository: str,
+    files: Mapping[str, str],
+    license_: License,
+    base_models: Sequence[str],
+    *,
+    has_license_file: bool = False,
+) -> str:
+    """Write the card. ``files`` names those of the repository, ``merged`` and ``adapter``, where they are in it."""
+    sections = [
+        ("", _introduction(run, repository, base_models)),
+        ("How to use it", _usage(run, repository, files)),
+        ("Data", _data(run)),
+        ("Settings", _settings(run)),
+        ("Loss", _loss(run)),
+        ("Proof of the merge", _proof(run)),
+        ("Licence", _license(run, license_, has_license_file)),
+    ]
+    parts = [yaml_header(metadata(run, license_, base_models))]
+    for title, lines in sections:
+        parts.append("\n".join([*([f"## {title}", ""] if title else []), *lines]) + "\n")
+    return "\n".join(parts)
+
+
+def _introduction(run: RunFolder, repository: str, base_models: Sequence[str]) -> list[str]:
+    base = ", ".join(f"[{name}](https://huggingface.co/{name})" for name in base_models)
+    name = _cell(run.base.name or run.base.file_name or "a model that the run does not name")
+    version = f" {run.version}" if run.version else ""
+    lines = [f"# {repository.partition('/')[2]}", ""]
+    if run.merged:
+        size = f"{parameter_count(run.header.n_params)} parameters, {run.header.file_type}"
+        lines.append(f"A {_cell(run.header.architecture)} model ({size}): {name} with a LoRA adapter merged into it.")
+    else:
+        lines.append(f"A LoRA adapter for {name} ({_cell(run.header.architecture)}).")
+    lines.append(
+        f"Trained with ggtune{version} on the quantized weights of `{_code(run.base.file_name or 'the base')}`."
+    )
+    lines += ["", f"Base model: {base}." if base else "The base file does not say from which repository it comes."]
+    return lines
+
+
+def _usage(run: RunFolder, repository: str, files: Mapping[str, str]) -> list[str]:
+    base = _code(shlex.quote(run.base.file_name or "BASE.gguf"))
+    lines = []
+    if "merged" in files:
+        tag = run.header.file_type if run.header.file_type in files["merged"] else files["merged"]
+        lines += [
+            "With Ollama, which takes template, system text and parameters from this repository:",
+            "",
+            f"    ollama run hf.co/{repository}:{tag}",
+            "",
+            "With llama.cpp or ggtune:",
+            "",
+            f"    llama-cli -m {files['merged']} -cnv",
+            f'    ggtune ask --model {files["merged"]} "..."',
+            "",
+        ]
+    if "adapter" in files:
+        lines += [
+            f"The adapter alone, beside the base model `{_code(run.base.file_name or 'the base')}`:",
+            "",
+            f"    llama-cli -m {base} --lora {files['adapter']} -cnv",
+            f'    ggtune ask --model {base} --lora {files["adapter"]} "..."',
+            "",
+        ]
+    if run.template or run.system:
+        lines.append(
+            f"It was trained with the prompt template `{_code(run.template or 'model')}`, and is to be asked with it."
+        )
+        if run.system:
+            lines += ["The system text of the training:", "", *("    " + line for line in run.system.splitlines())]
+    return lines
+
+
+def _data(run: RunFolder) -> list[str]:
+    name = run.settings.get("data")
+    if not isinstance(name, str) or not name:
+        return ["The run folder does not say what it was trained on."]
+    facts = [("file", Path(name).name)]
+    if run.data is not None:
+        facts += [("size", format_bytes(run.data.stat().st_size)), ("SHA-256", _sha256(run.data)), *_rows(run)]
+    else:
+        facts.append(("size, SHA-256, rows", "not known: the file is gone or has changed since"))
+    loss_on = {"answer": "the answers alone", "all": "all text"}.get(str(run.settings.get("loss_on")))
+    facts += [("loss on", loss_on)] if loss_on else []
+    holdout = run.settings.get("holdout")
+    facts += [("held out", _text(holdout))] if holdout not in (None, "", "0") else []
+    return ["The data are not part of this repository.", "", *_table(facts)]
+
+
+def _rows(run: RunFolder) -> list[tuple[str, str]]:
+    """Count the questions of a table; a file that changed its form since is not worth an error."""
+    assert run.data is not None
+    columns = [str(run.settings.get(f"{role}_column") or "") or None for role in ("question", "answer")]
+    try:
+        if run.data.suffix.lower() not in (".csv", ".tsv") and not has_csv_header(read_text(run.data)):
+            return []
+        table = read_csv(run.data, question_column=columns[0], answer_column=columns[1])
+    except GgtuneError:
+        return []
+    return [("questions and answers", str(len(table.records)))]
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _settings(run: RunFolder) -> list[str]:
+    shown = [
+        (name, _text(value))
+        for name, value in run.settings.items()
+        if name not in _LEFT_OUT and value not in (None, "", [], False)
+    ]
+    return _table(shown) if shown else ["The run folder does not say them."]
+
+
+def _loss(run: RunFolder) -> list[str]:
+    if not run.metrics:
+        return ["The run folder has no record of it."]
+    last = run.metrics[-1]
+    ending = f" The end: {_cell(run.ending)}." if run.ending else ""
+    taken = f" The adapter is that of step {run.adapter_step}." if run.adapter_step else ""
+    lines = [f"{last['step']} steps, {number(last, 'epoch') or 0:.2f} epochs.{ending}{taken}", ""]
+    plot = loss_plot(run.metrics)
+    if plot:
+        lines += ["```text", *plot, "```", ""]
+    return [*lines, *loss_table(run.metrics)]
+
+
+def _proof(run: RunFolder) -> list[str]:
+    if not run.proof:
+        return ["None was made: `ggtune verify` compares base, adapter and merged file on the training data."]
+    rows = list(_flattened(run.proof))
+    lines = _table(rows[:_MAX_PROOF_ROWS])
+    if len(rows) > _MAX_PROOF_ROWS:
+        lines += ["", f"... and {len(rows) - _MAX_PROOF_ROWS} more values."]
+    return ["Base, live adapter and merged file, measured by `ggtune verify`:", "", *lines]
+
+
+def _license(run: RunFolder, license_: License, has_license_file: bool) -> list[str]:
+    shown = _cell(license_.name or license_.id)
+    if license_.link:
+        shown = f"[{shown}](<{license_.link}>)"
+    if run.base.license is None:
+        lines = [
+            f"{shown}, as whoever published this model says: no file of the base model that names one was at hand."
+        ]
+    elif run.base.license == license_:
+        lines = [f"{shown}: the licence of the base model, as its file names it. It holds for what is made from it."]
+    else:
+        own = _cell(run.base.license.name or run.base.license.id)
+        lines = [f"{shown}, as whoever published this model says. The file of the base model names {own}."]
+    return [*lines, *(["", "Its text is in [LICENSE](LICENSE)."] if has_license_file else [])]
+
+
+def _flattened(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _flattened(item, f"{name}.{_text(key)}" if name else _text(key))
+    elif isinstance(value, list) and any(isinstance(item, (dict, list)) for item in value):
+        for i, item in enumerate(value, start=1):
+            yield from _flattened(item, f"{name}.{i}" if name else str(i))
+    else:
+        yield name, _text(value)
+
+
+def _text(value: Any) -> str:
+    """Show one value; of a path only its last part, which is nobody's business beyond that."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, list):
+        return ", ".join(_text(item) for item in value)
+    if isinstance(value, str) and _PATH.match(value):
+        return value.replace("\\", "/").rstrip("/").rpartition("/")[2]
+    return "" if value is None else str(value)
+
+
+def _table(rows: Sequence[tuple[str, str]]) -> list[str]:
+    return ["| | |", "|---|---|", *(f"| {_cell(name)} | {_cell(value)} |" for name, value in rows)]
+
+
+def _cell(text: str) -> str:
+    """Make a text that Markdown shows as it is, on one line."""
+    line = " ".join(text.split())
+    line = line if len(line) <= _MAX_CELL else line[: _MAX_CELL - 3] + "..."
+    escaped = html.escape(line, quote=False)
+    return "".join(f"&#{ord(c)};" if c in "|*`[]\\~" else c for c in escaped)
+
+
+def _code(text: str) -> str:
+    return " ".join(text.split()).replace("`", "'")

@@ -1,0 +1,96 @@
+"""What a user has to be told at the very end of a run that did not go as it should."""
+
+import math
+
+from ggtune.train.result import Result
+
+DIVERGED_STATUS = 3  # of the process
+
+_FEW_STEPS = 30
+_ENOUGH_STEPS = 100
+_LITTLE_SHARE = 0.05  # of the loss at the start: to have fallen by less is to have learned nothing
+_MUCH_SHARE = 0.5  # so much can be learned in few steps all the same
+_WORSE_FACTOR, _WORSE_LOSS = 1.25, 0.25  # a training loss so much above the start's is divergence, no noise
+
+
+def has_diverged(result: Result) -> bool:
+    """True where the training loss is much worse than at the start, or the held-out loss is not finite.
+
+    A held-out loss that has got worse beside a training loss that has not is overfitting.
+    """
+    if result.held_out_loss is not None and not math.isfinite(result.held_out_loss):
+        return True
+    if result.first_loss is None or result.start_loss is None:
+        return False
+    # the mean is steadier, but a run may diverge within the steps that it is of
+    start = min(result.start_loss, _WORSE_FACTOR * result.first_loss)
+    return result.smoothed_loss > _WORSE_FACTOR * start + _WORSE_LOSS
+
+
+def verdicts(result: Result) -> list[str]:
+    """Return the lines that a user should see last: what went wrong and what to do, nothing for a good run."""
+    if has_diverged(result):
+        loss = f"the training loss is {result.smoothed_loss:.4g}, {result.first_loss or math.nan:.4g} at the start"
+        if result.held_out_loss is not None and not math.isfinite(result.held_out_loss):
+            loss = "the held-out loss is not finite"
+        return [
+            f"The run has diverged: {loss}. What it has learned is of no use: start anew with a smaller --lr than "
+            f"{result.config.lr:g} or a longer --warmup."
+        ]
+    found = (_worse(result), _missed(result), _too_little(result))
+    return [text for text in found if text]
+
+
+def _worse(result: Result) -> str:
+    before, after, best = result.held_out_before, result.held_out_loss, result.best_held_out
+    if before is None or after is None or after <= before:
+        return ""
+    text = f"The held-out loss got worse than its start: {before:.4f} before the training, {after:.4f} after it"
+    if best is not None and best < before:
+        text += f"; step {result.best_step} had the best, {best:.4f}."
+        if result.is_under:
+            return f"{text} Learning by heart costs that; for questions of another kind take that step by --which best."
+        return f"{text} Give fewer --epochs, a smaller --lr or more rows, or take that step by --which best."
+    return (
+        f"{text}, and no step was better: on questions that it was not trained on the base alone does better. Give "
+        "more rows or a smaller --lr; where the trained rows alone count, --holdout 0."
+    )
+
+
+def _missed(result: Result) -> str:
+    config = result.config
+    if not config.stop_loss or result.is_under:
+        return ""
+    text = f"--stop-loss {config.stop_loss:g} was missed: the training loss is {result.smoothed_loss:.4f}"
+    if result.is_flat:
+        return (
+            f"{text} and no longer falls. Look for questions that are there with different answers; else give a higher "
+            "--rank, or another --lr with --epochs."
+        )
+    more = _length(result, 2 * result.steps)
+    return f"{text} after {result.steps} steps. Go on by `ggtune resume` with {more}, or start anew with a higher --lr."
+
+
+def _too_little(result: Result) -> str:
+    config = result.config
+    start, now = result.start_loss, result.smoothed_loss
+    if start is None or result.is_under:
+        return ""
+    fallen = 1 - now / start if start > 0 else 0.0
+    how = f"the training loss went from {start:.4f} to {now:.4f}"
+    if result.n_updates < _FEW_STEPS and fallen < _MUCH_SHARE:
+        return (
+            f"Only {result.n_updates} steps were taken, too few to learn much ({how}): give "
+            f"{_length(result, _ENOUGH_STEPS)}, a smaller --batch than {config.batch}, or a higher --lr than "
+            f"{config.lr:g}."
+        )
+    if fallen < _LITTLE_SHARE:
+        return f"Hardly anything was learned: {how}. Give more --epochs or a higher --lr than {config.lr:g}."
+    return ""
+
+
+def _length(result: Result, steps: int) -> str:
+    """Return the option that makes a run so many steps long."""
+    if result.config.max_steps and result.steps >= result.config.max_steps:
+        return f"--max-steps {steps}"
+    return f"--epochs {math.ceil(steps / result.steps_per_epoch)}"
