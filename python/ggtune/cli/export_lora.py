@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 @click.option("-t", "--threads", type=click.IntRange(min=0), default=0, help="Threads (default: all available).")
 @click.option(
     "--outtype",
-    help="Type of the merged tensors: same (each one's own, the default), auto (raised where that loses too much; needs "
-    "RUN), or one for all, such as q8_0 or f16.",
+    help="Type of the merged tensors: same (each one's own, the default), auto (raised where that loses too much; "
+    "needs RUN), or one for all, such as q8_0 or f16.",
     metavar="TYPE",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the rounding.")

@@ -69,7 +69,9 @@ class Proof:
         """Say it on one line."""
         trained, kept = self.trained, self.trained.kept
         parts = [
-            f"kept {100 * kept:.1f} % of the gain" if kept is not None else "the adapter gains nothing on these samples",
+            f"kept {100 * kept:.1f} % of the gain"
+            if kept is not None
+            else "the adapter gains nothing on these samples",
             f"loss base {trained.base:.3f}, adapter {trained.live:.3f}, merged {trained.merged:.3f} "
             f"({trained.n_samples} trained samples)",
         ]
@@ -290,7 +292,8 @@ def _batches(trained: Sequence[Sample], held_out: Sequence[Sample], n_vocab: int
 
 
 def _some(samples: Sequence[Sample], most_targets: int, rng: np.random.Generator) -> list[Sample]:
-    found, n_targets = [], 0
+    found: list[Sample] = []
+    n_targets = 0
     for i in rng.permutation(len(samples)):
         n = int(np.count_nonzero(samples[i].weights[1:] > 0))
         if n == 0 or (found and n_targets + n > most_targets):
@@ -300,9 +303,7 @@ def _some(samples: Sequence[Sample], most_targets: int, rng: np.random.Generator
     return found
 
 
-def _answers(
-    scorer: "Scorer", samples: Sequence[Sample], seconds: float
-) -> tuple[list[list[int]], list[list[int]]]:
+def _answers(scorer: "Scorer", samples: Sequence[Sample], seconds: float) -> tuple[list[list[int]], list[list[int]]]:
     """Prompts and the live adapter's greedy answers, as many as the time allows; none for plain text."""
     prompts = [sample.tokens[: sample.n_prompt].tolist() for sample in samples if sample.n_prompt]
     started = time.monotonic()

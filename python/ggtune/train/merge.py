@@ -32,14 +32,12 @@ class TextSample:
         """Take some of the samples, up to 2,048 tokens."""
         tokens: list[int] = []
         sequences: list[int] = []
-        n = 0
-        for i in np.random.default_rng(seed).permutation(len(samples)):
+        for n, i in enumerate(np.random.default_rng(seed).permutation(len(samples))):
             more = samples[i].tokens.tolist()[: _SAMPLE_TOKENS - len(tokens)]
             if len(more) < 2:
                 break
             tokens += more
             sequences += [n] * len(more)
-            n += 1
         return cls(tokens, sequences)
 
 
