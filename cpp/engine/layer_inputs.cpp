@@ -9,6 +9,8 @@ namespace ggtune {
 
 namespace {
 
+constexpr int64_t logit_bytes = 256 << 20;
+
 struct Visit {
     const std::function<bool(const char *)> & wanted;
     const std::function<void(const char *, const LayerInput &)> & visit;
@@ -42,6 +44,17 @@ bool on_node(ggml_tensor * node, bool ask, void * data) {
     return true;
 }
 
+// The rows that the last layer computes to its end: those that get logits, as many as have room, evenly spread.
+std::vector<uint8_t> some_rows(int64_t n_tokens, int64_t n_vocab) {
+    const int64_t room = std::max<int64_t>(1, logit_bytes / (static_cast<int64_t>(sizeof(float)) * n_vocab));
+    const int64_t every = (n_tokens + room - 1) / room;
+    std::vector<uint8_t> rows(static_cast<size_t>(n_tokens), 0);
+    for (int64_t i = every - 1; i < n_tokens; i += every) {
+        rows[static_cast<size_t>(i)] = 1;
+    }
+    return rows;
+}
+
 }  // namespace
 
 void visit_layer_inputs(Model & model, const std::vector<std::pair<std::string, float>> & adapters,
@@ -53,7 +66,7 @@ void visit_layer_inputs(Model & model, const std::vector<std::pair<std::string, 
         sample.sequences.empty() ? 1 : *std::max_element(sample.sequences.begin(), sample.sequences.end()) + 1;
     Decoder decoder(model, adapters, {n_tokens, n_tokens, n_sequences, threads, on_node, &state});
     TokenBatch batch(n_tokens);
-    batch.add(sample.tokens, sample.sequences, {});
+    batch.add(sample.tokens, sample.sequences, some_rows(n_tokens, model.n_vocab()));
     try {
         decoder.decode(batch);
     } catch (...) {

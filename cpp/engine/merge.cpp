@@ -33,6 +33,8 @@ constexpr uint64_t copy_chunk_bytes = 4u << 20;
 // Rows of one stripe see each other's errors, and stripes are shared among threads: as many on every machine.
 constexpr int64_t stripe_rows = 256;
 constexpr int64_t least_moves_per_row = 8;
+// Fewer rows of an input say too little about it.
+constexpr int64_t least_sample_rows = 64;
 
 // Elements per thread and between two looks for Ctrl-C, for less than a tenth of a second: most quantizers do millions
 // of them in a second, those that search a grid of patterns a hundred thousand.
@@ -335,6 +337,9 @@ class Merger {
         visit_layer_inputs(model, options_.adapters, options_.sample, std::max(1, options_.threads), can_settle,
                            [&](const char * name, const LayerInput & input) {
                                check_interrupt_();
+                               if (input.n_tokens < least_sample_rows) {
+                                   return;
+                               }
                                if (input.is_new) {
                                    moment = second_moment(input, std::max(1, options_.threads));
                                }

@@ -119,10 +119,11 @@ def _export_run(
         say=click.echo,
     )
     _say_counts(str(output), result.counts)
-    click.echo(result.proof.line())
+    if result.proof is not None:
+        click.echo(result.proof.line())
     for line in result.advice():
         click.echo(line)
-    if not result.proof.good:
+    if not result.good:
         raise click.exceptions.Exit(1)
 
 

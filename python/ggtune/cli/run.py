@@ -212,6 +212,7 @@ def merge(
     )
     if changes := retyped(result.counts):
         say(f"Other types: {changes}")
-    say(result.proof.line())
-    replace_text(merged.parent / PROOF, json.dumps(result.proof.to_dict(), indent=2) + "\n")
+    if result.proof is not None:
+        say(result.proof.line())
+        replace_text(merged.parent / PROOF, json.dumps(result.proof.to_dict(), indent=2) + "\n")
     return result

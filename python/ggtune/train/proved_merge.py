@@ -3,12 +3,13 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ggtune.data.samples import Sample
+from ggtune.errors import GgtuneError
 from ggtune.evaluate.proof import GOOD_SHARE, Proof, Prover
 from ggtune.system import available_threads
 from ggtune.train.merge import AUTO, SAME, TextSample, merge_adapters
@@ -25,11 +26,16 @@ class ProvedMerge:
     """Counts of :func:`merge_adapters` for the file that was taken, and its proof."""
 
     counts: Mapping[str, Any]
-    proof: Proof
+    proof: Proof | None
+
+    @property
+    def good(self) -> bool:
+        """False where the proof says that too much was lost."""
+        return self.proof is None or self.proof.good
 
     def advice(self) -> list[str]:
         """Say what to do about a merge that is not good; nothing where it is."""
-        if self.proof.good:
+        if self.proof is None or self.proof.good:
             return []
         kept = self.proof.trained.kept
         assert kept is not None
@@ -38,6 +44,12 @@ class ProvedMerge:
             f"{100 * GOOD_SHARE:.0f} %). Merge with --outtype auto or q8_0, or use the adapter beside the base "
             "(--no-merge, or `ggtune package --model BASE --lora ADAPTER`)."
         ]
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    counts: Mapping[str, Any]
+    proof: Proof
 
 
 def merge_and_prove(
@@ -56,8 +68,10 @@ def merge_and_prove(
     """Merge, and measure what was kept.
 
     With the base's own types it is merged several times, with and without regard to the layers' inputs
-    (:class:`TextSample`) and by several seeds, and what is nearest to the live adapter is taken. ``outtype`` ``"auto"`` then raises the types of single tensors
-    until 97 % of the gain is kept. Raises as :func:`merge_adapters`; nothing is left of a file that was not taken.
+    (:class:`TextSample`) and by several seeds, and what is nearest to the live adapter is taken. ``outtype`` ``"auto"``
+    then raises the types of single tensors until 97 % of the gain is kept. Where nothing can be measured the merged
+    file is there without a proof, and ``say`` is told why. Raises as :func:`merge_adapters`; nothing is left of a file
+    that was not taken.
     """
     threads = threads or available_threads()
 
@@ -76,8 +90,12 @@ def merge_and_prove(
     started = time.monotonic()
     keeps_types = outtype in (None, SAME, AUTO)
     counts = merged(output, outtype=None if keeps_types else outtype)
-    prover = Prover(base, adapters, trained, held_out, threads=threads, seconds=_SECONDS)
-    best = ProvedMerge(counts, prover.prove(str(output)))
+    try:
+        prover = Prover(base, adapters, trained, held_out, threads=threads, seconds=_SECONDS)
+        best = _Candidate(counts, prover.prove(str(output)))
+    except GgtuneError as error:  # the file is there, perhaps after days of training
+        say(f"What the merged file has kept could not be measured: {error}")
+        return ProvedMerge(counts, None)
     if keeps_types:
         sample = TextSample.of(trained)
         best = _better(best, prover, output, partial(merged, sample=sample))
@@ -93,10 +111,10 @@ def merge_and_prove(
                 say(f"Raising the types of {len(types)} tensors: {_kept(best.proof)} was kept.")
                 raised = partial(merged, sample=sample, types=types)
                 best = _better(best, prover, output, raised)
-    return replace(best, proof=prover.with_answers(best.proof, str(output)))
+    return ProvedMerge(best.counts, prover.with_answers(best.proof, str(output)))
 
 
-def _better(best: ProvedMerge, prover: Prover, output: Path, merge: Callable[[Path], Mapping[str, Any]]) -> ProvedMerge:
+def _better(best: _Candidate, prover: Prover, output: Path, merge: Callable[[Path], Mapping[str, Any]]) -> _Candidate:
     """Merge anew; the file that is nearer to the live adapter gets the name."""
     other = output.with_name(f".{output.name}.other")
     with ExitStack() as stack:
@@ -108,7 +126,7 @@ def _better(best: ProvedMerge, prover: Prover, output: Path, merge: Callable[[Pa
         if proof.kl >= best.proof.kl:
             return best
         other.replace(output)
-    return ProvedMerge(counts, proof)
+    return _Candidate(counts, proof)
 
 
 def _holds(proof: Proof) -> bool:
