@@ -139,6 +139,7 @@ def run(
     from ggtune.evaluate.verify import samples_of_run
     from ggtune.ollama.package import check_packaging, package_model
     from ggtune.train.chosen import chosen_adapter
+    from ggtune.train.merge import disk_bytes
     from ggtune.train.verdict import has_diverged
 
     out = outputs.adapter.parent
@@ -158,7 +159,7 @@ def run(
         resume_hint=resume_command(out),
         overwrite=overwrite,
         command={"name": "run", "packaging": packaging.to_dict()},
-        extra_disk_bytes=base.stat().st_size if packaging.merge else 0,
+        extra_disk_bytes=disk_bytes(base, packaging.outtype) if packaging.merge else 0,
     )
     if has_diverged(result):
         say(f"Nothing is packaged. The adapter of the last step: {result.adapter}")

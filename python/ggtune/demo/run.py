@@ -9,12 +9,13 @@ from ggtune.config import TrainConfig
 from ggtune.data.chat_template import choose_template
 from ggtune.data.records import Record, read_csv
 from ggtune.demo import DATA, MODEL
+from ggtune.evaluate.verify import samples_of_run
 from ggtune.generate import answer
 from ggtune.ollama.package import package_model
 from ggtune.system import available_threads
-from ggtune.train.merge import merge_adapters
 from ggtune.train.outputs import Outputs
 from ggtune.train.progress import Progress
+from ggtune.train.proved_merge import merge_and_prove
 from ggtune.train.result import describe
 from ggtune.train.session import prepare
 
@@ -62,7 +63,18 @@ def run_demo(out: Path, *, threads: int = 0, say: Callable[[str], object] = prin
         say(line)
     merged = out / "model.gguf"
     say(f"\n3. Merging what was learned into the model's own tensors: {merged}")
-    merge_adapters(str(MODEL), [(str(result.adapter), 1.0)], merged, name="ggtune-demo", threads=threads)
+    samples = samples_of_run(out, result.config)
+    proved = merge_and_prove(
+        str(MODEL),
+        [(str(result.adapter), 1.0)],
+        merged,
+        trained=samples.training,
+        name="ggtune-demo",
+        threads=threads,
+        say=say,
+    )
+    if proved.proof is not None:
+        say(proved.proof.line())
     say("\n4. What the merged model answers:")
     right = _ask(core.Model(str(merged)), shown, threads, say)
     say(f"{right} of {len(shown)} answers are right word for word.")

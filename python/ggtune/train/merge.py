@@ -18,6 +18,7 @@ from ggtune.train.files import gguf_structure
 
 SAME, AUTO = "same", "auto"
 _SAMPLE_TOKENS = 2048
+_LARGEST_BLOCK = 256  # weights
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,20 @@ def merge_adapters(
 def check_outtype(outtype: str | None) -> None:
     """Raise :class:`GgtuneError` for a type that tensors can't be written in."""
     if outtype is not None and outtype not in (SAME, AUTO):
-        core.quantize(outtype, np.zeros((1, 256), np.float32))
+        core.quantize(outtype, np.zeros((1, _LARGEST_BLOCK), np.float32))
+
+
+def disk_bytes(base: Path, outtype: str | None) -> int:
+    """Estimate what a proved merge needs on the disk: with the base's own types there are two files for a while."""
+    n_bytes = base.stat().st_size
+    if outtype in (None, SAME):
+        return 2 * n_bytes
+    bits = (
+        8.5
+        if outtype == AUTO
+        else 8 * core.quantize(outtype, np.zeros((1, _LARGEST_BLOCK), np.float32)).size / _LARGEST_BLOCK
+    )
+    return max(n_bytes, int(core.Model(str(base), header_only=True).n_params * bits / 8)) + n_bytes
 
 
 def retyped(counts: Mapping[str, Any]) -> str:

@@ -96,7 +96,7 @@ def merge_and_prove(
     except GgtuneError as error:  # the file is there, perhaps after days of training
         say(f"What the merged file has kept could not be measured: {error}")
         return ProvedMerge(counts, None)
-    if keeps_types:
+    if keeps_types and _on_grid(counts):
         sample = TextSample.of(trained)
         best = _better(best, prover, output, partial(merged, sample=sample))
         for seed in _MORE_SEEDS:
@@ -120,13 +120,16 @@ def _better(best: _Candidate, prover: Prover, output: Path, merge: Callable[[Pat
     with ExitStack() as stack:
         stack.callback(other.unlink, missing_ok=True)
         counts = merge(other)
-        if not any(tensor["n_moved"] for tensor in counts["tensors"].values()):
-            return best
         proof = prover.prove(str(other))
         if proof.kl >= best.proof.kl:
             return best
         other.replace(output)
     return _Candidate(counts, proof)
+
+
+def _on_grid(counts: Mapping[str, Any]) -> bool:
+    """Whether there is a tensor whose codes were moved: the others come out the same each time."""
+    return any(tensor["n_moved"] for tensor in counts["tensors"].values())
 
 
 def _holds(proof: Proof) -> bool:
