@@ -25,7 +25,7 @@ from ggtune._native import core
 from ggtune.system import available_threads
 from ggtune.train.adapter_file import adapter_content, write_adapter
 
-QUANTIZE, PLAIN, SAMPLE = "quantize", "merge", "merge with a sample"
+PREPARE, QUANTIZE, PLAIN, SAMPLE = "prepare", "quantize", "merge", "merge with a sample"
 _SAMPLE_SEQUENCE = 256  # tokens
 
 
@@ -38,7 +38,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--sample-tokens", type=int, default=2048, help="tokens of the sample (default 2048)")
     parser.add_argument("--repeat", type=int, default=2, help="times that each is done (default 2)")
     parser.add_argument("--threads", type=int, default=available_threads())
-    parser.add_argument("--only", choices=(QUANTIZE, PLAIN, SAMPLE), help=argparse.SUPPRESS)
+    parser.add_argument("--only", choices=(PREPARE, QUANTIZE, PLAIN, SAMPLE), help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -57,10 +57,14 @@ def make_adapter(model: str, path: Path, rank: int, std: float) -> None:
 
 
 def work(args: argparse.Namespace, folder: Path) -> None:
-    """Do one of the three, in this process."""
+    """Do one of them, in this process."""
     started = time.perf_counter()
     output = str(folder / "output.gguf")
-    if args.only == QUANTIZE:
+    if args.only == PREPARE:
+        base = str(folder / "base.gguf")
+        core.quantize_model(args.source, base, args.type, threads=args.threads)
+        make_adapter(base, folder / "adapter.gguf", args.rank, args.std)
+    elif args.only == QUANTIZE:
         core.quantize_model(args.source, output, args.type, threads=args.threads)
     else:
         n_tokens = args.sample_tokens if args.only == SAMPLE else 0
@@ -73,25 +77,29 @@ def work(args: argparse.Namespace, folder: Path) -> None:
     print(json.dumps({"seconds": seconds, "peak": peak}))
 
 
+def measure(what: str, folder: str) -> dict[str, float]:
+    """Have one of them done by another process, to which Linux hands down the peak of this one: it stays small."""
+    command = [sys.executable, __file__, *sys.argv[1:], "--only", what, "--folder", folder]
+    found: dict[str, float] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+    return found
+
+
 def main() -> None:
     args = parse_arguments()
     if args.only:
         work(args, Path(args.folder))
         return
     with tempfile.TemporaryDirectory(dir=args.folder) as name:
-        folder = Path(name)
-        base = folder / "base.gguf"
-        core.quantize_model(args.source, str(base), args.type, threads=args.threads)
-        make_adapter(str(base), folder / "adapter.gguf", args.rank, args.std)
+        measure(PREPARE, name)
         seconds: dict[str, list[float]] = {QUANTIZE: [], PLAIN: [], SAMPLE: []}
-        peaks = dict.fromkeys(seconds, 0)
+        peaks = dict.fromkeys(seconds, 0.0)
         for _ in range(args.repeat):
             for what, times in seconds.items():
-                command = [sys.executable, __file__, *sys.argv[1:], "--only", what, "--folder", name]
-                found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+                found = measure(what, name)
                 times.append(found["seconds"])
                 peaks[what] = max(peaks[what], found["peak"])
-        print(f"{args.type}, {base.stat().st_size / 2**20:.0f} MiB, rank {args.rank}, {args.threads} threads")
+        size = (Path(name) / "base.gguf").stat().st_size
+        print(f"{args.type}, {size / 2**20:.0f} MiB, rank {args.rank}, {args.threads} threads")
         for what, times in seconds.items():
             ratio = min(times) / min(seconds[QUANTIZE])
             print(f"{what:20} {min(times):7.2f} s  {ratio:5.2f} times  peak {peaks[what] / 2**20:5.0f} MiB", flush=True)

@@ -12,6 +12,7 @@ import argparse
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -43,9 +44,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("model", help="F16 model, a GGUF file")
     parser.add_argument("--data", type=Path, required=True, help="table of questions and answers")
     parser.add_argument("--rows", type=int, default=256, help="rows of it (default 256)")
-    parser.add_argument("--proof-rows", type=int, default=48, help="of them, to measure on (default 48)")
+    parser.add_argument("--proof-rows", type=int, default=32, help="of them, to measure on (default 32)")
     parser.add_argument("--epochs", type=float, default=3.0, help="passes over them (default 3)")
     parser.add_argument("--lr", type=float, default=1e-3, help="learning rate (default 1e-3)")
+    parser.add_argument("--adapter", help="take this one, which was trained so before")
     parser.add_argument("--types", default=",".join(TYPES), help="types, separated by commas (default: the table's)")
     parser.add_argument("--threads", type=int, default=available_threads())
     return parser.parse_args()
@@ -79,7 +81,8 @@ def _core_name(ggml_type: str) -> str:
 def row(base: Path, adapter: str, samples: list[Sample], ggml_type: str, folder: Path, threads: int) -> str:
     """One line of the table."""
     adapters = [(adapter, 1.0)]
-    prover = Prover(str(base), adapters, samples, threads=threads, seconds=12)
+    unasked = [replace(sample, n_prompt=0) for sample in samples]  # losses alone: nothing is answered
+    prover = Prover(str(base), adapters, unasked, threads=threads, seconds=12)
     merged = folder / "merged.gguf"
 
     def proof(rounding: str) -> Proof:
@@ -120,9 +123,11 @@ def main() -> None:
         config = TrainConfig(
             model=args.model, data=str(data), holdout="0", epochs=args.epochs, lr=args.lr, threads=args.threads
         )
-        progress("training")
-        fine_tune(config, folder / "run", quiet=True)
-        adapter = str(Outputs.folder(folder / "run").adapter)
+        adapter = args.adapter
+        if adapter is None:
+            progress("training")
+            fine_tune(config, folder / "run", quiet=True)
+            adapter = str(Outputs.folder(folder / "run").adapter)
         samples = samples_of(config).training[: args.proof_rows]
         print(HEADER, flush=True)
         for ggml_type in args.types.split(","):
