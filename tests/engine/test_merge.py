@@ -355,7 +355,7 @@ def test_interrupt_leaves_nothing_behind(arrays: Arrays, tmp_path: Path) -> None
     timer.start()
     with pytest.raises(KeyboardInterrupt):
         _core.merge(str(base), [(str(adapter), 1.0)], str(tmp_path / "merged.gguf"), outtype="iq3_s")
-    assert time.monotonic() - sent < 0.5
+    assert time.monotonic() - sent < 1
     assert gguf_files.names(tmp_path) == ["adapter.gguf", "base.gguf"]
 
 
