@@ -242,3 +242,22 @@ def test_the_base_is_not_written_over(finished: Path, tmp_path: Path, ggtune) ->
     assert result.exit_code == 1
     assert "the base model itself" in result.stderr
     assert base.read_bytes() == MODEL.read_bytes()
+
+
+def test_run_asks_for_room_for_two_merged_files(tmp_path: Path, table, ggtune, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    """The one that is taken, and the one that is tried beside it."""
+    from ggtune.errors import GgtuneError
+    from ggtune.train import session
+
+    needed = []
+
+    def no_room(config: object, outputs: object, n_bytes: int) -> None:
+        needed.append(n_bytes)
+        raise GgtuneError("no room")
+
+    monkeypatch.setattr(session, "_check_disk", no_room)
+    for more in ([], ["--no-merge"]):
+        result = ggtune("run", table, "--model", MODEL, "--out", tmp_path / "run", *LEARN, *more)
+        assert result.exit_code == 1, result.output
+        assert "no room" in result.stderr
+    assert needed[0] - needed[1] == 2 * MODEL.stat().st_size

@@ -158,7 +158,8 @@ def run(
         resume_hint=resume_command(out),
         overwrite=overwrite,
         command={"name": "run", "packaging": packaging.to_dict()},
-        extra_disk_bytes=base.stat().st_size if packaging.merge else 0,
+        # merges that are tried lie beside the one that is taken
+        extra_disk_bytes=2 * base.stat().st_size if packaging.merge else 0,
     )
     if has_diverged(result):
         say(f"Nothing is packaged. The adapter of the last step: {result.adapter}")
