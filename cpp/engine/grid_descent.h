@@ -17,7 +17,7 @@ class GridDescent {
   public:
     // How much more than other error counts
     struct Weights {
-        double seen = 200;   // what shows in the outputs that the adapter writes to: its error is summed over the rows
+        double seen = 200;  // what shows in the outputs that the adapter writes to: its error is summed over the rows
         double bias = 100;  // of that, what runs along the change itself: such errors of different layers add up
     };
 

@@ -77,6 +77,11 @@ void parallel(int threads, int64_t n, const Work & work) {
     }
 }
 
+// Whether a tensor takes another type only because its own has no grid: it is quantized to that, and then moved on it.
+bool lacks_grid(ggml_type from, ggml_type to) {
+    return from != to && ggml_is_quantized(from) && !kernels::has_grid(from) && kernels::has_grid(to);
+}
+
 // Whether there are moves to choose from: with few in a row the best choice for the outputs would be none.
 bool enough_moves(const std::vector<RowCounts> & counts) {
     int64_t n_moved = 0;
@@ -364,7 +369,7 @@ class Merger {
         const int64_t chunk_rows =
             moment != nullptr ? from.n_rows() : std::max<int64_t>(1, chunk_elements(to.type) / from.ne[0]) * threads;
         std::optional<CutOff> cut_off;
-        if (from.type == to.type && kernels::has_grid(from.type)) {
+        if ((from.type == to.type && kernels::has_grid(from.type)) || lacks_grid(from.type, to.type)) {
             cut_off.emplace(products);
         }
         const RowMerge merge{products,
@@ -373,7 +378,7 @@ class Merger {
                              cut_off ? &*cut_off : nullptr,
                              options_.rounding,
                              rounding_key(options_.seed, from.name)};
-        MergedTensor result{from.name, from.type, to.type, from.ne[0] * from.n_rows(), 0, 0, 0};
+        MergedTensor result{from.name, from.type, to.type, from.ne[0] * from.n_rows(), from.n_rows(), 0, 0, 0};
         std::vector<uint8_t> in;
         std::vector<uint8_t> merged;
         std::vector<RowCounts> counts;

@@ -58,32 +58,40 @@ RowCounts merge_row(const RowMerge & merge, int64_t index, const uint8_t * in, u
     }
     const std::string what = "tensor " + merge.from.name + ", row " + std::to_string(index);
     if (merge.cut_off != nullptr) {
+        const ggml_type type = merge.to.type;
+        std::vector<uint8_t> own;  // the row in a type that has a grid, where the base's has none
+        if (merge.from.type != type) {
+            own.resize(merge.to.row_bytes());
+            kernels::dequantize_row(merge.from.type, in, row.data(), n);
+            quantize_rows(type, row.data(), own.data(), 1, n, what);
+            in = own.data();
+        }
         if (!std::isfinite(counts.change)) {
             throw Error(what + ": what the adapter adds is not finite");
         }
-        const std::vector<int64_t> anew = far_blocks(merge.from.type, in, delta);
+        const std::vector<int64_t> anew = far_blocks(type, in, delta);
         const std::vector<float> whole = anew.empty() ? std::vector<float>() : delta;
-        const int64_t block = ggml_blck_size(merge.from.type);
+        const int64_t block = ggml_blck_size(type);
         for (const int64_t first : anew) {
             std::fill_n(delta.begin() + first, block, 0.0f);
         }
-        if (kernels::cut_off_by_grid(merge.from.type, in, delta.data(), n, row.data())) {
+        if (kernels::cut_off_by_grid(type, in, delta.data(), n, row.data())) {
             merge.cut_off->give_back(index, row.data(), delta.data());
             for (const int64_t first : anew) {
                 std::fill_n(delta.begin() + first, block, 0.0f);
             }
         }
         const kernels::GridMoves moves =
-            kernels::move_on_grid(merge.from.type, in, delta.data(), n, merge.key, index * n, merge.rounding, out);
+            kernels::move_on_grid(type, in, delta.data(), n, merge.key, index * n, merge.rounding, out);
         counts.n_moved = moves.n_moved;
         counts.variance = moves.variance;
         for (const int64_t first : anew) {
-            const int64_t at = first / block * static_cast<int64_t>(ggml_type_size(merge.from.type));
-            kernels::dequantize_row(merge.from.type, in + at, row.data(), block);
+            const int64_t at = first / block * static_cast<int64_t>(ggml_type_size(type));
+            kernels::dequantize_row(type, in + at, row.data(), block);
             for (int64_t j = 0; j < block; ++j) {
                 row[static_cast<size_t>(j)] += whole[static_cast<size_t>(first + j)];
             }
-            quantize_rows(merge.to.type, row.data(), out + at, 1, block, what);
+            quantize_rows(type, row.data(), out + at, 1, block, what);
             counts.n_moved += block;
         }
         return counts;

@@ -30,7 +30,7 @@ def ggtune() -> Ggtune:
     return lambda *arguments: CliRunner().invoke(cli, [str(argument) for argument in arguments])
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def rows() -> list[tuple[str, str]]:
     return ROWS
 

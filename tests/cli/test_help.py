@@ -19,6 +19,7 @@ COMMANDS = [
     "quantize",
     "import",
     "export-peft",
+    "verify",
     "package",
     "push",
     "pull",

@@ -95,12 +95,16 @@ def test_embedding_pair_is_flipped(base: Path, arrays: Arrays, tmp_path: Path) -
     assert counts["n_changed_rows"] == n_vocab - 1
 
 
+# Unbiased rounding has up to sqrt(2) times the error of nearest, the ends of the grid add a little.
+@pytest.mark.parametrize(("rounding", "most"), [("unbiased", 1.6), ("nearest", 1.1)])
 @pytest.mark.parametrize("ggml_type", ["f16", "bf16", "q8_0", "q4_0", "q2_K", "q3_K", "q4_K", "q5_K", "q6_K", "iq4_xs"])
-def test_types_and_other_bytes_are_kept(ggml_type: str, adapter: Path, arrays: Arrays, tmp_path: Path) -> None:
+def test_types_and_other_bytes_are_kept(
+    ggml_type: str, rounding: str, most: float, adapter: Path, arrays: Arrays, tmp_path: Path
+) -> None:
     types = dict.fromkeys(ADAPTED, ggml_type) | {"output.weight": "q6_K", QUERY: "q8_0"}
     base = write_model(tmp_path / "base.gguf", arrays, types=types, file_type=17)
     output = tmp_path / "merged.gguf"
-    _core.merge(str(base), [(str(adapter), 1.0)], str(output), threads=2)
+    _core.merge(str(base), [(str(adapter), 1.0)], str(output), rounding=rounding, threads=2)
     before, after = gguf_files.tensors(base), gguf_files.tensors(output)
     assert list(before) == list(after)
     pairs = random_pairs(ADAPTED, arrays)
@@ -115,7 +119,7 @@ def test_types_and_other_bytes_are_kept(ggml_type: str, adapter: Path, arrays: A
         rounded = _core.dequantize(tensor.tensor_type.name, quantized, expected.shape[1])
         # The sums differ in their last bits, and so may the scales that the quantizer finds; not so the accuracy.
         errors = [np.sqrt(np.mean((each - expected) ** 2)) for each in (gguf_files.values(output, name), rounded)]
-        assert errors[0] <= 1.01 * errors[1]
+        assert errors[0] <= most * errors[1]
 
     keys_before, keys_after = key_bytes(base), key_bytes(output)
     changed = {key for key in keys_before if keys_after.get(key) != keys_before[key]}
@@ -265,24 +269,16 @@ def test_embedding_of_tied_output_is_refused(arrays: Arrays, tmp_path: Path) -> 
     assert "output layer too" in failing_merge(base, path, tmp_path / "merged.gguf")
 
 
-def test_types_that_need_an_importance_matrix(arrays: Arrays, tmp_path: Path) -> None:
-    # Any bytes are valid blocks of these types.
-    n_bytes = gguf.quants.quant_shape_to_byte_shape(arrays[QUERY].shape, gguf.GGMLQuantizationType.IQ2_XS)
-    writer = gguf.GGUFWriter(tmp_path / "base.gguf", "llama")
-    writer.add_tensor(QUERY, np.zeros(n_bytes, np.uint8), raw_dtype=gguf.GGMLQuantizationType.IQ2_XS)
-    base = gguf_files.finish(writer)
-    path = write_adapter(tmp_path / "adapter.gguf", random_pairs([QUERY], arrays))
-    message = failing_merge(base, path, tmp_path / "merged.gguf")
-    assert QUERY in message
-    assert "importance matrix" in message
-    assert "--outtype" in message
-    _core.merge(str(base), [(str(path), 1.0)], str(tmp_path / "merged.gguf"), outtype="q4_K")
-
-
 def test_wrong_options(base: Path, adapter: Path, tmp_path: Path) -> None:
     output = tmp_path / "merged.gguf"
     assert "unknown tensor type 'q9'" in failing_merge(base, adapter, output, outtype="q9")
     assert "importance matrix" in failing_merge(base, adapter, output, outtype="iq1_s")
+    message = failing_merge(base, adapter, output, types={QUERY: "iq2_xs"})
+    assert QUERY in message
+    assert "importance matrix" in message
+    assert "--outtype" in message
+    assert "no tensor none.weight" in failing_merge(base, adapter, output, types={"none.weight": "q8_0"})
+    assert "rounding" in failing_merge(base, adapter, output, rounding="up")
     assert "no adapter" in failing_merge(base, [], output)
     assert "scale has to be" in failing_merge(base, [(str(adapter), float("inf"))], output)
     for key in ("general.architecture", "llama.block_count", "general.file_type", ""):
@@ -359,7 +355,7 @@ def test_interrupt_leaves_nothing_behind(arrays: Arrays, tmp_path: Path) -> None
     timer.start()
     with pytest.raises(KeyboardInterrupt):
         _core.merge(str(base), [(str(adapter), 1.0)], str(tmp_path / "merged.gguf"), outtype="iq3_s")
-    assert time.monotonic() - sent < 0.5
+    assert time.monotonic() - sent < 1
     assert gguf_files.names(tmp_path) == ["adapter.gguf", "base.gguf"]
 
 

@@ -61,7 +61,9 @@ def command(
     if run is not None:
         if model_base or adapters:
             raise click.UsageError("RUN names base and adapter: leave --model-base, --lora and --lora-scaled out.")
-        _export_run(run, Path(model_out), which=which, outtype=outtype, name=name, threads=threads, force=force)
+        _export_run(
+            run, Path(model_out), which=which, outtype=outtype, seed=seed, name=name, threads=threads, force=force
+        )
         return
     if not model_base:
         raise click.UsageError("Missing argument 'RUN' or option '--model-base'.")
@@ -89,6 +91,7 @@ def _export_run(
     *,
     which: "Which",
     outtype: str | None,
+    seed: int,
     name: str | None,
     threads: int,
     force: bool,
@@ -113,6 +116,7 @@ def _export_run(
         trained=samples.training,
         held_out=samples.held_out,
         outtype=outtype,
+        seed=seed,
         name=name,
         threads=threads,
         force=force,

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @click.option("--data", help="Samples to measure on: the training data.", metavar="FILE")
 @click.option("--template", help="Prompt template (default: the one of the training).", metavar="NAME")
 @click.option("--system", help="System text (default: the one of the training).", metavar="TEXT")
-@click.option("--holdout", default="0", show_default=True, help="Samples of --data that were held out of training.")
+@click.option("--holdout", help="Samples of --data that were held out of training (default: none).", metavar="N")
 @click.option(
     "--seconds", type=click.FloatRange(min=1), default=24.0, show_default=True, help="About how long it may take."
 )
@@ -35,7 +35,7 @@ def command(
     data: str | None,
     template: str | None,
     system: str | None,
-    holdout: str,
+    holdout: str | None,
     seconds: float,
     as_json: bool,
     threads: int,
@@ -50,8 +50,11 @@ def command(
 
     adapters = [(path, 1.0) for path in lora] + list(lora_scaled)
     if merged.is_dir():
-        if base or adapters or data:
-            raise click.UsageError("A run folder knows its base, adapter and data: leave the options out.")
+        if base or adapters or data or template is not None or system is not None or holdout is not None:
+            raise click.UsageError(
+                "A run folder knows all of these: leave --base, --lora, --lora-scaled, --data, --template, --system "
+                "and --holdout out."
+            )
         proof = verify_run(merged, threads=threads, seconds=seconds, force=force)
     else:
         if not (base and adapters and data):
@@ -63,7 +66,7 @@ def command(
             data,
             template=template,
             system=system,
-            holdout=holdout,
+            holdout=holdout or "0",
             threads=threads,
             seconds=seconds,
             force=force,

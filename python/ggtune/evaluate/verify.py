@@ -12,7 +12,7 @@ from ggtune.errors import GgtuneError
 from ggtune.evaluate.proof import Proof, Prover
 from ggtune.system import available_threads
 from ggtune.train.adapter_file import read_adapter
-from ggtune.train.base import check_base
+from ggtune.train.base import adapter_fingerprint, check_base, merged_adapters
 from ggtune.train.checkpoint import newest_checkpoint
 from ggtune.train.chosen import adapter_of_run
 from ggtune.train.outputs import Outputs
@@ -57,9 +57,27 @@ def verify_run(folder: Path, *, threads: int = 0, seconds: float = 24.0, force: 
         config = TrainConfig.from_dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
     except (ValueError, RecursionError) as error:
         raise GgtuneError(f"can't read {folder / 'config.json'}: {error}") from error
-    adapter, _ = adapter_of_run(folder)
+    adapter = _merged_adapter(merged, folder)
     samples = samples_of_run(folder, config)
     return _prove(merged, config, [(str(adapter), 1.0)], samples, threads=threads, seconds=seconds, force=force)
+
+
+def _merged_adapter(merged: Path, folder: Path) -> Path:
+    """Find the adapter of a run that was merged into a file, by its fingerprint: the best one or the last.
+
+    Raises :class:`GgtuneError` where it is neither.
+    """
+    outputs = Outputs.folder(folder)
+    fingerprints = merged_adapters(merged)
+    if not fingerprints:
+        return adapter_of_run(folder)[0]
+    for path in (outputs.best_adapter, outputs.adapter):
+        if path.exists() and adapter_fingerprint(read_adapter(path)) in fingerprints:
+            return path
+    raise GgtuneError(
+        f"{merged} is merged from another adapter than {folder} holds now: merge again with "
+        f"`ggtune export-lora {folder} --model-out {merged}`"
+    )
 
 
 def samples_of(config: TrainConfig, *, now: datetime.datetime | None = None) -> RunSamples:

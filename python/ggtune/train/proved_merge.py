@@ -17,7 +17,8 @@ from ggtune.train.merge import AUTO, SAME, TextSample, merge_adapters
 _AUTO_SHARE = 0.97  # what --outtype auto raises tensors for
 _RAISED_SHARES = (0.1, 0.25, 0.5, 1.0)  # of the adapted tensors, those with the most rounding error first
 _SECONDS = 24.0  # of the proof
-_MORE_SEEDS = (1, 2, 3)  # of the rounding, tried where that takes little time
+_MORE_SEEDS = 3  # of the rounding, tried where that takes little time
+_LEAST_MOVES = 8  # per row: least_moves_per_row of cpp/engine/merge.cpp
 _SEEDS_SECONDS = 60.0
 
 
@@ -60,6 +61,7 @@ def merge_and_prove(
     trained: Sequence[Sample],
     held_out: Sequence[Sample] = (),
     outtype: str | None = None,
+    seed: int = 0,
     name: str | None = None,
     threads: int = 0,
     force: bool = False,
@@ -68,10 +70,10 @@ def merge_and_prove(
     """Merge, and measure what was kept.
 
     With the base's own types it is merged several times, with and without regard to the layers' inputs
-    (:class:`TextSample`) and by several seeds, and what is nearest to the live adapter is taken. ``outtype`` ``"auto"``
-    then raises the types of single tensors until 97 % of the gain is kept. Where nothing can be measured the merged
-    file is there without a proof, and ``say`` is told why. Raises as :func:`merge_adapters`; nothing is left of a file
-    that was not taken.
+    (:class:`TextSample`) and by several seeds from ``seed`` on, and what is nearest to the live adapter is taken.
+    ``outtype`` ``"auto"`` then raises the types of single tensors until 97 % of the gain is kept. Where nothing can be
+    measured the merged file is there without a proof, and ``say`` is told why. Raises as :func:`merge_adapters`;
+    nothing is left of a file that was not taken.
     """
     threads = threads or available_threads()
 
@@ -89,7 +91,7 @@ def merge_and_prove(
 
     started = time.monotonic()
     keeps_types = outtype in (None, SAME, AUTO)
-    counts = merged(output, outtype=None if keeps_types else outtype)
+    counts = merged(output, seed=seed, outtype=None if keeps_types else outtype)
     try:
         prover = Prover(base, adapters, trained, held_out, threads=threads, seconds=_SECONDS)
         best = _Candidate(counts, prover.prove(str(output)))
@@ -98,18 +100,19 @@ def merge_and_prove(
         return ProvedMerge(counts, None)
     if keeps_types and _on_grid(counts):
         sample = TextSample.of(trained)
-        best = _better(best, prover, output, partial(merged, sample=sample))
-        for seed in _MORE_SEEDS:
+        if _settles(counts):
+            best = _better(best, prover, output, partial(merged, seed=seed, sample=sample))
+        for more in range(1, 1 + _MORE_SEEDS):
             if time.monotonic() - started > _SEEDS_SECONDS:
                 break
-            best = _better(best, prover, output, partial(merged, seed=seed))
+            best = _better(best, prover, output, partial(merged, seed=seed + more))
         if outtype == AUTO:
             for share in _RAISED_SHARES:
                 if _holds(best.proof):
                     break
                 types = _raised(best.counts, share)
                 say(f"Raising the types of {len(types)} tensors: {_kept(best.proof)} was kept.")
-                raised = partial(merged, sample=sample, types=types)
+                raised = partial(merged, seed=seed, sample=sample, types=types)
                 best = _better(best, prover, output, raised)
     return ProvedMerge(best.counts, prover.with_answers(best.proof, str(output)))
 
@@ -130,6 +133,11 @@ def _better(best: _Candidate, prover: Prover, output: Path, merge: Callable[[Pat
 def _on_grid(counts: Mapping[str, Any]) -> bool:
     """Whether there is a tensor whose codes were moved: the others come out the same each time."""
     return any(tensor["n_moved"] for tensor in counts["tensors"].values())
+
+
+def _settles(counts: Mapping[str, Any]) -> bool:
+    """Whether some tensor has rows with moves to choose from; a sample changes nothing otherwise."""
+    return any(t["n_moved"] >= _LEAST_MOVES * t["n_rows"] for t in counts["tensors"].values())
 
 
 def _holds(proof: Proof) -> bool:

@@ -1,0 +1,244 @@
+"""Merging on the base's own quantization grid: small changes are kept, large ones lose no more than by quantizing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import gguf
+import gguf_files
+import numpy as np
+import pytest
+from gguf_files import LINEARS, N_LAYER, VOCABULARY, model_arrays, random_pairs, write_adapter, write_model
+from numpy.typing import NDArray
+
+from ggtune import _core
+
+FloatArray = NDArray[np.float32]
+ADAPTED = [f"blk.{layer}.{kind}.weight" for layer in range(N_LAYER) for kind in LINEARS]
+NAME = "blk.0.ffn_up.weight"
+EXPERTS = "blk.0.ffn_up_exps.weight"
+SHAPE = 1024, 768
+
+# Bytes of a block and, of them, where its codes lie: all others are scales and mins (ggml-common.h).
+CODES = {
+    "q4_0": (18, 2, 18),
+    "q4_1": (20, 4, 20),
+    "q5_0": (22, 2, 22),
+    "q5_1": (24, 4, 24),
+    "q8_0": (34, 2, 34),
+    "q2_K": (84, 16, 80),
+    "q3_K": (110, 0, 96),
+    "q4_K": (144, 16, 144),
+    "q5_K": (176, 16, 176),
+    "q6_K": (210, 0, 192),
+    "iq4_nl": (18, 2, 18),
+    "iq4_xs": (136, 8, 136),
+    "mxfp4": (17, 1, 17),
+}
+
+
+def one_tensor(path: Path, array: FloatArray, ggml_type: str, name: str = NAME) -> Path:
+    """A model file of one tensor: what merging reads without a sample."""
+    writer = gguf.GGUFWriter(path, "llama")
+    if ggml_type == "f32":
+        writer.add_tensor(name, array)
+    else:
+        data = _core.quantize(ggml_type, array.reshape(-1, array.shape[-1]))
+        raw_type = gguf.GGMLQuantizationType[ggml_type.upper()]
+        writer.add_tensor(name, data.reshape(*array.shape[:-1], -1), raw_dtype=raw_type)
+    return gguf_files.finish(writer)
+
+
+class Case:
+    """A random matrix of a type, and an adapter that changes it by so many steps of its grid (root mean square)."""
+
+    def __init__(self, folder: Path, ggml_type: str, steps: float, *, step: float | None = None) -> None:
+        self.folder = folder
+        self.array = np.random.default_rng(0).normal(0.005, 0.05, SHAPE).astype(np.float32)
+        self.base = one_tensor(folder / "base.gguf", self.array, ggml_type)
+        self.before = gguf_files.values(self.base, NAME)
+        # the error of rounding to a grid is evenly spread over a step
+        step = step or float(np.std(self.before - self.array)) * 12**0.5
+        ((self.a, self.b),) = random_pairs([NAME], {NAME: self.array}).values()
+        self.b *= np.float32(steps * step / np.std(2.0 * self.b @ self.a))
+        self.adapter = write_adapter(folder / "adapter.gguf", {NAME: (self.a, self.b)})
+        self.delta = 2.0 * self.b.astype(np.float64) @ self.a.astype(np.float64)
+
+    def merge(self, **options: object) -> Path:
+        output = self.folder / "merged.gguf"
+        self.counts = _core.merge(str(self.base), [(str(self.adapter), 1.0)], str(output), **options)  # type: ignore[arg-type]
+        return output
+
+    def lost(self, merged: Path) -> float:
+        """How far B^T (merged - base) A^T, what the adapter's outputs see, is from B^T delta A^T, as a part of it."""
+        change = gguf_files.values(merged, NAME).astype(np.float64) - self.before
+        wanted = self.b.T @ self.delta @ self.a.T
+        return float(np.linalg.norm(self.b.T @ change @ self.a.T - wanted) / np.linalg.norm(wanted))
+
+
+def data_of(path: Path, name: str = NAME) -> bytes:
+    return gguf_files.tensors(path)[name].data.tobytes()
+
+
+def scales_of(path: Path, ggml_type: str, name: str = NAME) -> NDArray[np.uint8]:
+    n_bytes, begin, end = CODES[ggml_type]
+    blocks = np.frombuffer(data_of(path, name), np.uint8).reshape(-1, n_bytes)
+    return np.delete(blocks, np.s_[begin:end], axis=1)
+
+
+@pytest.mark.parametrize("ggml_type", CODES)
+def test_small_change_is_kept(ggml_type: str, tmp_path: Path) -> None:
+    case = Case(tmp_path, ggml_type, 0.003)
+    nearest = case.merge(rounding="nearest")
+    assert data_of(nearest) == data_of(case.base)  # all of it is lost
+    unbiased = case.merge(threads=2)
+    assert case.lost(unbiased) < 0.15
+    assert np.array_equal(scales_of(unbiased, ggml_type), scales_of(case.base, ggml_type))
+    counts = case.counts["tensors"][NAME]
+    assert counts["from"] == counts["to"] == ggml_type
+    assert counts["n_weights"] == case.array.size
+    assert counts["n_moved"] == np.count_nonzero(gguf_files.values(unbiased, NAME) != case.before)
+    assert 0.0005 < counts["n_moved"] / case.array.size < 0.01
+    assert counts["change"] == pytest.approx(np.sum(case.delta**2), rel=1e-4)
+    error = np.sum((gguf_files.values(unbiased, NAME) - case.before - case.delta) ** 2)
+    assert counts["variance"] == pytest.approx(error, rel=0.1)
+
+
+@pytest.mark.parametrize("ggml_type", CODES)
+def test_change_of_a_quarter_step_is_kept(ggml_type: str, tmp_path: Path) -> None:
+    """With no block quantized anew but here and there, and weights at the ends of their grid."""
+    case = Case(tmp_path, ggml_type, 0.25)
+    merged = case.merge(threads=2)
+    assert case.lost(merged) < 0.05
+    same = (scales_of(merged, ggml_type) == scales_of(case.base, ggml_type)).all(axis=1)
+    assert same.mean() > 0.85
+
+
+@pytest.mark.parametrize("ggml_type", CODES)
+def test_large_change_is_quantized_anew(ggml_type: str, tmp_path: Path) -> None:
+    case = Case(tmp_path, ggml_type, 4.0)
+    merged = gguf_files.values(case.merge(threads=2), NAME)
+    wanted = (case.before + case.delta).astype(np.float32)
+    quantized = _core.dequantize(ggml_type, _core.quantize(ggml_type, wanted), SHAPE[1])
+    errors = [np.sqrt(np.mean((each - wanted) ** 2)) for each in (merged, quantized)]
+    assert errors[0] < 1.1 * errors[1]
+
+
+def test_small_change_of_bf16_is_kept(tmp_path: Path) -> None:
+    step = 2.0**-12  # of values of about 0.05
+    case = Case(tmp_path, "bf16", 0.003, step=step)
+    assert case.lost(case.merge(rounding="nearest")) > 0.9  # only values next to 0 have steps that are small enough
+    merged = case.merge(threads=2)
+    assert case.lost(merged) < 0.15
+    assert case.counts["tensors"][NAME]["to"] == "bf16"
+    assert np.abs(gguf_files.values(merged, NAME) - case.before).max() <= 2.0**-9  # a step of the largest values
+
+
+def test_f16_is_rounded_to_nearest(tmp_path: Path) -> None:
+    case = Case(tmp_path, "f16", 0.6, step=2.0**-15)
+    merged = gguf_files.values(case.merge(), NAME)
+    wanted = case.before + case.delta
+    step = np.spacing(np.abs(wanted).astype(np.float16)).astype(np.float64)
+    assert (np.abs(merged - wanted) <= 0.501 * step).all()
+
+
+@pytest.mark.parametrize("ggml_type", CODES)
+def test_seed_and_threads(ggml_type: str, tmp_path: Path) -> None:
+    case = Case(tmp_path, ggml_type, 0.1)
+    first = data_of(case.merge(seed=5))
+    for threads in (2, 3):
+        assert data_of(case.merge(seed=5, threads=threads)) == first
+    other = case.merge(seed=6, threads=2)
+    assert data_of(other) != first
+    assert case.lost(other) < 0.1
+
+
+@pytest.mark.parametrize("ggml_type", ["q4_0", "q4_K", "q6_K", "iq4_xs"])
+def test_settled_on_a_sample(ggml_type: str, tmp_path: Path) -> None:
+    """The same bytes with any number of threads, scales as they were, and the change still there."""
+    arrays = model_arrays()
+    base = write_model(tmp_path / "base.gguf", arrays, types=dict.fromkeys(ADAPTED, ggml_type))
+    factor = 0.02 if ggml_type == "q6_K" else 0.05  # many moves, and no block quantized anew
+    pairs = {name: (a, factor * b) for name, (a, b) in random_pairs(ADAPTED, arrays).items()}
+    adapter = write_adapter(tmp_path / "adapter.gguf", pairs)
+    rng = np.random.default_rng(0)
+    sample: Mapping[str, object] = {
+        "tokens": [int(t) for t in rng.integers(3, len(VOCABULARY), 300)],
+        "sequences": [i // 60 for i in range(300)],
+    }
+
+    def merge(**options: object) -> tuple[Path, dict[str, bytes]]:
+        output = tmp_path / "merged.gguf"
+        counts = _core.merge(str(base), [(str(adapter), 1.0)], str(output), **options)  # type: ignore[arg-type]
+        assert sum(tensor["n_moved"] for tensor in counts["tensors"].values()) > 0
+        return output, {name: data_of(output, name) for name in ADAPTED}
+
+    _, plain = merge()
+    output, settled = merge(**sample)
+    assert all(settled[name] != plain[name] for name in ADAPTED)
+    for threads in (2, 3):
+        assert merge(**sample, threads=threads)[1] == settled
+    assert merge(**sample, seed=1)[1] != settled
+    output, _ = merge(**sample)
+    for name in ADAPTED:
+        assert np.array_equal(scales_of(output, ggml_type, name), scales_of(base, ggml_type, name))
+        a, b = (each.astype(np.float64) for each in pairs[name])
+        change = gguf_files.values(output, name).astype(np.float64) - gguf_files.values(base, name)
+        part = np.sum((b.T @ change @ a.T) * (b.T @ (2.0 * b @ a) @ a.T)) / np.sum((b.T @ (2.0 * b @ a) @ a.T) ** 2)
+        assert 0.7 < part < 1.3
+
+
+@pytest.mark.parametrize("ggml_type", ["q4_K", "q8_0"])
+def test_experts_are_merged_on_their_grid(ggml_type: str, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    n_expert, n_out, n_in, rank = 3, 512, 768, 4
+    array = rng.normal(0, 0.05, (n_expert, n_out, n_in)).astype(np.float32)
+    base = one_tensor(tmp_path / "base.gguf", array, ggml_type, EXPERTS)
+    a = rng.normal(0, n_in**-0.5, (n_expert, rank, n_in)).astype(np.float32)
+    b = rng.normal(0, 2e-5 if ggml_type == "q8_0" else 3e-4, (n_expert, n_out, rank)).astype(np.float32)
+    b[1] = 0
+    adapter = write_adapter(tmp_path / "adapter.gguf", {EXPERTS: (a, b)})
+    output = tmp_path / "merged.gguf"
+    counts = _core.merge(str(base), [(str(adapter), 1.0)], str(output), threads=2)
+    assert counts["n_changed_rows"] == 2 * n_out
+    before, after = (
+        gguf_files.values(path, EXPERTS).reshape(array.shape).astype(np.float64) for path in (base, output)
+    )
+    assert np.array_equal(scales_of(output, ggml_type, EXPERTS), scales_of(base, ggml_type, EXPERTS))
+    assert np.array_equal(after[1], before[1])
+    for expert in (0, 2):
+        wanted = b[expert].T @ (2.0 * b[expert] @ a[expert]) @ a[expert].T
+        found = b[expert].T @ (after[expert] - before[expert]) @ a[expert].T
+        assert np.linalg.norm(found - wanted) < 0.25 * np.linalg.norm(wanted)
+
+
+@pytest.mark.parametrize(
+    ("ggml_type", "wanted"),
+    [
+        ("iq1_s", "q4_K"),
+        ("iq1_m", "q4_K"),
+        ("iq2_xs", "q4_K"),
+        ("iq3_xxs", "q4_K"),
+        ("tq1_0", "q4_K"),
+        ("tq2_0", "q4_K"),
+    ],
+)
+def test_types_without_a_grid_take_the_next_that_has_one(ggml_type: str, wanted: str, tmp_path: Path) -> None:
+    raw_type = gguf.GGMLQuantizationType[ggml_type.upper()]
+    n_bytes = gguf.quants.quant_shape_to_byte_shape(SHAPE, raw_type)
+    # any bytes are valid blocks of these types; 0 of a scale's bytes keeps it from being infinite
+    writer = gguf.GGUFWriter(tmp_path / "base.gguf", "llama")
+    writer.add_tensor(NAME, np.zeros(n_bytes, np.uint8), raw_dtype=raw_type)
+    base = gguf_files.finish(writer)
+    pairs = random_pairs([NAME], {NAME: np.zeros(SHAPE, np.float32)})
+    adapter = write_adapter(tmp_path / "adapter.gguf", pairs)
+    output = tmp_path / "merged.gguf"
+    counts = _core.merge(str(base), [(str(adapter), 1.0)], str(output))
+    tensor = counts["tensors"][NAME]
+    assert (tensor["from"], tensor["to"]) == (ggml_type, wanted)
+    assert gguf_files.tensors(output)[NAME].tensor_type.name == wanted.upper()
+    a, b = pairs[NAME]
+    expected = gguf_files.values(base, NAME) + 2.0 * b @ a
+    error = gguf_files.values(output, NAME) - expected
+    assert np.sqrt(np.mean(error**2)) < 0.1 * np.sqrt(np.mean(expected**2))

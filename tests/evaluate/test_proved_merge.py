@@ -1,0 +1,142 @@
+"""Which of several merges is taken, and what --outtype auto raises."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+from quick_runs import Trained, train
+
+from ggtune import _core
+from ggtune.demo import MODEL
+from ggtune.errors import GgtuneError
+from ggtune.evaluate.proof import Prover
+from ggtune.train import proved_merge
+from ggtune.train.merge import TextSample, merge_adapters, retyped
+from ggtune.train.proved_merge import ProvedMerge, merge_and_prove
+
+
+def merge(trained: Trained, output: Path, **options: object) -> ProvedMerge:
+    return merge_and_prove(
+        trained.config.model,
+        trained.adapters,
+        output,
+        trained=trained.samples.training,
+        held_out=trained.samples.held_out,
+        threads=1,
+        **options,  # type: ignore[arg-type]
+    )
+
+
+@pytest.mark.parametrize("file_type", ["q4_0", "q3_k_s", ""])
+def test_settled_is_nearer_to_the_live_adapter(file_type: str, tmp_path: Path) -> None:
+    base = tmp_path / "base.gguf" if file_type else MODEL
+    if file_type:
+        _core.quantize_model(str(MODEL), str(base), file_type, allow_requantize=True)
+    trained = train(tmp_path, model=str(base), lr=2e-3, epochs=10.0, holdout="0")
+    prover = trained.prover()
+    output = tmp_path / "merged.gguf"
+    sample = TextSample.of(trained.samples.training)
+
+    def kl(**options: object) -> float:
+        counts = merge_adapters(str(base), trained.adapters, output, threads=1, **options)  # type: ignore[arg-type]
+        n_moved, n_weights = (sum(t[key] for t in counts["tensors"].values()) for key in ("n_moved", "n_weights"))
+        assert 0.03 < n_moved / n_weights < 0.5
+        return prover.prove(str(output)).kl
+
+    plain = [kl(seed=seed) for seed in range(3)]
+    settled = [kl(seed=seed, sample=sample) for seed in range(2)]
+    assert np.mean(settled) < 0.75 * np.mean(plain)
+    once = output.read_bytes()
+    merge_adapters(str(base), trained.adapters, output, threads=3, seed=1, sample=sample)
+    assert output.read_bytes() == once
+
+
+def test_the_nearest_is_taken(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    proofs = []
+    prove = Prover.prove
+
+    def noted(self: Prover, path: str):  # type: ignore[no-untyped-def]
+        proofs.append((prove(self, path), Path(path).read_bytes()))
+        return proofs[-1][0]
+
+    monkeypatch.setattr(Prover, "prove", noted)
+    output = tmp_path / "merged.gguf"
+    found = merge(trained, output)
+    assert len(proofs) == 5  # without and with a sample, and three more seeds
+    best, content = min(proofs, key=lambda each: each[0].kl)
+    assert output.read_bytes() == content
+    assert found.proof.kl == best.kl
+    assert found.proof.n_answers == len(trained.samples.training)
+    assert [path.name for path in tmp_path.iterdir()] == ["merged.gguf"]
+    assert found.advice() == []
+    assert retyped(found.counts) == ""
+
+
+@pytest.fixture
+def one_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the other seeds would only take time."""
+    monkeypatch.setattr(proved_merge, "_MORE_SEEDS", 0)
+
+
+@pytest.mark.usefixtures("one_seed")
+def test_another_seed_is_another_merge(trained: Trained, tmp_path: Path) -> None:
+    outputs = [tmp_path / "a/merged.gguf", tmp_path / "b/merged.gguf", tmp_path / "c/merged.gguf"]
+    for output, seed in zip(outputs, (0, 0, 10), strict=True):
+        merge(trained, output, seed=seed)
+    contents = [output.read_bytes() for output in outputs]
+    assert contents[0] == contents[1] != contents[2]
+
+
+def test_one_type_for_all(trained: Trained, tmp_path: Path) -> None:
+    found = merge(trained, tmp_path / "merged.gguf", outtype="f16")
+    assert {tensor["to"] for tensor in found.counts["tensors"].values()} == {"f16"}
+    assert "tensors q5_K to f16" in retyped(found.counts)
+    assert found.proof.good
+
+
+@pytest.mark.usefixtures("one_seed")
+def test_auto_raises_nothing_where_all_is_kept(trained: Trained, tmp_path: Path) -> None:
+    said: list[str] = []
+    found = merge(trained, tmp_path / "merged.gguf", outtype="auto", say=said.append)
+    assert said == []
+    assert retyped(found.counts) == ""
+
+
+@pytest.mark.usefixtures("one_seed")
+def test_auto_raises_types_until_enough_is_kept(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(proved_merge, "_AUTO_SHARE", 2.0)  # no file keeps that
+    said: list[str] = []
+    found = merge(trained, tmp_path / "merged.gguf", outtype="auto", say=said.append)
+    n_tensors = len(found.counts["tensors"])
+    assert len(said) == 4
+    assert said[-1].startswith(f"Raising the types of {n_tensors} tensors: ")
+    assert said[0].startswith(f"Raising the types of {round(0.1 * n_tensors)} tensors: ")
+    assert [path.name for path in tmp_path.iterdir()] == ["merged.gguf"]
+
+
+@pytest.mark.usefixtures("one_seed")
+def test_what_is_not_good_is_said(trained: Trained, tmp_path: Path) -> None:
+    found = merge(trained, tmp_path / "merged.gguf")
+    losses = dataclasses.replace(found.proof.trained, base=4.0, live=1.0, merged=2.5)
+    (line,) = dataclasses.replace(found, proof=dataclasses.replace(found.proof, trained=losses)).advice()
+    assert "NOT good: it keeps 50 % of what the adapter learned" in line
+
+
+@pytest.mark.parametrize("error", [GgtuneError("no"), KeyboardInterrupt()])
+def test_nothing_is_left_of_a_merge_that_ends_early(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    prove = Prover.prove
+
+    def fails(self: Prover, path: str):  # type: ignore[no-untyped-def]
+        if Path(path).name.startswith("."):
+            raise error
+        return prove(self, path)
+
+    monkeypatch.setattr(Prover, "prove", fails)
+    with pytest.raises(type(error)):
+        merge(trained, tmp_path / "merged.gguf")
+    assert [path.name for path in tmp_path.iterdir()] == ["merged.gguf"]
