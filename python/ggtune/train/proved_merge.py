@@ -101,11 +101,11 @@ def merge_and_prove(
     if keeps_types and _on_grid(counts):
         sample = TextSample.of(trained)
         if _settles(counts):
-            best = _better(best, prover, output, partial(merged, seed=seed, sample=sample))
+            best = _better(best, prover, output, partial(merged, seed=seed, sample=sample), say)
         for more in range(1, 1 + _MORE_SEEDS):
             if time.monotonic() - started > _SEEDS_SECONDS:
                 break
-            best = _better(best, prover, output, partial(merged, seed=seed + more))
+            best = _better(best, prover, output, partial(merged, seed=seed + more), say)
         if outtype == AUTO:
             for share in _RAISED_SHARES:
                 if _holds(best.proof):
@@ -113,21 +113,30 @@ def merge_and_prove(
                 types = _raised(best.counts, share)
                 say(f"Raising the types of {len(types)} tensors: {_kept(best.proof)} was kept.")
                 raised = partial(merged, seed=seed, sample=sample, types=types)
-                best = _better(best, prover, output, raised)
+                best = _better(best, prover, output, raised, say)
     return ProvedMerge(best.counts, prover.with_answers(best.proof, str(output)))
 
 
-def _better(best: _Candidate, prover: Prover, output: Path, merge: Callable[[Path], Mapping[str, Any]]) -> _Candidate:
+def _better(
+    best: _Candidate,
+    prover: Prover,
+    output: Path,
+    merge: Callable[[Path], Mapping[str, Any]],
+    say: Callable[[str], object],
+) -> _Candidate:
     """Merge anew; the file that is nearer to the live adapter gets the name."""
     other = output.with_name(f".{output.name}.other")
     with ExitStack() as stack:
         stack.callback(other.unlink, missing_ok=True)
-        counts = merge(other)
-        proof = prover.prove(str(other))
-        if proof.kl >= best.proof.kl:
+        try:
+            candidate = _Candidate(merge(other), prover.prove(str(other)))
+        except GgtuneError as error:  # a full disk, say: there is a whole file already
+            say(f"Another merge was tried and could not be made: {error}")
+            return best
+        if candidate.proof.kl >= best.proof.kl:
             return best
         other.replace(output)
-    return _Candidate(counts, proof)
+    return candidate
 
 
 def _on_grid(counts: Mapping[str, Any]) -> bool:
