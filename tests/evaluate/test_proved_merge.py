@@ -1,6 +1,7 @@
 """Which of several merges is taken, and what --outtype auto raises."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from quick_runs import Trained, train
 from ggtune import _core
 from ggtune.demo import MODEL
 from ggtune.errors import GgtuneError
-from ggtune.evaluate.proof import Prover
+from ggtune.evaluate.proof import Proof, Prover
 from ggtune.train import proved_merge
 from ggtune.train.merge import TextSample, merge_adapters, retyped
 from ggtune.train.proved_merge import ProvedMerge, merge_and_prove
@@ -125,18 +126,47 @@ def test_what_is_not_good_is_said(trained: Trained, tmp_path: Path) -> None:
     assert "NOT good: it keeps 50 % of what the adapter learned" in line
 
 
-@pytest.mark.parametrize("error", [GgtuneError("no"), KeyboardInterrupt()])
-def test_nothing_is_left_of_a_merge_that_ends_early(
-    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
-) -> None:
+def prove_but(error: BaseException, fails: Callable[[str], bool]) -> Callable[[Prover, str], Proof]:
+    """``Prover.prove`` that raises for the files that ``fails`` tells by their names."""
     prove = Prover.prove
 
-    def fails(self: Prover, path: str):  # type: ignore[no-untyped-def]
-        if Path(path).name.startswith("."):
+    def prove_or_fail(self: Prover, path: str) -> Proof:
+        if fails(Path(path).name):
             raise error
         return prove(self, path)
 
-    monkeypatch.setattr(Prover, "prove", fails)
-    with pytest.raises(type(error)):
+    return prove_or_fail
+
+
+def test_nothing_is_left_of_a_merge_that_is_interrupted(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Prover, "prove", prove_but(KeyboardInterrupt(), lambda name: name.startswith(".")))
+    with pytest.raises(KeyboardInterrupt):
         merge(trained, tmp_path / "merged.gguf")
+    assert [path.name for path in tmp_path.iterdir()] == ["merged.gguf"]
+
+
+def test_a_trial_that_fails_leaves_the_merge_that_is_there(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(Prover, "prove", prove_but(GgtuneError("the disk is full"), lambda name: name.startswith(".")))
+    found = merge(trained, tmp_path / "merged.gguf", say=said.append)
+    assert found.proof is not None
+    assert found.good
+    assert any("the disk is full" in text for text in said)
+    assert [path.name for path in tmp_path.iterdir()] == ["merged.gguf"]
+
+
+def test_a_merge_that_cannot_be_measured_is_kept(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(Prover, "prove", prove_but(GgtuneError("no context"), lambda name: True))
+    found = merge(trained, tmp_path / "merged.gguf", say=said.append)
+    assert found.proof is None
+    assert found.good
+    assert found.advice() == []
+    assert said == ["What the merged file has kept could not be measured: no context"]
     assert [path.name for path in tmp_path.iterdir()] == ["merged.gguf"]
