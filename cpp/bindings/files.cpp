@@ -43,8 +43,8 @@ py::dict tensor_counts(const MergedTensor & tensor) {
     counts["from"] = ggml_type_name(tensor.from);
     counts["to"] = ggml_type_name(tensor.to);
     counts["n_weights"] = tensor.n_weights;
-    counts["n_rows"] = tensor.n_rows;
     counts["n_moved"] = tensor.n_moved;
+    counts["many_moves"] = tensor.many_moves;
     counts["change"] = tensor.change;
     counts["variance"] = tensor.variance;
     return counts;

@@ -3,31 +3,12 @@
 #include <algorithm>
 #include <cmath>
 
+#include "engine/cholesky.h"
 #include "kernels/dequantize.h"
 
 namespace ggtune {
 
 namespace {
-
-constexpr double ridge = 1e-6;
-
-// The lower Cholesky factor of a symmetric matrix [n, n] in place, with a little added to its diagonal.
-void factorize(std::vector<double> & m, size_t n) {
-    double trace = 0;
-    for (size_t i = 0; i < n; ++i) {
-        trace += m[i * n + i];
-    }
-    const double least = std::max(ridge * trace / static_cast<double>(n), 1e-300);
-    for (size_t j = 0; j < n; ++j) {
-        for (size_t i = j; i < n; ++i) {
-            double sum = m[i * n + j] + (i == j ? least : 0.0);
-            for (size_t k = 0; k < j; ++k) {
-                sum -= m[i * n + k] * m[j * n + k];
-            }
-            m[i * n + j] = i == j ? std::sqrt(std::max(sum, least)) : sum / m[j * n + j];
-        }
-    }
-}
 
 // x = L^-1 x for rows x of `width` values: [n, width].
 void solve_lower(const std::vector<double> & lower, size_t n, std::vector<float> & x, size_t width) {
@@ -90,7 +71,7 @@ GridDescent::GridDescent(ggml_type type, const std::vector<LoraProduct> & produc
             gram[i * rank + j] = dot(a_h_.data() + i * n_in, a[j], n_in_);
         }
     }
-    factorize(gram, rank);
+    cholesky(gram, rank);
     k_ = a_h_;
     solve_lower(gram, rank, k_, n_in);
 
@@ -118,7 +99,7 @@ GridDescent::GridDescent(ggml_type type, const std::vector<LoraProduct> & produc
                                      columns.data() + j * static_cast<size_t>(n_out), n_out);
         }
     }
-    factorize(gram, rank);
+    cholesky(gram, rank);
     solve_lower(gram, rank, columns, static_cast<size_t>(n_out));
     b_.resize(columns.size());
     for (size_t row = 0; row < static_cast<size_t>(n_out); ++row) {

@@ -1,15 +1,11 @@
 #include "engine/grid_merge.h"
 
-#include <cmath>
-
+#include "engine/cholesky.h"
 #include "kernels/dropout.h"
 
 namespace ggtune {
 
 namespace {
-
-// A A^T of nearly parallel rows of A; far below what matters beside float32 values.
-constexpr double ridge = 1e-6;
 
 // Row k of the A's of an expert, all products stacked.
 const float * stacked_row(const std::vector<LoraProduct> & products, int64_t expert, int64_t k) {
@@ -53,7 +49,6 @@ CutOff::CutOff(const std::vector<LoraProduct> & products) : products_(products) 
     const auto n = static_cast<size_t>(rank_);
     for (int64_t expert = 0; expert < n_expert; ++expert) {
         std::vector<double> lower(n * n);
-        double trace = 0;
         for (size_t i = 0; i < n; ++i) {
             const float * a = stacked_row(products, expert, static_cast<int64_t>(i));
             for (size_t j = 0; j <= i; ++j) {
@@ -64,19 +59,8 @@ CutOff::CutOff(const std::vector<LoraProduct> & products) : products_(products) 
                 }
                 lower[i * n + j] = sum;
             }
-            trace += lower[i * n + i];
         }
-        const double least = ridge * trace / static_cast<double>(n);
-        for (size_t j = 0; j < n; ++j) {
-            for (size_t i = j; i < n; ++i) {
-                double sum = lower[i * n + j] + (i == j ? least : 0.0);
-                for (size_t k = 0; k < j; ++k) {
-                    sum -= lower[i * n + k] * lower[j * n + k];
-                }
-                const double pivot = i == j ? std::sqrt(std::max(sum, least)) : lower[j * n + j];
-                lower[i * n + j] = i == j ? pivot : (pivot > 0 ? sum / pivot : 0.0);
-            }
-        }
+        cholesky(lower, n);
         cholesky_.push_back(std::move(lower));
     }
 }
@@ -99,13 +83,13 @@ void CutOff::give_back(int64_t row, const float * lost, float * delta) const {
         for (size_t k = 0; k < i; ++k) {
             x[i] -= lower[i * n + k] * x[k];
         }
-        x[i] = lower[i * n + i] > 0 ? x[i] / lower[i * n + i] : 0.0;
+        x[i] /= lower[i * n + i];
     }
     for (size_t i = n; i-- > 0;) {
         for (size_t k = i + 1; k < n; ++k) {
             x[i] -= lower[k * n + i] * x[k];
         }
-        x[i] = lower[i * n + i] > 0 ? x[i] / lower[i * n + i] : 0.0;
+        x[i] /= lower[i * n + i];
     }
     for (size_t k = 0; k < n; ++k) {
         const float * a = stacked_row(products_, expert, static_cast<int64_t>(k));

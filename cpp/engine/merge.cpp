@@ -83,12 +83,16 @@ bool lacks_grid(ggml_type from, ggml_type to) {
 }
 
 // Whether there are moves to choose from: with few in a row the best choice for the outputs would be none.
-bool enough_moves(const std::vector<RowCounts> & counts) {
+bool many_moves(int64_t n_moved, int64_t n_rows) {
+    return n_moved >= least_moves_per_row * n_rows;
+}
+
+int64_t moves_of(const std::vector<RowCounts> & counts) {
     int64_t n_moved = 0;
     for (const RowCounts & row : counts) {
         n_moved += row.n_moved;
     }
-    return n_moved >= least_moves_per_row * static_cast<int64_t>(counts.size());
+    return n_moved;
 }
 
 // The mean of x x^T over the rows of an input: [n_in, n_in], with a little of its mean diagonal added: a sample does
@@ -378,7 +382,7 @@ class Merger {
                              cut_off ? &*cut_off : nullptr,
                              options_.rounding,
                              rounding_key(options_.seed, from.name)};
-        MergedTensor result{from.name, from.type, to.type, from.ne[0] * from.n_rows(), from.n_rows(), 0, 0, 0};
+        MergedTensor result{from.name, from.type, to.type, from.ne[0] * from.n_rows(), 0, 0, 0};
         std::vector<uint8_t> in;
         std::vector<uint8_t> merged;
         std::vector<RowCounts> counts;
@@ -402,7 +406,7 @@ class Merger {
                     counts[static_cast<size_t>(i)] = merge_row(merge, first + i, before, after, row, delta);
                 });
             });
-            if (moment != nullptr && enough_moves(counts)) {
+            if (moment != nullptr && many_moves(moves_of(counts), n_rows)) {
                 const GridDescent descent(from.type, products, moment, options_.weights);
                 const int64_t n_stripes = std::max<int64_t>(1, n_rows / stripe_rows);
                 parallel(threads, n_stripes, [&](int64_t begin, int64_t end) {
@@ -418,14 +422,15 @@ class Merger {
                     }
                 });
             }
+            result.n_moved += moves_of(counts);
             for (const RowCounts & row : counts) {
                 n_changed_rows += row.changed || from.type != to.type ? 1 : 0;
-                result.n_moved += row.n_moved;
                 result.change += row.change;
                 result.variance += row.variance;
             }
             out.write_at(to.offset + static_cast<uint64_t>(first) * to.row_bytes(), merged.data(), merged.size());
         }
+        result.many_moves = many_moves(result.n_moved, from.n_rows());
         return result;
     }
 

@@ -40,10 +40,10 @@ struct MergedTensor {
     ggml_type from;
     ggml_type to;
     int64_t n_weights;
-    int64_t n_rows;
-    int64_t n_moved;  // codes that changed, where it stayed on its grid
-    double change;    // sum of the squares of what the adapters add
-    double variance;  // sum of the expected squares of the rounding error, where it stayed on its grid
+    int64_t n_moved;          // codes that changed, where it stayed on its grid
+    double change;            // sum of the squares of what the adapters add
+    double variance;          // sum of the expected squares of the rounding error, where it stayed on its grid
+    bool many_moves = false;  // so many that a sample makes a difference
 };
 
 struct MergeResult {

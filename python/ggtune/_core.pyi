@@ -243,8 +243,9 @@ def merge(
     fraction (``rounding`` "unbiased"), by a hash of ``seed``, or to nearest. ``types`` are types of single tensors.
     ``tokens`` and ``sequences`` are a text such as the model will read: codes are then chosen so that the outputs on it
     suffer least; ``seen`` and ``bias`` weigh errors that the adapter's outputs see (cpp/engine/grid_descent.h).
-    Returns counts, and by name of adapted tensor ``from``, ``to``, ``n_weights``, ``n_rows``, ``n_moved``, ``change``
-    (sum of squares of what was added) and ``variance`` (sum of the expected squares of the rounding error).
+    Returns counts, and by name of adapted tensor ``from``, ``to``, ``n_weights``, ``n_moved``, ``many_moves`` (so
+    many that a text makes a difference), ``change`` (sum of squares of what was added) and ``variance`` (sum of the
+    expected squares of the rounding error).
     """
 
 def quantize_model(

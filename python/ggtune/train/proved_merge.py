@@ -18,7 +18,6 @@ _AUTO_SHARE = 0.97  # what --outtype auto raises tensors for
 _RAISED_SHARES = (0.1, 0.25, 0.5, 1.0)  # of the adapted tensors, those with the most rounding error first
 _SECONDS = 24.0  # of the proof
 _MORE_SEEDS = 3  # of the rounding, tried where that takes little time
-_LEAST_MOVES = 8  # per row: least_moves_per_row of cpp/engine/merge.cpp
 _SEEDS_SECONDS = 60.0
 
 
@@ -146,7 +145,7 @@ def _on_grid(counts: Mapping[str, Any]) -> bool:
 
 def _settles(counts: Mapping[str, Any]) -> bool:
     """Whether some tensor has rows with moves to choose from; a sample changes nothing otherwise."""
-    return any(t["n_moved"] >= _LEAST_MOVES * t["n_rows"] for t in counts["tensors"].values())
+    return any(tensor["many_moves"] for tensor in counts["tensors"].values())
 
 
 def _holds(proof: Proof) -> bool:
