@@ -9,7 +9,6 @@ Two formats, both of llama.cpp's ``tools/imatrix``. The GGUF one: ``general.type
 import os
 import struct
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -19,8 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggtune.errors import ModelError
-from ggtune.files import replacing
-from ggtune.train.files import open_gguf, read_number_field
+from ggtune.train.files import open_gguf, read_number_field, writing_gguf
 
 if TYPE_CHECKING:
     from ggtune._core import Model
@@ -87,24 +85,14 @@ def gather_imatrix(
 def write_imatrix(path: str | os.PathLike[str], imatrix: Imatrix, architecture: str) -> None:
     """Write llama.cpp's GGUF format, whole or not at all. Raises :class:`ggtune.files.WriteError`."""
     n_bytes = sum(entry.sums.nbytes + entry.counts.nbytes + _ENTRY_BYTES for entry in imatrix.entries.values())
-    with replacing(Path(path), needed_bytes=n_bytes) as temporary:
-        writer = gguf.GGUFWriter(temporary, architecture)
-        try:
-            writer.add_string("general.type", "imatrix")
-            writer.add_array("imatrix.datasets", list(imatrix.datasets))
-            writer.add_uint32("imatrix.chunk_count", imatrix.n_chunks)
-            writer.add_uint32("imatrix.chunk_size", imatrix.chunk_size)
-            for name, entry in sorted(imatrix.entries.items()):
-                writer.add_tensor(name + _SUMS, np.ascontiguousarray(entry.sums, np.float32))
-                writer.add_tensor(name + _COUNTS, np.ascontiguousarray(entry.counts[:, None], np.float32))
-            writer.write_header_to_file()
-            writer.write_kv_data_to_file()
-            writer.write_tensors_to_file()
-            writer.close()
-        finally:
-            # a second close does nothing; after a failure it fails again, which is no news
-            with suppress(OSError):
-                writer.close()
+    with writing_gguf(Path(path), architecture, needed_bytes=n_bytes) as writer:
+        writer.add_string("general.type", "imatrix")
+        writer.add_array("imatrix.datasets", list(imatrix.datasets))
+        writer.add_uint32("imatrix.chunk_count", imatrix.n_chunks)
+        writer.add_uint32("imatrix.chunk_size", imatrix.chunk_size)
+        for name, entry in sorted(imatrix.entries.items()):
+            writer.add_tensor(name + _SUMS, np.ascontiguousarray(entry.sums, np.float32))
+            writer.add_tensor(name + _COUNTS, np.ascontiguousarray(entry.counts[:, None], np.float32))
 
 
 def read_imatrix(path: str | os.PathLike[str]) -> Imatrix:

@@ -2,8 +2,8 @@
 
 import hashlib
 import os
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import gguf
@@ -66,26 +66,16 @@ def gguf_bytes(keys: Mapping[str, KeyValue], tensors: Mapping[str, NDArray[np.fl
     return _RESERVE_BYTES + header + sum(_HEADER_BYTES + len(name) + t.nbytes for name, t in tensors.items())
 
 
-def write_gguf(
-    path: Path, architecture: str, keys: Mapping[str, KeyValue], tensors: Mapping[str, NDArray[np.float32]]
-) -> None:
-    """Write a file of string, u32 and f32 keys and F32 tensors, whole or not at all.
+@contextmanager
+def writing_gguf(path: Path, architecture: str, *, needed_bytes: int) -> Iterator[gguf.GGUFWriter]:
+    """Give a writer to add keys and tensors to; the file is written at the end, whole or not at all.
 
     Raises :class:`ggtune.files.WriteError`.
     """
-    with replacing(path, needed_bytes=gguf_bytes(keys, tensors)) as temporary:
+    with replacing(path, needed_bytes=needed_bytes) as temporary:
         writer = gguf.GGUFWriter(temporary, architecture)
         try:
-            for key, value in keys.items():
-                if isinstance(value, str):
-                    # add_string leaves an empty text out
-                    writer.add_key_value(key, value, gguf.GGUFValueType.STRING)
-                elif isinstance(value, int):
-                    writer.add_uint32(key, value)
-                else:
-                    writer.add_float32(key, value)
-            for name, values in tensors.items():
-                writer.add_tensor(name, np.ascontiguousarray(values, dtype=np.float32))
+            yield writer
             writer.write_header_to_file()
             writer.write_kv_data_to_file()
             writer.write_tensors_to_file()
@@ -94,6 +84,23 @@ def write_gguf(
             # a second close does nothing; after a failure it fails again, which is no news
             with suppress(OSError):
                 writer.close()
+
+
+def write_gguf(
+    path: Path, architecture: str, keys: Mapping[str, KeyValue], tensors: Mapping[str, NDArray[np.float32]]
+) -> None:
+    """Write a file of string, u32 and f32 keys and F32 tensors. Raises as :func:`writing_gguf`."""
+    with writing_gguf(path, architecture, needed_bytes=gguf_bytes(keys, tensors)) as writer:
+        for key, value in keys.items():
+            if isinstance(value, str):
+                # add_string leaves an empty text out
+                writer.add_key_value(key, value, gguf.GGUFValueType.STRING)
+            elif isinstance(value, int):
+                writer.add_uint32(key, value)
+            else:
+                writer.add_float32(key, value)
+        for name, values in tensors.items():
+            writer.add_tensor(name, np.ascontiguousarray(values, dtype=np.float32))
 
 
 def model_fingerprint(path: str | os.PathLike[str]) -> str:
