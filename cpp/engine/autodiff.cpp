@@ -110,6 +110,30 @@ void lora_add_rule(Autodiff & ad, ggml_tensor * y, float scale, ggml_tensor * dy
     ad.add(y->src[0], dy);
 }
 
+// y = w x + scale b h, h = a x in one node
+void bf16_lora_rule(Autodiff & ad, ggml_tensor * y, const GraphOps::Origin & origin, ggml_tensor * dy) {
+    ggml_tensor *w = y->src[0], *x = y->src[1], *b = y->src[3], *h = y->src[5];
+    ggml_tensor * a = origin.lora_a;
+    const float scale = origin.lora_scale;
+    if (a == nullptr) {
+        product_gradients(ad, b, h, dy, scale);
+        product_gradients(ad, w, x, dy, 1.0f);
+        return;
+    }
+    ggml_tensor * dh = ad.ops.bf16_dx(b, dy, h->ne, nullptr);
+    ad.add_result(b, ad.ops.matmul_dw(b, h, dy, scale, ad.accumulator(b)));
+    ad.add_result(a, ad.ops.matmul_dw(a, x, dh, scale, ad.accumulator(a)));
+    if (ad.needs_gradient(x)) {
+        ggml_tensor * own = ad.own_gradient(x);
+        ggml_tensor * dx = ad.ops.bf16_lora_dx(w, dy, a, dh, scale, x->ne, own);
+        if (own != nullptr) {
+            ad.set_own_gradient(x, dx);
+        } else {
+            ad.add_own(x, dx);
+        }
+    }
+}
+
 // y = the part of the packed attention node that holds the output
 void attention_rule(Autodiff & ad, ggml_tensor * y, ggml_tensor * dy) {
     const ggml_tensor * packed = y->src[0];
@@ -420,12 +444,16 @@ void Autodiff::backward(const std::vector<ggml_tensor *> & nodes) {
             case GraphOps::Origin::Kind::lora_add:
                 lora_add_rule(*this, y, origin.lora_scale, dy);
                 continue;
+            case GraphOps::Origin::Kind::bf16_lora:
+                bf16_lora_rule(*this, y, origin, dy);
+                continue;
             case GraphOps::Origin::Kind::attention:
                 attention_rule(*this, y, dy);
                 continue;
             case GraphOps::Origin::Kind::replacement:
                 proto = origin.replaced;
                 break;
+            case GraphOps::Origin::Kind::packed:
             case GraphOps::Origin::Kind::quantized:  // the product's gradient goes to what was quantized
             case GraphOps::Origin::Kind::none:
                 break;

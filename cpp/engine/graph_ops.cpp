@@ -5,6 +5,7 @@
 #include <initializer_list>
 
 #include "kernels/attention.h"
+#include "kernels/bf16_product.h"
 #include "kernels/dequantize.h"
 #include "kernels/gemm.h"
 #include "kernels/int16_gradient.h"
@@ -92,6 +93,61 @@ void run_int8_product(ggml_tensor * y, int ith, int nth, void *) {
     const ggml_tensor * quantized = y->src[2];
     kernels::int8_forward(w->type, w->data, w->nb[1], w->ne[0], w->ne[1], quantized->data, ggml_nrows(y), floats(y),
                           stride(y, 1), ith, nth);
+}
+
+// How a node in bf16 is run: `scale` of what is packed, `accumulate` where ggml puts the tensor written to before the
+// arguments.
+struct Bf16Node {
+    float scale = 1.0f;
+    bool accumulate = false;
+    kernels::Dealer dealer;
+};
+
+template <class Pack>
+void pack_bf16(ggml_tensor * packed, int nth, void * userdata, Pack pack) {
+    Bf16Node & node = *static_cast<Bf16Node *>(userdata);
+    const ggml_tensor * x = packed->src[0];
+    const int64_t n_tokens = ggml_nrows(x);
+    node.dealer.run(kernels::bf16_panel_count(n_tokens), nth, [&](kernels::Range panels) {
+        pack(floats(x), stride(x, 1), x->ne[0], n_tokens, node.scale, packed->data, panels.begin, panels.end);
+    });
+}
+
+void run_bf16_pack(ggml_tensor * packed, int, int nth, void * userdata) {
+    pack_bf16(packed, nth, userdata, kernels::bf16_pack_inputs);
+}
+
+void run_bf16_pack_gradients(ggml_tensor * packed, int, int nth, void * userdata) {
+    pack_bf16(packed, nth, userdata, kernels::bf16_pack_gradients);
+}
+
+// `operands`: weights and what is packed for them, in turn.
+template <class Multiply>
+void multiply_bf16(ggml_tensor * y, ggml_tensor * const * operands, int n_terms, bool over_inputs, int nth,
+                   Bf16Node & node, Multiply multiply) {
+    kernels::Bf16Term terms[kernels::kMostBf16Terms];
+    for (int i = 0; i < n_terms; i++) {
+        const ggml_tensor * w = operands[2 * i];
+        terms[i] = {w->type, w->data, w->nb[1], w->ne[over_inputs ? 0 : 1], operands[2 * i + 1]->data};
+    }
+    const int64_t n_columns = y->ne[0];
+    const int64_t block = kernels::bf16_column_block(n_columns, nth);
+    node.dealer.run((n_columns + block - 1) / block, nth, [&](kernels::Range blocks) {
+        multiply(terms, n_terms, ggml_nrows(y), floats(y), stride(y, 1), node.accumulate, blocks.begin * block,
+                 std::min(blocks.end * block, n_columns));
+    });
+}
+
+void run_bf16_product(ggml_tensor * y, int, int nth, void * userdata) {
+    ggml_tensor * const operands[] = {y->src[0], y->src[2], y->src[3], y->src[4]};
+    multiply_bf16(y, operands, y->src[3] != nullptr ? 2 : 1, true, nth, *static_cast<Bf16Node *>(userdata),
+                  kernels::bf16_forward);
+}
+
+void run_bf16_dx(ggml_tensor * dx, int, int nth, void * userdata) {
+    Bf16Node & node = *static_cast<Bf16Node *>(userdata);
+    ggml_tensor * const * operands = dx->src + (node.accumulate ? 1 : 0);
+    multiply_bf16(dx, operands, operands[2] != nullptr ? 2 : 1, false, nth, node, kernels::bf16_input_gradient);
 }
 
 void run_lora_add(ggml_tensor * y, int ith, int nth, void * userdata) {
@@ -412,6 +468,10 @@ std::string GraphOps::describe(const ggml_tensor * node) {
         {run_matmul, "matmul"},
         {run_lora_add, "lora_add"},
         {run_weight_forward, "weight_forward"},
+        {run_bf16_pack, "bf16_pack"},
+        {run_bf16_pack_gradients, "bf16_pack_gradients"},
+        {run_bf16_product, "bf16_product"},
+        {run_bf16_dx, "bf16_dx"},
         {run_int8_quantize, "int8_quantize"},
         {run_int8_product, "int8_product"},
         {run_matmul_dx, "matmul_dx"},
@@ -450,6 +510,9 @@ std::string GraphOps::describe(const ggml_tensor * node) {
     }
     return name;
 }
+
+GraphOps::GraphOps(ggml_context * ctx_, bool may_round_)
+    : ctx(ctx_), may_round(may_round_), bf16(may_round_ && kernels::bf16_product_fast()) {}
 
 ggml_tensor * GraphOps::contiguous(ggml_tensor * t) {
     return ggml_is_contiguous(t) ? t : ggml_cont(ctx, t);
@@ -497,12 +560,88 @@ ggml_tensor * GraphOps::int8_quantize(ggml_tensor * x, int64_t activation_block)
     return quantized;
 }
 
+bool GraphOps::can_bf16_product(const ggml_tensor * w, const ggml_tensor * x) const {
+    return bf16 && w->type != GGML_TYPE_F32 && can_weight_forward(w, x) && ggml_nrows(x) >= min_unpacking_rows;
+}
+
+ggml_tensor * GraphOps::bf16_product(ggml_tensor * w, ggml_tensor * x, ggml_tensor * packed) {
+    const int64_t ne[4] = {w->ne[1], x->ne[1], x->ne[2], x->ne[3]};
+    return custom(ctx, ne, {w, x, packed}, run_bf16_product, make<Bf16Node>());  // x for its gradient
+}
+
+ggml_tensor * GraphOps::bf16_pack(ggml_tensor * x, float scale) {
+    Bf16Node * node = make<Bf16Node>();
+    node->scale = scale;
+    ggml_tensor * packed = packed_tensor(x, run_bf16_pack, node);
+    origins[packed] = {Origin::Kind::packed};
+    return packed;
+}
+
+ggml_tensor * GraphOps::bf16_lora(ggml_tensor * w, ggml_tensor * x, ggml_tensor * packed, ggml_tensor * a,
+                                  ggml_tensor * b, ggml_tensor * h, ggml_tensor * packed_h, float scale) {
+    const int64_t ne[4] = {w->ne[1], x->ne[1], x->ne[2], x->ne[3]};
+    ggml_tensor * y = custom(ctx, ne, {w, x, packed, b, packed_h, h}, run_bf16_product, make<Bf16Node>());
+    origins[y] = {Origin::Kind::bf16_lora, nullptr, nullptr, scale, nullptr, a};
+    return y;
+}
+
+ggml_tensor * GraphOps::pack_gradients(ggml_tensor * dy, float scale) {
+    ggml_tensor *& packed = packed_gradients[{dy, scale}];
+    if (packed == nullptr) {
+        Bf16Node * node = make<Bf16Node>();
+        node->scale = scale;
+        packed = packed_tensor(dy, run_bf16_pack_gradients, node);
+    }
+    return packed;
+}
+
+ggml_tensor * GraphOps::packed_tensor(ggml_tensor * x, ggml_custom_op_t fun, void * node) {
+    const bool rows_in_step = x->nb[0] == sizeof(float) && x->ne[2] == 1 && x->ne[3] == 1;
+    ggml_tensor * arg = rows_in_step ? x : contiguous(x);
+    return ggml_custom_4d(ctx, GGML_TYPE_I8, static_cast<int64_t>(kernels::bf16_panel_bytes(x->ne[0])),
+                          packed_rows(ggml_nrows(x)), 1, 1, &arg, 1, fun, GGML_N_TASKS_MAX, node);
+}
+
+// One more panel than there are, so that the first can begin on a cache line.
+int64_t GraphOps::packed_rows(int64_t n_rows) {
+    return kernels::bf16_panel_count(n_rows) + 1;
+}
+
+ggml_tensor * GraphOps::bf16_gradient(const int64_t ne[4], const std::vector<ggml_tensor *> & operands,
+                                      ggml_tensor * accumulator) {
+    Bf16Node * node = make<Bf16Node>();
+    node->accumulate = accumulator != nullptr;
+    std::vector<ggml_tensor *> args = operands;
+    if (accumulator != nullptr) {
+        return ggml_custom_inplace(ctx, accumulator, args.data(), static_cast<int>(args.size()), run_bf16_dx,
+                                   GGML_N_TASKS_MAX, node);
+    }
+    return ggml_custom_4d(ctx, GGML_TYPE_F32, ne[0], ne[1], ne[2], ne[3], args.data(), static_cast<int>(args.size()),
+                          run_bf16_dx, GGML_N_TASKS_MAX, node);
+}
+
+ggml_tensor * GraphOps::bf16_dx(ggml_tensor * w, ggml_tensor * dy, const int64_t ne_x[4], ggml_tensor * accumulator) {
+    return bf16_gradient(ne_x, {w, pack_gradients(dy, 1.0f)}, accumulator);
+}
+
+ggml_tensor * GraphOps::bf16_lora_dx(ggml_tensor * w, ggml_tensor * dy, ggml_tensor * a, ggml_tensor * dh, float scale,
+                                     const int64_t ne_x[4], ggml_tensor * accumulator) {
+    return bf16_gradient(ne_x, {w, pack_gradients(dy, 1.0f), a, pack_gradients(dh, scale)}, accumulator);
+}
+
 int64_t GraphOps::int8_activation_block(ggml_type type) {
     return kernels::int8_activation_block(type);
 }
 
 int64_t GraphOps::cut_rows(const ggml_tensor * node, int64_t n_rows) const {
-    return origin(node).kind == Origin::Kind::quantized ? kernels::int8_token_blocks(n_rows) : n_rows;
+    switch (origin(node).kind) {
+        case Origin::Kind::quantized:
+            return kernels::int8_token_blocks(n_rows);
+        case Origin::Kind::packed:
+            return packed_rows(n_rows);
+        default:
+            return n_rows;
+    }
 }
 
 ggml_tensor * GraphOps::lora_add(ggml_tensor * y, ggml_tensor * b, ggml_tensor * h, float scale) {
@@ -534,9 +673,12 @@ ggml_tensor * GraphOps::matmul_dw(ggml_tensor * w, ggml_tensor * x, ggml_tensor 
 }
 
 ggml_tensor * GraphOps::weight_dx(ggml_tensor * w, ggml_tensor * dy, const int64_t ne_x[4], ggml_tensor * accumulator) {
+    if (can_bf16_product(w, dy)) {
+        return bf16_dx(w, dy, ne_x, accumulator);
+    }
     const bool rows_in_step = dy->nb[0] == sizeof(float) && dy->ne[2] == 1 && dy->ne[3] == 1;
-    const bool rounded = int16_gradients && kernels::int16_gradient_fast() &&
-                         kernels::int16_gradient_supported(w->type) && ggml_nrows(dy) >= min_unpacking_rows;
+    const bool rounded = may_round && kernels::int16_gradient_fast() && kernels::int16_gradient_supported(w->type) &&
+                         ggml_nrows(dy) >= min_unpacking_rows;
     return product_gradient(ne_x, w, rows_in_step ? dy : contiguous(dy), 1.0f, accumulator,
                             rounded ? run_int16_dx : run_weight_dx);
 }

@@ -6,9 +6,11 @@
 
 #include <ggml.h>
 
+#include <map>
 #include <memory>
 #include <string>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "kernels/activations.h"
@@ -24,14 +26,14 @@ class GraphOps {
     // For profiles: what a node does, custom operations by their own names.
     static std::string describe(const ggml_tensor * node);
 
-    // int16_gradients: weight_dx() may round dy to int16, where that is faster.
-    explicit GraphOps(ggml_context * ctx_, bool int16_gradients_ = false)
-        : ctx(ctx_), int16_gradients(int16_gradients_) {}
+    // may_round: operands of products may be rounded, to bf16 or to integers, where that is faster.
+    explicit GraphOps(ggml_context * ctx_, bool may_round_ = false);
     GraphOps(const GraphOps &) = delete;
     GraphOps & operator=(const GraphOps &) = delete;
 
     ggml_context * const ctx;
-    const bool int16_gradients;
+    const bool may_round;
+    const bool bf16;  // to bf16, on the CPU's matrix unit
 
     // t, or a contiguous copy of it
     ggml_tensor * contiguous(ggml_tensor * t);
@@ -50,6 +52,13 @@ class GraphOps {
     ggml_tensor * int8_product(ggml_tensor * w, ggml_tensor * x, ggml_tensor * quantized);
     ggml_tensor * int8_quantize(ggml_tensor * x, int64_t activation_block);
     static int64_t int8_activation_block(ggml_type type);
+    // y = w x in bf16 with sums in float32, w of any type but F32, whose products stay exact; `packed` is what bf16_pack() makes of x.
+    bool can_bf16_product(const ggml_tensor * w, const ggml_tensor * x) const;
+    ggml_tensor * bf16_product(ggml_tensor * w, ggml_tensor * x, ggml_tensor * packed);
+    ggml_tensor * bf16_pack(ggml_tensor * x, float scale = 1.0f);
+    // y = w x + scale b h with h = a x, of which `packed_h` is bf16_pack(h, scale).
+    ggml_tensor * bf16_lora(ggml_tensor * w, ggml_tensor * x, ggml_tensor * packed, ggml_tensor * a, ggml_tensor * b,
+                            ggml_tensor * h, ggml_tensor * packed_h, float scale);
     // ne[1] of a node when its operands are cut to so many rows
     int64_t cut_rows(const ggml_tensor * node, int64_t n_rows) const;
     // y + scale * b h, written over y: the end of a LoRA product. b ne = [rank, o], h ne = [rank, t], y ne = [o, t]
@@ -62,6 +71,10 @@ class GraphOps {
     ggml_tensor * matmul_dw(ggml_tensor * w, ggml_tensor * x, ggml_tensor * dy, float scale, ggml_tensor * accumulator);
     // dx[i, t] for a frozen matrix w of any type, ne = [i, o]
     ggml_tensor * weight_dx(ggml_tensor * w, ggml_tensor * dy, const int64_t ne_x[4], ggml_tensor * accumulator);
+    // The same in bf16, and the gradient of bf16_lora() with respect to x: w^T dy + scale a^T dh. dh ne = [rank, t]
+    ggml_tensor * bf16_dx(ggml_tensor * w, ggml_tensor * dy, const int64_t ne_x[4], ggml_tensor * accumulator);
+    ggml_tensor * bf16_lora_dx(ggml_tensor * w, ggml_tensor * dy, ggml_tensor * a, ggml_tensor * dh, float scale,
+                               const int64_t ne_x[4], ggml_tensor * accumulator);
 
     ggml_tensor * activation(Activation f, ggml_tensor * x);
     ggml_tensor * activation_dx(Activation f, ggml_tensor * x, ggml_tensor * dy);
@@ -106,12 +119,13 @@ class GraphOps {
 
     // What a node made here stands for, where autodiff has to know.
     struct Origin {
-        enum class Kind { none, replacement, dropout, lora_add, attention, quantized };
+        enum class Kind { none, replacement, dropout, lora_add, bf16_lora, attention, quantized, packed };
         Kind kind = Kind::none;
         const ggml_tensor * replaced = nullptr;  // replacement: ggml's node with op and parameters
         const kernels::DropoutMask * dropout = nullptr;
         float lora_scale = 0.0f;
         const AttentionParams * attention = nullptr;
+        ggml_tensor * lora_a = nullptr;
     };
     void set_replaced(const ggml_tensor * node, const ggml_tensor * by_ggml) {
         origins[node] = {Origin::Kind::replacement, by_ggml};
@@ -130,6 +144,21 @@ class GraphOps {
     ggml_tensor * product_gradient(const int64_t ne[4], ggml_tensor * a, ggml_tensor * b, float scale,
                                    ggml_tensor * accumulator, ggml_custom_op_t fun);
 
+    // made in place: nodes with a dealer can't be moved
+    template <typename T>
+    T * make() {
+        auto owned = std::make_shared<T>();
+        kept.push_back(owned);
+        return owned.get();
+    }
+
+    static int64_t packed_rows(int64_t n_rows);
+    ggml_tensor * packed_tensor(ggml_tensor * x, ggml_custom_op_t fun, void * node);
+    ggml_tensor * pack_gradients(ggml_tensor * dy, float scale);
+    ggml_tensor * bf16_gradient(const int64_t ne[4], const std::vector<ggml_tensor *> & operands,
+                                ggml_tensor * accumulator);
+
+    std::map<std::pair<const ggml_tensor *, float>, ggml_tensor *> packed_gradients;
     std::vector<std::shared_ptr<void>> kept;
     std::unordered_map<const ggml_tensor *, Origin> origins;
 };

@@ -177,6 +177,37 @@ ggml_tensor * Rewriter::quantized_rows(ggml_tensor * x, ggml_type weight_type, s
     return rows;
 }
 
+ggml_tensor * Rewriter::packed_rows(ggml_tensor * x, std::vector<ggml_tensor *> & nodes) {
+    ggml_tensor *& rows = packed[x];
+    if (rows == nullptr) {
+        rows = ops.bf16_pack(x);
+        push_copies(nodes, rows, {x});
+        nodes.push_back(rows);
+    }
+    return rows;
+}
+
+bool Rewriter::is_bf16_sum(const ggml_tensor * sum) const {
+    const ggml_tensor * base = sum->src[0];
+    return precision == Precision::automatic && is_op(base, GGML_OP_MUL_MAT) &&
+           ops.can_bf16_product(base->src[0], base->src[1]);
+}
+
+// w x + scale b h as one node. What it is made of has its operands already.
+ggml_tensor * Rewriter::bf16_lora(const ggml_tensor * sum, const ggml_tensor * product,
+                                  std::vector<ggml_tensor *> & nodes) {
+    ggml_tensor *w = sum->src[0]->src[0], *x = sum->src[0]->src[1];
+    ggml_tensor *b = product->src[0], *h = product->src[1];
+    const float scale = param(sum->src[1], 0);
+    ggml_tensor * packed_x = packed_rows(x, nodes);
+    ggml_tensor * packed_h = ops.bf16_pack(h, scale);
+    push_copies(nodes, packed_h, {h});
+    nodes.push_back(packed_h);
+    // with dropout, a is applied to another x
+    ggml_tensor * a = bf16_inner.count(h) != 0 ? h->src[0] : nullptr;
+    return ops.bf16_lora(w, x, packed_x, a, b, h, packed_h, scale);
+}
+
 // The node that does what ggml's does, but better; nullptr where ggml's will do. What it needs beside the operands of
 // ggml's is added to `nodes`.
 ggml_tensor * Rewriter::own_node(ggml_tensor * node, std::vector<ggml_tensor *> & nodes) {
@@ -188,10 +219,16 @@ ggml_tensor * Rewriter::own_node(ggml_tensor * node, std::vector<ggml_tensor *> 
         own = ops.activation(f, w);
     } else if (is_op(node, GGML_OP_GLU) && from_table) {
         own = ops.glu(f, w, x, x == nullptr && node->op_params[1] != 0);
+    } else if (bf16_inner.count(node) != 0) {
+        own = ops.bf16_product(w, x, packed_rows(x, nodes));
+        bf16_inner.insert(own);
+        return own;
     } else if (is_float_product(node)) {
         own = ops.matmul(w, x);
     } else if (is_op(node, GGML_OP_MUL_MAT) && precision == Precision::f32 && GraphOps::can_weight_forward(w, x)) {
         own = ops.weight_forward(w, x);
+    } else if (is_op(node, GGML_OP_MUL_MAT) && precision == Precision::automatic && ops.can_bf16_product(w, x)) {
+        return ops.bf16_product(w, x, packed_rows(x, nodes));
     } else if (is_op(node, GGML_OP_MUL_MAT) && precision == Precision::automatic && GraphOps::can_int8_product(w, x)) {
         return ops.int8_product(w, x, quantized_rows(x, w->type, nodes));
     }
@@ -204,10 +241,12 @@ ggml_tensor * Rewriter::own_node(ggml_tensor * node, std::vector<ggml_tensor *> 
 void Rewriter::rewrite(std::vector<ggml_tensor *> & nodes) {
     count_uses(nodes);
     quantized.clear();
+    packed.clear();
     // what is fused is found on llama.cpp's own nodes, before any of them changes
     std::unordered_map<const ggml_tensor *, Attention> attentions;
     std::unordered_map<const ggml_tensor *, const ggml_tensor *> low_rank_products;
     std::unordered_set<const ggml_tensor *> superfluous;
+    std::unordered_set<const ggml_tensor *> bf16_sums;
     for (const ggml_tensor * node : nodes) {
         if (precision == Precision::llama_cpp) {
             break;
@@ -218,6 +257,15 @@ void Rewriter::rewrite(std::vector<ggml_tensor *> & nodes) {
         } else if (const ggml_tensor * product = low_rank_product(node)) {
             superfluous.insert({product, node->src[1]});
             low_rank_products[node] = product;
+            if (is_bf16_sum(node)) {
+                const ggml_tensor *base = node->src[0], *h = product->src[1];
+                superfluous.insert(base);
+                bf16_sums.insert(node);
+                if (dropout.p == 0 && is_float_product(h) && lora_a.count(h->src[0]) != 0 && used_once(h) &&
+                    h->src[1] == base->src[1]) {
+                    bf16_inner.insert(h);
+                }
+            }
         }
     }
     std::vector<ggml_tensor *> result;
@@ -234,7 +282,10 @@ void Rewriter::rewrite(std::vector<ggml_tensor *> & nodes) {
             result.push_back(made.packed);
             own = made.out;
         } else if (const auto product = low_rank_products.find(node); product != low_rank_products.end()) {
-            own = ops.lora_add(node->src[0], product->second->src[0], product->second->src[1], param(node->src[1], 0));
+            const ggml_tensor * inner = product->second;
+            own = bf16_sums.count(node) != 0
+                      ? bf16_lora(node, inner, result)
+                      : ops.lora_add(node->src[0], inner->src[0], inner->src[1], param(node->src[1], 0));
         } else {
             const auto a = lora_a.find(node->src[0]);
             if (is_op(node, GGML_OP_MUL_MAT) && a != lora_a.end() && dropout.p > 0) {

@@ -20,8 +20,8 @@ namespace ggtune {
 
 // How the graph computes.
 enum class Precision {
-    automatic,  // ggtune's nodes where they are faster or more exact; products with quantized weights by integers, int8
-                // in the forward and int16 in the backward pass
+    automatic,  // ggtune's nodes where they are faster or more exact; products with quantized weights in bf16 on CPUs with a
+                // matrix unit, else by integers, int8 in the forward and int16 in the backward pass
     f32,        // the same in float32 alone
     llama_cpp,  // llama.cpp's own nodes alone, to compare with it
 };
@@ -65,6 +65,10 @@ class Rewriter {
     bool find_ranges(const ggml_tensor * mask, int64_t n_tokens, size_t & index);
     // b and h of a sum that adds scale * b h, else nullptr
     const ggml_tensor * low_rank_product(const ggml_tensor * sum) const;
+    // whether the sum and the product with the weight that it adds to can be one product in bf16
+    bool is_bf16_sum(const ggml_tensor * sum) const;
+    ggml_tensor * bf16_lora(const ggml_tensor * sum, const ggml_tensor * product, std::vector<ggml_tensor *> & nodes);
+    ggml_tensor * packed_rows(ggml_tensor * x, std::vector<ggml_tensor *> & nodes);
     ggml_tensor * own_node(ggml_tensor * node, std::vector<ggml_tensor *> & nodes);
     ggml_tensor * quantized_rows(ggml_tensor * x, ggml_type weight_type, std::vector<ggml_tensor *> & nodes);
     void use_current_operands(ggml_tensor * node);
@@ -81,6 +85,10 @@ class Rewriter {
     std::unordered_map<const ggml_tensor *, size_t> ranges_of_mask;
     // of the stretch: an operand of int8 products and the values that share a scale, what it is quantized to
     std::map<std::pair<const ggml_tensor *, int64_t>, ggml_tensor *> quantized;
+    // of the stretch: an operand of products in bf16 as it is packed for them
+    std::unordered_map<const ggml_tensor *, ggml_tensor *> packed;
+    // products a x that are computed in bf16 together with what they are added to
+    std::unordered_set<const ggml_tensor *> bf16_inner;
 };
 
 }  // namespace ggtune

@@ -26,7 +26,7 @@ bool is_view_op(const ggml_tensor * node) {
 // Cutting the rows of a node's operands must cut the rows of its result: true for these.
 bool is_row_wise(const GraphOps & ops, const ggml_tensor * node) {
     const GraphOps::Origin origin = ops.origin(node);
-    if (origin.kind == GraphOps::Origin::Kind::quantized) {
+    if (origin.kind == GraphOps::Origin::Kind::quantized || origin.kind == GraphOps::Origin::Kind::packed) {
         return true;
     }
     const ggml_tensor * replaced = origin.replaced;

@@ -1,48 +1,320 @@
 #include "kernels/bf16_product.h"
 
 #include <algorithm>
-#include <vector>
+#include <cstring>
+#include <memory>
 
+#include "kernels/bf16_unpack.h"
 #include "kernels/tile.h"
 #include "kernels/tile_pack.h"
 
-#ifndef KB
-#define KB 1024
-#define OB 256
-#define GB 1024
-#define IB 256
-#endif
 namespace ggtune::kernels {
 namespace {
 
 using namespace detail;
 
-// What is multiplied at a time.
+// What is multiplied at a time: a side of a block of sums.
 constexpr int64_t kSide = kMostPanels * kTileRows;
+constexpr int64_t kBlockSums = kSide * kSide;
 
-// Forward: a block of W, kBlockOutputs x kBlockInputs as bf16, stays in the L2 cache and meets all tokens.
-constexpr int64_t kBlockInputs = KB;
-constexpr int64_t kBlockOutputs = OB;
+// Cache blocking, measured: of the sum kDepth at a time, so that the weights of kSide columns of the result (32 KiB) stay in
+// the L1 cache while the tokens pass by; those of kColumns, the tokens' values and the sums stay in the L2 cache.
+constexpr int64_t kDepth = 512;
+constexpr int64_t kColumns = 256;
+constexpr int64_t kTokens = 512;
+constexpr int64_t kDepthTiles = kDepth / kTileDepth;
 
-// Gradient: likewise.
-constexpr int64_t kGradientOutputs = GB;
-constexpr int64_t kGradientInputs = IB;
+// Weights that are unpacked at a time, beside the products: a multiple of every type's block.
+constexpr int64_t kPiece = 256;
 
-Bf16 * scratch(int64_t n) {
-    struct alignas(64) Line {
-        Bf16 values[32];
-    };
-    thread_local std::vector<Line> buffer;
-    buffer.resize(std::max(buffer.size(), static_cast<size_t>((n + 31) / 32)));
-    return buffer.data()->values;
+int64_t round_up(int64_t n, int64_t unit) {
+    return (n + unit - 1) / unit * unit;
 }
 
-int64_t panel_values(int64_t depth) {
-    return tile_count(depth) * kTileValues;
+// --- packed tokens: for each kDepth of the sum all panels, one after another
+
+Bf16 * aligned(const void * packed) {
+    constexpr uintptr_t kLine = 64;
+    return reinterpret_cast<Bf16 *>((reinterpret_cast<uintptr_t>(packed) + kLine - 1) / kLine * kLine);
+}
+
+// From panel to panel, where so much is left of the sum.
+int64_t panel_stride(int64_t depth_left) {
+    return std::min(kDepthTiles, tile_count(depth_left)) * kTileValues;
+}
+
+template <class Pack>
+void pack(const float * x, int64_t x_row_stride, int64_t n, int64_t n_tokens, float scale, void * packed, int64_t first,
+          int64_t end, Pack pack_panel) {
+    Bf16 * block = aligned(packed);
+    for (int64_t k = 0; k < n; k += kDepth) {
+        const int64_t depth = std::min(kDepth, n - k);
+        const int64_t stride = panel_stride(depth);
+        for (int64_t p = first; p < end; ++p) {
+            pack_panel(x + p * kTileRows * x_row_stride + k, x_row_stride,
+                       std::min(kTileRows, n_tokens - p * kTileRows), depth, scale, block + p * stride);
+        }
+        block += bf16_panel_count(n_tokens) * stride;
+    }
+}
+
+// --- the products
+
+// Both operands of a part of the sum for some columns and tokens of the result.
+struct Stage {
+    int64_t column, end_column;
+    int64_t token, end_token;
+    int term;
+    int64_t k, depth;
+    bool first, last;  // of the sum
+
+    int64_t column_blocks() const { return (end_column - column + kSide - 1) / kSide; }
+    int64_t token_blocks() const { return (end_token - token + kSide - 1) / kSide; }
+    int64_t weight_stride() const { return tile_count(depth) * kTileValues; }
+};
+
+// The stages of one call, one after another.
+class Stages {
+  public:
+    Stages(const Bf16Term * terms, int n_terms, int64_t n_tokens, int64_t first, int64_t end)
+        : terms_(terms), n_terms_(n_terms), n_tokens_(n_tokens), end_(end) {
+        const int64_t n_blocks = (n_tokens + kTokens - 1) / kTokens;
+        token_step_ = round_up((n_tokens + n_blocks - 1) / n_blocks, kSide);
+        set(first, 0, 0, 0);
+    }
+
+    bool done() const { return stage_.column >= end_; }
+    const Stage & stage() const { return stage_; }
+
+    void advance() {
+        if (stage_.k + stage_.depth < terms_[stage_.term].depth) {
+            set(stage_.column, stage_.token, stage_.term, stage_.k + stage_.depth);
+        } else if (stage_.term + 1 < n_terms_) {
+            set(stage_.column, stage_.token, stage_.term + 1, 0);
+        } else if (stage_.end_token < n_tokens_) {
+            set(stage_.column, stage_.end_token, 0, 0);
+        } else {
+            set(stage_.end_column, 0, 0, 0);
+        }
+    }
+
+  private:
+    void set(int64_t column, int64_t token, int term, int64_t k) {
+        const int64_t whole = terms_[term].depth;
+        const int64_t depth = std::min(kDepth, whole - k);
+        stage_ = {column,
+                  std::min(end_, column + kColumns),
+                  token,
+                  std::min(n_tokens_, token + token_step_),
+                  term,
+                  k,
+                  depth,
+                  term == 0 && k == 0,
+                  term + 1 == n_terms_ && k + depth == whole};
+    }
+
+    const Bf16Term * const terms_;
+    const int n_terms_;
+    const int64_t n_tokens_, end_;
+    int64_t token_step_;
+    Stage stage_;
+};
+
+// Unpacks the weights of a stage piece by piece, so that it can be done beside the products of the stage before.
+class Unpacker {
+  public:
+    // pieces [begin, end) of n_pieces()
+    virtual void unpack(int64_t begin, int64_t end) = 0;
+    virtual ~Unpacker() = default;
+
+    int64_t n_pieces() const { return n_pieces_; }
+
+  protected:
+    int64_t n_pieces_ = 0;
+};
+
+// Rows lie too far apart for the CPU to foresee them.
+constexpr int64_t kRowsAhead = 4;
+
+inline void bring_near(const char * data, size_t n_bytes) {
+    constexpr size_t kLine = 64;
+    for (size_t i = 0; i < n_bytes; i += kLine) {
+        __builtin_prefetch(data + i);
+    }
+}
+
+// Rows of W are rows of A: outputs times inputs.
+class OutputUnpacker final : public Unpacker {
+  public:
+    void start(const Bf16Term & term, const Stage & stage, Bf16 * weights) {
+        term_ = &term;
+        stage_ = &stage;
+        weights_ = weights;
+        per_row_ = (stage.depth + kPiece - 1) / kPiece;
+        n_pieces_ = (stage.end_column - stage.column) * per_row_;
+    }
+
+    void unpack(int64_t begin, int64_t end) override {
+        for (int64_t piece = begin; piece < end; ++piece) {
+            const int64_t row = piece / per_row_;
+            const int64_t k = piece % per_row_ * kPiece;
+            const auto * from = static_cast<const char *>(term_->w) +
+                                static_cast<size_t>(stage_->column + row) * term_->row_bytes +
+                                ggml_row_size(term_->type, stage_->k + k);
+            bring_near(from + kRowsAhead * term_->row_bytes, ggml_row_size(term_->type, kPiece));
+            unpack_bf16(term_->type, from, std::min(kPiece, stage_->depth - k),
+                        weights_ + row / kTileRows * stage_->weight_stride() + k / kTileDepth * kTileValues +
+                            row % kTileRows * kTileDepth,
+                        kTileValues);
+        }
+    }
+
+  private:
+    const Bf16Term * term_ = nullptr;
+    const Stage * stage_ = nullptr;
+    Bf16 * weights_ = nullptr;
+    int64_t per_row_ = 0;
+};
+
+// Pairs of rows of W are pairs of rows of B: outputs times inputs.
+class InputUnpacker final : public Unpacker {
+  public:
+    void start(const Bf16Term & term, const Stage & stage, Bf16 * weights) {
+        term_ = &term;
+        stage_ = &stage;
+        weights_ = weights;
+        n_pieces_ = tile_count(stage.depth) * kTilePairs;
+        // the columns may begin inside a block of W
+        const int64_t block = ggml_blck_size(term.type);
+        from_ = stage.column / block * block;
+        n_ = round_up(stage.end_column - from_, block);
+    }
+
+    void unpack(int64_t begin, int64_t end) override {
+        for (int64_t pair = begin; pair < end; ++pair) {
+            for (int64_t i = 0; i < 2; ++i) {
+                const int64_t row = 2 * pair + i;
+                if (row >= stage_->depth) {
+                    std::fill(rows_[i], rows_[i] + n_, Bf16{0});
+                    continue;
+                }
+                const auto * from =
+                    static_cast<const char *>(term_->w) + static_cast<size_t>(stage_->k + row) * term_->row_bytes;
+                from += ggml_row_size(term_->type, from_);
+                bring_near(from + kRowsAhead * term_->row_bytes, ggml_row_size(term_->type, n_));
+                unpack_bf16(term_->type, from, n_, rows_[i], kTileDepth);
+            }
+            Bf16 * to = weights_ + pair * kTileDepth;
+            const int64_t stride = stage_->weight_stride();
+            for (int64_t column = stage_->column; column < stage_->end_column; column += kSide, to += 2 * stride) {
+                interleave(rows_[0] + (column - from_), rows_[1] + (column - from_), to, to + stride);
+            }
+        }
+    }
+
+  private:
+    const Bf16Term * term_ = nullptr;
+    const Stage * stage_ = nullptr;
+    Bf16 * weights_ = nullptr;
+    int64_t from_ = 0;
+    int64_t n_ = 0;
+    // blocks of up to 256 before and behind the columns
+    alignas(64) Bf16 rows_[2][kColumns + 2 * kPiece];
+};
+
+// Scratch of a thread.
+struct Scratch {
+    alignas(64) Bf16 weights[kDepth * kColumns];
+    alignas(64) float sums[kColumns * kTokens];
+};
+
+Scratch & scratch() {
+    thread_local std::unique_ptr<Scratch> buffers = std::make_unique<Scratch>();
+    return *buffers;
 }
 
 int panels_of(int64_t n) {
     return n > kTileRows ? 2 : 1;
+}
+
+// A block of sums to its place in the result [n_rows, n_cols], added where `accumulate`.
+void store_block(const float * sums, int64_t n_rows, int64_t n_cols, float * result, int64_t stride, bool accumulate) {
+    for (int64_t i = 0; i < n_rows; ++i, sums += kSide, result += stride) {
+        if (accumulate) {
+            for (int64_t j = 0; j < n_cols; ++j) {
+                result[j] += sums[j];
+            }
+        } else {
+            std::memcpy(result, sums, static_cast<size_t>(n_cols) * sizeof(float));
+        }
+    }
+}
+
+// The sums of a stage to the result, some rows of it at a time.
+template <bool transposed>
+void store(const Stage & stage, const float * sums, float * result, int64_t stride, bool accumulate) {
+    for (int64_t token = stage.token; token < stage.end_token; token += kSide) {
+        const int64_t n = std::min(kSide, stage.end_token - token);
+        for (int64_t column = stage.column; column < stage.end_column; column += kSide) {
+            const int64_t n_columns = std::min(kSide, stage.end_column - column);
+            const int64_t block =
+                (column - stage.column) / kSide * stage.token_blocks() + (token - stage.token) / kSide;
+            float * place = result + token * stride + column;
+            if (transposed) {
+                store_transposed(sums + block * kBlockSums, n_columns, n, place, stride, accumulate);
+            } else {
+                store_block(sums + block * kBlockSums, n, n_columns, place, stride, accumulate);
+            }
+        }
+    }
+}
+
+// The stationary operand, the weights, is A in the forward product, whose sums are then outputs times tokens, and B in
+// that of the gradient.
+template <class StageUnpacker>
+void multiply(const Bf16Term * terms, int n_terms, int64_t n_tokens, float * result, int64_t stride, bool accumulate,
+              int64_t first, int64_t end) {
+    constexpr bool kWeightsAreA = std::is_same_v<StageUnpacker, OutputUnpacker>;
+    const TileSession session(tile_unit());
+    Scratch & buffers = scratch();
+    StageUnpacker unpacker;
+    Stages stages(terms, n_terms, n_tokens, first, end);
+    if (stages.done()) {
+        return;
+    }
+    const int64_t n_panels = bf16_panel_count(n_tokens);
+    for (; !stages.done(); stages.advance()) {
+        const Stage & stage = stages.stage();
+        unpacker.start(terms[stage.term], stage, buffers.weights);
+        unpacker.unpack(0, unpacker.n_pieces());
+        const Bf16 * tokens = aligned(terms[stage.term].packed) + n_panels * tile_count(stage.k) * kTileValues;
+        float * sums = buffers.sums;
+        for (int64_t column = stage.column; column < stage.end_column; column += kSide) {
+            const int64_t n_columns = std::min(kSide, stage.end_column - column);
+            const Bf16 * w = buffers.weights + (column - stage.column) / kTileRows * stage.weight_stride();
+            for (int64_t token = stage.token; token < stage.end_token; token += kSide, sums += kBlockSums) {
+                const int64_t n = std::min(kSide, stage.end_token - token);
+                const int64_t x_stride = panel_stride(stage.depth);
+                const Bf16 * x = tokens + token / kTileRows * x_stride;
+                TileProduct product = {tile_count(stage.depth),
+                                       kWeightsAreA ? w : x,
+                                       kWeightsAreA ? stage.weight_stride() : x_stride,
+                                       kWeightsAreA ? x : w,
+                                       kWeightsAreA ? x_stride : stage.weight_stride(),
+                                       sums,
+                                       kSide,
+                                       panels_of(kWeightsAreA ? n_columns : n),
+                                       panels_of(kWeightsAreA ? n : n_columns),
+                                       !stage.first};
+                product.streamed = kWeightsAreA ? Streamed::b : Streamed::a;
+                product.next_c = sums + kBlockSums;
+                session.multiply(product);
+            }
+        }
+        if (stage.last) {
+            store<kWeightsAreA>(stage, buffers.sums, result, stride, accumulate);
+        }
+    }
 }
 
 }  // namespace
@@ -56,96 +328,31 @@ int64_t bf16_panel_count(int64_t n_tokens) {
 }
 
 size_t bf16_panel_bytes(int64_t n) {
-    return static_cast<size_t>(panel_values(n)) * sizeof(Bf16);
+    return static_cast<size_t>(tile_count(n) * kTileValues) * sizeof(Bf16);
 }
 
-void bf16_pack_inputs(const float * x, int64_t x_row_stride, int64_t n, int64_t n_tokens, void * packed, int64_t first,
-                      int64_t end) {
-    for (int64_t p = first; p < end; ++p) {
-        pack_columns(x + p * kTileRows * x_row_stride, x_row_stride, std::min(kTileRows, n_tokens - p * kTileRows), n,
-                     static_cast<Bf16 *>(packed) + p * panel_values(n));
-    }
+void bf16_pack_inputs(const float * x, int64_t x_row_stride, int64_t n, int64_t n_tokens, float scale, void * packed,
+                      int64_t first, int64_t end) {
+    pack(x, x_row_stride, n, n_tokens, scale, packed, first, end, pack_columns);
 }
 
-void bf16_pack_gradients(const float * dy, int64_t dy_row_stride, int64_t n, int64_t n_tokens, void * packed,
-                         int64_t first, int64_t end) {
-    for (int64_t p = first; p < end; ++p) {
-        pack_rows(dy + p * kTileRows * dy_row_stride, dy_row_stride, std::min(kTileRows, n_tokens - p * kTileRows), n,
-                  static_cast<Bf16 *>(packed) + p * panel_values(n));
-    }
+void bf16_pack_gradients(const float * dy, int64_t dy_row_stride, int64_t n, int64_t n_tokens, float scale,
+                         void * packed, int64_t first, int64_t end) {
+    pack(dy, dy_row_stride, n, n_tokens, scale, packed, first, end, pack_rows);
 }
 
-void bf16_forward(ggml_type type, const void * w, size_t w_row_bytes, int64_t n_in, const void * packed,
-                  int64_t n_tokens, float * y, int64_t y_row_stride, bool accumulate, int64_t first, int64_t end) {
-    const TileSession session(tile_unit());
-    const auto * x = static_cast<const Bf16 *>(packed);
-    const int64_t x_stride = panel_values(n_in);
-    Bf16 * block = scratch(kBlockOutputs * std::min(kBlockInputs, tile_count(n_in) * kTileDepth));
-    alignas(64) float sums[kSide * kSide];
-    for (int64_t o0 = first; o0 < end; o0 += kBlockOutputs) {
-        const int64_t n_outputs = std::min(kBlockOutputs, end - o0);
-        for (int64_t k0 = 0; k0 < n_in; k0 += kBlockInputs) {
-            const int64_t depth = std::min(kBlockInputs, n_in - k0);
-            const int64_t w_stride = panel_values(depth);
-            for (int64_t o = 0; o < n_outputs; ++o) {
-                const char * row = static_cast<const char *>(w) + static_cast<size_t>(o0 + o) * w_row_bytes;
-                unpack_bf16(type, row + ggml_row_size(type, k0), depth,
-                            block + o / kTileRows * w_stride + o % kTileRows * kTileDepth, kTileValues);
-            }
-            for (int64_t t = 0; t < n_tokens; t += kSide) {
-                const int64_t n = std::min(kSide, n_tokens - t);
-                for (int64_t o = 0; o < n_outputs; o += kSide) {
-                    const int64_t m = std::min(kSide, n_outputs - o);
-                    session.multiply({tile_count(depth), block + o / kTileRows * w_stride, w_stride,
-                                      x + t / kTileRows * x_stride + k0 / kTileDepth * kTileValues, x_stride, sums,
-                                      kSide, panels_of(m), panels_of(n), false});
-                    store_transposed(sums, m, n, y + t * y_row_stride + o0 + o, y_row_stride, accumulate || k0 > 0);
-                }
-            }
-        }
-    }
+int64_t bf16_column_block(int64_t n_columns, int nth) {
+    return std::clamp(round_up((n_columns + nth - 1) / nth, kSide), kSide, kColumns);
 }
 
-void bf16_input_gradient(ggml_type type, const void * w, size_t w_row_bytes, int64_t n_out, const void * packed,
-                         int64_t n_tokens, float * dx, int64_t dx_row_stride, bool accumulate, int64_t first,
-                         int64_t end) {
-    const TileSession session(tile_unit());
-    const auto * dy = static_cast<const Bf16 *>(packed);
-    const int64_t dy_stride = panel_values(n_out);
-    const int64_t w_block = ggml_blck_size(type);
-    Bf16 * block = scratch(kGradientInputs * std::min(kGradientOutputs, tile_count(n_out) * kTileDepth));
-    alignas(64) Bf16 rows[2][kGradientInputs + 256];
-    alignas(64) float sums[kSide * kSide];
-    for (int64_t i0 = first; i0 < end; i0 += kGradientInputs) {
-        const int64_t n_inputs = std::min(kGradientInputs, end - i0);
-        // a chunk's columns may begin inside a block of W
-        const int64_t from = i0 / w_block * w_block;
-        const int64_t n_unpacked = (i0 + n_inputs - from + w_block - 1) / w_block * w_block;
-        for (int64_t k0 = 0; k0 < n_out; k0 += kGradientOutputs) {
-            const int64_t depth = std::min(kGradientOutputs, n_out - k0);
-            const int64_t w_stride = panel_values(depth);
-            for (int64_t k = 0; k < depth; k += 2) {
-                const char * row = static_cast<const char *>(w) + static_cast<size_t>(k0 + k) * w_row_bytes +
-                                   ggml_row_size(type, from);
-                unpack_bf16(type, row, n_unpacked, rows[0], kTileDepth);
-                unpack_bf16(type, row + w_row_bytes, n_unpacked, rows[1], kTileDepth);
-                for (int64_t i = 0; i < n_inputs; i += kTileDepth) {
-                    interleave(rows[0] + (i0 - from) + i, rows[1] + (i0 - from) + i, k,
-                               block + i / kTileRows * w_stride, w_stride);
-                }
-            }
-            for (int64_t t = 0; t < n_tokens; t += kSide) {
-                const int64_t m = std::min(kSide, n_tokens - t);
-                for (int64_t i = 0; i < n_inputs; i += kSide) {
-                    session.multiply({tile_count(depth), dy + t / kTileRows * dy_stride + k0 / kTileDepth * kTileValues,
-                                      dy_stride, block + i / kTileRows * w_stride, w_stride,
-                                      dx + t * dx_row_stride + i0 + i, dx_row_stride, panels_of(m), 2,
-                                      accumulate || k0 > 0});
-                }
-            }
-        }
-    }
-    (void)sums;
+void bf16_forward(const Bf16Term * terms, int n_terms, int64_t n_tokens, float * y, int64_t y_row_stride,
+                  bool accumulate, int64_t first, int64_t end) {
+    multiply<OutputUnpacker>(terms, n_terms, n_tokens, y, y_row_stride, accumulate, first, end);
+}
+
+void bf16_input_gradient(const Bf16Term * terms, int n_terms, int64_t n_tokens, float * dx, int64_t dx_row_stride,
+                         bool accumulate, int64_t first, int64_t end) {
+    multiply<InputUnpacker>(terms, n_terms, n_tokens, dx, dx_row_stride, accumulate, first, end);
 }
 
 }  // namespace ggtune::kernels

@@ -1,6 +1,8 @@
 // How work is shared among the threads of a ggml operation: thread `ith` of `nth`, no barrier, no shared scratch.
 #pragma once
 
+#include <algorithm>
+#include <atomic>
 #include <cstdint>
 
 namespace ggtune::kernels {
@@ -18,5 +20,32 @@ inline Range split_range(int64_t n, int ith, int nth, int64_t unit = 1) {
     const int64_t end = n_units * (ith + 1) / nth * unit;
     return {begin < n ? begin : n, end < n ? end : n};
 }
+
+// Deals n units of work out to the threads of an operation as they come free: large portions first, single ones at the end.
+// For results that do not depend on who computes what. Each of the nth threads calls run() once; then the dealer is ready
+// for the next time.
+class Dealer {
+  public:
+    // work(range) for portions of [0, n) until all are taken.
+    template <class Work>
+    void run(int64_t n, int nth, Work && work) {
+        int64_t begin = next_.load(std::memory_order_relaxed);
+        while (begin < n) {
+            const int64_t end = begin + std::max<int64_t>(1, (n - begin) / (2 * nth));
+            if (next_.compare_exchange_weak(begin, end, std::memory_order_relaxed)) {
+                work(Range{begin, end});
+                begin = next_.load(std::memory_order_relaxed);
+            }
+        }
+        if (n_finished_.fetch_add(1) + 1 == nth) {
+            n_finished_ = 0;
+            next_ = 0;
+        }
+    }
+
+  private:
+    std::atomic<int64_t> next_{0};
+    std::atomic<int> n_finished_{0};
+};
 
 }  // namespace ggtune::kernels

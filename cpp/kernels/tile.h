@@ -27,6 +27,9 @@ inline int64_t tile_count(int64_t depth) {
     return (depth + kTileDepth - 1) / kTileDepth;
 }
 
+// An operand that is used once, while the other is met again and should stay in the L1 cache.
+enum class Streamed { none, a, b };
+
 // One or two panels of A times one or two of B.
 struct TileProduct {
     int64_t depth;  // in tiles
@@ -38,6 +41,10 @@ struct TileProduct {
     int64_t c_stride;  // from row to row, in floats
     int a_panels, b_panels;
     bool accumulate;  // C += A B
+    Streamed streamed = Streamed::none;
+
+    // The block of C that comes next, contiguous, which is brought near meanwhile where an operand is streamed.
+    const float * next_c = nullptr;
 };
 
 // An implementation of the products. All give the same sums but for the order of their terms and what becomes of

@@ -47,12 +47,24 @@ void release(const void * state) {
     }
 }
 
-// Registers: 0 to 3 the sums, 4 and 5 the panels of A, 6 and 7 those of B.
-template <int a_panels, int b_panels>
+// Registers: 0 to 3 the sums, 4 and 5 the panels of A, 6 and 7 those of B. Measured: with one operand streamed past the L1
+// cache and the other in it (depth 16: 32 KiB) the products run at the full rate, else at three quarters of it.
+#define GGTUNE_LOAD(operand, tile, from)              \
+    if constexpr (streamed == Streamed::operand) {    \
+        _tile_stream_loadd(tile, (from), kTileBytes); \
+    } else {                                          \
+        _tile_loadd(tile, (from), kTileBytes);        \
+    }
+
+template <int a_panels, int b_panels, Streamed streamed>
 void multiply_panels(const TileProduct & p) {
     float * c = p.c;
     float * c_below = c + kTileRows * p.c_stride;
     const auto c_row = static_cast<long>(p.c_stride * static_cast<int64_t>(sizeof(float)));
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
     if (p.accumulate) {
         _tile_loadd(0, c, c_row);
         if constexpr (b_panels == 2) {
@@ -64,31 +76,35 @@ void multiply_panels(const TileProduct & p) {
         if constexpr (a_panels == 2 && b_panels == 2) {
             _tile_loadd(3, c_below + kTileRows, c_row);
         }
-    } else {
-        _tile_zero(0);
-        _tile_zero(1);
-        _tile_zero(2);
-        _tile_zero(3);
     }
     const Bf16 * a = p.a;
     const Bf16 * b = p.b;
-    for (int64_t k = 0; k < p.depth; ++k) {
-        _tile_loadd(6, b, kTileBytes);
-        _tile_loadd(4, a, kTileBytes);
+    const int64_t a_stride = p.a_stride;
+    const int64_t b_stride = p.b_stride;
+    const Bf16 * const end = a + p.depth * kTileValues;
+    const auto * next = reinterpret_cast<const char *>(p.next_c != nullptr ? p.next_c : p.c);
+    for (; a != end; a += kTileValues, b += kTileValues) {
+        GGTUNE_LOAD(b, 6, b);
+        GGTUNE_LOAD(a, 4, a);
         _tile_dpbf16ps(0, 4, 6);
         if constexpr (b_panels == 2) {
-            _tile_loadd(7, b + p.b_stride, kTileBytes);
+            GGTUNE_LOAD(b, 7, b + b_stride);
             _tile_dpbf16ps(1, 4, 7);
         }
         if constexpr (a_panels == 2) {
-            _tile_loadd(5, a + p.a_stride, kTileBytes);
+            GGTUNE_LOAD(a, 5, a + a_stride);
             _tile_dpbf16ps(2, 5, 6);
         }
         if constexpr (a_panels == 2 && b_panels == 2) {
             _tile_dpbf16ps(3, 5, 7);
         }
-        a += kTileValues;
-        b += kTileValues;
+        if constexpr (streamed != Streamed::none) {
+            constexpr int kLine = 64, kLines = 4;
+            for (int i = 0; i < kLines; ++i) {
+                _mm_prefetch(next + i * kLine, _MM_HINT_T0);
+            }
+            next += kLines * kLine;
+        }
     }
     _tile_stored(0, c, c_row);
     if constexpr (b_panels == 2) {
@@ -101,10 +117,23 @@ void multiply_panels(const TileProduct & p) {
         _tile_stored(3, c_below + kTileRows, c_row);
     }
 }
+#undef GGTUNE_LOAD
+
+template <int a_panels, int b_panels>
+void multiply_streamed(const TileProduct & product) {
+    switch (product.streamed) {
+        case Streamed::none:
+            return multiply_panels<a_panels, b_panels, Streamed::none>(product);
+        case Streamed::a:
+            return multiply_panels<a_panels, b_panels, Streamed::a>(product);
+        case Streamed::b:
+            return multiply_panels<a_panels, b_panels, Streamed::b>(product);
+    }
+}
 
 void multiply(const TileProduct & product) {
     static constexpr void (*kernels[kMostPanels][kMostPanels])(const TileProduct &) = {
-        {multiply_panels<1, 1>, multiply_panels<1, 2>}, {multiply_panels<2, 1>, multiply_panels<2, 2>}};
+        {multiply_streamed<1, 1>, multiply_streamed<1, 2>}, {multiply_streamed<2, 1>, multiply_streamed<2, 2>}};
     kernels[product.a_panels - 1][product.b_panels - 1](product);
 }
 
