@@ -19,8 +19,9 @@ target.
 All else is measured in turn with that, a step of one after a step of the other, and printed with the ratio:
 ``--against`` the same with other settings (ctx, samples, batch, rank, threads, recompute, precision); ``--against-cpu``
 the same in a second process with the kernels of a lesser CPU, which the environment variable GGTUNE_CPU names;
-``--peft`` transformers + PEFT in float32 on the same shape, ``--peft-dtype`` in other types too: they need torch,
-transformers and peft, in this Python or in the one given by ``--peft-python``.
+``--peft`` transformers + PEFT in float32 on the same shape, ``--peft-dtype`` in other types too (bf16: the adapter
+stays float32, as PEFT makes it; bf16-all: it does not). They need torch, transformers and peft, in this Python or in
+the one given by ``--peft-python``.
 """
 
 import argparse
@@ -65,7 +66,7 @@ def parse_arguments() -> argparse.Namespace:
         action="extend",
         default=[],
         metavar="TYPE,...",
-        help=f"the same, in {' or '.join(DTYPES)}",
+        help=f"the same in these types: {', '.join(DTYPES)}",
     )
     parser.add_argument("--peft-python", default=sys.executable, help="Python that has torch, transformers and peft")
     parser.add_argument("--peft-batch", help="rows x tokens of PEFT's step, such as 4x256 (default: the same as here)")

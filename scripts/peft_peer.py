@@ -5,9 +5,10 @@ from collections.abc import Mapping
 
 from peer_process import PeerProcess
 
-DTYPES = {"f32": "float32", "bf16": "bfloat16"}
+# of the base model and of the adapter, which PEFT makes float32 where it is not told otherwise
+DTYPES = {"f32": ("float32", "float32"), "bf16": ("bfloat16", "float32"), "bf16-all": ("bfloat16", "bfloat16")}
 
-# A llama of the given shape, a LoRA on all linears, which PEFT keeps in float32 in either case, as is its default.
+# A llama of the given shape, a LoRA on all linears.
 STEPS = """
 import json, resource, sys, time
 import torch
@@ -16,13 +17,14 @@ from transformers import LlamaConfig, LlamaForCausalLM
 s = json.loads(sys.argv[1])
 torch.set_num_threads(s["threads"])
 torch.manual_seed(0)
-torch.set_default_dtype(getattr(torch, s["dtype"]))
+torch.set_default_dtype(getattr(torch, s["base_dtype"]))
 model = LlamaForCausalLM(LlamaConfig(
     vocab_size=s["n_vocab"], hidden_size=s["n_embd"], intermediate_size=s["n_ff"], num_hidden_layers=s["n_layer"],
     num_attention_heads=s["n_head"], num_key_value_heads=s["n_head_kv"], max_position_embeddings=4096))
 torch.set_default_dtype(torch.float32)
 targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-model = get_peft_model(model, LoraConfig(r=s["rank"], lora_alpha=s["rank"], target_modules=targets))
+config = LoraConfig(r=s["rank"], lora_alpha=s["rank"], target_modules=targets)
+model = get_peft_model(model, config, autocast_adapter_dtype=s["adapter_dtype"] == "float32")
 model.train()
 optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-4)
 ids = torch.randint(0, s["n_vocab"], (s["rows"], s["tokens"]))
@@ -53,17 +55,18 @@ class PeftPeer:
         tokens: int,
         threads: int,
     ) -> None:
-        """``dtype``: one of ``DTYPES``, that of the base model and of what is computed with it."""
+        """``dtype``: one of ``DTYPES``."""
 
         def key(name: str) -> int:
             return int(metadata[f"llama.{name}"])
 
-        self.dtype = DTYPES[dtype]
+        self.dtype = dtype
         self.peak_bytes = 0
         self._n_tokens = rows * tokens
         self._best_s = float("inf")
         shape = {
-            "dtype": self.dtype,
+            "base_dtype": DTYPES[dtype][0],
+            "adapter_dtype": DTYPES[dtype][1],
             "threads": threads,
             "rank": rank,
             "rows": rows,

@@ -1,23 +1,23 @@
 #!/usr/bin/env python3
-"""How far the gradients of `--precision auto` are from those of `--precision f32`, of one micro-batch.
+"""How far the gradients of `--precision auto` are from those of `--precision f32`, and whether the errors are biased.
 
-    precision_check.py model.gguf [--data train.csv] [--ctx 512] [--rank 16] [--threads 2] [--json]
+    precision_check.py model.gguf [--data train.csv] [--ctx 512] [--rank 16] [--repeats 8] [--threads 2] [--json]
 
-The micro-batch is ``--ctx`` random tokens, every one of them a target, or with ``--data`` the first one that
-``ggtune train`` would take. The adapter is on all linears, with a random B: with the zeros that a run starts from, A
-would have no gradient.
+Each repeat has an adapter and a micro-batch of its own: ``--ctx`` random tokens, every one of them a target, or with
+``--data`` one that ``ggtune train`` takes in its first steps. The adapter is on all linears, with a random B: with the
+zeros that a run starts from, A would have no gradient.
 
-A tensor's difference is the norm of what its two gradients differ by over the norm of the one in float32. Two means
-tell whether the differences have a direction: of the signed errors, in units of the root mean square of their tensor's
-gradient, and of the stretch, which is the gradient's projection on the one in float32, less 1. Their standard errors
-take tensors as independent. That of the signed errors is also given for single values taken so; it is too small where
-one rounded value has a part in many.
+A tensor's difference is the norm of what its two gradients differ by over the norm of the one in float32. Three means
+tell whether the differences have a direction: of the targets' log p; of the signed errors, in units of the root mean
+square of their tensor's gradient; and of the stretch, which is a gradient's projection on the one in float32, less 1.
+Their standard errors are those of the repeats' means: within a repeat one rounding has a part in many errors.
 """
 
 import argparse
 import json
 import math
 import statistics
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,14 +36,18 @@ PRECISION, REFERENCE = "auto", "f32"
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="GGUF file")
-    parser.add_argument("--data", help="a real micro-batch: what `ggtune train --data` takes")
+    parser.add_argument("--data", help="real micro-batches: what `ggtune train --data` takes")
     parser.add_argument("--ctx", type=int, default=512, help="tokens of the micro-batch, at most (default 512)")
     parser.add_argument("--batch", type=int, default=8, help="samples of --data in a step (default 8)")
     parser.add_argument("--rank", type=int, default=16, help="LoRA rank (default 16)")
+    parser.add_argument("--repeats", type=int, default=8, help="at least 2 (default 8)")
     parser.add_argument("--threads", type=int, default=available_threads(), help="default: all that may be used")
-    parser.add_argument("--seed", type=int, default=0, help="of the adapter and of random tokens (default 0)")
+    parser.add_argument("--seed", type=int, default=0, help="of adapters and random tokens (default 0)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.repeats < 2:
+        parser.error("--repeats must be at least 2: one has no standard error")
+    return args
 
 
 @dataclass(frozen=True)
@@ -62,9 +66,7 @@ class Difference:
     name: str  # "blk.0.attn_q.weight.lora_a"
     relative: float  # in norm
     stretch: float  # projection on the reference, less 1
-    errors: tuple[
-        int, float, float
-    ]  # count, sum and sum of squares of the errors over the reference's root mean square
+    mean_error: float  # over the reference's root mean square
 
     @property
     def kind(self) -> str:
@@ -102,52 +104,66 @@ def difference(name: str, gradient: FloatArray, reference: FloatArray) -> Differ
         name,
         relative=math.sqrt(float(np.square(errors).sum()) / square),
         stretch=float((errors * expected).sum()) / square,
-        errors=(errors.size, float(errors.sum()) / rms, float(np.square(errors).sum()) / rms**2),
+        mean_error=float(errors.mean()) / rms,
     )
 
 
-def mean_and_error(values: "list[float] | FloatArray") -> tuple[float, float]:
+def micro_batches(args: argparse.Namespace, model: _core.Model) -> list[Arrays]:
+    """Return one for each repeat; real ones come again where there are fewer."""
+    if args.data:
+        shape = Shape(args.ctx, 1, args.batch, args.rank, args.threads, recompute=False, precision=PRECISION)
+        batches = [batch for step in real_steps(model, args.data, shape)[0] for batch in step]
+        return [batches[i % len(batches)] for i in range(args.repeats)]
+    rng = np.random.default_rng(args.seed)
+    return [random_batch(rng, model.n_vocab, args.ctx, 1) for _ in range(args.repeats)]
+
+
+def mean_and_error(values: Iterable[float]) -> tuple[float, float]:
     """Return the mean and its standard error."""
-    array = np.asarray(values, np.float64)
+    array = np.fromiter(values, np.float64)
     return float(array.mean()), float(array.std(ddof=1) / math.sqrt(array.size))
 
 
 def compare(args: argparse.Namespace) -> dict[str, Any]:
     model = _core.Model(args.model)
-    if args.data:
-        shape = Shape(args.ctx, 1, args.batch, args.rank, args.threads, recompute=False, precision=PRECISION)
-        batch = real_steps(model, args.data, shape)[0][0][0]
-    else:
-        batch = random_batch(np.random.default_rng(args.seed), model.n_vocab, args.ctx, 1)
-    adapter = make_adapter(model, args.rank, args.seed)
-    given = compute(model, adapter, batch, PRECISION, args)
-    reference = compute(model, adapter, batch, REFERENCE, args)
+    losses = []
+    log_prob_errors = []
+    repeats: list[list[Difference]] = []
+    batches = micro_batches(args, model)
+    for i, batch in enumerate(batches):
+        adapter = make_adapter(model, args.rank, args.seed + i)
+        given = compute(model, adapter, batch, PRECISION, args)
+        reference = compute(model, adapter, batch, REFERENCE, args)
+        losses.append((given.loss, reference.loss))
+        log_prob_errors.append(float((given.log_probs - reference.log_probs).mean()))
+        repeats.append(
+            [difference(name, given.gradients[name], gradient) for name, gradient in reference.gradients.items()]
+        )
 
-    tensors = [difference(name, given.gradients[name], reference.gradients[name]) for name in reference.gradients]
-    n, total, square = (sum(values) for values in zip(*(tensor.errors for tensor in tensors), strict=True))
+    tensors = [tensor for repeat in repeats for tensor in repeat]
     largest = max(tensors, key=lambda tensor: tensor.relative)
     by_kind: dict[str, dict[str, dict[str, float]]] = {}
     for kind in dict.fromkeys(tensor.kind for tensor in tensors):
         for side in "AB":
             some = [tensor.relative for tensor in tensors if (tensor.kind, tensor.side) == (kind, side)]
             by_kind.setdefault(kind, {})[side] = {"median": statistics.median(some), "largest": max(some)}
+    given_loss, reference_loss = (statistics.mean(each) for each in zip(*losses, strict=True))
     return {
         "model": Path(args.model).name,
-        "n_tokens": len(batch[0]),
-        "n_targets": len(given.log_probs),
+        "repeats": args.repeats,
+        "n_tokens": sum(len(batch[0]) for batch in batches),
+        "n_targets": sum(int((batch[4] != 0).sum()) for batch in batches),
         "rank": args.rank,
-        "loss": {PRECISION: given.loss, REFERENCE: reference.loss},
-        "loss_difference": given.loss / reference.loss - 1,
-        "log_prob_difference": mean_and_error(given.log_probs - reference.log_probs),
-        "n_tensors": len(tensors),
+        "loss": {PRECISION: given_loss, REFERENCE: reference_loss},
+        "loss_difference": given_loss / reference_loss - 1,
+        "n_tensors": len(repeats[0]),
         "median": statistics.median(tensor.relative for tensor in tensors),
         "largest": largest.relative,
         "largest_tensor": largest.name,
         "by_kind": by_kind,
-        "n_values": n,
-        "error_of_values": (total / n, math.sqrt((square / n - (total / n) ** 2) / n)),
-        "error_of_tensors": mean_and_error([tensor.errors[1] / tensor.errors[0] for tensor in tensors]),
-        "stretch": mean_and_error([tensor.stretch for tensor in tensors]),
+        "log_prob_error": mean_and_error(log_prob_errors),
+        "signed_error": mean_and_error(statistics.mean(tensor.mean_error for tensor in repeat) for repeat in repeats),
+        "stretch": mean_and_error(statistics.mean(tensor.stretch for tensor in repeat) for repeat in repeats),
     }
 
 
@@ -159,14 +175,12 @@ def print_table(r: dict[str, Any]) -> None:
         return f"{pair[0]:+.1e} +- {pair[1]:.1e} ({abs(pair[0]) / pair[1] if pair[1] else 0:.1f} standard errors)"
 
     losses = " and ".join(f"{loss:.6f} ({name})" for name, loss in r["loss"].items())
-    print(f"{r['model']}: {r['n_tokens']} tokens, {r['n_targets']} targets, rank {r['rank']}")
+    print(f"{r['model']}: {r['repeats']} repeats, {r['n_tokens']} tokens, {r['n_targets']} targets, rank {r['rank']}")
     line("loss", f"{losses}, {100 * r['loss_difference']:+.4f} %")
-    line("log p of a target", mean(r["log_prob_difference"]))
-    line("gradients", f"{r['n_tensors']} tensors, {r['n_values']} values")
-    line("relative difference", f"median {100 * r['median']:.3f} %, largest {100 * r['largest']:.3f} %")
-    line("", f"({r['largest_tensor']})")
-    line("signed error, tensors", mean(r["error_of_tensors"]))
-    line("signed error, values", mean(r["error_of_values"]))
+    line("gradients", f"median difference {100 * r['median']:.3f} %, largest {100 * r['largest']:.3f} %")
+    line(f"of {r['n_tensors']} tensors", f"({r['largest_tensor']})")
+    line("log p of a target", mean(r["log_prob_error"]))
+    line("signed error", mean(r["signed_error"]))
     line("stretch", mean(r["stretch"]))
     print(f"  {'median, largest by kind':<26}{'A':<20}{'B':<20}")
     for kind, sides in r["by_kind"].items():
