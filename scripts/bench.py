@@ -3,37 +3,45 @@
 
     bench.py --model M.gguf --ctx 256 --rank 4 --batch 1 [--samples 1] [--recompute] [--profile] [--peft] [--json]
     bench.py --model M.gguf --ctx 512 --samples 4 --against ctx=4096,samples=32 --against threads=1
+    bench.py --model M.gguf --ctx 512 --rank 16 --against precision=f32 --against-cpu avx512vnni --peft-dtype f32,bf16
     bench.py --model M.gguf --data train.csv --ctx 256 --rank 4 --batch 8
 
 A step is ``--batch`` micro-batches of ``--ctx`` random tokens, every one of them a target, and one AdamW step. With
 ``--data`` it is one of ``ggtune train``: ``--batch`` real samples of at most ``--ctx`` tokens, packed, with the loss on
 the answers; five different steps are measured.
 
-The matrix rate is that of NumPy's BLAS on 2048 x 2048 x 2048, with the same threads, best of 10, taken in turn with the
-steps. The bound is that rate over the floating point operations of a token: 4 per parameter of the linear layers
-(forward 2, input gradient 2; 6 with recomputation), and 4 per parameter of the output matrix for a target.
+The matrix rate is that of NumPy's BLAS on 2048 x 2048 x 2048, with one thread and with the same threads, best of 10,
+taken in turn with the steps; beside it stands what the CPU's matrix unit reaches on bf16 tiles that stay in the L1
+cache, where it has one. The bound is the float32 rate over the floating point operations of a token: 4 per parameter
+of the linear layers (forward 2, input gradient 2; 6 with recomputation), and 4 per parameter of the output matrix for a
+target.
 
-``--against`` measures the same with other settings (ctx, samples, batch, rank, threads, recompute, precision), a step
-of one in turn with a step of the other, and prints the ratio. ``--peft`` does so with transformers + PEFT in float32 on
-the same shape; it needs torch, transformers and peft, in this Python or in the one given by ``--peft-python``.
+All else is measured in turn with that, a step of one after a step of the other, and printed with the ratio:
+``--against`` the same with other settings (ctx, samples, batch, rank, threads, recompute, precision); ``--against-cpu``
+the same in a second process with the kernels of a lesser CPU, which the environment variable GGTUNE_CPU names;
+``--peft`` transformers + PEFT in float32 on the same shape, ``--peft-dtype`` in other types too (bf16: the adapter
+stays float32, as PEFT makes it; bf16-all: it does not). They need torch, transformers and peft, in this Python or in
+the one given by ``--peft-python``.
 """
 
 import argparse
 import json
-import os
 import sys
 import time
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from peft_peer import PeftPeer
+import numpy as np
 
-GEMM_SIZE = 2048
-GEMM_REPEATS = 10
-BLAS_SPIN_S = 0.2  # after a product, threads of the BLAS wait for the next in a tight loop, up to 0.1 s
-DATA_STEPS = 5
-SETTINGS = ("ctx", "samples", "batch", "rank", "threads", "recompute", "precision")
+from bench_steps import SETTINGS, Contender, Shape, make_contender, random_step, real_steps
+from ggtune import _core
+from ggtune.system import available_threads, peak_memory
+from machine_rate import MachineRate
+from peer_process import PeerProcess
+from peft_peer import DTYPES, PeftPeer
+
+RATE_REPEATS = 10
+SPIN_S = 0.2  # threads of a BLAS, of OpenMP or of ggml wait for more work in a tight loop, up to 0.1 s
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -47,202 +55,84 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=5, help="times a step is measured, the best counts (default 5)")
     parser.add_argument("--threads", type=int, help="default: the processors that this process may use")
     parser.add_argument("--recompute", action="store_true", help="keep only the layers' inputs, compute the rest again")
-    parser.add_argument("--precision", choices=("auto", "f32"), default="auto", help="f32: no int8 dot products")
+    parser.add_argument("--precision", choices=("auto", "f32"), default="auto", help="as of `ggtune train`")
     parser.add_argument("--against", action="append", default=[], metavar="NAME=VALUE,...", help="measured in turn")
+    parser.add_argument("--against-cpu", action="append", default=[], metavar="NAME", help="value of GGTUNE_CPU")
     parser.add_argument("--profile", action="store_true", help="also the seconds by kind of operation")
     parser.add_argument("--peft", action="store_true", help="time transformers + PEFT (float32) in turn")
+    parser.add_argument(
+        "--peft-dtype",
+        type=peft_dtypes,
+        action="extend",
+        default=[],
+        metavar="TYPE,...",
+        help=f"the same in these types: {', '.join(DTYPES)}",
+    )
     parser.add_argument("--peft-python", default=sys.executable, help="Python that has torch, transformers and peft")
     parser.add_argument("--peft-batch", help="rows x tokens of PEFT's step, such as 4x256 (default: the same as here)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    return parser.parse_args()
+    parser.add_argument("--as-peer", action="store_true", help=argparse.SUPPRESS)  # how --against-cpu starts it
+    args = parser.parse_args()
+    if args.peft and "f32" not in args.peft_dtype:
+        args.peft_dtype.insert(0, "f32")
+    return args
 
 
-@dataclass(frozen=True)
-class Shape:
-    """What is measured; the names are those of the options."""
-
-    ctx: int
-    samples: int
-    batch: int
-    rank: int
-    threads: int
-    recompute: bool
-    precision: str
-
-    def changed(self, text: str) -> "Shape":
-        """``"ctx=4096,samples=32"`` applied to this one."""
-        values: dict[str, Any] = {}
-        for part in text.split(","):
-            name, _, value = part.partition("=")
-            if name not in SETTINGS or not value:
-                sys.exit(f"--against {text}: {part!r} is not one of {', '.join(SETTINGS)} with its value")
-            values[name] = value if name == "precision" else bool(int(value)) if name == "recompute" else int(value)
-        return replace(self, **values)
+def peft_dtypes(text: str) -> list[str]:
+    names = text.split(",")
+    if unknown := [name for name in names if name not in DTYPES]:
+        raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: not one of {', '.join(DTYPES)}")
+    return names
 
 
-@dataclass
-class Contender:
-    """A shape that is measured: its trainer, its steps, and the best time of each step so far."""
+class CpuPeer:
+    """The same benchmark in a process with the kernels of the CPU ``name``."""
 
-    shape: Shape
-    trainer: Any
-    steps: list[list[tuple[Any, ...]]]
-    best: list[dict[str, float]] = field(default_factory=list)
+    def __init__(self, args: argparse.Namespace, shape: Shape, name: str) -> None:
+        self.name = name
+        self.tokens_per_second = 0.0
+        self.peak_bytes = 0
+        data = ["--data", args.data] if args.data else []
+        command = [sys.executable, __file__, "--as-peer", "--model", args.model, *data, *shape.options()]
+        self._process = PeerProcess(command, {"GGTUNE_CPU": name})
 
-    def run(self) -> None:
-        """Take every step once and keep the best times."""
-        times = [self._timed(step) for step in self.steps]
-        self.best = [min(pair, key=lambda t: t["step_s"]) for pair in zip(self.best or times, times, strict=True)]
+    def step(self) -> None:
+        """Take every step once."""
+        self.tokens_per_second, self.peak_bytes = self._process.step()
 
-    def _timed(self, step: list[tuple[Any, ...]]) -> dict[str, float]:
-        start = time.perf_counter()
-        results = [self.trainer.accumulate(*batch) for batch in step]
-        self.trainer.step(1e-4)
-        return {
-            "step_s": time.perf_counter() - start,
-            "forward_s": sum(r.forward_s for r in results),
-            "backward_s": sum(r.backward_s for r in results),
-        }
-
-    def seconds(self, name: str) -> float:
-        return sum(times[name] for times in self.best) / len(self.best)
-
-    @property
-    def n_tokens(self) -> float:
-        return sum(len(batch[0]) for step in self.steps for batch in step) / len(self.steps)
-
-    @property
-    def n_targets(self) -> float:
-        return sum(int((batch[4] != 0).sum()) for step in self.steps for batch in step) / len(self.steps)
-
-    @property
-    def tokens_per_second(self) -> float:
-        return self.n_tokens / self.seconds("step_s")
-
-    def predicted_bytes(self) -> int:
-        """Of the largest micro-batch."""
-        largest = max((batch for step in self.steps for batch in step), key=lambda batch: len(batch[0]))
-        shape = (len(largest[0]), int((largest[4] != 0).sum()), int(largest[2].max()) + 1)
-        return sum(self.trainer.memory(*shape).values())
+    def close(self) -> None:
+        """End the process."""
+        self._process.close()
 
 
-def micro_batch(rng: Any, n_vocab: int, n_tokens: int, n_samples: int) -> tuple[Any, ...]:
-    import numpy as np
-
-    length = -(-n_tokens // n_samples)
-    rows = np.arange(n_tokens, dtype=np.int32)
-    tokens = rng.integers(0, n_vocab, n_tokens + 1).astype(np.int32)
-    return tokens[:-1], rows % length, rows // length, tokens[1:], np.ones(n_tokens, np.float32)
-
-
-def real_steps(model: Any, path: str, shape: Shape) -> tuple[list[list[tuple[Any, ...]]], dict[str, Any]]:
-    """The first steps of ``ggtune train``, and how well all of them are packed."""
-    from ggtune.config import TrainConfig
-    from ggtune.train.session import make_plan, read_samples
-
-    config = TrainConfig(model=model.path, data=path, ctx=shape.ctx, batch=shape.batch, rank=shape.rank)
-    plan = make_plan(config, read_samples(config, model))
-    steps = [
-        [b.arrays for b in plan.micro_batches(0, cursor)] for cursor in range(min(DATA_STEPS, plan.steps_per_epoch))
-    ]
-    packing = plan.packing()
-    return steps, {
-        "packing_efficiency": packing.efficiency,
-        "micro_batches_per_step": packing.micro_batches_per_step,
-    }
+def serve(contender: Contender) -> None:
+    """Be the process of a :class:`CpuPeer`."""
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        contender.run()
+        print(json.dumps([contender.tokens_per_second, peak_memory()]), flush=True)
 
 
-def gemm_flops_per_second(a: Any) -> float:
-    start = time.perf_counter()
-    a @ a
-    return float(2 * GEMM_SIZE**3 / (time.perf_counter() - start))
-
-
-def peak_bytes() -> int:
-    import resource
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def measure(args: argparse.Namespace, shapes: list[Shape]) -> dict[str, Any]:
-    import numpy as np
-
-    from ggtune import _core
-
-    model = _core.Model(args.model)
-    linears = model.linears()
-    targets = sorted({linear.kind for linear in linears})
+def make_contenders(
+    args: argparse.Namespace, model: _core.Model, shapes: list[Shape]
+) -> tuple[list[Contender], dict[str, float], int]:
+    """Return them, how well real samples are packed, and the peak memory of the first alone."""
     rng = np.random.default_rng(0)
-    packing: dict[str, Any] = {}
+    packing: dict[str, float] = {}
     contenders = []
     peak = 0
     for shape in shapes:
-        adapter = _core.Adapter(model, rank=shape.rank, alpha=shape.rank, targets=targets)
-        trainer = _core.Trainer(model, adapter, context=shape.ctx, threads=shape.threads, precision=shape.precision)
-        trainer.recompute_layers = model.n_layer - 1 if shape.recompute else 0
         if args.data:
             steps, packing = real_steps(model, args.data, shape)
         else:
-            batch = [micro_batch(rng, model.n_vocab, shape.ctx, shape.samples) for _ in range(shape.batch)]
-            steps = [batch]
-        contender = Contender(shape, trainer, steps)
-        contender.run()  # to warm up
-        contender.best = []
-        peak = peak or peak_bytes()  # of the first, before the others take memory
-        contenders.append(contender)
-    first = contenders[0]
-    square = rng.standard_normal((GEMM_SIZE, GEMM_SIZE), dtype=np.float32)
-    peer = make_peer(args, first.shape, model) if args.peft else None
-
-    gemm_rate = 0.0
-    for _ in range(args.steps):
-        for contender in contenders:
-            contender.run()
-        for _ in range(-(-GEMM_REPEATS // args.steps)):
-            gemm_rate = max(gemm_rate, gemm_flops_per_second(square))
-        time.sleep(BLAS_SPIN_S)
-        if peer is not None:
-            peer.step()
-
-    n_linear_params = sum(linear.n_in * linear.n_out for linear in linears)
-    head_share = first.n_targets / first.n_tokens
-    flops = (6 if first.shape.recompute else 4) * n_linear_params + 4 * head_share * model.n_vocab * model.n_embd
-    result: dict[str, Any] = {
-        "tokens_per_second": first.tokens_per_second,
-        **{name: first.seconds(name) for name in ("step_s", "forward_s", "backward_s")},
-        "peak_bytes": peak,
-        "predicted_bytes": first.predicted_bytes(),
-        "gemm_flops_per_second": gemm_rate,
-        "bound_tokens_per_second": gemm_rate / flops,
-        "fraction_of_bound": first.tokens_per_second * flops / gemm_rate,
-        "tokens_per_step": first.n_tokens,
-        **packing,
-        **{name: getattr(first.shape, name) for name in SETTINGS},
-        "model": Path(args.model).name,
-    }
-    if args.profile:
-        seconds: dict[str, float] = {}
-        for _ in range(args.steps):
-            for name, value in first.trainer.profile(*first.steps[0][0]).items():
-                seconds[name] = min(seconds.get(name, value), value)
-        result["profile_s"] = dict(sorted(seconds.items(), key=lambda item: -item[1]))
-    if contenders[1:]:
-        result["against"] = [
-            {
-                "settings": text,
-                "tokens_per_second": other.tokens_per_second,
-                "times_this": other.tokens_per_second / first.tokens_per_second,
-            }
-            for text, other in zip(args.against, contenders[1:], strict=True)
-        ]
-    if peer is not None:
-        result.update(peer.close())
-        result["times_peft"] = first.tokens_per_second / result["peft_tokens_per_second"]
-    return result
+            steps = [random_step(rng, model.n_vocab, shape)]
+        contenders.append(make_contender(model, shape, steps))
+        peak = peak or peak_memory()
+    return contenders, packing, peak
 
 
-def make_peer(args: argparse.Namespace, shape: Shape, model: Any) -> PeftPeer:
+def make_peft_peer(args: argparse.Namespace, dtype: str, shape: Shape) -> PeftPeer:
+    model = _core.Model(args.model, header_only=True)
     rows, tokens = (
         map(int, args.peft_batch.split("x"))
         if args.peft_batch
@@ -250,6 +140,7 @@ def make_peer(args: argparse.Namespace, shape: Shape, model: Any) -> PeftPeer:
     )
     return PeftPeer(
         args.peft_python,
+        dtype,
         model.metadata(),
         n_vocab=model.n_vocab,
         rank=shape.rank,
@@ -259,9 +150,87 @@ def make_peer(args: argparse.Namespace, shape: Shape, model: Any) -> PeftPeer:
     )
 
 
+def measure(args: argparse.Namespace, shapes: list[Shape]) -> dict[str, Any]:
+    # the processes first: the peak memory of a new one starts with what its parent holds
+    rates = [MachineRate(threads, sys.executable) for threads in sorted({1, shapes[0].threads})]
+    cpu_peers = [CpuPeer(args, shapes[0], name) for name in args.against_cpu]
+    peft_peers = [make_peft_peer(args, dtype, shapes[0]) for dtype in args.peft_dtype]
+    peers: list[CpuPeer | PeftPeer] = [*cpu_peers, *peft_peers]
+    model = _core.Model(args.model)
+    contenders, packing, peak = make_contenders(args, model, shapes)
+    first = contenders[0]
+
+    turns = [contender.run for contender in contenders]
+    turns += [rate.measure for rate in rates for _ in range(-(-RATE_REPEATS // args.steps))]
+    turns += [peer.step for peer in peers]
+    for _ in range(args.steps):
+        for turn in turns:
+            turn()
+            time.sleep(SPIN_S)
+    for rate in rates:
+        rate.close()
+    for peer in peers:
+        peer.close()
+
+    linears = model.linears()
+    n_linear_params = sum(linear.n_in * linear.n_out for linear in linears)
+    head_share = first.n_targets / first.n_tokens
+    flops = (6 if first.shape.recompute else 4) * n_linear_params + 4 * head_share * model.n_vocab * model.n_embd
+    f32_rate = rates[-1].f32
+
+    def compared(tokens_per_second: float) -> dict[str, float]:
+        return {
+            "tokens_per_second": tokens_per_second,
+            "times_this": tokens_per_second / first.tokens_per_second,
+        }
+
+    result: dict[str, Any] = {
+        "tokens_per_second": first.tokens_per_second,
+        **{name: first.seconds(name) for name in ("step_s", "forward_s", "backward_s")},
+        "peak_bytes": peak,
+        "predicted_bytes": first.predicted_bytes(),
+        "rates": [
+            {"threads": r.threads, "f32_flops_per_second": r.f32, "matrix_unit_flops_per_second": r.matrix_unit}
+            for r in rates
+        ],
+        "bound_tokens_per_second": f32_rate / flops,
+        "fraction_of_bound": first.tokens_per_second * flops / f32_rate,
+        "tokens_per_step": first.n_tokens,
+        **packing,
+        **{name: getattr(first.shape, name) for name in SETTINGS},
+        "model": Path(args.model).name,
+        "against": [
+            {"settings": text, **compared(other.tokens_per_second)}
+            for text, other in zip(args.against, contenders[1:], strict=True)
+        ],
+        "against_cpu": [
+            {"cpu": peer.name, **compared(peer.tokens_per_second), "peak_bytes": peer.peak_bytes} for peer in cpu_peers
+        ],
+        "peft": [
+            {"dtype": peer.dtype, **compared(peer.tokens_per_second), "peak_bytes": peer.peak_bytes}
+            for peer in peft_peers
+        ],
+    }
+    if args.profile:
+        seconds: dict[str, float] = {}
+        for _ in range(args.steps):
+            for name, value in first.trainer.profile(*first.steps[0][0]).items():
+                seconds[name] = min(seconds.get(name, value), value)
+        result["profile_s"] = dict(sorted(seconds.items(), key=lambda item: -item[1]))
+    return result
+
+
 def print_table(r: dict[str, Any]) -> None:
     def line(name: str, text: str) -> None:
-        print(f"  {name:<20}{text}")
+        print(f"  {name:<24}{text}")
+
+    def per_threads(key: str) -> str:
+        texts = [
+            f"{each[key] / 1e9:.0f} GFLOP/s ({each['threads']} thread{'s' if each['threads'] > 1 else ''})"
+            for each in reversed(r["rates"])
+            if each[key]
+        ]
+        return ", ".join(texts) or "none"
 
     if "packing_efficiency" in r:
         work = f"{r['tokens_per_step']:.0f} tokens of {r['batch']} real samples, context {r['ctx']}"
@@ -271,32 +240,39 @@ def print_table(r: dict[str, Any]) -> None:
     line("tokens/s", f"{r['tokens_per_second']:.1f}")
     line("forward, backward", f"{r['forward_s']:.3f} s, {r['backward_s']:.3f} s of {r['step_s']:.3f} s a step")
     line("peak memory", f"{r['peak_bytes'] / 1e9:.2f} GB (predicted {r['predicted_bytes'] / 1e9:.2f} GB)")
-    line("f32 matrix rate", f"{r['gemm_flops_per_second'] / 1e9:.0f} GFLOP/s")
+    line("f32 matrix rate", per_threads("f32_flops_per_second"))
+    line("bf16 matrix unit", per_threads("matrix_unit_flops_per_second"))
     line("bound", f"{r['bound_tokens_per_second']:.1f} tokens/s; reached {r['fraction_of_bound']:.2f} of it")
     if "packing_efficiency" in r:
         line(
             "packing", f"{100 * r['packing_efficiency']:.1f} %, {r['micro_batches_per_step']:.2f} micro-batches a step"
         )
-    for other in r.get("against", ()):
-        line(other["settings"], f"{other['tokens_per_second']:.1f} tokens/s, {other['times_this']:.3f} times")
-    if "times_peft" in r:
-        line("PEFT float32", f"{r['peft_tokens_per_second']:.1f} tokens/s, {r['peft_peak_bytes'] / 1e9:.2f} GB")
-        line("times PEFT", f"{r['times_peft']:.2f}")
+    for other in r["against"]:
+        line(other["settings"], f"{other['tokens_per_second']:.1f} tokens/s, {other['times_this']:.3f} times this")
+    peers = [(f"GGTUNE_CPU={peer['cpu']}", peer) for peer in r["against_cpu"]]
+    peers += [(f"PEFT {peer['dtype']}", peer) for peer in r["peft"]]
+    for name, peer in peers:
+        line(
+            name,
+            f"{peer['tokens_per_second']:.1f} tokens/s, {peer['peak_bytes'] / 1e9:.2f} GB; "
+            f"this is {1 / peer['times_this']:.2f} times that",
+        )
     if "profile_s" in r:
         total = sum(r["profile_s"].values())
         print("  seconds by kind of operation, one micro-batch:")
         for name, seconds in r["profile_s"].items():
-            print(f"    {name:<24}{seconds:9.4f}  {100 * seconds / total:5.1f} %")
+            print(f"    {name:<22}{seconds:9.4f}  {100 * seconds / total:5.1f} %")
 
 
 def main() -> None:
     args = parse_arguments()
-    from ggtune.system import available_threads
-
     args.threads = args.threads or available_threads()
-    for variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"):
-        os.environ[variable] = str(args.threads)  # read by NumPy's BLAS when it is imported
     shape = Shape(**{name: getattr(args, name) for name in SETTINGS})
+    if args.as_peer:
+        model = _core.Model(args.model)
+        (contender,), _, _ = make_contenders(args, model, [shape])
+        serve(contender)
+        return
     result = measure(args, [shape, *(shape.changed(text) for text in args.against)])
     if args.json:
         print(json.dumps(result))

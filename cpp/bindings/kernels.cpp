@@ -1,11 +1,14 @@
 // Bindings of single kernels, for tests and benchmarks.
 #include <pybind11/stl.h>
 
+#include <numeric>
+#include <optional>
 #include <thread>
 
 #include "bindings/bindings.h"
 #include "engine/error.h"
 #include "engine/quantize.h"
+#include "kernels/tile_rate.h"
 #include "kernels/weight_product.h"
 
 namespace ggtune {
@@ -45,11 +48,29 @@ FloatArray weight_gradient_input(const std::string & type_name, const py::array_
     return dx;
 }
 
+std::optional<double> matrix_unit_rate(int threads, double seconds) {
+    if (threads < 1 || !(seconds > 0)) {
+        throw Error("threads and seconds must be more than 0");
+    }
+    const py::gil_scoped_release release;  // nothing of Python's is touched
+    std::vector<double> rates(static_cast<size_t>(threads));
+    std::vector<std::thread> workers;
+    for (double & rate : rates) {
+        workers.emplace_back([&rate, seconds] { rate = kernels::matrix_unit_rate(seconds); });
+    }
+    for (std::thread & worker : workers) {
+        worker.join();
+    }
+    const double sum = std::accumulate(rates.begin(), rates.end(), 0.0);
+    return sum > 0 ? std::optional<double>(sum) : std::nullopt;
+}
+
 }  // namespace
 
 void bind_kernels(py::module_ & m) {
     m.def("weight_gradient_input", weight_gradient_input, py::arg("type"), py::arg("weight"), py::arg("d_output"),
           py::arg("n_in"), py::kw_only(), py::arg("threads") = 1, py::arg("reference") = false);
+    m.def("matrix_unit_rate", matrix_unit_rate, py::kw_only(), py::arg("threads") = 1, py::arg("seconds") = 0.05);
 }
 
 }  // namespace ggtune

@@ -295,6 +295,12 @@ def weight_gradient_input(
 ) -> FloatArray:
     """dX = dY W, W quantized ``(n_out, n_in)``, dY ``(n_tokens, n_out)``; ``reference`` takes the plain loop."""
 
+def matrix_unit_rate(*, threads: int = 1, seconds: float = 0.05) -> float | None:
+    """Floating point operations per second that the CPU's matrix unit reaches on bf16 tiles in the L1 cache.
+
+    The sum of ``threads`` threads that run side by side for ``seconds``. None where the CPU has no such unit.
+    """
+
 def check_gguf(path: str, *, vocab_only: bool = False) -> None:
     """Check a model file's header as llama.cpp needs it. Raises :class:`ggtune.errors.ModelError`."""
 
