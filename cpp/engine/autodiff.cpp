@@ -121,8 +121,8 @@ void bf16_lora_rule(Autodiff & ad, ggml_tensor * y, const GraphOps::Origin & ori
         return;
     }
     ggml_tensor * dh = ad.ops.bf16_dx(b, dy, h->ne, nullptr);
-    ad.add_result(b, ad.ops.matmul_dw(b, h, dy, scale, ad.accumulator(b)));
-    ad.add_result(a, ad.ops.matmul_dw(a, x, dh, scale, ad.accumulator(a)));
+    ad.add_result(b, ad.ops.bf16_dw(h, dy, scale, ad.accumulator(b)));
+    ad.add_result(a, ad.ops.bf16_dw(x, dh, scale, ad.accumulator(a)));
     if (ad.needs_gradient(x)) {
         ggml_tensor * own = ad.own_gradient(x);
         ggml_tensor * dx = ad.ops.bf16_lora_dx(w, dy, a, dh, scale, x->ne, own);

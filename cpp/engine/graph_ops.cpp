@@ -150,6 +150,27 @@ void run_bf16_dx(ggml_tensor * dx, int, int nth, void * userdata) {
     multiply_bf16(dx, operands, operands[2] != nullptr ? 2 : 1, false, nth, node, kernels::bf16_input_gradient);
 }
 
+// dw[i, o] of a low-rank matrix: one of its sides is the rank, whose tokens are S.
+struct Bf16LowRank {
+    float scale = 1.0f;
+    kernels::Dealer dealer;
+};
+
+void run_bf16_dw(ggml_tensor * dw, int, int nth, void * userdata) {
+    Bf16LowRank & node = *static_cast<Bf16LowRank *>(userdata);
+    const ggml_tensor * x = dw->src[1];
+    const ggml_tensor * dy = dw->src[2];
+    const bool rank_is_in = dw->ne[0] < dw->ne[1];
+    const ggml_tensor * s = rank_is_in ? x : dy;
+    const ggml_tensor * l = rank_is_in ? dy : x;
+    const int64_t block = kernels::bf16_outer_block();
+    node.dealer.run((l->ne[0] + block - 1) / block, nth, [&](kernels::Range blocks) {
+        kernels::bf16_outer_product(floats(s), stride(s, 1), s->ne[0], floats(l), stride(l, 1), l->ne[1], node.scale,
+                                    true, floats(dw), rank_is_in ? 1 : stride(dw, 1), rank_is_in ? stride(dw, 1) : 1,
+                                    blocks.begin * block, std::min(blocks.end * block, l->ne[0]));
+    });
+}
+
 void run_lora_add(ggml_tensor * y, int ith, int nth, void * userdata) {
     const ggml_tensor * b = y->src[1];
     const ggml_tensor * h = y->src[2];
@@ -472,6 +493,7 @@ std::string GraphOps::describe(const ggml_tensor * node) {
         {run_bf16_pack_gradients, "bf16_pack_gradients"},
         {run_bf16_product, "bf16_product"},
         {run_bf16_dx, "bf16_dx"},
+        {run_bf16_dw, "bf16_dw"},
         {run_int8_quantize, "int8_quantize"},
         {run_int8_product, "int8_product"},
         {run_matmul_dx, "matmul_dx"},
@@ -510,6 +532,16 @@ std::string GraphOps::describe(const ggml_tensor * node) {
     }
     return name;
 }
+
+namespace {
+
+// rows at one distance from each other, whatever the outer dimensions
+ggml_tensor * even_rows(GraphOps & ops, ggml_tensor * t) {
+    const bool even = t->nb[0] == sizeof(float) && t->nb[2] == t->nb[1] * t->ne[1] && t->nb[3] == t->nb[2] * t->ne[2];
+    return even ? t : ggml_cont(ops.ctx, t);
+}
+
+}  // namespace
 
 GraphOps::GraphOps(ggml_context * ctx_, bool may_round_)
     : ctx(ctx_), may_round(may_round_), bf16(may_round_ && kernels::bf16_product_fast()) {}
@@ -624,6 +656,13 @@ ggml_tensor * GraphOps::bf16_dx(ggml_tensor * w, ggml_tensor * dy, const int64_t
     return bf16_gradient(ne_x, {w, pack_gradients(dy, 1.0f)}, accumulator);
 }
 
+ggml_tensor * GraphOps::bf16_dw(ggml_tensor * x, ggml_tensor * dy, float scale, ggml_tensor * accumulator) {
+    Bf16LowRank * node = make<Bf16LowRank>();
+    node->scale = scale;
+    ggml_tensor * args[] = {even_rows(*this, x), even_rows(*this, dy)};
+    return ggml_custom_inplace(ctx, accumulator, args, 2, run_bf16_dw, GGML_N_TASKS_MAX, node);
+}
+
 ggml_tensor * GraphOps::bf16_lora_dx(ggml_tensor * w, ggml_tensor * dy, ggml_tensor * a, ggml_tensor * dh, float scale,
                                      const int64_t ne_x[4], ggml_tensor * accumulator) {
     return bf16_gradient(ne_x, {w, pack_gradients(dy, 1.0f), a, pack_gradients(dh, scale)}, accumulator);
@@ -690,16 +729,6 @@ ggml_tensor * GraphOps::activation(Activation f, ggml_tensor * x) {
 ggml_tensor * GraphOps::activation_dx(Activation f, ggml_tensor * x, ggml_tensor * dy) {
     return custom(ctx, x->ne, {contiguous(x), contiguous(dy)}, run_activation_dx, keep(f));
 }
-
-namespace {
-
-// rows at one distance from each other, whatever the outer dimensions
-ggml_tensor * even_rows(GraphOps & ops, ggml_tensor * t) {
-    const bool even = t->nb[0] == sizeof(float) && t->nb[2] == t->nb[1] * t->ne[1] && t->nb[3] == t->nb[2] * t->ne[2];
-    return even ? t : ggml_cont(ops.ctx, t);
-}
-
-}  // namespace
 
 ggml_tensor * GraphOps::glu(Activation f, ggml_tensor * gate, ggml_tensor * up, bool swapped) {
     const int64_t ne[4] = {up != nullptr ? gate->ne[0] : gate->ne[0] / 2, gate->ne[1], gate->ne[2], gate->ne[3]};

@@ -73,6 +73,8 @@ class GraphOps {
     ggml_tensor * weight_dx(ggml_tensor * w, ggml_tensor * dy, const int64_t ne_x[4], ggml_tensor * accumulator);
     // The same in bf16, and the gradient of bf16_lora() with respect to x: w^T dy + scale a^T dh. dh ne = [rank, t]
     ggml_tensor * bf16_dx(ggml_tensor * w, ggml_tensor * dy, const int64_t ne_x[4], ggml_tensor * accumulator);
+    // dw[i, o] += scale * x dy of a low-rank matrix, in bf16
+    ggml_tensor * bf16_dw(ggml_tensor * x, ggml_tensor * dy, float scale, ggml_tensor * accumulator);
     ggml_tensor * bf16_lora_dx(ggml_tensor * w, ggml_tensor * dy, ggml_tensor * a, ggml_tensor * dh, float scale,
                                const int64_t ne_x[4], ggml_tensor * accumulator);
 

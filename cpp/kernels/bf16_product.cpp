@@ -239,13 +239,17 @@ int panels_of(int64_t n) {
 
 // A block of sums to its place in the result [n_rows, n_cols], added where `accumulate`.
 void store_block(const float * sums, int64_t n_rows, int64_t n_cols, float * result, int64_t stride, bool accumulate) {
-    for (int64_t i = 0; i < n_rows; ++i, sums += kSide, result += stride) {
-        if (accumulate) {
-            for (int64_t j = 0; j < n_cols; ++j) {
-                result[j] += sums[j];
+    if (n_cols == kSide) {
+        for (int64_t i = 0; i < n_rows; ++i, sums += kSide, result += stride) {
+            for (int64_t j = 0; j < kSide; ++j) {
+                result[j] = accumulate ? result[j] + sums[j] : sums[j];
             }
-        } else {
-            std::memcpy(result, sums, static_cast<size_t>(n_cols) * sizeof(float));
+        }
+        return;
+    }
+    for (int64_t i = 0; i < n_rows; ++i, sums += kSide, result += stride) {
+        for (int64_t j = 0; j < n_cols; ++j) {
+            result[j] = accumulate ? result[j] + sums[j] : sums[j];
         }
     }
 }

@@ -51,4 +51,12 @@ void bf16_forward(const Bf16Term * terms, int n_terms, int64_t n_tokens, float *
 void bf16_input_gradient(const Bf16Term * terms, int n_terms, int64_t n_tokens, float * dx, int64_t dx_row_stride,
                          bool accumulate, int64_t first, int64_t end);
 
+// G[r, i] += scale * sum_t S[t, r] * L[t, i], the gradient of a low-rank matrix, for columns [first, end) of L; `first` is a
+// multiple of bf16_outer_block().
+//   s  [n_tokens, rank]    l  [n_tokens, n]    g  [rank, n], element (r, i) at g[r * g_row_stride + i * g_col_stride]
+int64_t bf16_outer_block();
+void bf16_outer_product(const float * s, int64_t s_row_stride, int64_t rank, const float * l, int64_t l_row_stride,
+                        int64_t n_tokens, float scale, bool accumulate, float * g, int64_t g_row_stride,
+                        int64_t g_col_stride, int64_t first, int64_t end);
+
 }  // namespace ggtune::kernels

@@ -5,9 +5,25 @@
 
 #include <cstdint>
 
+#include "kernels/bf16.h"
 #include "kernels/tile.h"
 
 namespace ggtune::kernels::detail {
+
+// scale times 32 values, or times n < 32 of them and zeros after.
+inline void round_scaled(const float * x, int64_t n, float scale, Bf16 * to) {
+    float values[kTileDepth] = {};
+    if (n >= kTileDepth) {
+        for (int64_t i = 0; i < kTileDepth; ++i) {
+            values[i] = scale * x[i];
+        }
+    } else {
+        for (int64_t i = 0; i < n; ++i) {
+            values[i] = scale * x[i];
+        }
+    }
+    round_to_bf16(values, to);
+}
 
 // One panel of A: scale times n_rows <= 16 rows of X [n_rows, depth].
 void pack_rows(const float * x, int64_t x_row_stride, int64_t n_rows, int64_t depth, float scale, Bf16 * panel);
