@@ -9,8 +9,9 @@ namespace {
 
 using namespace detail;
 
-// Keys whose scores with a block of queries are found at a time, in blocks: scores and weights stay in the L1 cache.
-constexpr int64_t kChunkBlocks = 8;
+// Keys whose scores with a block of queries are found at a time, in blocks. What is done once per row costs more than
+// scores that leave the L1 cache.
+constexpr int64_t kChunkBlocks = 16;
 // Row stride of the scores. Not a power of two: a row of tiles is written at a time.
 constexpr int64_t kScoreStride = kChunkBlocks * kBlock + 16;
 // Values of a panel of weights.
