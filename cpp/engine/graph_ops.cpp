@@ -272,9 +272,9 @@ void run_attention(ggml_tensor * packed, int ith, int nth, void * userdata) {
     ggml_tensor * const * src = packed->src;
     const kernels::AttentionShape shape = attention_shape(params, src[0], src[1], src[2], src[3], src[4]);
     const int64_t width = shape.n_heads * shape.head_dim_v;
-    kernels::attention_forward(shape, const_heads(src[0]), const_heads(src[1]), const_heads(src[2]),
-                               {floats(packed), width, shape.head_dim_v}, floats(packed) + width * shape.n_tokens, ith,
-                               nth);
+    const auto forward = params.bf16 ? kernels::attention_forward_bf16 : kernels::attention_forward;
+    forward(shape, const_heads(src[0]), const_heads(src[1]), const_heads(src[2]),
+            {floats(packed), width, shape.head_dim_v}, floats(packed) + width * shape.n_tokens, ith, nth);
 }
 
 void run_attention_dx(ggml_tensor * packed_dx, int ith, int nth, void * userdata) {
@@ -291,10 +291,11 @@ void run_attention_dx(ggml_tensor * packed_dx, int ith, int nth, void * userdata
     float * dk = dq + width_q * shape.n_tokens;
     float * dv = dk + width_k * shape.n_tokens;
     const float * out = static_cast<const float *>(packed->data);
-    kernels::attention_backward(shape, const_heads(src[0]), const_heads(src[1]), const_heads(src[2]),
-                                {out, width, shape.head_dim_v}, out + width * shape.n_tokens,
-                                {floats(d_out), stride(d_out, 1), shape.head_dim_v}, {dq, width_q, shape.head_dim},
-                                {dk, width_k, shape.head_dim}, {dv, width_v, shape.head_dim_v}, false, ith, nth);
+    const auto backward = params.bf16 ? kernels::attention_backward_bf16 : kernels::attention_backward;
+    backward(shape, const_heads(src[0]), const_heads(src[1]), const_heads(src[2]), {out, width, shape.head_dim_v},
+             out + width * shape.n_tokens, {floats(d_out), stride(d_out, 1), shape.head_dim_v},
+             {dq, width_q, shape.head_dim}, {dk, width_k, shape.head_dim}, {dv, width_v, shape.head_dim_v}, false, ith,
+             nth);
 }
 
 // contiguous tensors are cut into runs of one size class so that every thread gets whole cache lines

@@ -107,6 +107,7 @@ class GraphOps {
     // `out` ne = [head_dim_v * n_head, T] is a view of `packed`, which also holds the log-sum-exps for the gradient.
     struct AttentionParams {
         float pre_scale, softcap, post_scale;
+        bool bf16 = false;  // products of operands rounded to bf16, forward and backward
     };
     struct AttentionNodes {
         ggml_tensor * packed;

@@ -247,11 +247,16 @@ void Rewriter::rewrite(std::vector<ggml_tensor *> & nodes) {
     std::unordered_map<const ggml_tensor *, const ggml_tensor *> low_rank_products;
     std::unordered_set<const ggml_tensor *> superfluous;
     std::unordered_set<const ggml_tensor *> bf16_sums;
+    // a model of float32 weights stays exact
+    const bool rounds = std::any_of(nodes.begin(), nodes.end(), [&](const ggml_tensor * node) {
+        return is_op(node, GGML_OP_MUL_MAT) && ops.can_bf16_product(node->src[0], node->src[1]);
+    });
     for (const ggml_tensor * node : nodes) {
         if (precision == Precision::llama_cpp) {
             break;
         }
         if (auto attention = match_attention(node)) {
+            attention->params.bf16 = rounds;
             superfluous.insert(attention->inner.begin(), attention->inner.end());
             attentions[node] = std::move(*attention);
         } else if (const ggml_tensor * product = low_rank_product(node)) {

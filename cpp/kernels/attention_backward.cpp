@@ -9,26 +9,6 @@ namespace {
 
 using namespace detail;
 
-// A run of tokens and one head of keys and values make a piece of work of its own, and one pass over its tiles gives
-// dq, dk and dv. Where there are too few such pieces for the threads, the last ones are divided further: dk and dv by
-// key tile, dq by head and query tile, at the price of finding the scores twice. All sums are taken in the same order
-// either way.
-enum class Output { all, keys, queries };
-
-struct Work {
-    Output output;
-    int64_t head_kv;
-    int64_t head;  // for Output::queries
-    Range run;
-    int64_t tile_begin;  // for Output::keys and Output::queries
-    double cost;
-};
-
-// Products per pair: scores and d_weights, then one each for dq, dk, dv.
-constexpr double kProductsAll = 5.0;
-constexpr double kProductsKeys = 4.0;
-constexpr double kProductsQueries = 3.0;
-
 struct Scratch {
     AlignedFloats key_panels, value_panels, keys, dk, dv, queries, d_out, weights, d_weights;
 };
@@ -68,7 +48,7 @@ class TileWorker {
           weights_(scratch.weights.reserve(kQueryTile * kScoreStride)),
           d_weights_(scratch.d_weights.reserve(kQueryTile * kScoreStride)) {}
 
-    void run(const Work & work) {
+    void run(const BackwardWork & work) {
         const Range run = work.run;
         const int64_t first_head = work.head_kv * group_;
         switch (work.output) {
@@ -81,10 +61,10 @@ class TileWorker {
                 }
                 break;
             case Output::keys:
-                key_tile(work.head_kv, run, work.tile_begin, false);
+                key_tile(work.head_kv, run, work.tokens.begin, false);
                 break;
             case Output::queries:
-                query_tile(work.head, run, work.tile_begin);
+                query_tile(work.head, run, work.tokens.begin);
                 break;
         }
     }
@@ -250,82 +230,6 @@ class TileWorker {
     TileMask mask_;
 };
 
-size_t least_loaded(const std::vector<double> & loads) {
-    return static_cast<size_t>(std::min_element(loads.begin(), loads.end()) - loads.begin());
-}
-
-// How many of the pieces (most expensive first) stay whole so that the slowest of nth threads is fastest.
-size_t count_whole(const std::vector<Work> & pieces, double total, size_t nth) {
-    std::vector<double> loads(nth);
-    constexpr double kSplitCost = (kProductsKeys + kProductsQueries) / kProductsAll;
-    double slowest = 0.0;
-    double whole = 0.0;
-    double best = kSplitCost * total / static_cast<double>(nth);
-    size_t best_count = 0;
-    for (size_t i = 0; i < pieces.size(); ++i) {
-        double & load = loads[least_loaded(loads)];
-        load += pieces[i].cost;
-        slowest = std::max(slowest, load);
-        whole += pieces[i].cost;
-        const double estimate = std::max(slowest, (whole + kSplitCost * (total - whole)) / static_cast<double>(nth));
-        if (estimate <= best) {
-            best = estimate;
-            best_count = i + 1;
-        }
-    }
-    return best_count;
-}
-
-void split_piece(const AttentionShape & shape, const Work & piece, std::vector<Work> & list) {
-    const int64_t group = shape.n_heads / shape.n_heads_kv;
-    const Range run = piece.run;
-    for (int64_t begin = run.begin; begin < run.end; begin += kKeyTile) {
-        const Range keys = {begin, std::min(begin + kKeyTile, run.end)};
-        int64_t pairs = 0;
-        for (int64_t t = run.begin; t < run.end; ++t) {
-            pairs += std::max<int64_t>(
-                0, std::min<int64_t>(shape.end_key[t], keys.end) - std::max<int64_t>(shape.first_key[t], keys.begin));
-        }
-        list.push_back(
-            {Output::keys, piece.head_kv, 0, run, begin, kProductsKeys * static_cast<double>(pairs * group)});
-    }
-    for (int64_t h = piece.head_kv * group; h < (piece.head_kv + 1) * group; ++h) {
-        for (int64_t begin = run.begin; begin < run.end; begin += kQueryTile) {
-            const int64_t pairs = count_pairs(shape, {begin, std::min(begin + kQueryTile, run.end)});
-            list.push_back(
-                {Output::queries, piece.head_kv, h, run, begin, kProductsQueries * static_cast<double>(pairs)});
-        }
-    }
-}
-
-bool more_expensive(const Work & a, const Work & b) {
-    return a.cost > b.cost;
-}
-
-// The work of all threads in the order in which it is dealt out.
-std::vector<Work> list_work(const AttentionShape & shape, int nth) {
-    std::vector<Work> pieces;
-    double total = 0.0;
-    const auto group = static_cast<double>(shape.n_heads / shape.n_heads_kv);
-    for (const Range run : independent_runs(shape)) {
-        const double cost = kProductsAll * group * static_cast<double>(count_pairs(shape, run));
-        for (int64_t head_kv = 0; head_kv < shape.n_heads_kv; ++head_kv) {
-            pieces.push_back({Output::all, head_kv, 0, run, 0, cost});
-            total += cost;
-        }
-    }
-    std::stable_sort(pieces.begin(), pieces.end(), more_expensive);
-    const size_t n_whole = count_whole(pieces, total, static_cast<size_t>(nth));
-    std::vector<Work> divided;
-    for (size_t i = n_whole; i < pieces.size(); ++i) {
-        split_piece(shape, pieces[i], divided);
-    }
-    std::stable_sort(divided.begin(), divided.end(), more_expensive);
-    pieces.resize(n_whole);
-    pieces.insert(pieces.end(), divided.begin(), divided.end());
-    return pieces;
-}
-
 }  // namespace
 
 void attention_backward(const AttentionShape & shape, const ConstHeads & q, const ConstHeads & k, const ConstHeads & v,
@@ -334,13 +238,8 @@ void attention_backward(const AttentionShape & shape, const ConstHeads & q, cons
     static thread_local Scratch scratch;
     const Backward args = {shape, q, k, v, out, lse, d_out, dq, dk, dv, accumulate};
     TileWorker worker(args, scratch);
-    std::vector<double> loads(static_cast<size_t>(nth));
-    for (const Work & work : list_work(shape, nth)) {
-        const size_t owner = least_loaded(loads);
-        loads[owner] += work.cost;
-        if (owner == static_cast<size_t>(ith)) {
-            worker.run(work);
-        }
+    for (const BackwardWork & work : backward_work(shape, {kQueryTile, kKeyTile}, ith, nth)) {
+        worker.run(work);
     }
 }
 

@@ -136,32 +136,10 @@ struct Forward {
 
 void attention_forward(const AttentionShape & shape, const ConstHeads & q, const ConstHeads & k, const ConstHeads & v,
                        const Heads & out, float * lse, int ith, int nth) {
-    // One line of work: runs, in them heads of keys, tiles of queries, heads of queries. Each thread takes a stretch.
-    const int64_t group = shape.n_heads / shape.n_heads_kv;
-    // The queries themselves cost something, too: copies, and the register blocks on the diagonal.
-    const auto cost_of = [&](Range queries) {
-        return static_cast<double>(count_pairs(shape, queries) + 16 * queries.size());
-    };
-    const double total = cost_of({0, shape.n_tokens}) * static_cast<double>(shape.n_heads);
-    const auto is_mine = [&](double position) { return static_cast<int>(position * nth / total) == ith; };
     const Forward forward = {shape, q, k, v, out, lse};
-    double position = 0.0;
-    for (const Range run : independent_runs(shape)) {
-        for (int64_t first_head = 0; first_head < shape.n_heads; first_head += group) {
-            for (int64_t begin = run.begin; begin < run.end; begin += kQueryTile) {
-                const Range queries = {begin, std::min(begin + kQueryTile, run.end)};
-                const double cost = cost_of(queries);
-                Range mine = {first_head, first_head};
-                for (int64_t h = first_head; h < first_head + group; ++h) {
-                    if (is_mine(position + 0.5 * cost)) {
-                        mine = {mine.size() == 0 ? h : mine.begin, h + 1};
-                    }
-                    position += cost;
-                }
-                for (int64_t h = mine.begin; h < mine.end; h += kHeadsTogether) {
-                    forward.query_tile({h, std::min(h + kHeadsTogether, mine.end)}, queries);
-                }
-            }
+    for (const ForwardWork & work : forward_work(shape, kQueryTile, ith, nth)) {
+        for (int64_t h = work.heads.begin; h < work.heads.end; h += kHeadsTogether) {
+            forward.query_tile({h, std::min(h + kHeadsTogether, work.heads.end)}, work.queries);
         }
     }
 }

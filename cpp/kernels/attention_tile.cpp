@@ -1,55 +1,8 @@
 #include "kernels/attention_tile.h"
 
 #include <cmath>
-#include <limits>
 
 namespace ggtune::kernels::detail {
-
-std::vector<Range> independent_runs(const AttentionShape & shape) {
-    const int64_t n = shape.n_tokens;
-    // first_needed[t]: the first key that a token from t on sees
-    std::vector<int32_t> first_needed(static_cast<size_t>(n) + 1, std::numeric_limits<int32_t>::max());
-    for (int64_t t = n - 1; t >= 0; --t) {
-        const bool sees = shape.first_key[t] < shape.end_key[t];
-        first_needed[t] = std::min(first_needed[t + 1], sees ? shape.first_key[t] : first_needed[t + 1]);
-    }
-    std::vector<Range> runs;
-    int64_t begin = 0;
-    int64_t end_needed = 0;
-    for (int64_t t = 0; t < n; ++t) {
-        if (shape.first_key[t] < shape.end_key[t]) {
-            end_needed = std::max<int64_t>(end_needed, shape.end_key[t]);
-        }
-        if (end_needed <= t + 1 && first_needed[t + 1] > t) {
-            if (!runs.empty() && t + 1 - runs.back().begin <= kQueryTile) {
-                runs.back().end = t + 1;
-            } else {
-                runs.push_back({begin, t + 1});
-            }
-            begin = t + 1;
-        }
-    }
-    return runs;
-}
-
-int64_t count_pairs(const AttentionShape & shape, Range tokens) {
-    int64_t pairs = 0;
-    for (int64_t t = tokens.begin; t < tokens.end; ++t) {
-        pairs += std::max(0, shape.end_key[t] - shape.first_key[t]);
-    }
-    return pairs;
-}
-
-Range visible_keys(const AttentionShape & shape, Range tokens) {
-    Range keys = {shape.n_tokens, 0};
-    for (int64_t t = tokens.begin; t < tokens.end; ++t) {
-        if (shape.first_key[t] < shape.end_key[t]) {
-            keys.begin = std::min<int64_t>(keys.begin, shape.first_key[t]);
-            keys.end = std::max<int64_t>(keys.end, shape.end_key[t]);
-        }
-    }
-    return keys.begin < keys.end ? keys : Range{0, 0};
-}
 
 bool TileMask::build(const AttentionShape & shape, Range queries, Range keys) {
     n_queries = queries.size();

@@ -6,9 +6,9 @@
 #include <cstdint>
 #include <cstring>
 #include <new>
-#include <vector>
 
 #include "kernels/attention.h"
+#include "kernels/attention_work.h"
 #include "kernels/blocked_product.h"
 #include "kernels/microkernel.h"
 #include "kernels/partition.h"
@@ -20,7 +20,7 @@ namespace ggtune::kernels::detail {
 
 // Rows of a register block, whatever its width.
 inline constexpr int64_t kBlockRows = max_block_rows(simd::kPanelVectors);
-inline constexpr int64_t kQueryTile = 96;
+inline constexpr int64_t kQueryTile = kShortRun;
 inline constexpr int64_t kKeyTile = 192;
 // Row stride of a tile of scores. Not a power of two: its columns are read, too.
 inline constexpr int64_t kScoreStride = kKeyTile + 16;
@@ -31,18 +31,19 @@ static_assert(kQueryTile % kBlockRows == 0 && kKeyTile % kPanelCols == 0);
 inline constexpr double kLn2 = 0.69314718055994530942;
 
 // Scratch on cache line boundaries (a vector load across two lines costs two).
-class AlignedFloats {
+template <typename T>
+class AlignedBuffer {
   public:
-    AlignedFloats() = default;
-    AlignedFloats(const AlignedFloats &) = delete;
-    AlignedFloats & operator=(const AlignedFloats &) = delete;
-    ~AlignedFloats() { release(); }
+    AlignedBuffer() = default;
+    AlignedBuffer(const AlignedBuffer &) = delete;
+    AlignedBuffer & operator=(const AlignedBuffer &) = delete;
+    ~AlignedBuffer() { release(); }
 
-    // At least n floats, old contents lost.
-    float * reserve(int64_t n) {
+    // At least n values, old contents lost.
+    T * reserve(int64_t n) {
         if (n > size_) {
             release();
-            data_ = static_cast<float *>(::operator new(static_cast<size_t>(n) * sizeof(float), kAlignment));
+            data_ = static_cast<T *>(::operator new(static_cast<size_t>(n) * sizeof(T), kAlignment));
             size_ = n;
         }
         return data_;
@@ -57,19 +58,11 @@ class AlignedFloats {
         size_ = 0;
     }
 
-    float * data_ = nullptr;
+    T * data_ = nullptr;
     int64_t size_ = 0;
 };
 
-// A run of tokens that sees no other key and whose keys no other token sees: a sample, or short ones together.
-// Found from the masks alone; independent of the number of threads.
-std::vector<Range> independent_runs(const AttentionShape & shape);
-
-// Number of (token, key) pairs of these tokens that see each other.
-int64_t count_pairs(const AttentionShape & shape, Range tokens);
-
-// From the first to the last key that one of these tokens sees; empty if there is none.
-Range visible_keys(const AttentionShape & shape, Range tokens);
+using AlignedFloats = AlignedBuffer<float>;
 
 // Which keys of a tile its queries see, by row and by register block; all relative to the tile.
 struct TileMask {

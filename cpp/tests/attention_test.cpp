@@ -95,15 +95,24 @@ Result initial_result(const Case & c) {
             Tensor(c, c.n_heads_kv, c.head_dim_v, 8)};
 }
 
-Result run_kernels(const Case & c, const Inputs & in, int nth) {
+struct Kernels {
+    const char * name;
+    decltype(&attention_forward) forward;
+    decltype(&attention_backward) backward;
+};
+
+constexpr Kernels kFloat32 = {"", attention_forward, attention_backward};
+constexpr Kernels kBf16 = {"bf16, ", attention_forward_bf16, attention_backward_bf16};
+
+Result run_kernels(const Kernels & kernels, const Case & c, const Inputs & in, int nth) {
     const AttentionShape shape = shape_of(c);
     Result r = initial_result(c);
     for (int ith = 0; ith < nth; ++ith) {
-        attention_forward(shape, in.q.read(), in.k.read(), in.v.read(), r.out.write(), r.lse.data(), ith, nth);
+        kernels.forward(shape, in.q.read(), in.k.read(), in.v.read(), r.out.write(), r.lse.data(), ith, nth);
     }
     for (int ith = 0; ith < nth; ++ith) {
-        attention_backward(shape, in.q.read(), in.k.read(), in.v.read(), r.out.read(), r.lse.data(), in.d_out.read(),
-                           r.dq.write(), r.dk.write(), r.dv.write(), c.accumulate, ith, nth);
+        kernels.backward(shape, in.q.read(), in.k.read(), in.v.read(), r.out.read(), r.lse.data(), in.d_out.read(),
+                         r.dq.write(), r.dk.write(), r.dv.write(), c.accumulate, ith, nth);
     }
     return r;
 }
@@ -139,23 +148,44 @@ double gradient_difference(const Tensor & a, const Tensor & b, const Tensor & d_
     return norm(difference) / std::max(norm(expected), norm(incoming));
 }
 
-void test_case(const Case & c) {
-    const Inputs in(c);
-    const Result expected = run_reference(c, in);
-    const Result one = run_kernels(c, in, 1);
-    check(c.name + ": out", relative_difference(one.out.values, expected.out.values), 2e-6);
-    check(c.name + ": log-sum-exp", lse_difference(one.lse, expected.lse), 1e-6);
-    check(c.name + ": dq", gradient_difference(one.dq, expected.dq, in.d_out), 5e-6);
-    check(c.name + ": dk", gradient_difference(one.dk, expected.dk, in.d_out), 5e-6);
-    check(c.name + ": dv", gradient_difference(one.dv, expected.dv, in.d_out), 5e-6);
+void test_threads(const Kernels & kernels, const Case & c, const Inputs & in, const Result & one) {
     int n_different = 0;
     for (const int nth : {2, 3, 7}) {
-        const Result other = run_kernels(c, in, nth);
+        const Result other = run_kernels(kernels, c, in, nth);
         n_different += !(same_bits(other.out.values, one.out.values) && same_bits(other.lse, one.lse) &&
                          same_bits(other.dq.values, one.dq.values) && same_bits(other.dk.values, one.dk.values) &&
                          same_bits(other.dv.values, one.dv.values));
     }
-    check(c.name + ": same bits for 1, 2, 3, 7 threads", n_different, 0.0);
+    check(kernels.name + c.name + ": same bits for 1, 2, 3, 7 threads", n_different, 0.0);
+}
+
+struct Limits {
+    double out, lse, gradients;
+};
+
+void test_kernels(const Kernels & kernels, const Case & c, const Inputs & in, const Result & expected,
+                  const Limits & limits) {
+    const std::string name = kernels.name + c.name;
+    const Result one = run_kernels(kernels, c, in, 1);
+    check(name + ": out", relative_difference(one.out.values, expected.out.values), limits.out);
+    check(name + ": log-sum-exp", lse_difference(one.lse, expected.lse), limits.lse);
+    check(name + ": dq", gradient_difference(one.dq, expected.dq, in.d_out), limits.gradients);
+    check(name + ": dk", gradient_difference(one.dk, expected.dk, in.d_out), limits.gradients);
+    check(name + ": dv", gradient_difference(one.dv, expected.dv, in.d_out), limits.gradients);
+    test_threads(kernels, c, in, one);
+}
+
+// Rounding to bf16 moves q, k, v, d_out, the weights and their gradients by 2^-9 of a value at most, 1.1e-3 in the root
+// of the mean square. A logit of order 1 so moves by 1.6e-3 (one alone by several times that: the log-sum-exp of a token
+// with one key), and outputs, a weight's error and the value's together, by 2.5e-3 in norm; gradients have two more
+// roundings.
+constexpr Limits kBf16Limits = {4e-3, 1.5e-2, 5e-3};
+
+void test_case(const Case & c, const Limits & bf16_limits = kBf16Limits) {
+    const Inputs in(c);
+    const Result expected = run_reference(c, in);
+    test_kernels(kFloat32, c, in, expected, {2e-6, 1e-6, 5e-6});
+    test_kernels(kBf16, c, in, expected, bf16_limits);
 }
 
 void test_against_reference() {
@@ -176,7 +206,10 @@ void test_against_reference() {
     test_case({"window 1", 2, 2, 32, 32, Packing({150}, 1), scale(32), 0.0f, 1.0f});
     test_case({"soft cap after the scale", 4, 2, 64, 64, samples, scale(64), 1.5f, 1.0f});
     test_case({"soft cap before the scale", 4, 2, 64, 64, Packing({300}, 120), 1.0f, 20.0f, scale(64), true});
-    test_case({"large logits", 2, 2, 64, 64, Packing({257}), 1.0f, 0.0f, 1.0f});
+    // logits of order 8, and so their errors
+    test_case({"large logits", 2, 2, 64, 64, Packing({257}), 1.0f, 0.0f, 1.0f}, {1.5e-2, 1.5e-2, 2e-2});
+    test_case({"longer than a chunk", 2, 1, 64, 64, Packing({1100}), scale(64), 0.0f, 1.0f, true});
+    test_case({"window across chunks", 2, 1, 32, 32, Packing({1100}, 600), scale(32), 0.0f, 1.0f});
 
     Case whole = {"every token sees all", 2, 2, 64, 64, Packing({270}), scale(64), 0.0f, 1.0f};
     std::fill(whole.packing.first_key.begin(), whole.packing.first_key.end(), 0);
@@ -200,6 +233,60 @@ void test_against_reference() {
     blind.name = "tokens without keys, soft cap";
     blind.softcap = 2.0f;
     test_case(blind);
+}
+
+// The part of the error of bf16 products that is a multiple of the result: rounding has to be as often up as down.
+void test_bias() {
+    const Case c = {"", 8, 2, 64, 64, Packing({512}), 0.125f, 0.0f, 1.0f};
+    const Inputs in(c);
+    const Result expected = run_reference(c, in);
+    const Result found = run_kernels(kBf16, c, in, 1);
+    const auto bias = [](const Tensor & a, const Tensor & b) {
+        double along = 0.0, size = 0.0;
+        for (size_t i = 0; i < b.values.size(); ++i) {
+            along += (static_cast<double>(a.values[i]) - b.values[i]) * b.values[i];
+            size += static_cast<double>(b.values[i]) * b.values[i];
+        }
+        return std::fabs(along / size);
+    };
+    check("bf16, gradients alone: dq", relative_difference(found.dq.values, expected.dq.values), 5e-3);
+    check("bf16, gradients alone: dk", relative_difference(found.dk.values, expected.dk.values), 5e-3);
+    check("bf16, gradients alone: dv", relative_difference(found.dv.values, expected.dv.values), 5e-3);
+    // five standard errors: 5 * 3e-3 / sqrt(independent errors)
+    check("bf16, bias: out", bias(found.out, expected.out), 2e-4);
+    check("bf16, bias: dq", bias(found.dq, expected.dq), 2e-4);
+    check("bf16, bias: dk", bias(found.dk, expected.dk), 2e-4);
+    check("bf16, bias: dv", bias(found.dv, expected.dv), 2e-4);
+}
+
+// A value that is not finite shows in every token that depends on it, and in no other sample.
+void test_not_finite(const Kernels & kernels) {
+    const Case c = {"", 2, 1, 64, 64, Packing({150, 151}), 0.125f, 0.0f, 1.0f};
+    const char * names[4] = {"q", "k", "v", "d_out"};
+    for (const float value : {static_cast<float>(NAN), INFINITY}) {
+        for (int n = 0; n < 4; ++n) {
+            constexpr int64_t kToken = 70;
+            Inputs in(c);
+            Tensor * const tensors[4] = {&in.q, &in.k, &in.v, &in.d_out};
+            tensors[n]->values[static_cast<size_t>(kToken * tensors[n]->token_stride + 3)] = value;
+            const Result r = run_kernels(kernels, c, in, 1);
+            const auto count_finite = [&](const Tensor & t, int64_t begin, int64_t end) {
+                return std::count_if(t.values.begin() + begin * t.token_stride, t.values.begin() + end * t.token_stride,
+                                     [](float x) { return std::isfinite(x); });
+            };
+            int64_t n_hurt = 0;
+            for (const Tensor * t : {&r.out, &r.dq, &r.dk, &r.dv}) {
+                n_hurt += 151 * t->token_stride - count_finite(*t, 150, 301);
+            }
+            const std::string name = std::string(kernels.name) + (std::isnan(value) ? "NaN in " : "infinity in ");
+            check(name + names[n] + ": values hurt in the other sample", static_cast<double>(n_hurt), 0.0);
+            const Tensor & own = n == 3 ? r.dq : r.out;  // head 0 of the token
+            const float * row = own.values.data() + kToken * own.token_stride;
+            const bool shows =
+                n == 2 ? !std::isfinite(row[3]) : std::none_of(row, row + 64, [](float x) { return std::isfinite(x); });
+            check(name + names[n] + ": hidden", shows ? 0.0 : 1.0, 0.0);
+        }
+    }
 }
 
 // sum(out * d_out) from the formula alone, in double, dense tensors [token, head, dim].
@@ -235,7 +322,7 @@ void test_finite_differences() {
         const Case c = {"", 4, 2, 8, 8, Packing({5, 13, 1}, 9), 0.7f, softcap, 0.9f};
         const AttentionShape shape = shape_of(c);
         const Inputs in(c);
-        const Result result = run_kernels(c, in, 1);
+        const Result result = run_kernels(kFloat32, c, in, 1);
         std::vector<double> inputs[3];
         const Tensor * tensors[3] = {&in.q, &in.k, &in.v};
         const Tensor * gradients[3] = {&result.dq, &result.dk, &result.dv};
@@ -266,5 +353,8 @@ void test_finite_differences() {
 int main() {
     test_finite_differences();
     test_against_reference();
+    test_bias();
+    test_not_finite(kFloat32);
+    test_not_finite(kBf16);
     return ggtune::test::finish();
 }
