@@ -5,6 +5,7 @@
 #include "engine/error.h"
 #include "engine/graph_ops.h"
 #include "engine/llama_access.h"
+#include "kernels/huge_pages.h"
 
 namespace ggtune {
 
@@ -80,6 +81,14 @@ void Executor::allocate(ggml_cgraph * graph, const std::vector<ggml_tensor *> & 
     // always planned anew: alloc_graph alone would take another graph of the same size for the one planned before
     if (!ggml_gallocr_reserve(allocator.get(), graph) || !ggml_gallocr_alloc_graph(allocator.get(), graph)) {
         throw not_enough_memory(measure(graph, kept));
+    }
+    ggml_backend_buffer_t last = nullptr;
+    for (int i = 0; i < ggml_graph_n_nodes(graph); i++) {
+        ggml_backend_buffer_t buffer = ggml_graph_node(graph, i)->buffer;
+        if (buffer != nullptr && buffer != last) {
+            kernels::prefer_huge_pages(ggml_backend_buffer_get_base(buffer), ggml_backend_buffer_get_size(buffer));
+            last = buffer;
+        }
     }
 }
 

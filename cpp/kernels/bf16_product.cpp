@@ -5,6 +5,7 @@
 #include <memory>
 
 #include "kernels/bf16_unpack.h"
+#include "kernels/huge_pages.h"
 #include "kernels/tile.h"
 #include "kernels/tile_pack.h"
 
@@ -77,7 +78,7 @@ struct Stage {
 class Stages {
   public:
     Stages(const Bf16Term * terms, int n_terms, int64_t n_tokens, int64_t first, int64_t end)
-        : terms_(terms), n_terms_(n_terms), n_tokens_(n_tokens), end_(end) {
+        : terms_(terms), n_terms_(n_terms), n_tokens_(n_tokens), first_(first), end_(end) {
         const int64_t n_blocks = (n_tokens + kTokens - 1) / kTokens;
         token_step_ = round_up((n_tokens + n_blocks - 1) / n_blocks, kSide);
         set(first, 0, 0, 0);
@@ -91,10 +92,10 @@ class Stages {
             set(stage_.column, stage_.token, stage_.term, stage_.k + stage_.depth);
         } else if (stage_.term + 1 < n_terms_) {
             set(stage_.column, stage_.token, stage_.term + 1, 0);
-        } else if (stage_.end_token < n_tokens_) {
-            set(stage_.column, stage_.end_token, 0, 0);
+        } else if (stage_.end_column < end_) {
+            set(stage_.end_column, stage_.token, 0, 0);
         } else {
-            set(stage_.end_column, 0, 0, 0);
+            set(stage_.end_token < n_tokens_ ? first_ : end_, stage_.end_token, 0, 0);
         }
     }
 
@@ -115,7 +116,7 @@ class Stages {
 
     const Bf16Term * const terms_;
     const int n_terms_;
-    const int64_t n_tokens_, end_;
+    const int64_t n_tokens_, first_, end_;
     int64_t token_step_;
     Stage stage_;
 };
@@ -229,7 +230,7 @@ struct Scratch {
 };
 
 Scratch & scratch() {
-    thread_local std::unique_ptr<Scratch> buffers = std::make_unique<Scratch>();
+    thread_local HugePages<Scratch> buffers;
     return *buffers;
 }
 
