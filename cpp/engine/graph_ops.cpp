@@ -131,10 +131,22 @@ void multiply_bf16(ggml_tensor * y, ggml_tensor * const * operands, int n_terms,
         terms[i] = {w->type, w->data, w->nb[1], w->ne[over_inputs ? 0 : 1], operands[2 * i + 1]->data};
     }
     const int64_t n_columns = y->ne[0];
-    const int64_t block = kernels::bf16_column_block(n_columns, nth);
-    node.dealer.run((n_columns + block - 1) / block, nth, [&](kernels::Range blocks) {
-        multiply(terms, n_terms, ggml_nrows(y), floats(y), stride(y, 1), node.accumulate, blocks.begin * block,
-                 std::min(blocks.end * block, n_columns));
+    const int64_t n_tokens = ggml_nrows(y);
+    const kernels::Bf16Blocks block = kernels::bf16_blocks(n_tokens, n_columns, nth);
+    const int64_t n_column_blocks = (n_columns + block.columns - 1) / block.columns;
+    const int64_t n_token_blocks = (n_tokens + block.tokens - 1) / block.tokens;
+    // neighbours in a portion are computed in one call, where they are columns of the same tokens
+    node.dealer.run(n_token_blocks * n_column_blocks, nth, [&](kernels::Range portion) {
+        while (portion.begin < portion.end) {
+            const int64_t row = portion.begin / n_column_blocks;
+            const int64_t end = std::min(portion.end, (row + 1) * n_column_blocks);
+            const kernels::Range tokens = {row * block.tokens, std::min((row + 1) * block.tokens, n_tokens)};
+            const int64_t first = portion.begin - row * n_column_blocks;
+            const kernels::Range columns = {first * block.columns,
+                                            std::min((end - row * n_column_blocks) * block.columns, n_columns)};
+            multiply(terms, n_terms, n_tokens, floats(y), stride(y, 1), node.accumulate, tokens, columns);
+            portion.begin = end;
+        }
     });
 }
 

@@ -77,14 +77,16 @@ struct Stage {
 // The stages of one call, one after another.
 class Stages {
   public:
-    Stages(const Bf16Term * terms, int n_terms, int64_t n_tokens, int64_t first, int64_t end)
-        : terms_(terms), n_terms_(n_terms), n_tokens_(n_tokens), first_(first), end_(end) {
-        const int64_t n_blocks = (n_tokens + kTokens - 1) / kTokens;
-        token_step_ = round_up((n_tokens + n_blocks - 1) / n_blocks, kSide);
-        set(first, 0, 0, 0);
+    Stages(const Bf16Term * terms, int n_terms, const Range & tokens, const Range & columns)
+        : terms_(terms), n_terms_(n_terms), tokens_(tokens), columns_(columns) {
+        const int64_t n_blocks = (tokens.size() + kTokens - 1) / kTokens;
+        token_step_ = n_blocks == 0 ? 0 : round_up((tokens.size() + n_blocks - 1) / n_blocks, kSide);
+        if (!done()) {
+            set(columns.begin, tokens.begin, 0, 0);
+        }
     }
 
-    bool done() const { return stage_.column >= end_; }
+    bool done() const { return columns_.size() <= 0 || tokens_.size() <= 0 || finished_; }
     const Stage & stage() const { return stage_; }
 
     void advance() {
@@ -92,10 +94,12 @@ class Stages {
             set(stage_.column, stage_.token, stage_.term, stage_.k + stage_.depth);
         } else if (stage_.term + 1 < n_terms_) {
             set(stage_.column, stage_.token, stage_.term + 1, 0);
-        } else if (stage_.end_column < end_) {
+        } else if (stage_.end_column < columns_.end) {
             set(stage_.end_column, stage_.token, 0, 0);
+        } else if (stage_.end_token < tokens_.end) {
+            set(columns_.begin, stage_.end_token, 0, 0);
         } else {
-            set(stage_.end_token < n_tokens_ ? first_ : end_, stage_.end_token, 0, 0);
+            finished_ = true;
         }
     }
 
@@ -104,9 +108,9 @@ class Stages {
         const int64_t whole = terms_[term].depth;
         const int64_t depth = std::min(kDepth, whole - k);
         stage_ = {column,
-                  std::min(end_, column + kColumns),
+                  std::min(columns_.end, column + kColumns),
                   token,
-                  std::min(n_tokens_, token + token_step_),
+                  std::min(tokens_.end, token + token_step_),
                   term,
                   k,
                   depth,
@@ -116,9 +120,10 @@ class Stages {
 
     const Bf16Term * const terms_;
     const int n_terms_;
-    const int64_t n_tokens_, first_, end_;
+    const Range tokens_, columns_;
     int64_t token_step_;
     Stage stage_;
+    bool finished_ = false;
 };
 
 // Unpacks the weights of a stage piece by piece, so that it can be done beside the products of the stage before.
@@ -278,12 +283,12 @@ void store(const Stage & stage, const float * sums, float * result, int64_t stri
 // that of the gradient.
 template <class StageUnpacker>
 void multiply(const Bf16Term * terms, int n_terms, int64_t n_tokens, float * result, int64_t stride, bool accumulate,
-              int64_t first, int64_t end) {
+              const Range & tokens, const Range & columns) {
     constexpr bool kWeightsAreA = std::is_same_v<StageUnpacker, OutputUnpacker>;
     const TileSession session(tile_unit());
     Scratch & buffers = scratch();
     StageUnpacker unpacker;
-    Stages stages(terms, n_terms, n_tokens, first, end);
+    Stages stages(terms, n_terms, tokens, columns);
     if (stages.done()) {
         return;
     }
@@ -292,7 +297,7 @@ void multiply(const Bf16Term * terms, int n_terms, int64_t n_tokens, float * res
         const Stage & stage = stages.stage();
         unpacker.start(terms[stage.term], stage, buffers.weights);
         unpacker.unpack(0, unpacker.n_pieces());
-        const Bf16 * tokens = aligned(terms[stage.term].packed) + n_panels * tile_count(stage.k) * kTileValues;
+        const Bf16 * packed = aligned(terms[stage.term].packed) + n_panels * tile_count(stage.k) * kTileValues;
         float * sums = buffers.sums;
         for (int64_t column = stage.column; column < stage.end_column; column += kSide) {
             const int64_t n_columns = std::min(kSide, stage.end_column - column);
@@ -300,7 +305,7 @@ void multiply(const Bf16Term * terms, int n_terms, int64_t n_tokens, float * res
             for (int64_t token = stage.token; token < stage.end_token; token += kSide, sums += kBlockSums) {
                 const int64_t n = std::min(kSide, stage.end_token - token);
                 const int64_t x_stride = panel_stride(stage.depth);
-                const Bf16 * x = tokens + token / kTileRows * x_stride;
+                const Bf16 * x = packed + token / kTileRows * x_stride;
                 TileProduct product = {tile_count(stage.depth),
                                        kWeightsAreA ? w : x,
                                        kWeightsAreA ? stage.weight_stride() : x_stride,
@@ -346,18 +351,22 @@ void bf16_pack_gradients(const float * dy, int64_t dy_row_stride, int64_t n, int
     pack(dy, dy_row_stride, n, n_tokens, scale, packed, first, end, pack_rows);
 }
 
-int64_t bf16_column_block(int64_t n_columns, int nth) {
-    return std::clamp(round_up((n_columns + nth - 1) / nth, kSide), kSide, kColumns);
+Bf16Blocks bf16_blocks(int64_t n_tokens, int64_t n_columns, int nth) {
+    // several for each thread, so that one that is held up holds up the others little; narrow results by tokens
+    const int64_t columns = std::clamp(round_up((n_columns + nth - 1) / nth, kSide), kSide, kColumns);
+    const int64_t n_blocks = (n_columns + columns - 1) / columns;
+    const int64_t wanted = n_blocks >= nth ? 1 : (nth + n_blocks - 1) / n_blocks;
+    return {std::max(kSide, round_up((n_tokens + wanted - 1) / wanted, kSide)), columns};
 }
 
 void bf16_forward(const Bf16Term * terms, int n_terms, int64_t n_tokens, float * y, int64_t y_row_stride,
-                  bool accumulate, int64_t first, int64_t end) {
-    multiply<OutputUnpacker>(terms, n_terms, n_tokens, y, y_row_stride, accumulate, first, end);
+                  bool accumulate, const Range & tokens, const Range & columns) {
+    multiply<OutputUnpacker>(terms, n_terms, n_tokens, y, y_row_stride, accumulate, tokens, columns);
 }
 
 void bf16_input_gradient(const Bf16Term * terms, int n_terms, int64_t n_tokens, float * dx, int64_t dx_row_stride,
-                         bool accumulate, int64_t first, int64_t end) {
-    multiply<InputUnpacker>(terms, n_terms, n_tokens, dx, dx_row_stride, accumulate, first, end);
+                         bool accumulate, const Range & tokens, const Range & columns) {
+    multiply<InputUnpacker>(terms, n_terms, n_tokens, dx, dx_row_stride, accumulate, tokens, columns);
 }
 
 }  // namespace ggtune::kernels

@@ -11,6 +11,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels/partition.h"
+
 namespace ggtune::kernels {
 
 // True where this CPU has a matrix unit. Elsewhere the functions are right but slow.
@@ -39,17 +41,20 @@ struct Bf16Term {
 };
 inline constexpr int kMostBf16Terms = 2;
 
-// Columns of the result that are best computed at a time, a multiple of 32.
-int64_t bf16_column_block(int64_t n_columns, int nth);
+// How the result [n_tokens, n_columns] is best divided: into blocks of so many tokens and columns, multiples of 32.
+struct Bf16Blocks {
+    int64_t tokens, columns;
+};
+Bf16Blocks bf16_blocks(int64_t n_tokens, int64_t n_columns, int nth);
 
-// Y[t, o] = sum over terms of sum_i X[t, i] * W[o, i], added to Y where `accumulate`, for outputs [first, end); `first` is a
-// multiple of 32.
+// Y[t, o] = sum over terms of sum_i X[t, i] * W[o, i], added to Y where `accumulate`, for some tokens and outputs; the ranges
+// begin at multiples of 32.
 void bf16_forward(const Bf16Term * terms, int n_terms, int64_t n_tokens, float * y, int64_t y_row_stride,
-                  bool accumulate, int64_t first, int64_t end);
+                  bool accumulate, const Range & tokens, const Range & columns);
 
-// dX[t, i] = sum over terms of sum_o dY[t, o] * W[o, i], likewise for inputs [first, end).
+// dX[t, i] = sum over terms of sum_o dY[t, o] * W[o, i], likewise for some tokens and inputs.
 void bf16_input_gradient(const Bf16Term * terms, int n_terms, int64_t n_tokens, float * dx, int64_t dx_row_stride,
-                         bool accumulate, int64_t first, int64_t end);
+                         bool accumulate, const Range & tokens, const Range & columns);
 
 // G[r, i] += scale * sum_t S[t, r] * L[t, i], the gradient of a low-rank matrix, for columns [first, end) of L; `first` is a
 // multiple of bf16_outer_block().
