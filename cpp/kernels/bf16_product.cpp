@@ -21,12 +21,12 @@ constexpr int64_t kBlockSums = kSide * kSide;
 // Cache blocking, measured: of the sum kDepth at a time, so that the weights of kSide columns of the result (32 KiB) stay in
 // the L1 cache while the tokens pass by; those of kColumns, the tokens' values and the sums stay in the L2 cache.
 constexpr int64_t kDepth = 512;
-constexpr int64_t kColumns = 256;
+constexpr int64_t kColumns = 512;
 constexpr int64_t kTokens = 512;
 constexpr int64_t kDepthTiles = kDepth / kTileDepth;
 
-// Weights that are unpacked at a time, beside the products: a multiple of every type's block.
-constexpr int64_t kPiece = 256;
+// A second term of so small a depth is summed together with the end of the first, in registers.
+constexpr int64_t kMoreDepth = 64;
 
 int64_t round_up(int64_t n, int64_t unit) {
     return (n + unit - 1) / unit * unit;
@@ -68,10 +68,9 @@ struct Stage {
     int term;
     int64_t k, depth;
     bool first, last;  // of the sum
+    int64_t more;      // depth of the term after it that is summed together with it
 
-    int64_t column_blocks() const { return (end_column - column + kSide - 1) / kSide; }
     int64_t token_blocks() const { return (end_token - token + kSide - 1) / kSide; }
-    int64_t weight_stride() const { return tile_count(depth) * kTileValues; }
 };
 
 // The stages of one call, one after another.
@@ -92,7 +91,7 @@ class Stages {
     void advance() {
         if (stage_.k + stage_.depth < terms_[stage_.term].depth) {
             set(stage_.column, stage_.token, stage_.term, stage_.k + stage_.depth);
-        } else if (stage_.term + 1 < n_terms_) {
+        } else if (!stage_.last) {
             set(stage_.column, stage_.token, stage_.term + 1, 0);
         } else if (stage_.end_column < columns_.end) {
             set(stage_.end_column, stage_.token, 0, 0);
@@ -107,6 +106,9 @@ class Stages {
     void set(int64_t column, int64_t token, int term, int64_t k) {
         const int64_t whole = terms_[term].depth;
         const int64_t depth = std::min(kDepth, whole - k);
+        const bool ends = k + depth == whole;
+        const int64_t next = ends && term + 1 < n_terms_ ? terms_[term + 1].depth : 0;
+        const int64_t more = next <= kMoreDepth ? next : 0;
         stage_ = {column,
                   std::min(columns_.end, column + kColumns),
                   token,
@@ -115,7 +117,8 @@ class Stages {
                   k,
                   depth,
                   term == 0 && k == 0,
-                  term + 1 == n_terms_ && k + depth == whole};
+                  ends && term + (more > 0 ? 2 : 1) == n_terms_,
+                  more};
     }
 
     const Bf16Term * const terms_;
@@ -124,19 +127,6 @@ class Stages {
     int64_t token_step_;
     Stage stage_;
     bool finished_ = false;
-};
-
-// Unpacks the weights of a stage piece by piece, so that it can be done beside the products of the stage before.
-class Unpacker {
-  public:
-    // pieces [begin, end) of n_pieces()
-    virtual void unpack(int64_t begin, int64_t end) = 0;
-    virtual ~Unpacker() = default;
-
-    int64_t n_pieces() const { return n_pieces_; }
-
-  protected:
-    int64_t n_pieces_ = 0;
 };
 
 // Rows lie too far apart for the CPU to foresee them.
@@ -149,88 +139,58 @@ inline void bring_near(const char * data, size_t n_bytes) {
     }
 }
 
-// Rows of W are rows of A: outputs times inputs.
-class OutputUnpacker final : public Unpacker {
-  public:
-    void start(const Bf16Term & term, const Stage & stage, Bf16 * weights) {
-        term_ = &term;
-        stage_ = &stage;
-        weights_ = weights;
-        per_row_ = (stage.depth + kPiece - 1) / kPiece;
-        n_pieces_ = (stage.end_column - stage.column) * per_row_;
-    }
-
-    void unpack(int64_t begin, int64_t end) override {
-        for (int64_t piece = begin; piece < end; ++piece) {
-            const int64_t row = piece / per_row_;
-            const int64_t k = piece % per_row_ * kPiece;
-            const auto * from = static_cast<const char *>(term_->w) +
-                                static_cast<size_t>(stage_->column + row) * term_->row_bytes +
-                                ggml_row_size(term_->type, stage_->k + k);
-            bring_near(from + kRowsAhead * term_->row_bytes, ggml_row_size(term_->type, kPiece));
-            unpack_bf16(term_->type, from, std::min(kPiece, stage_->depth - k),
-                        weights_ + row / kTileRows * stage_->weight_stride() + k / kTileDepth * kTileValues +
-                            row % kTileRows * kTileDepth,
+// Columns [column, end_column) of the result are rows of W and rows of A; `depth` inputs from k on.
+struct OutputUnpacker {
+    static void unpack(const Bf16Term & term, int64_t k, int64_t depth, int64_t column, int64_t end_column,
+                       Bf16 * weights) {
+        const int64_t stride = panel_stride(depth);
+        const size_t n_bytes = ggml_row_size(term.type, round_up(depth, ggml_blck_size(term.type)));
+        for (int64_t row = 0; row < end_column - column; ++row) {
+            const auto * from = static_cast<const char *>(term.w) + static_cast<size_t>(column + row) * term.row_bytes +
+                                ggml_row_size(term.type, k);
+            bring_near(from + kRowsAhead * term.row_bytes, n_bytes);
+            unpack_bf16(term.type, from, depth, weights + row / kTileRows * stride + row % kTileRows * kTileDepth,
                         kTileValues);
         }
     }
-
-  private:
-    const Bf16Term * term_ = nullptr;
-    const Stage * stage_ = nullptr;
-    Bf16 * weights_ = nullptr;
-    int64_t per_row_ = 0;
 };
 
-// Pairs of rows of W are pairs of rows of B: outputs times inputs.
-class InputUnpacker final : public Unpacker {
-  public:
-    void start(const Bf16Term & term, const Stage & stage, Bf16 * weights) {
-        term_ = &term;
-        stage_ = &stage;
-        weights_ = weights;
-        n_pieces_ = tile_count(stage.depth) * kTilePairs;
-        // the columns may begin inside a block of W
+// They are columns of W, of which pairs of rows are pairs of rows of B; `depth` outputs from k on.
+struct InputUnpacker {
+    static void unpack(const Bf16Term & term, int64_t k, int64_t depth, int64_t column, int64_t end_column,
+                       Bf16 * weights) {
+        // blocks of W of up to 256 columns may begin before and end behind
+        constexpr int64_t kMostBlock = 256;
+        alignas(64) Bf16 rows[2][kColumns + 2 * kMostBlock];
         const int64_t block = ggml_blck_size(term.type);
-        from_ = stage.column / block * block;
-        n_ = round_up(stage.end_column - from_, block);
-    }
-
-    void unpack(int64_t begin, int64_t end) override {
-        for (int64_t pair = begin; pair < end; ++pair) {
+        const int64_t first = column / block * block;
+        const int64_t n = round_up(end_column - first, block);
+        const size_t n_bytes = ggml_row_size(term.type, n);
+        const int64_t stride = panel_stride(depth);
+        for (int64_t pair = 0; pair < tile_count(depth) * kTilePairs; ++pair) {
             for (int64_t i = 0; i < 2; ++i) {
-                const int64_t row = 2 * pair + i;
-                if (row >= stage_->depth) {
-                    std::fill(rows_[i], rows_[i] + n_, Bf16{0});
+                if (2 * pair + i >= depth) {
+                    std::fill(rows[i], rows[i] + n, Bf16{0});
                     continue;
                 }
-                const auto * from =
-                    static_cast<const char *>(term_->w) + static_cast<size_t>(stage_->k + row) * term_->row_bytes;
-                from += ggml_row_size(term_->type, from_);
-                bring_near(from + kRowsAhead * term_->row_bytes, ggml_row_size(term_->type, n_));
-                unpack_bf16(term_->type, from, n_, rows_[i], kTileDepth);
+                const auto * from = static_cast<const char *>(term.w) +
+                                    static_cast<size_t>(k + 2 * pair + i) * term.row_bytes +
+                                    ggml_row_size(term.type, first);
+                bring_near(from + kRowsAhead * term.row_bytes, n_bytes);
+                unpack_bf16(term.type, from, n, rows[i], kTileDepth);
             }
-            Bf16 * to = weights_ + pair * kTileDepth;
-            const int64_t stride = stage_->weight_stride();
-            for (int64_t column = stage_->column; column < stage_->end_column; column += kSide, to += 2 * stride) {
-                interleave(rows_[0] + (column - from_), rows_[1] + (column - from_), to, to + stride);
+            Bf16 * to = weights + pair / kTilePairs * kTileValues + pair % kTilePairs * kTileDepth;
+            for (int64_t c = column - first; c < end_column - first; c += kSide, to += 2 * stride) {
+                interleave(rows[0] + c, rows[1] + c, to, to + stride);
             }
         }
     }
-
-  private:
-    const Bf16Term * term_ = nullptr;
-    const Stage * stage_ = nullptr;
-    Bf16 * weights_ = nullptr;
-    int64_t from_ = 0;
-    int64_t n_ = 0;
-    // blocks of up to 256 before and behind the columns
-    alignas(64) Bf16 rows_[2][kColumns + 2 * kPiece];
 };
 
 // Scratch of a thread.
 struct Scratch {
     alignas(64) Bf16 weights[kDepth * kColumns];
+    alignas(64) Bf16 more[kMoreDepth * kColumns];
     alignas(64) float sums[kColumns * kTokens];
 };
 
@@ -281,41 +241,43 @@ void store(const Stage & stage, const float * sums, float * result, int64_t stri
 
 // The stationary operand, the weights, is A in the forward product, whose sums are then outputs times tokens, and B in
 // that of the gradient.
-template <class StageUnpacker>
+template <class Unpacker>
 void multiply(const Bf16Term * terms, int n_terms, int64_t n_tokens, float * result, int64_t stride, bool accumulate,
               const Range & tokens, const Range & columns) {
-    constexpr bool kWeightsAreA = std::is_same_v<StageUnpacker, OutputUnpacker>;
+    constexpr bool kWeightsAreA = std::is_same_v<Unpacker, OutputUnpacker>;
     const TileSession session(tile_unit());
     Scratch & buffers = scratch();
-    StageUnpacker unpacker;
-    Stages stages(terms, n_terms, tokens, columns);
-    if (stages.done()) {
-        return;
-    }
     const int64_t n_panels = bf16_panel_count(n_tokens);
-    for (; !stages.done(); stages.advance()) {
+    // of some columns and tokens of a term, `depth` of the sum from k on
+    const auto operands = [&](int term, int64_t k, int64_t depth, const Bf16 * weights, int64_t column, int64_t token) {
+        const int64_t panel = panel_stride(depth);
+        const Bf16 * w = weights + column / kTileRows * panel;
+        const Bf16 * x =
+            aligned(terms[term].packed) + n_panels * tile_count(k) * kTileValues + token / kTileRows * panel;
+        return TileTerm{tile_count(depth), kWeightsAreA ? w : x, panel, kWeightsAreA ? x : w, panel};
+    };
+    for (Stages stages(terms, n_terms, tokens, columns); !stages.done(); stages.advance()) {
         const Stage & stage = stages.stage();
-        unpacker.start(terms[stage.term], stage, buffers.weights);
-        unpacker.unpack(0, unpacker.n_pieces());
-        const Bf16 * packed = aligned(terms[stage.term].packed) + n_panels * tile_count(stage.k) * kTileValues;
+        Unpacker::unpack(terms[stage.term], stage.k, stage.depth, stage.column, stage.end_column, buffers.weights);
+        if (stage.more > 0) {
+            Unpacker::unpack(terms[stage.term + 1], 0, stage.more, stage.column, stage.end_column, buffers.more);
+        }
         float * sums = buffers.sums;
         for (int64_t column = stage.column; column < stage.end_column; column += kSide) {
-            const int64_t n_columns = std::min(kSide, stage.end_column - column);
-            const Bf16 * w = buffers.weights + (column - stage.column) / kTileRows * stage.weight_stride();
+            const int column_panels = panels_of(stage.end_column - column);
             for (int64_t token = stage.token; token < stage.end_token; token += kSide, sums += kBlockSums) {
-                const int64_t n = std::min(kSide, stage.end_token - token);
-                const int64_t x_stride = panel_stride(stage.depth);
-                const Bf16 * x = packed + token / kTileRows * x_stride;
-                TileProduct product = {tile_count(stage.depth),
-                                       kWeightsAreA ? w : x,
-                                       kWeightsAreA ? stage.weight_stride() : x_stride,
-                                       kWeightsAreA ? x : w,
-                                       kWeightsAreA ? x_stride : stage.weight_stride(),
-                                       sums,
-                                       kSide,
-                                       panels_of(kWeightsAreA ? n_columns : n),
-                                       panels_of(kWeightsAreA ? n : n_columns),
-                                       !stage.first};
+                const int token_panels = panels_of(stage.end_token - token);
+                TileProduct product;
+                product.term =
+                    operands(stage.term, stage.k, stage.depth, buffers.weights, column - stage.column, token);
+                if (stage.more > 0) {
+                    product.more = operands(stage.term + 1, 0, stage.more, buffers.more, column - stage.column, token);
+                }
+                product.c = sums;
+                product.c_stride = kSide;
+                product.a_panels = kWeightsAreA ? column_panels : token_panels;
+                product.b_panels = kWeightsAreA ? token_panels : column_panels;
+                product.accumulate = !stage.first;
                 product.streamed = kWeightsAreA ? Streamed::b : Streamed::a;
                 product.next_c = sums + kBlockSums;
                 session.multiply(product);
@@ -352,8 +314,9 @@ void bf16_pack_gradients(const float * dy, int64_t dy_row_stride, int64_t n, int
 }
 
 Bf16Blocks bf16_blocks(int64_t n_tokens, int64_t n_columns, int nth) {
-    // several for each thread, so that one that is held up holds up the others little; narrow results by tokens
-    const int64_t columns = std::clamp(round_up((n_columns + nth - 1) / nth, kSide), kSide, kColumns);
+    // as many for every thread; narrow results are divided by tokens as well
+    const int64_t fewest = round_up((n_columns + kColumns - 1) / kColumns, nth);
+    const int64_t columns = std::max(kSide, round_up((n_columns + fewest - 1) / fewest, kSide));
     const int64_t n_blocks = (n_columns + columns - 1) / columns;
     const int64_t wanted = n_blocks >= nth ? 1 : (nth + n_blocks - 1) / n_blocks;
     return {std::max(kSide, round_up((n_tokens + wanted - 1) / wanted, kSide)), columns};

@@ -34,9 +34,11 @@ void multiply(const TileProduct & product) {
                     c[row * product.c_stride + column] = 0.0f;
                 }
             }
-            for (int64_t k = 0; k < product.depth; ++k) {
-                multiply_tile(product.a + i * product.a_stride + k * kTileValues,
-                              product.b + j * product.b_stride + k * kTileValues, c, product.c_stride);
+            for (const TileTerm & term : {product.term, product.more}) {
+                for (int64_t k = 0; k < term.depth; ++k) {
+                    multiply_tile(term.a + i * term.a_stride + k * kTileValues,
+                                  term.b + j * term.b_stride + k * kTileValues, c, product.c_stride);
+                }
             }
         }
     }

@@ -30,18 +30,24 @@ inline int64_t tile_count(int64_t depth) {
 // An operand that is used once, while the other is met again and should stay in the L1 cache.
 enum class Streamed { none, a, b };
 
-// One or two panels of A times one or two of B.
-struct TileProduct {
+// Both operands of a part of the sum.
+struct TileTerm {
     int64_t depth;  // in tiles
     const Bf16 * a;
     int64_t a_stride;  // from panel to panel, in values
     const Bf16 * b;
     int64_t b_stride;
+};
+
+// One or two panels of A times one or two of B.
+struct TileProduct {
+    TileTerm term;
     float * c;
     int64_t c_stride;  // from row to row, in floats
     int a_panels, b_panels;
     bool accumulate;  // C += A B
     Streamed streamed = Streamed::none;
+    TileTerm more = {0, nullptr, 0, nullptr, 0};  // more of the sum, from elsewhere
 
     // The block of C that comes next, contiguous, which is brought near meanwhile where an operand is streamed.
     const float * next_c = nullptr;

@@ -57,6 +57,38 @@ void release(const void * state) {
     }
 
 template <int a_panels, int b_panels, Streamed streamed>
+inline void add_term(const TileTerm & term, const char * next_c) {
+    const Bf16 * a = term.a;
+    const Bf16 * b = term.b;
+    const int64_t a_stride = term.a_stride;
+    const int64_t b_stride = term.b_stride;
+    const Bf16 * const end = a + term.depth * kTileValues;
+    for (; a != end; a += kTileValues, b += kTileValues) {
+        GGTUNE_LOAD(b, 6, b);
+        GGTUNE_LOAD(a, 4, a);
+        _tile_dpbf16ps(0, 4, 6);
+        if constexpr (b_panels == 2) {
+            GGTUNE_LOAD(b, 7, b + b_stride);
+            _tile_dpbf16ps(1, 4, 7);
+        }
+        if constexpr (a_panels == 2) {
+            GGTUNE_LOAD(a, 5, a + a_stride);
+            _tile_dpbf16ps(2, 5, 6);
+        }
+        if constexpr (a_panels == 2 && b_panels == 2) {
+            _tile_dpbf16ps(3, 5, 7);
+        }
+        if constexpr (streamed != Streamed::none) {
+            constexpr int kLine = 64, kLines = 4;
+            for (int i = 0; i < kLines; ++i) {
+                _mm_prefetch(next_c + i * kLine, _MM_HINT_T0);
+            }
+            next_c += kLines * kLine;
+        }
+    }
+}
+
+template <int a_panels, int b_panels, Streamed streamed>
 void multiply_panels(const TileProduct & p) {
     float * c = p.c;
     float * c_below = c + kTileRows * p.c_stride;
@@ -77,34 +109,10 @@ void multiply_panels(const TileProduct & p) {
             _tile_loadd(3, c_below + kTileRows, c_row);
         }
     }
-    const Bf16 * a = p.a;
-    const Bf16 * b = p.b;
-    const int64_t a_stride = p.a_stride;
-    const int64_t b_stride = p.b_stride;
-    const Bf16 * const end = a + p.depth * kTileValues;
-    const auto * next = reinterpret_cast<const char *>(p.next_c != nullptr ? p.next_c : p.c);
-    for (; a != end; a += kTileValues, b += kTileValues) {
-        GGTUNE_LOAD(b, 6, b);
-        GGTUNE_LOAD(a, 4, a);
-        _tile_dpbf16ps(0, 4, 6);
-        if constexpr (b_panels == 2) {
-            GGTUNE_LOAD(b, 7, b + b_stride);
-            _tile_dpbf16ps(1, 4, 7);
-        }
-        if constexpr (a_panels == 2) {
-            GGTUNE_LOAD(a, 5, a + a_stride);
-            _tile_dpbf16ps(2, 5, 6);
-        }
-        if constexpr (a_panels == 2 && b_panels == 2) {
-            _tile_dpbf16ps(3, 5, 7);
-        }
-        if constexpr (streamed != Streamed::none) {
-            constexpr int kLine = 64, kLines = 4;
-            for (int i = 0; i < kLines; ++i) {
-                _mm_prefetch(next + i * kLine, _MM_HINT_T0);
-            }
-            next += kLines * kLine;
-        }
+    const auto * next_c = reinterpret_cast<const char *>(p.next_c != nullptr ? p.next_c : p.c);
+    add_term<a_panels, b_panels, streamed>(p.term, next_c);
+    if (p.more.depth > 0) {
+        add_term<a_panels, b_panels, Streamed::none>(p.more, next_c);
     }
     _tile_stored(0, c, c_row);
     if constexpr (b_panels == 2) {
