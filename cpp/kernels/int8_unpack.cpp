@@ -44,22 +44,26 @@ constexpr Bytes16 kNonLinear = {1, 24, 45, 63, 79, 93, 106, 118, 129, 141, 153, 
 // Twice the values of FP4 (E2M1) plus 128: MXFP4 and NVFP4 of the OCP Microscaling formats and their scales.
 constexpr Bytes16 kFp4 = {128, 129, 130, 131, 132, 134, 136, 140, 128, 127, 126, 125, 124, 122, 120, 116};
 
-// n values below 16 are replaced by the entries of a table.
-template <int n>
+// table[indices], indices below 16
+inline Bytes16 look_up(const Bytes16 & table, const Bytes16 & indices) {
+#if defined(__clang__)  // has no shuffle by variable indices
+    Bytes16 found;
+    for (int i = 0; i < 16; ++i) {
+        found[i] = table[indices[i]];
+    }
+    return found;
+#else
+    return __builtin_shuffle(table, indices);
+#endif
+}
+
+// 32 values below 16 are replaced by the entries of a table.
 inline void map_values(const Bytes16 & table, uint8_t * values) {
-    static_assert(n % 16 == 0);
-    for (int i = 0; i < n; i += 16) {
+    for (int i = 0; i < 32; i += 16) {
         Bytes16 indices;
         std::memcpy(&indices, values + i, sizeof indices);
-#if defined(__clang__)  // has no shuffle by variable indices
-        Bytes16 mapped;
-        for (int j = 0; j < 16; ++j) {
-            mapped[j] = table[indices[j]];
-        }
-#else
-        const Bytes16 mapped = __builtin_shuffle(table, indices);
-#endif
-        std::memcpy(values + i, &mapped, sizeof mapped);
+        const Bytes16 found = look_up(table, indices);
+        std::memcpy(values + i, &found, sizeof found);
     }
 }
 
@@ -142,7 +146,7 @@ struct Iq4Nl {
     static constexpr bool kHasMin = false;
     static float unpack(const uint8_t * src, uint8_t * values, int16_t *, float *) {
         unpack_nibbles(src + 2, values);
-        map_values<32>(kNonLinear, values);
+        map_values(kNonLinear, values);
         return half_at(src);
     }
 };
@@ -157,7 +161,7 @@ struct Iq4Xs {
             const int high = (src[2 + i / 4] >> (2 * (i % 4))) & 3;
             factors[i] = static_cast<int16_t>((low | (high << 4)) - 32);
             unpack_nibbles(src + 8 + 16 * i, values + 32 * i);
-            map_values<32>(kNonLinear, values + 32 * i);
+            map_values(kNonLinear, values + 32 * i);
         }
         return half_at(src);
     }
@@ -323,7 +327,7 @@ struct Mxfp4 {
     static constexpr bool kHasMin = false;
     static float unpack(const uint8_t * src, uint8_t * values, int16_t *, float *) {
         unpack_nibbles(src + 1, values);
-        map_values<32>(kFp4, values);
+        map_values(kFp4, values);
         // 2^(byte - 128): half of what E8M0 says, since the values are doubled
         const uint32_t bits = *src < 2 ? 0x200000u << *src : static_cast<uint32_t>(*src - 1) << 23;
         float scale;
@@ -353,10 +357,10 @@ void unpack_nvfp4(const uint8_t * src, int64_t n, uint8_t * values, float * scal
             uint64_t nibbles;
             std::memcpy(&nibbles, src + 4 + 8 * part, sizeof nibbles);
             constexpr uint64_t kLow = 0x0f0f0f0f0f0f0f0fu;
-            const uint64_t both[] = {nibbles & kLow, nibbles >> 4 & kLow};
-            std::memcpy(values + i + part * kNvfp4SubBlock, both, sizeof both);
+            typedef uint64_t Words __attribute__((vector_size(16)));
+            const Bytes16 found = look_up(kFp4, (Bytes16)Words{nibbles & kLow, nibbles >> 4 & kLow});
+            std::memcpy(values + i + part * kNvfp4SubBlock, &found, sizeof found);
         }
-        map_values<kNvfp4Values>(kFp4, values + i);
     }
 }
 

@@ -12,6 +12,8 @@
 #include <vector>
 
 #include "check.h"
+#include "kernels/bf16.h"
+#include "kernels/bf16_unpack.h"
 #include "kernels/dequantize.h"
 #include "kernels/gemm.h"
 #include "kernels/int16_gradient.h"
@@ -123,6 +125,15 @@ void test_dequantize() {
     }
 }
 
+// Subnormal values may have become zero.
+bool is_rounded(detail::Bf16 bits, float value) {
+    if (std::isnan(value)) {
+        return std::isnan(detail::to_float(bits));
+    }
+    const bool is_zero = detail::to_float(bits) == 0.0f && std::fpclassify(value) == FP_SUBNORMAL;
+    return is_zero || bits == detail::to_bf16(value);
+}
+
 // Any bytes are valid blocks. Without mins each weight is a product that is rounded once at most: the bits have to be
 // ggml's, but for the kind of NaN.
 void test_dequantize_random_blocks() {
@@ -151,6 +162,17 @@ void test_dequantize_random_blocks() {
             n_different += same || (std::isnan(values[j]) && std::isnan(expected[j])) ? 0 : 1;
         }
         check(name, static_cast<double>(n_different), 0.0);
+
+        constexpr int64_t kGroup = 32, kStride = 48;
+        std::vector<detail::Bf16> rounded(static_cast<size_t>((n + kGroup - 1) / kGroup * kStride));
+        detail::unpack_bf16(type, blocks.data(), n, rounded.data(), kStride);
+        int64_t n_wrong = 0;
+        for (int64_t j = 0; j < n; ++j) {
+            const float value = expected[static_cast<size_t>(j)];
+            const detail::Bf16 bits = rounded[static_cast<size_t>(j / kGroup * kStride + j % kGroup)];
+            n_wrong += is_rounded(bits, value) ? 0 : 1;
+        }
+        check(name + " as bf16", static_cast<double>(n_wrong), 0.0);
     }
 }
 

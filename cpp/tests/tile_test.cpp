@@ -92,11 +92,27 @@ struct Operands {
         return sums;
     }
 
+    // All but C.
+    TileProduct tile_product() const {
+        TileProduct product = {};
+        product.depth = shape.depth;
+        product.a = a_panels.data();
+        product.a_stride = shape.panel_stride();
+        product.b = b_panels.data();
+        product.b_stride = shape.panel_stride();
+        product.c_stride = shape.c_stride();
+        product.a_panels = shape.a_panels;
+        product.b_panels = shape.b_panels;
+        product.accumulate = shape.accumulate;
+        return product;
+    }
+
     // C with its padding.
     Floats multiplied(const TileSession & session) const {
         Floats result = c;
-        session.multiply({shape.depth, a_panels.data(), shape.panel_stride(), b_panels.data(), shape.panel_stride(),
-                          result.data(), shape.c_stride(), shape.a_panels, shape.b_panels, shape.accumulate});
+        TileProduct product = tile_product();
+        product.c = result.data();
+        session.multiply(product);
         return result;
     }
 
@@ -208,6 +224,24 @@ void test_special_values(const TileUnit & unit) {
     }
 }
 
+// How the caches are used changes nothing of the sums.
+void test_streams(const TileUnit & unit) {
+    const Operands operands = random_operands({2, 2, 5, true});
+    const Floats next(4096);
+    Floats first;
+    for (const Streamed streamed : {Streamed::none, Streamed::a, Streamed::b}) {
+        TileProduct product = operands.tile_product();
+        Floats c = operands.c;
+        product.c = c.data();
+        product.streamed = streamed;
+        product.next_c = next.data();
+        TileSession(unit).multiply(product);
+        first = first.empty() ? c : first;
+        check(std::string(unit.name) + " streaming " + std::to_string(static_cast<int>(streamed)),
+              same_bits(c, first) ? 0.0 : 1.0, 0.0);
+    }
+}
+
 // A unit that is taken into use again inside its own use is given back as it was.
 void test_sessions(const TileUnit & unit) {
     const Operands wide = random_operands({2, 2, 2, false});
@@ -255,6 +289,7 @@ int main() {
         test_products(*candidate.unit);
         test_overwrites(*candidate.unit);
         test_special_values(*candidate.unit);
+        test_streams(*candidate.unit);
         test_sessions(*candidate.unit);
     }
     check(std::string("the best unit is ") + best->name, &tile_unit() == best ? 0.0 : 1.0, 0.0);
