@@ -9,6 +9,8 @@
 
 #include <cstring>
 
+#include "kernels/int8_unpack.h"
+
 namespace ggtune::kernels::detail {
 namespace {
 
@@ -232,6 +234,22 @@ void unpack_q3_k(const uint8_t * src, Bf16 * to, int64_t stride) {
     }
 }
 
+// A block of 256 values of a type without mins, by way of its bytes.
+template <ggml_type type, int sub_block>
+void unpack_bytes(const uint8_t * src, Bf16 * to, int64_t stride) {
+    constexpr int kBlock = 256;
+    static const Int8Format & format = *int8_format(type);
+    alignas(32) uint8_t values[kBlock];
+    float scales[kBlock / sub_block];
+    format.unpack(src, kBlock, values, scales, nullptr);
+    const __m256i offset = _mm256_set1_epi8(static_cast<char>(format.offset));
+    for (int i = 0; i < kBlock; i += 32, to += stride) {
+        const __m256i bytes = _mm256_load_si256(reinterpret_cast<const __m256i *>(values + i));
+        const float * scale = scales + i / sub_block;
+        store(to, scaled_bytes(_mm256_sub_epi8(bytes, offset), scale[0], scale[sub_block == 16 ? 1 : 0]));
+    }
+}
+
 }  // namespace
 
 UnpackBlock vector_unpack(ggml_type type) {
@@ -260,6 +278,20 @@ UnpackBlock vector_unpack(ggml_type type) {
             return unpack_iq4_nl;
         case GGML_TYPE_IQ4_XS:
             return unpack_iq4_xs;
+        case GGML_TYPE_IQ1_S:
+            return unpack_bytes<GGML_TYPE_IQ1_S, 32>;
+        case GGML_TYPE_IQ1_M:
+            return unpack_bytes<GGML_TYPE_IQ1_M, 16>;
+        case GGML_TYPE_IQ2_XXS:
+            return unpack_bytes<GGML_TYPE_IQ2_XXS, 32>;
+        case GGML_TYPE_IQ2_XS:
+            return unpack_bytes<GGML_TYPE_IQ2_XS, 16>;
+        case GGML_TYPE_IQ2_S:
+            return unpack_bytes<GGML_TYPE_IQ2_S, 16>;
+        case GGML_TYPE_IQ3_XXS:
+            return unpack_bytes<GGML_TYPE_IQ3_XXS, 32>;
+        case GGML_TYPE_IQ3_S:
+            return unpack_bytes<GGML_TYPE_IQ3_S, 32>;
         default:
             return nullptr;
     }

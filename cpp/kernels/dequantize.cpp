@@ -6,6 +6,11 @@
 #include <cstring>
 
 #include "kernels/int8_unpack.h"
+#include "kernels/simd.h"
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
 
 namespace ggtune::kernels {
 namespace {
@@ -14,16 +19,34 @@ namespace {
 constexpr int64_t kPiece = 256;
 constexpr int64_t kSmallestSubBlock = 16;
 
+#if defined(__AVX2__)
+// The compiler widens bytes to integers step by step.
+inline simd::IntVec widen(const uint8_t * bytes) {
+#if defined(__AVX512F__)
+    return (simd::IntVec)_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(bytes)));
+#else
+    return (simd::IntVec)_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(bytes)));
+#endif
+}
+#endif
+
 template <int64_t sub_block>
 void scale_bytes(const uint8_t * values, const float * scales, const float * mins, int32_t offset, float * dst,
                  int64_t n) {
     for (int64_t i = 0; i < n; i += sub_block) {
         const float scale = scales[i / sub_block];
         const float min = mins[i / sub_block];
+#if defined(__AVX2__)
+        for (int64_t j = i; j < i + sub_block; j += simd::kWidth) {
+            const simd::Vec integers = __builtin_convertvector(widen(values + j) - offset, simd::Vec);
+            simd::store(dst + j, scale * integers - min);
+        }
+#else
 #pragma GCC unroll 1  // unrolled early, 16 values are no longer seen as a loop to vectorize
         for (int64_t j = i; j < i + sub_block; ++j) {
             dst[j] = scale * static_cast<float>(values[j] - offset) - min;
         }
+#endif
     }
 }
 

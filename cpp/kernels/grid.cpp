@@ -156,24 +156,12 @@ void pack_mxfp4(const uint8_t * codes, uint8_t * dst) {
     }
 }
 
-void unpack_mxfp4(const uint8_t * src, int64_t n, uint8_t * codes, float * scales, float *) {
-    const auto code = [](int nibble) {
-        return static_cast<uint8_t>((nibble & 8) != 0 ? kFp4Zero - (nibble & 7) : kFp4Zero + nibble);
-    };
-    for (int64_t i = 0; i < n; i += 32, src += 17) {
-        scales[i / 32] = std::ldexp(1.0f, src[0] - 128);
-        for (int j = 0; j < 16; ++j) {
-            codes[i + j] = code(src[1 + j] & 15);
-            codes[i + 16 + j] = code(src[1 + j] >> 4);
-        }
-    }
-}
-
-// The codes of IQ4_NL and IQ4_XS from the bytes that detail::int8_format() unpacks: levels plus 128.
-std::array<uint8_t, 256> non_linear_codes() {
+// Codes from the bytes that detail::int8_format() unpacks: levels plus 128.
+template <size_t n>
+std::array<uint8_t, 256> codes_of_levels(const int8_t (&levels)[n]) {
     std::array<uint8_t, 256> codes{};
-    for (size_t i = 0; i < 16; ++i) {
-        codes[static_cast<size_t>(kNonLinearLevels[i] + 128)] = static_cast<uint8_t>(i);
+    for (size_t i = 0; i < n; ++i) {
+        codes[static_cast<size_t>(levels[i] + 128)] = static_cast<uint8_t>(i);
     }
     return codes;
 }
@@ -185,8 +173,8 @@ struct Grid {
     int64_t sub_block;  // values under one scale
     int lowest;         // codes that a weight may be moved to
     int highest;
-    const int8_t * table;  // null: levels are equally spaced
-    bool mapped;           // unpacked bytes are levels of kNonLinearLevels plus 128
+    const int8_t * table;                      // null: levels are equally spaced
+    const std::array<uint8_t, 256> * code_of;  // null: unpacked bytes are the codes
     void (*unpack)(const uint8_t * src, int64_t n, uint8_t * codes, float * scales, float * mins);
     void (*pack)(const uint8_t * codes, uint8_t * dst);
 };
@@ -219,20 +207,20 @@ constexpr Codes kCodes[] = {
 Grid grid_of(ggml_type type) {
     const Codes & codes =
         *std::find_if(std::begin(kCodes), std::end(kCodes), [&](const Codes & c) { return c.type == type; });
-    Grid grid{ggml_blck_size(type),
-              static_cast<int64_t>(ggml_type_size(type)),
-              32,
-              codes.lowest,
-              codes.highest,
-              codes.table,
-              codes.table == kNonLinearLevels,
-              unpack_mxfp4,
-              codes.pack};
-    if (const detail::Int8Format * format = detail::int8_format(type)) {
-        grid.sub_block = format->sub_block;
-        grid.unpack = format->unpack;
-    }
-    return grid;
+    static const std::array<uint8_t, 256> non_linear = codes_of_levels(kNonLinearLevels);
+    static const std::array<uint8_t, 256> fp4 = codes_of_levels(kFp4Levels);
+    const detail::Int8Format & format = *detail::int8_format(type);
+    return {ggml_blck_size(type),
+            static_cast<int64_t>(ggml_type_size(type)),
+            format.sub_block,
+            codes.lowest,
+            codes.highest,
+            codes.table,
+            codes.table == kNonLinearLevels ? &non_linear
+            : codes.table == kFp4Levels     ? &fp4
+                                            : nullptr,
+            format.unpack,
+            codes.pack};
 }
 
 // Up to kPiece weights of a row, unpacked.
@@ -242,12 +230,9 @@ struct Piece {
     float mins[kPiece / kSmallestSubBlock];
 
     void unpack(const Grid & grid, const uint8_t * src, int64_t n) {
-        static const std::array<uint8_t, 256> code_of = non_linear_codes();
         grid.unpack(src, n, codes, scales, mins);
-        if (grid.mapped) {
-            for (int64_t i = 0; i < n; ++i) {
-                codes[i] = code_of[codes[i]];
-            }
+        for (int64_t i = 0; i < n && grid.code_of != nullptr; ++i) {
+            codes[i] = (*grid.code_of)[codes[i]];
         }
     }
 };

@@ -401,7 +401,8 @@ void multiply_part(const Weight & weight, int64_t n_out, const float * dy, int64
 
 bool int16_gradient_supported(ggml_type type) {
     const Int8Format * format = detail::int8_format(type);
-    return format != nullptr && !(format->has_min && format->block == format->sub_block);
+    return format != nullptr && format->unpack_block != nullptr &&
+           !(format->has_min && format->block == format->sub_block);
 }
 
 bool int16_gradient_fast() {

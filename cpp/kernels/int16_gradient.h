@@ -20,8 +20,8 @@
 
 namespace ggtune::kernels {
 
-// True for Q4_0, Q5_0, Q8_0, Q2_K to Q6_K, IQ4_NL, IQ4_XS. Q4_1 and Q5_1 have a min for each 32 columns, which would cost
-// as much as the product.
+// True for all of ggml's quantized weights but Q4_1 and Q5_1, whose min for each 32 columns would cost as much as the
+// product, and NVFP4, whose scales are floats.
 bool int16_gradient_supported(ggml_type type);
 
 // True where the kernel is compiled for a CPU that multiplies int16 faster than floats (AVX2 and later on x86). Elsewhere

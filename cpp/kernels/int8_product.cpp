@@ -472,7 +472,7 @@ bool int8_product_fast() {
 }
 
 int64_t int8_activation_block(ggml_type type) {
-    return std::max<int64_t>(32, ggml_blck_size(type));
+    return ggml_blck_size(type) == kLargestScaleBlock ? kLargestScaleBlock : 32;
 }
 
 int64_t int8_token_blocks(int64_t n_tokens) {

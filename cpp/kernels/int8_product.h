@@ -15,7 +15,7 @@
 
 namespace ggtune::kernels {
 
-// True for the types that int8_forward() takes: Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K to Q6_K, IQ4_NL, IQ4_XS.
+// True for the types that int8_forward() takes: all of ggml's quantized weights.
 bool int8_product_supported(ggml_type type);
 
 // True where the kernels are compiled for a CPU with int8 dot products (AVX-512 VNNI, AVX-VNNI, Arm DotProd) or AVX2, which

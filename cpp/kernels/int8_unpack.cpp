@@ -1,23 +1,14 @@
 #include "kernels/int8_unpack.h"
 
+#include <algorithm>
 #include <cstring>
+
+#include "kernels/int8_block.h"
+#include "kernels/iq_unpack.h"
 
 // Layouts of the types: the block structs and dequantize_row_*() of ggml (ggml-common.h, ggml-quants.c).
 namespace ggtune::kernels::detail {
 namespace {
-
-// IEEE half precision, little-endian, at src; a function call per block would cost more than the block.
-inline float half_at(const uint8_t * src) {
-    uint16_t half;
-    std::memcpy(&half, src, sizeof half);
-    // the exponent's bias is moved by a multiplication, which is exact and turns subnormals into normal numbers
-    constexpr float kBias = 0x1p112f;
-    const uint32_t magnitude = (half & 0x7fffu) << 13;
-    float value;
-    std::memcpy(&value, &magnitude, sizeof value);
-    value = (half & 0x7c00u) == 0x7c00u ? value * kBias * kBias : value * kBias;  // infinity stays infinite
-    return (half & 0x8000u) != 0 ? -value : value;
-}
 
 typedef uint8_t Bytes16 __attribute__((vector_size(16)));
 
@@ -31,15 +22,18 @@ inline void unpack_nibbles(const uint8_t * src, uint8_t * values) {
     std::memcpy(values + 16, &high, sizeof high);
 }
 
+// Each bit of a byte as the highest one of a byte of its own, from the lowest on.
+inline uint64_t spread_bits(uint8_t byte) {
+    const uint64_t bits = byte * 0x0101010101010101u & 0x8040201008040201u;  // byte j keeps bit j
+    return (bits + 0x7f7f7f7f7f7f7f7fu) & 0x8080808080808080u;
+}
+
 // Adds bit i of the 32-bit word at src to value i, as its bit 4.
 inline void add_fifth_bits(const uint8_t * src, uint8_t * values) {
     for (int i = 0; i < 4; ++i) {
-        // byte j of `bits` keeps bit j, and becomes 0 or 16
-        const uint64_t bits = src[i] * 0x0101010101010101u & 0x8040201008040201u;
-        const uint64_t sixteens = ((bits + 0x7f7f7f7f7f7f7f7fu) & 0x8080808080808080u) >> 3;
         uint64_t eight;
         std::memcpy(&eight, values + 8 * i, sizeof eight);
-        eight |= sixteens;
+        eight |= spread_bits(src[i]) >> 3;
         std::memcpy(values + 8 * i, &eight, sizeof eight);
     }
 }
@@ -47,19 +41,39 @@ inline void add_fifth_bits(const uint8_t * src, uint8_t * values) {
 // The values of IQ4_NL and IQ4_XS (kvalues_iq4nl) plus 128.
 constexpr Bytes16 kNonLinear = {1, 24, 45, 63, 79, 93, 106, 118, 129, 141, 153, 166, 181, 197, 217, 241};
 
-inline void map_non_linear(uint8_t * values) {
+// Twice the values of FP4 (E2M1) plus 128: MXFP4 and NVFP4 of the OCP Microscaling formats and their scales.
+constexpr Bytes16 kFp4 = {128, 129, 130, 131, 132, 134, 136, 140, 128, 127, 126, 125, 124, 122, 120, 116};
+
+// table[indices], indices below 16
+inline Bytes16 look_up(const Bytes16 & table, const Bytes16 & indices) {
+#if defined(__clang__)  // has no shuffle by variable indices
+    Bytes16 found;
+    for (int i = 0; i < 16; ++i) {
+        found[i] = table[indices[i]];
+    }
+    return found;
+#else
+    return __builtin_shuffle(table, indices);
+#endif
+}
+
+// 32 values below 16 are replaced by the entries of a table.
+inline void map_values(const Bytes16 & table, uint8_t * values) {
     for (int i = 0; i < 32; i += 16) {
         Bytes16 indices;
         std::memcpy(&indices, values + i, sizeof indices);
-#if defined(__clang__)  // has no shuffle by variable indices
-        Bytes16 mapped;
-        for (int j = 0; j < 16; ++j) {
-            mapped[j] = kNonLinear[indices[j]];
+        const Bytes16 found = look_up(table, indices);
+        std::memcpy(values + i, &found, sizeof found);
+    }
+}
+
+// 64 bytes of pairs of bits: the lowest ones of 32 bytes are values 0 to 31, the next ones 32 to 63.
+inline void unpack_twos(const uint8_t * src, uint8_t * values) {
+    for (int part = 0; part < 8; ++part) {
+        const uint8_t * twos = src + part / 4 * 32;
+        for (int i = 0; i < 32; ++i) {
+            values[32 * part + i] = (twos[i] >> (part % 4 * 2)) & 3;
         }
-#else
-        const Bytes16 mapped = __builtin_shuffle(kNonLinear, indices);
-#endif
-        std::memcpy(values + i, &mapped, sizeof mapped);
     }
 }
 
@@ -75,9 +89,6 @@ inline float unpack_factors_mins(const uint8_t * src, int16_t * factors, float *
     }
     return half_at(src);
 }
-
-// Each struct: values per block, bytes per block, the format's numbers, the largest integer of a weight, and the unpacking
-// of one block, which returns its scale. A block that is one sub-block has no factor.
 
 struct Q4_0 {
     static constexpr int kValues = 32, kBytes = 18, kSubBlock = 32, kOffset = 8, kCenter = kOffset, kLargest = 8;
@@ -135,7 +146,7 @@ struct Iq4Nl {
     static constexpr bool kHasMin = false;
     static float unpack(const uint8_t * src, uint8_t * values, int16_t *, float *) {
         unpack_nibbles(src + 2, values);
-        map_non_linear(values);
+        map_values(kNonLinear, values);
         return half_at(src);
     }
 };
@@ -150,7 +161,7 @@ struct Iq4Xs {
             const int high = (src[2 + i / 4] >> (2 * (i % 4))) & 3;
             factors[i] = static_cast<int16_t>((low | (high << 4)) - 32);
             unpack_nibbles(src + 8 + 16 * i, values + 32 * i);
-            map_non_linear(values + 32 * i);
+            map_values(kNonLinear, values + 32 * i);
         }
         return half_at(src);
     }
@@ -165,12 +176,7 @@ struct Q2_K {
             factors[i] = static_cast<int16_t>(src[i] & 15);
             mins[i] = d_min * static_cast<float>(src[i] >> 4);
         }
-        for (int part = 0; part < 8; ++part) {
-            const uint8_t * twos = src + 16 + part / 4 * 32;
-            for (int i = 0; i < 32; ++i) {
-                values[32 * part + i] = (twos[i] >> (part % 4 * 2)) & 3;
-            }
-        }
+        unpack_twos(src + 16, values);
         return half_at(src + 80);
     }
 };
@@ -252,32 +258,113 @@ struct Q6_K {
     }
 };
 
-template <class Type>
-void unpack_row(const uint8_t * src, int64_t n, uint8_t * values, float * scales, float * mins) {
-    constexpr int kSubBlocks = Type::kValues / Type::kSubBlock;
-    for (int64_t i = 0; i < n; i += Type::kValues) {
-        int16_t factors[kSubBlocks];
-        const float d = Type::unpack(src, values + i, factors, mins);
-        for (int j = 0; j < kSubBlocks; ++j) {
-            scales[j] = kSubBlocks == 1 ? d : d * static_cast<float>(factors[j]);
+struct Q1_0 {
+    static constexpr int kValues = 128, kBytes = 18, kSubBlock = 32, kOffset = 1, kCenter = kOffset, kLargest = 1;
+    static constexpr bool kHasMin = false;
+    static float unpack(const uint8_t * src, uint8_t * values, int16_t * factors, float *) {
+        std::fill_n(factors, kValues / kSubBlock, int16_t{1});
+        for (int i = 0; i < 16; ++i) {
+            const uint64_t twos = spread_bits(src[2 + i]) >> 6;
+            std::memcpy(values + 8 * i, &twos, sizeof twos);
         }
-        scales += kSubBlocks;
-        mins += Type::kHasMin ? kSubBlocks : 0;
-        src += Type::kBytes;
+        return half_at(src);
+    }
+};
+
+struct Q2_0 {
+    static constexpr int kValues = 64, kBytes = 18, kSubBlock = 32, kOffset = 1, kCenter = kOffset, kLargest = 2;
+    static constexpr bool kHasMin = false;
+    static float unpack(const uint8_t * src, uint8_t * values, int16_t * factors, float *) {
+        std::fill_n(factors, kValues / kSubBlock, int16_t{1});
+        for (int i = 0; i < 16; ++i) {
+            const uint32_t packed = src[2 + i];
+            const uint32_t four = (packed | packed << 6 | packed << 12 | packed << 18) & 0x03030303u;
+            std::memcpy(values + 4 * i, &four, sizeof four);
+        }
+        return half_at(src);
+    }
+};
+
+struct Tq1_0 {
+    static constexpr int kValues = 256, kBytes = 54, kSubBlock = 32, kOffset = 1, kCenter = kOffset, kLargest = 1;
+    static constexpr bool kHasMin = false;
+
+    // A byte is the fraction 0.abcde of base 3, out of 256; n_digits of each of n bytes, the first one of all of them first.
+    template <int n, int n_digits>
+    static void unpack_digits(const uint8_t * src, uint8_t * values) {
+        uint8_t rest[n];
+        std::memcpy(rest, src, n);
+        for (int digit = 0; digit < n_digits; ++digit) {
+            for (int i = 0; i < n; ++i) {
+                const auto tripled = static_cast<uint16_t>(rest[i] * 3);
+                values[digit * n + i] = static_cast<uint8_t>(tripled >> 8);
+                rest[i] = static_cast<uint8_t>(tripled);
+            }
+        }
+    }
+
+    static float unpack(const uint8_t * src, uint8_t * values, int16_t * factors, float *) {
+        std::fill_n(factors, kValues / kSubBlock, int16_t{1});
+        unpack_digits<32, 5>(src, values);
+        unpack_digits<16, 5>(src + 32, values + 160);
+        unpack_digits<4, 4>(src + 48, values + 240);
+        return half_at(src + 52);
+    }
+};
+
+struct Tq2_0 {
+    static constexpr int kValues = 256, kBytes = 66, kSubBlock = 32, kOffset = 1, kCenter = kOffset, kLargest = 2;
+    static constexpr bool kHasMin = false;
+    static float unpack(const uint8_t * src, uint8_t * values, int16_t * factors, float *) {
+        std::fill_n(factors, kValues / kSubBlock, int16_t{1});
+        unpack_twos(src, values);
+        return half_at(src + 64);
+    }
+};
+
+struct Mxfp4 {
+    static constexpr int kValues = 32, kBytes = 17, kSubBlock = 32, kOffset = 128, kCenter = kOffset, kLargest = 12;
+    static constexpr bool kHasMin = false;
+    static float unpack(const uint8_t * src, uint8_t * values, int16_t *, float *) {
+        unpack_nibbles(src + 1, values);
+        map_values(kFp4, values);
+        // 2^(byte - 128): half of what E8M0 says, since the values are doubled
+        const uint32_t bits = *src < 2 ? 0x200000u << *src : static_cast<uint32_t>(*src - 1) << 23;
+        float scale;
+        std::memcpy(&scale, &bits, sizeof scale);
+        return scale;
+    }
+};
+
+// NVFP4: 64 values under four scales of E4M3, which are no integer multiples of one.
+constexpr int kNvfp4Values = 64, kNvfp4Bytes = 36, kNvfp4SubBlock = 16;
+
+// Half of the scale, since the values are doubled. The sign is ignored; NaN is taken for zero.
+inline float half_e4m3(uint8_t byte) {
+    const uint32_t exponent = byte >> 3 & 15;
+    const uint32_t implicit_bit = exponent != 0 ? 8 : 0;
+    const uint32_t significand = byte == 0x7f ? 0 : (byte & 7) | implicit_bit;
+    const uint32_t power_bits = (std::max(exponent, 1u) + 127 - 11) << 23;
+    float power;
+    std::memcpy(&power, &power_bits, sizeof power);
+    return static_cast<float>(significand) * power;
+}
+
+void unpack_nvfp4(const uint8_t * src, int64_t n, uint8_t * values, float * scales, float *) {
+    for (int64_t i = 0; i < n; i += kNvfp4Values, src += kNvfp4Bytes) {
+        for (int part = 0; part < 4; ++part) {
+            *scales++ = half_e4m3(src[part]);
+            uint64_t nibbles;
+            std::memcpy(&nibbles, src + 4 + 8 * part, sizeof nibbles);
+            constexpr uint64_t kLow = 0x0f0f0f0f0f0f0f0fu;
+            typedef uint64_t Words __attribute__((vector_size(16)));
+            const Bytes16 found = look_up(kFp4, (Bytes16)Words{nibbles & kLow, nibbles >> 4 & kLow});
+            std::memcpy(values + i + part * kNvfp4SubBlock, &found, sizeof found);
+        }
     }
 }
 
-template <class Type>
-float unpack_block(const uint8_t * src, uint8_t * values, int16_t * factors, float * mins) {
-    if (Type::kValues == Type::kSubBlock) {
-        *factors = 1;
-    }
-    return Type::unpack(src, values, factors, mins);
-}
-
-template <class Type>
-constexpr Int8Format kFormat = {Type::kSubBlock, Type::kOffset, Type::kHasMin,  unpack_row<Type>,
-                                Type::kValues,   Type::kCenter, Type::kLargest, unpack_block<Type>};
+constexpr Int8Format kNvfp4 = {kNvfp4SubBlock, 128, false, unpack_nvfp4, kNvfp4Values, 128, 0, nullptr};
 
 }  // namespace
 
@@ -307,8 +394,20 @@ const Int8Format * int8_format(ggml_type type) {
             return &kFormat<Iq4Nl>;
         case GGML_TYPE_IQ4_XS:
             return &kFormat<Iq4Xs>;
+        case GGML_TYPE_Q1_0:
+            return &kFormat<Q1_0>;
+        case GGML_TYPE_Q2_0:
+            return &kFormat<Q2_0>;
+        case GGML_TYPE_TQ1_0:
+            return &kFormat<Tq1_0>;
+        case GGML_TYPE_TQ2_0:
+            return &kFormat<Tq2_0>;
+        case GGML_TYPE_MXFP4:
+            return &kFormat<Mxfp4>;
+        case GGML_TYPE_NVFP4:
+            return &kNvfp4;
         default:
-            return nullptr;
+            return codebook_format(type);
     }
 }
 

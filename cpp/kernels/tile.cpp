@@ -52,7 +52,9 @@ const TileUnit & plain_tiles() {
 }
 
 const TileUnit & tile_unit() {
-    static const TileUnit & best = amx_tiles() != nullptr ? *amx_tiles() : plain_tiles();
+    static const TileUnit & best = amx_tiles() != nullptr   ? *amx_tiles()
+                                   : arm_tiles() != nullptr ? *arm_tiles()
+                                                            : plain_tiles();
     return best;
 }
 

@@ -72,6 +72,9 @@ const TileUnit & plain_tiles();
 // AMX; nullptr where the CPU has none or the kernel or a container refuses it.
 const TileUnit * amx_tiles();
 
+// BFMMLA; nullptr where the CPU is no Arm CPU with bf16 instructions or the compiler knows none.
+const TileUnit * arm_tiles();
+
 // The best of this machine.
 const TileUnit & tile_unit();
 

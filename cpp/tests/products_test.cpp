@@ -7,13 +7,17 @@
 #include <cmath>
 #include <cstring>
 #include <functional>
+#include <random>
 #include <string>
 #include <vector>
 
 #include "check.h"
+#include "kernels/bf16.h"
+#include "kernels/bf16_unpack.h"
 #include "kernels/dequantize.h"
 #include "kernels/gemm.h"
 #include "kernels/int16_gradient.h"
+#include "kernels/int8_unpack.h"
 #include "kernels/weight_product.h"
 
 namespace {
@@ -121,6 +125,57 @@ void test_dequantize() {
     }
 }
 
+// Subnormal values may have become zero.
+bool is_rounded(detail::Bf16 bits, float value) {
+    if (std::isnan(value)) {
+        return std::isnan(detail::to_float(bits));
+    }
+    const bool is_zero = detail::to_float(bits) == 0.0f && std::fpclassify(value) == FP_SUBNORMAL;
+    return is_zero || bits == detail::to_bf16(value);
+}
+
+// Any bytes are valid blocks. Without mins each weight is a product that is rounded once at most: the bits have to be
+// ggml's, but for the kind of NaN.
+void test_dequantize_random_blocks() {
+    constexpr int64_t kBlocks = 301;
+    std::mt19937 engine(11);
+    for (int i = 0; i < GGML_TYPE_COUNT; ++i) {
+        const auto type = static_cast<ggml_type>(i);
+        const detail::Int8Format * format = detail::int8_format(type);
+        if (!can_dequantize(type) || !ggml_is_quantized(type)) {
+            continue;
+        }
+        const std::string name = std::string("dequantize random ") + ggml_type_name(type);
+        check(name + ": not value by value", format != nullptr ? 0.0 : 1.0, 0.0);
+        if (format == nullptr || format->has_min) {
+            continue;
+        }
+        const int64_t n = kBlocks * ggml_blck_size(type);
+        std::vector<uint8_t> blocks(ggml_row_size(type, n));
+        std::generate(blocks.begin(), blocks.end(), [&] { return static_cast<uint8_t>(engine()); });
+        Floats expected(static_cast<size_t>(n)), values(static_cast<size_t>(n));
+        ggml_get_type_traits(type)->to_float(blocks.data(), expected.data(), n);
+        dequantize_row(type, blocks.data(), values.data(), n);
+        int64_t n_different = 0;
+        for (size_t j = 0; j < values.size(); ++j) {
+            const bool same = std::memcmp(&values[j], &expected[j], sizeof(float)) == 0;
+            n_different += same || (std::isnan(values[j]) && std::isnan(expected[j])) ? 0 : 1;
+        }
+        check(name, static_cast<double>(n_different), 0.0);
+
+        constexpr int64_t kGroup = 32, kStride = 48;
+        std::vector<detail::Bf16> rounded(static_cast<size_t>((n + kGroup - 1) / kGroup * kStride));
+        detail::unpack_bf16(type, blocks.data(), n, rounded.data(), kStride);
+        int64_t n_wrong = 0;
+        for (int64_t j = 0; j < n; ++j) {
+            const float value = expected[static_cast<size_t>(j)];
+            const detail::Bf16 bits = rounded[static_cast<size_t>(j / kGroup * kStride + j % kGroup)];
+            n_wrong += is_rounded(bits, value) ? 0 : 1;
+        }
+        check(name + " as bf16", static_cast<double>(n_wrong), 0.0);
+    }
+}
+
 using WeightProduct = decltype(&weight_input_gradient);
 using WeightProductReference = decltype(&weight_input_gradient_reference);
 
@@ -211,7 +266,8 @@ void test_int16_gradient(ggml_type type) {
     for (const float sign : {1.0f, -1.0f}) {
         const Floats values(static_cast<size_t>(kIn * kOut), 0.75f);
         QuantizedWeight w{std::vector<char>(ggml_row_size(type, kIn) * kOut), ggml_row_size(type, kIn)};
-        ggml_quantize_chunk(type, values.data(), w.data.data(), 0, kOut, kIn, nullptr);
+        const Floats importance(static_cast<size_t>(kIn), 1.0f);
+        ggml_quantize_chunk(type, values.data(), w.data.data(), 0, kOut, kIn, importance.data());
         gradients(w, Floats(kTokens * kOut, sign), dx, expected);
         check(name + ", largest sums", relative_difference(dx, expected), 1e-4);
     }
@@ -285,6 +341,7 @@ int main() {
     ggml_cpu_init();
     test_gemm();
     test_dequantize();
+    test_dequantize_random_blocks();
     test_weight_products();
     for (int i = 0; i < GGML_TYPE_COUNT; ++i) {
         if (int16_gradient_supported(static_cast<ggml_type>(i))) {
