@@ -1,5 +1,7 @@
 #include "kernels/tile.h"
 
+#include <initializer_list>
+
 #include "kernels/bf16.h"
 
 namespace ggtune::kernels::detail {

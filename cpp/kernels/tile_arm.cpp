@@ -2,6 +2,8 @@
 // where they have them.
 #include "kernels/tile.h"
 
+#include <initializer_list>
+
 #if defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC) && defined(__linux__)
 
 #include <arm_neon.h>
@@ -123,15 +125,17 @@ void multiply_block(int64_t n_steps, const Bf16 * a, const Bf16 * b, float * c, 
 
 void multiply(const TileProduct & product) {
     Repacked a, b;
-    for (int64_t k = 0; k < product.depth; k += kChunk) {
-        const int64_t depth = std::min(kChunk, product.depth - k);
-        repack_a(product.a + k * kTileValues, product.a_stride, product.a_panels, depth, a);
-        repack_b(product.b + k * kTileValues, product.b_stride, product.b_panels, depth, b);
-        for (int64_t i = 0; i < product.a_panels * kSides; ++i) {
-            for (int64_t j = 0; j < product.b_panels * kSides; ++j) {
-                multiply_block(depth * kTileDepth / kStep, a.sides[i], b.sides[j],
-                               product.c + i * kSide * product.c_stride + j * kSide, product.c_stride,
-                               product.accumulate || k > 0);
+    bool accumulate = product.accumulate;
+    for (const TileTerm & term : {product.term, product.more}) {
+        for (int64_t k = 0; k < term.depth; k += kChunk, accumulate = true) {
+            const int64_t depth = std::min(kChunk, term.depth - k);
+            repack_a(term.a + k * kTileValues, term.a_stride, product.a_panels, depth, a);
+            repack_b(term.b + k * kTileValues, term.b_stride, product.b_panels, depth, b);
+            for (int64_t i = 0; i < product.a_panels * kSides; ++i) {
+                for (int64_t j = 0; j < product.b_panels * kSides; ++j) {
+                    multiply_block(depth * kTileDepth / kStep, a.sides[i], b.sides[j],
+                                   product.c + i * kSide * product.c_stride + j * kSide, product.c_stride, accumulate);
+                }
             }
         }
     }

@@ -37,10 +37,10 @@ double matrix_unit_rate(double seconds) {
     }
     alignas(64) float c[kColumns * kColumns];
     TileProduct product = {};
-    product.depth = kDepth;
-    product.a = tiles[0].values;
-    product.b = tiles[kDepth + 1].values;
-    product.a_stride = product.b_stride = kTileValues;
+    product.term.depth = kDepth;
+    product.term.a = tiles[0].values;
+    product.term.b = tiles[kDepth + 1].values;
+    product.term.a_stride = product.term.b_stride = kTileValues;
     product.c = c;
     product.c_stride = kColumns;
     product.a_panels = product.b_panels = kMostPanels;

@@ -95,11 +95,11 @@ struct Operands {
     // All but C.
     TileProduct tile_product() const {
         TileProduct product = {};
-        product.depth = shape.depth;
-        product.a = a_panels.data();
-        product.a_stride = shape.panel_stride();
-        product.b = b_panels.data();
-        product.b_stride = shape.panel_stride();
+        product.term.depth = shape.depth;
+        product.term.a = a_panels.data();
+        product.term.a_stride = shape.panel_stride();
+        product.term.b = b_panels.data();
+        product.term.b_stride = shape.panel_stride();
         product.c_stride = shape.c_stride();
         product.a_panels = shape.a_panels;
         product.b_panels = shape.b_panels;
