@@ -85,7 +85,7 @@ constexpr struct {
 
 // Bits: Linux, Documentation/arch/arm64/elf_hwcaps.rst and arch/arm64/include/uapi/asm/hwcap.h.
 bool has_dotprod() {
-    return has_bits(getauxval(AT_HWCAP), {20 /* ASIMDDP */});
+    return has_bits(getauxval(AT_HWCAP), {7 /* CRC32 */, 8 /* ATOMICS */, 12 /* ASIMDRDM */, 20 /* ASIMDDP */});
 }
 
 bool has_i8mm() {
