@@ -53,3 +53,8 @@ set(GGML_BUILD_EXAMPLES OFF CACHE BOOL "" FORCE)
 option(GGML_CCACHE "ggml: use ccache" OFF) # CMakeLists.txt sets the launcher for the whole project
 
 add_subdirectory("${LLAMA_CPP_SOURCE_DIR}" llama.cpp EXCLUDE_FROM_ALL)
+
+# for what is compiled from llama.cpp's sources elsewhere (cpp/dispatch): its imported targets don't leave its folder
+if(GGML_OPENMP_ENABLED)
+    find_package(OpenMP REQUIRED)
+endif()

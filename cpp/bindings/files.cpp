@@ -11,6 +11,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "dispatch/cpu_variants.h"
 #include "engine/error.h"
 #include "kernels/dequantize.h"
 
@@ -162,6 +163,8 @@ void bind_files(py::module_ & m) {
     m.def("dequantize", dequantize_array, py::arg("type"), py::arg("data"), py::arg("n_per_row"));
     m.def("quantize", quantize_array, py::arg("type"), py::arg("values"));
     m.def("build_info", build_info);
+    m.def("kernel_variant", kernel_variant);
+    m.def("cpu_variants", cpu_variants);
 }
 
 }  // namespace ggtune

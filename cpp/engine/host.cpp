@@ -6,7 +6,18 @@
 
 #include <sstream>
 
+#include "dispatch/cpu_variants.h"
+#include "engine/error.h"
+
 namespace ggtune {
+
+std::string kernel_variant() {
+    try {
+        return cpu_variant();
+    } catch (const std::runtime_error & error) {
+        throw Error(error.what());
+    }
+}
 
 std::map<std::string, std::string> build_info() {
     std::string backends;
@@ -30,7 +41,11 @@ std::map<std::string, std::string> build_info() {
             previous = word;
         }
     }
-    return {{"llama.cpp", llama_version()}, {"backends", backends}, {"cpu", cpu}, {"cpu_features", features}};
+    return {{"llama.cpp", llama_version()},
+            {"backends", backends},
+            {"cpu", cpu},
+            {"cpu_features", features},
+            {"cpu_variant", kernel_variant()}};
 }
 
 }  // namespace ggtune

@@ -1,4 +1,4 @@
-// Compiled for CPUs with AMX whatever the rest is compiled for (cpp/kernels/CMakeLists.txt); runs only where they have it.
+// Empty but in the variants of the kernels that are compiled for AMX (cpp/dispatch/CMakeLists.txt).
 #include "kernels/tile.h"
 
 #if defined(__AMX_TILE__) && defined(__AMX_BF16__) && defined(__linux__)

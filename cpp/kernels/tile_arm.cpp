@@ -1,5 +1,4 @@
-// Compiled for CPUs with Arm's bf16 instructions whatever the rest is compiled for (cpp/kernels/CMakeLists.txt); runs only
-// where they have them.
+// Empty but in the variants of the kernels that are compiled for Arm's bf16 instructions (cpp/dispatch/CMakeLists.txt).
 #include "kernels/tile.h"
 
 #include <initializer_list>

@@ -308,4 +308,11 @@ def set_log_verbose(verbose: bool) -> None:
     """Let llama.cpp's log through to standard error."""
 
 def build_info() -> dict[str, str]:
-    """llama.cpp version, ggml backends, CPU features."""
+    """llama.cpp version, ggml backends, CPU features, the variant of the kernels."""
+
+def kernel_variant() -> str:
+    """Return for which kind of CPU the kernels in use are compiled: the fastest of :func:`cpu_variants`, or what the
+    environment variable ``GGTUNE_CPU`` names; an error if that is not there."""
+
+def cpu_variants() -> list[str]:
+    """Return the variants of the kernels in this build that the machine runs, slowest first."""

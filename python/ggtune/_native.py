@@ -13,4 +13,6 @@ except ImportError as error:
         "(a C++17 compiler is needed), with the same Python that runs ggtune."
     ) from error
 
+core.kernel_variant()  # here and not at some later call: GGTUNE_CPU may name a variant that this machine can't run
+
 __all__ = ["core"]

@@ -312,6 +312,6 @@ def test_truncated_model(tmp_path: Path) -> None:
 
 def test_build_info() -> None:
     info = _core.build_info()
-    assert set(info) == {"llama.cpp", "backends", "cpu", "cpu_features"}
+    assert set(info) == {"llama.cpp", "backends", "cpu", "cpu_features", "cpu_variant"}
     assert "CPU" in info["backends"]
     assert info["llama.cpp"]

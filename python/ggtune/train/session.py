@@ -107,7 +107,7 @@ def prepare(
         *_report(config, model, adapter, data, (len(training), len(held_out)), plan, context),
         f"Memory: {format_bytes(sum(needed.values()))} expected of {format_bytes(available_memory())}"
         + (f", with {n_again} of {model.n_layer} layers computed again for their gradient" if n_again else ""),
-        f"Threads: {n_threads(config)}; seed {config.seed}",
+        f"Threads: {n_threads(config)} with kernels for {core.kernel_variant()}; seed {config.seed}",
     ]
     return Session(config, outputs, engine, plan, state, lambda: _initial(config, model), tuple(report))
 
