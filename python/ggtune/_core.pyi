@@ -295,6 +295,21 @@ def weight_gradient_input(
 ) -> FloatArray:
     """dX = dY W, W quantized ``(n_out, n_in)``, dY ``(n_tokens, n_out)``; ``reference`` takes the plain loop."""
 
+def bf16_product(
+    type: str,
+    weight: NDArray[np.uint8],
+    x: NDArray[np.float32],
+    n_in: int,
+    *,
+    gradient: bool = False,
+    threads: int = 1,
+) -> tuple[NDArray[np.float32], float]:
+    """``x @ W.T`` for ``x`` of shape ``[n_tokens, n_in]``, or with ``gradient`` ``x @ W`` for ``[n_tokens, n_out]``, in bf16.
+
+    ``weight`` holds the rows of ``W`` of shape ``[n_out, n_in]`` in a ggml type. Also the seconds that it took, without
+    rounding and packing ``x``.
+    """
+
 def matrix_unit_rate(*, threads: int = 1, seconds: float = 0.05) -> float | None:
     """Floating point operations per second that the CPU's matrix unit reaches on bf16 tiles in the L1 cache.
 

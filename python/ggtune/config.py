@@ -304,8 +304,8 @@ class TrainConfig:
     )
     precision: str = setting(
         "auto",
-        "Products with quantized weights, where the CPU has integer dot products: auto takes int8 ones forward, as "
-        "llama.cpp does, and int16 ones for the gradients; f32 none.",
+        "Products with quantized weights: auto rounds their operands where that is faster, to bf16 on CPUs with a "
+        "matrix unit, else to int8 forward, as llama.cpp does, and int16 for the gradients; f32 rounds nothing.",
         choices=("auto", "f32"),
         resumable=True,
         rounds=True,

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ggtune import _core
@@ -22,3 +23,27 @@ def test_matrix_unit_rate() -> None:
 def test_matrix_unit_rate_wrong_arguments(threads: int, seconds: float) -> None:
     with pytest.raises(GgtuneError, match="more than 0"):
         _core.matrix_unit_rate(threads=threads, seconds=seconds)
+
+
+@pytest.mark.parametrize("gradient", [False, True])
+@pytest.mark.parametrize("ggml_type", ["Q4_K", "Q6_K", "Q8_0", "IQ4_XS"])
+def test_product(ggml_type: str, gradient: bool) -> None:
+    """Within the rounding of both operands to bf16, without bias; the same bits for any number of threads."""
+    rng = np.random.default_rng(0)
+    n_in, n_out, n_tokens = 768, 352, 70
+    weight = _core.quantize(ggml_type, rng.standard_normal((n_out, n_in), dtype=np.float32))
+    w = _core.dequantize(ggml_type, weight, n_in).reshape(n_out, n_in).astype(np.float64)
+    x = rng.standard_normal((n_tokens, n_out if gradient else n_in), dtype=np.float32)
+    expected = x @ (w if gradient else w.T)
+    results = [_core.bf16_product(ggml_type, weight, x, n_in, gradient=gradient, threads=n)[0] for n in (1, 2, 3, 8)]
+    for result in results[1:]:
+        np.testing.assert_array_equal(result, results[0])
+    error = results[0] - expected
+    assert np.linalg.norm(error) < 2.6e-3 * np.linalg.norm(expected)
+    assert abs(error.mean()) < 4 * error.std() / error.size**0.5
+
+
+def test_product_wrong_shapes() -> None:
+    weight = _core.quantize("Q8_0", np.ones((4, 32), np.float32))
+    with pytest.raises(GgtuneError, match="rows of n_in values"):
+        _core.bf16_product("Q8_0", weight, np.ones((2, 31), np.float32), 32)
