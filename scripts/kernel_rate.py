@@ -2,7 +2,8 @@
 
     kernel_rate.py [--type Q4_K] [--n-in 2048] [--n-out 5632] [--tokens 512] [--threads 2]
 
-Forward, dX and the bare tiles are taken in turn; each figure is the best.
+Forward, dX and the bare tiles are taken in turn, half a second each, since a CPU slows down under such a load; each
+figure is the best.
 """
 
 import argparse
@@ -12,6 +13,8 @@ import numpy as np
 
 from ggtune import _core
 from ggtune.system import available_threads
+
+SECONDS = 0.5
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -25,7 +28,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--n-out", type=int, default=5632)
     parser.add_argument("--tokens", type=int, default=512)
     parser.add_argument("--threads", type=int, default=0, help="default: all that may be used")
-    parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--repeats", type=int, default=5)
     return parser.parse_args()
 
 
@@ -44,11 +47,12 @@ def main() -> None:
     flops = 2.0 * args.n_in * args.n_out * args.tokens
     best = {"bare tiles": 0.0, "forward": 0.0, "dX": 0.0}
     for _ in range(args.repeats):
-        best["bare tiles"] = max(best["bare tiles"], _core.matrix_unit_rate(threads=threads) or 0.0)
+        best["bare tiles"] = max(best["bare tiles"], _core.matrix_unit_rate(threads=threads, seconds=SECONDS) or 0.0)
         for gradient, name in ((False, "forward"), (True, "dX")):
-            _, seconds = _core.bf16_product(
-                args.type, weight, inputs[gradient], args.n_in, gradient=gradient, threads=threads
-            )
+            arguments = (args.type, weight, inputs[gradient], args.n_in)
+            _, seconds = _core.bf16_product(*arguments, gradient=gradient, threads=threads)
+            repeats = max(1, int(SECONDS / seconds))
+            _, seconds = _core.bf16_product(*arguments, gradient=gradient, threads=threads, repeats=repeats)
             best[name] = max(best[name], flops / seconds)
     print(f"{args.type}, {args.n_in} x {args.n_out}, {args.tokens} tokens, {threads} threads")
     for name, rate in best.items():

@@ -10,6 +10,7 @@
 #include "engine/error.h"
 #include "engine/quantize.h"
 #include "kernels/bf16_product.h"
+#include "kernels/huge_pages.h"
 #include "kernels/tile_rate.h"
 #include "kernels/weight_product.h"
 
@@ -58,9 +59,11 @@ FloatArray weight_gradient_input(const std::string & type_name, const py::array_
 
 std::pair<FloatArray, double> bf16_product(const std::string & type_name,
                                            const py::array_t<uint8_t, py::array::c_style> & weight,
-                                           const FloatArray & x, int64_t n_in, bool gradient, int threads) {
+                                           const FloatArray & x, int64_t n_in, bool gradient, int threads,
+                                           int repeats) {
     const ggml_type type = type_from_name(type_name);
-    const bool valid = x.ndim() == 2 && x.shape(0) > 0 && n_in >= 1 && n_in % ggml_blck_size(type) == 0 && threads >= 1;
+    const bool valid = x.ndim() == 2 && x.shape(0) > 0 && n_in >= 1 && n_in % ggml_blck_size(type) == 0 &&
+                       threads >= 1 && repeats >= 1;
     const size_t row_bytes = valid ? ggml_row_size(type, n_in) : 1;
     const auto n_out = static_cast<int64_t>(static_cast<size_t>(weight.size()) / row_bytes);
     if (!valid || n_out < 1 || static_cast<size_t>(weight.size()) % row_bytes != 0 ||
@@ -82,18 +85,21 @@ std::pair<FloatArray, double> bf16_product(const std::string & type_name,
     pack(from, depth, depth, n_tokens, 1.0f, packed.data(), 0, n_panels);
     const kernels::Bf16Term term = {type, w, row_bytes, depth, packed.data()};
     const kernels::Bf16Blocks block = kernels::bf16_blocks(n_tokens, n_columns, threads);
-    kernels::Dealer dealer;
+    kernels::prefer_huge_pages(to, static_cast<size_t>(n_tokens * n_columns) * sizeof(float));
+    std::vector<kernels::Dealer> dealers(static_cast<size_t>(repeats));
     const auto start = std::chrono::steady_clock::now();
     on_threads(threads, [&](int) {
-        dealer.run((n_columns + block.columns - 1) / block.columns, threads, [&](kernels::Range blocks) {
-            const kernels::Range columns = {blocks.begin * block.columns,
-                                            std::min(blocks.end * block.columns, n_columns)};
-            const auto multiply = gradient ? kernels::bf16_input_gradient : kernels::bf16_forward;
-            multiply(&term, 1, n_tokens, to, n_columns, false, {0, n_tokens}, columns);
-        });
+        for (kernels::Dealer & dealer : dealers) {
+            dealer.run((n_columns + block.columns - 1) / block.columns, threads, [&](kernels::Range blocks) {
+                const kernels::Range columns = {blocks.begin * block.columns,
+                                                std::min(blocks.end * block.columns, n_columns)};
+                const auto multiply = gradient ? kernels::bf16_input_gradient : kernels::bf16_forward;
+                multiply(&term, 1, n_tokens, to, n_columns, false, {0, n_tokens}, columns);
+            });
+        }
     });
     const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
-    return {std::move(result), elapsed.count()};
+    return {std::move(result), elapsed.count() / repeats};
 }
 
 std::optional<double> matrix_unit_rate(int threads, double seconds) {
@@ -113,7 +119,7 @@ void bind_kernels(py::module_ & m) {
     m.def("weight_gradient_input", weight_gradient_input, py::arg("type"), py::arg("weight"), py::arg("d_output"),
           py::arg("n_in"), py::kw_only(), py::arg("threads") = 1, py::arg("reference") = false);
     m.def("bf16_product", bf16_product, py::arg("type"), py::arg("weight"), py::arg("x"), py::arg("n_in"),
-          py::kw_only(), py::arg("gradient") = false, py::arg("threads") = 1);
+          py::kw_only(), py::arg("gradient") = false, py::arg("threads") = 1, py::arg("repeats") = 1);
     m.def("matrix_unit_rate", matrix_unit_rate, py::kw_only(), py::arg("threads") = 1, py::arg("seconds") = 0.05);
 }
 

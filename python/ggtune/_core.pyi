@@ -303,11 +303,12 @@ def bf16_product(
     *,
     gradient: bool = False,
     threads: int = 1,
+    repeats: int = 1,
 ) -> tuple[NDArray[np.float32], float]:
-    """``x @ W.T`` for ``x`` of shape ``[n_tokens, n_in]``, or with ``gradient`` ``x @ W`` for ``[n_tokens, n_out]``, in bf16.
+    """``x @ W.T`` in bf16, ``x`` of shape ``[n_tokens, n_in]``; with ``gradient`` ``x @ W``, ``[n_tokens, n_out]``.
 
-    ``weight`` holds the rows of ``W`` of shape ``[n_out, n_in]`` in a ggml type. Also the seconds that it took, without
-    rounding and packing ``x``.
+    ``weight`` holds the rows of ``W`` of shape ``[n_out, n_in]`` in a ggml type. Also the mean seconds of ``repeats``
+    such products on the same threads, without rounding and packing ``x``.
     """
 
 def matrix_unit_rate(*, threads: int = 1, seconds: float = 0.05) -> float | None:
