@@ -8,7 +8,7 @@ cd "$(dirname "$0")/.."
 build=${1:-build/aarch64}
 qemu=$(command -v qemu-aarch64 || command -v qemu-aarch64-static)
 sysroot=/usr/aarch64-linux-gnu
-tests=(products elementwise attention int8_product grid tile dispatch)
+tests=(products elementwise attention int8_product bf16_product grid tile dispatch)
 
 for cpu in neoverse-n1 max; do
     cmake -S . -B "$build" -G Ninja \
