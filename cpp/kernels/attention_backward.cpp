@@ -13,24 +13,10 @@ struct Scratch {
     AlignedFloats key_panels, value_panels, keys, dk, dv, queries, d_out, weights, d_weights;
 };
 
-struct Backward {
-    const AttentionShape & shape;
-    const ConstHeads & q;
-    const ConstHeads & k;
-    const ConstHeads & v;
-    const ConstHeads & out;
-    const float * lse;
-    const ConstHeads & d_out;
-    const Heads & dq;
-    const Heads & dk;
-    const Heads & dv;
-    bool accumulate;
-};
-
 // The tiles of one thread.
 class TileWorker {
   public:
-    TileWorker(const Backward & args, Scratch & scratch)
+    TileWorker(const BackwardArguments & args, Scratch & scratch)
         : args_(args),
           shape_(args.shape),
           dim_(args.shape.head_dim),
@@ -220,7 +206,7 @@ class TileWorker {
         }
     }
 
-    const Backward & args_;
+    const BackwardArguments & args_;
     const AttentionShape & shape_;
     const int64_t dim_, dim_v_, padded_dim_, padded_dim_v_, group_;
     float *key_panels_, *value_panels_, *keys_, *dk_, *dv_;  // of the key tile
@@ -236,7 +222,7 @@ void attention_backward(const AttentionShape & shape, const ConstHeads & q, cons
                         const ConstHeads & out, const float * lse, const ConstHeads & d_out, const Heads & dq,
                         const Heads & dk, const Heads & dv, bool accumulate, int ith, int nth) {
     static thread_local Scratch scratch;
-    const Backward args = {shape, q, k, v, out, lse, d_out, dq, dk, dv, accumulate};
+    const BackwardArguments args = {shape, q, k, v, out, lse, d_out, dq, dk, dv, accumulate};
     TileWorker worker(args, scratch);
     for (const BackwardWork & work : backward_work(shape, {kQueryTile, kKeyTile}, ith, nth)) {
         worker.run(work);

@@ -26,20 +26,6 @@ struct Scratch {
     AlignedFloats dk, dv, rows;
 };
 
-struct Backward {
-    const AttentionShape & shape;
-    const ConstHeads & q;
-    const ConstHeads & k;
-    const ConstHeads & v;
-    const ConstHeads & out;
-    const float * lse;
-    const ConstHeads & d_out;
-    const Heads & dq;
-    const Heads & dk;
-    const Heads & dv;
-    bool accumulate;
-};
-
 // to += or = factor * from
 void write_row(const float * from, float factor, int64_t n, bool accumulate, float * to) {
     if (accumulate) {
@@ -67,7 +53,7 @@ float dot(const float * a, const float * b, int64_t n) {
 
 class BlockWorker {
   public:
-    BlockWorker(const Backward & args, Scratch & scratch)
+    BlockWorker(const BackwardArguments & args, Scratch & scratch)
         : args_(args),
           shape_(args.shape),
           session_(tile_unit()),
@@ -377,7 +363,7 @@ class BlockWorker {
     // The packed queries have a part of the logits' scale in them: what dk needs beside it.
     float query_factor() const { return shape_.softcap == 0.0f ? static_cast<float>(kLn2) : shape_.post_scale; }
 
-    const Backward & args_;
+    const BackwardArguments & args_;
     const AttentionShape & shape_;
     const TileSession session_;
     const int64_t dim_, dim_v_, padded_dim_, padded_dim_v_, group_;
@@ -398,7 +384,7 @@ void attention_backward_bf16(const AttentionShape & shape, const ConstHeads & q,
                              const ConstHeads & v, const ConstHeads & out, const float * lse, const ConstHeads & d_out,
                              const Heads & dq, const Heads & dk, const Heads & dv, bool accumulate, int ith, int nth) {
     static thread_local Scratch scratch;
-    const Backward args = {shape, q, k, v, out, lse, d_out, dq, dk, dv, accumulate};
+    const BackwardArguments args = {shape, q, k, v, out, lse, d_out, dq, dk, dv, accumulate};
     BlockWorker worker(args, scratch);
     for (const BackwardWork & work : backward_work(shape, kParts, ith, nth)) {
         worker.run(work);

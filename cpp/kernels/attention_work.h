@@ -52,6 +52,21 @@ struct BackwardParts {
     int64_t queries, keys;
 };
 
+// What attention_backward() is given.
+struct BackwardArguments {
+    const AttentionShape & shape;
+    const ConstHeads & q;
+    const ConstHeads & k;
+    const ConstHeads & v;
+    const ConstHeads & out;
+    const float * lse;
+    const ConstHeads & d_out;
+    const Heads & dq;
+    const Heads & dk;
+    const Heads & dv;
+    bool accumulate;
+};
+
 // What thread ith of nth does.
 std::vector<BackwardWork> backward_work(const AttentionShape & shape, const BackwardParts & parts, int ith, int nth);
 

@@ -12,7 +12,7 @@ namespace {
 
 using namespace detail;
 
-constexpr int64_t kSide = kMostPanels * kTileRows;
+constexpr int64_t kSide = kMostRows;
 
 // Columns of L that are read at a time: whole cache lines of rows that lie far apart, and their panels fit the L2 cache.
 constexpr int64_t kColumns = 128;

@@ -1,8 +1,7 @@
 #include "kernels/bf16_product.h"
 
 #include <algorithm>
-#include <cstring>
-#include <memory>
+#include <type_traits>
 
 #include "kernels/bf16_unpack.h"
 #include "kernels/huge_pages.h"
@@ -15,7 +14,7 @@ namespace {
 using namespace detail;
 
 // What is multiplied at a time: a side of a block of sums.
-constexpr int64_t kSide = kMostPanels * kTileRows;
+constexpr int64_t kSide = kMostRows;
 constexpr int64_t kBlockSums = kSide * kSide;
 
 // Cache blocking, measured: of the sum kDepth at a time, so that the weights of kSide columns of the result (32 KiB) stay in
@@ -27,10 +26,6 @@ constexpr int64_t kDepthTiles = kDepth / kTileDepth;
 
 // A second term of so small a depth is summed together with the end of the first, in registers.
 constexpr int64_t kMoreDepth = 64;
-
-int64_t round_up(int64_t n, int64_t unit) {
-    return (n + unit - 1) / unit * unit;
-}
 
 // --- packed tokens: for each kDepth of the sum all panels, one after another
 

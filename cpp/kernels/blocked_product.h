@@ -25,10 +25,6 @@ inline constexpr int64_t kBlockK = 256;
 inline constexpr int64_t kBlockN = 512;
 inline constexpr int64_t kBlockM = 1020;
 
-inline int64_t round_up(int64_t x, int64_t unit) {
-    return (x + unit - 1) / unit * unit;
-}
-
 struct Product {
     int64_t m, n, k;
     Operand a;

@@ -13,6 +13,14 @@ struct Range {
     int64_t size() const { return end - begin; }
 };
 
+namespace detail {
+
+inline int64_t round_up(int64_t x, int64_t unit) {
+    return (x + unit - 1) / unit * unit;
+}
+
+}  // namespace detail
+
 // Part ith of nth of [0, n), in multiples of `unit` (the last part ends at n); parts differ by at most one unit.
 inline Range split_range(int64_t n, int ith, int nth, int64_t unit = 1) {
     const int64_t n_units = (n + unit - 1) / unit;

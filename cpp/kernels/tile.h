@@ -11,9 +11,9 @@
 
 #include <cstdint>
 
-namespace ggtune::kernels::detail {
+#include "kernels/bf16.h"
 
-using Bf16 = uint16_t;
+namespace ggtune::kernels::detail {
 
 inline constexpr int64_t kTileRows = 16;   // of A and columns of B
 inline constexpr int64_t kTileDepth = 32;  // values of the sum
@@ -22,6 +22,7 @@ inline constexpr int64_t kTileValues = kTileRows * kTileDepth;
 
 // Most panels of A and of B that are multiplied at a time: what the eight registers of AMX hold.
 inline constexpr int kMostPanels = 2;
+inline constexpr int64_t kMostRows = kMostPanels * kTileRows;
 
 inline int64_t tile_count(int64_t depth) {
     return (depth + kTileDepth - 1) / kTileDepth;

@@ -90,7 +90,7 @@ inline void transpose_16x16(__m512 (&row)[16]) {
 // not be fetched to be overwritten.
 template <bool accumulate, bool past_caches>
 void store_transposed_block(const float * src, float * dst, int64_t dst_stride) {
-    constexpr int64_t kSide = kMostPanels * kTileRows;
+    constexpr int64_t kSide = kMostRows;
     for (int64_t j = 0; j < kSide; j += kTileRows) {
         for (int64_t i = 0; i < kSide; i += kTileRows) {
             __m512 rows[16];
@@ -117,7 +117,7 @@ void store_transposed_block(const float * src, float * dst, int64_t dst_stride) 
 
 void store_transposed(const float * src, int64_t n_rows, int64_t n_cols, float * dst, int64_t dst_stride,
                       bool accumulate) {
-    constexpr int64_t kSide = kMostPanels * kTileRows;
+    constexpr int64_t kSide = kMostRows;
 #if defined(__AVX512F__)
     if (n_rows == kSide && n_cols == kSide) {
         const bool aligned =
