@@ -1,18 +1,19 @@
 // Bindings of everything that works on files: checking, merging, quantizing; and of the facts about machine and build.
-#include "engine/gguf_check.h"
-#include "engine/gguf_file.h"
 #include "engine/host.h"
-#include "engine/merge.h"
-#include "engine/quantize.h"
-#include "engine/quantize_model.h"
+#include "engine/layer_inputs.h"
+#include "files/gguf_check.h"
+#include "files/gguf_file.h"
+#include "files/merge.h"
+#include "files/quantize.h"
+#include "files/quantize_model.h"
 
 #include <ggml-cpu.h>
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "base/error.h"
 #include "dispatch/cpu_variants.h"
-#include "engine/error.h"
 #include "kernels/dequantize.h"
 
 namespace py = pybind11;
@@ -56,20 +57,22 @@ py::dict merge_files(const std::string & base, const std::vector<std::pair<std::
                      const std::map<std::string, std::string> & types, const std::string & rounding, uint64_t seed,
                      const std::vector<int32_t> & tokens, const std::vector<int32_t> & sequences, double seen,
                      double bias, const std::map<std::string, std::string> & metadata, int threads) {
+    MergeOptions options;
+    options.adapters = adapters;
+    options.outtype = outtype;
+    options.types = types;
+    options.rounding = rounding_from_name(rounding);
+    options.seed = seed;
+    if (!tokens.empty()) {
+        options.visit_inputs = inputs_of_sample(base, adapters, {tokens, sequences}, std::max(1, threads));
+    }
+    options.weights = {seen, bias};
+    options.metadata = metadata;
+    options.threads = threads;
     MergeResult result;
     {
         py::gil_scoped_release release;  // only C++ values from here on
-        result = merge(base, output,
-                       {adapters,
-                        outtype,
-                        types,
-                        rounding_from_name(rounding),
-                        seed,
-                        {tokens, sequences},
-                        {seen, bias},
-                        metadata,
-                        threads},
-                       check_signals);
+        result = merge(base, output, options, check_signals);
     }
     py::dict tensors;
     for (const MergedTensor & tensor : result.tensors) {

@@ -6,9 +6,9 @@
 #include <optional>
 #include <thread>
 
+#include "base/error.h"
 #include "bindings/bindings.h"
-#include "engine/error.h"
-#include "engine/quantize.h"
+#include "files/quantize.h"
 #include "kernels/bf16_product.h"
 #include "kernels/huge_pages.h"
 #include "kernels/tile_rate.h"

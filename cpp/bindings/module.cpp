@@ -3,8 +3,8 @@
 
 #include <chrono>
 
-#include "engine/error.h"
-#include "engine/executor.h"
+#include "base/error.h"
+#include "base/interrupt.h"
 
 namespace ggtune {
 

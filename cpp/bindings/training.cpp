@@ -1,8 +1,8 @@
 // Bindings of Adapter and Trainer.
 #include <pybind11/stl.h>
 
+#include "base/error.h"
 #include "bindings/bindings.h"
-#include "engine/error.h"
 #include "engine/trainer.h"
 
 namespace ggtune {

@@ -8,7 +8,7 @@
 #include <random>
 #include <set>
 
-#include "engine/error.h"
+#include "base/error.h"
 #include "kernels/dropout.h"
 
 namespace ggtune {

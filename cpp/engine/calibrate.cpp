@@ -8,7 +8,7 @@
 #include <map>
 #include <string>
 
-#include "engine/error.h"
+#include "base/error.h"
 #include "engine/graph_ops.h"
 
 namespace ggtune {

@@ -2,11 +2,11 @@
 
 #include <algorithm>
 
-#include "engine/abort_guard.h"
-#include "engine/error.h"
-#include "engine/executor.h"
-#include "engine/gguf_check.h"
-#include "engine/gguf_file.h"
+#include "base/abort_guard.h"
+#include "base/error.h"
+#include "base/interrupt.h"
+#include "files/gguf_check.h"
+#include "files/gguf_file.h"
 
 namespace ggtune {
 

@@ -2,7 +2,8 @@
 
 #include <chrono>
 
-#include "engine/error.h"
+#include "base/error.h"
+#include "base/interrupt.h"
 #include "engine/graph_ops.h"
 #include "engine/llama_access.h"
 #include "kernels/huge_pages.h"
@@ -11,7 +12,6 @@ namespace ggtune {
 
 namespace {
 
-bool (*interrupt_check)() = nullptr;
 bool abort_callback(void *) {
     return interrupted();
 }
@@ -31,13 +31,6 @@ Error not_enough_memory(size_t n_bytes) {
 }
 
 }  // namespace
-
-void set_interrupt_check(bool (*check)()) {
-    interrupt_check = check;
-}
-bool interrupted() {
-    return interrupt_check != nullptr && interrupt_check();
-}
 
 Executor::Executor(int n_threads)
     : backend(ggml_backend_cpu_init()), allocator(ggml_gallocr_new(ggml_backend_cpu_buffer_type())) {

@@ -2,10 +2,10 @@
 
 #include <algorithm>
 
-#include "engine/error.h"
-#include "engine/executor.h"
-#include "engine/gguf_check.h"
-#include "engine/gguf_file.h"
+#include "base/error.h"
+#include "base/interrupt.h"
+#include "files/gguf_check.h"
+#include "files/gguf_file.h"
 #include "kernels/softmax.h"
 
 namespace ggtune {

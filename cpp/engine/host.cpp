@@ -6,8 +6,8 @@
 
 #include <sstream>
 
+#include "base/error.h"
 #include "dispatch/cpu_variants.h"
-#include "engine/error.h"
 
 namespace ggtune {
 

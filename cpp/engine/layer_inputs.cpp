@@ -57,26 +57,28 @@ std::vector<uint8_t> some_rows(int64_t n_tokens, int64_t n_vocab) {
 
 }  // namespace
 
-void visit_layer_inputs(Model & model, const std::vector<std::pair<std::string, float>> & adapters,
-                        const TextSample & sample, int threads, const std::function<bool(const char *)> & wanted,
-                        const std::function<void(const char *, const LayerInput &)> & visit) {
-    Visit state{wanted, visit, nullptr, {}, nullptr};
-    const auto n_tokens = static_cast<int64_t>(sample.tokens.size());
-    const int32_t n_sequences =
-        sample.sequences.empty() ? 1 : *std::max_element(sample.sequences.begin(), sample.sequences.end()) + 1;
-    Decoder decoder(model, adapters, {n_tokens, n_tokens, n_sequences, threads, on_node, &state});
-    TokenBatch batch(n_tokens);
-    batch.add(sample.tokens, sample.sequences, some_rows(n_tokens, model.n_vocab()));
-    try {
-        decoder.decode(batch);
-    } catch (...) {
-        if (!state.exception) {
-            throw;
+VisitLayerInputs inputs_of_sample(std::string model_path, std::vector<std::pair<std::string, float>> adapters,
+                                  TextSample sample, int threads) {
+    return [=](const auto & wanted, const auto & visit) {
+        Model model(model_path, 0, Model::Contents::all);
+        Visit state{wanted, visit, nullptr, {}, nullptr};
+        const auto n_tokens = static_cast<int64_t>(sample.tokens.size());
+        const int32_t n_sequences =
+            sample.sequences.empty() ? 1 : *std::max_element(sample.sequences.begin(), sample.sequences.end()) + 1;
+        Decoder decoder(model, adapters, {n_tokens, n_tokens, n_sequences, threads, on_node, &state});
+        TokenBatch batch(n_tokens);
+        batch.add(sample.tokens, sample.sequences, some_rows(n_tokens, model.n_vocab()));
+        try {
+            decoder.decode(batch);
+        } catch (...) {
+            if (!state.exception) {
+                throw;
+            }
         }
-    }
-    if (state.exception) {
-        std::rethrow_exception(state.exception);
-    }
+        if (state.exception) {
+            std::rethrow_exception(state.exception);
+        }
+    };
 }
 
 }  // namespace ggtune

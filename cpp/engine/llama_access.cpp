@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <functional>
 
-#include "engine/abort_guard.h"
-#include "engine/error.h"
+#include "base/abort_guard.h"
+#include "base/error.h"
 #include "ggml-impl.h"
 #include "llama-adapter.h"
 #include "llama-batch.h"

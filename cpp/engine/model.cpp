@@ -9,11 +9,11 @@
 #include <mutex>
 #include <set>
 
-#include "engine/abort_guard.h"
-#include "engine/error.h"
-#include "engine/gguf_check.h"
-#include "engine/gguf_file.h"
+#include "base/abort_guard.h"
+#include "base/error.h"
 #include "engine/llama_access.h"
+#include "files/gguf_check.h"
+#include "files/gguf_file.h"
 
 namespace ggtune {
 

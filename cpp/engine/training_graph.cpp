@@ -5,8 +5,8 @@
 #include <cstring>
 #include <unordered_set>
 
+#include "base/error.h"
 #include "engine/calibrate.h"
-#include "engine/error.h"
 
 namespace ggtune {
 

@@ -8,8 +8,8 @@
 #include <functional>
 #include <random>
 
+#include "base/error.h"
 #include "check.h"
-#include "engine/error.h"
 #include "engine/executor.h"
 
 namespace {

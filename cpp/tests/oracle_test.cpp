@@ -6,8 +6,8 @@
 #include <algorithm>
 #include <random>
 
+#include "base/error.h"
 #include "check.h"
-#include "engine/error.h"
 #include "engine/trainer.h"
 
 namespace {

@@ -1,9 +1,9 @@
-#include "engine/lora_product.h"
+#include "files/lora_product.h"
 
 #include <algorithm>
 #include <cmath>
 
-#include "engine/error.h"
+#include "base/error.h"
 #include "kernels/dequantize.h"
 
 namespace ggtune {

@@ -1,4 +1,4 @@
-#include "engine/cholesky.h"
+#include "files/cholesky.h"
 
 #include <algorithm>
 #include <cmath>

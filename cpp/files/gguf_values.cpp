@@ -3,7 +3,7 @@
 #include <cstring>
 #include <limits>
 
-#include "engine/gguf_file.h"
+#include "files/gguf_file.h"
 
 namespace ggtune {
 

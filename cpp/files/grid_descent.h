@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "engine/lora_product.h"
+#include "files/lora_product.h"
 #include "kernels/grid.h"
 
 namespace ggtune {

@@ -1,4 +1,4 @@
-#include "engine/merge.h"
+#include "files/merge.h"
 
 #include <ggml-cpu.h>
 #include <llama.h>
@@ -12,16 +12,15 @@
 #include <filesystem>
 #include <thread>
 
-#include "engine/error.h"
-#include "engine/gguf_check.h"
-#include "engine/gguf_file.h"
-#include "engine/gguf_writer.h"
-#include "engine/grid_descent.h"
-#include "engine/grid_merge.h"
-#include "engine/lora_product.h"
-#include "engine/merge_rows.h"
-#include "engine/model.h"
-#include "engine/output_file.h"
+#include "base/error.h"
+#include "files/gguf_check.h"
+#include "files/gguf_file.h"
+#include "files/gguf_writer.h"
+#include "files/grid_descent.h"
+#include "files/grid_merge.h"
+#include "files/lora_product.h"
+#include "files/merge_rows.h"
+#include "files/output_file.h"
 #include "kernels/dequantize.h"
 #include "kernels/gemm.h"
 
@@ -239,8 +238,8 @@ class Merger {
         result.n_tensors = static_cast<int64_t>(base_.tensors.size());
         result.n_bytes = static_cast<int64_t>(editor_.file_size());
         std::vector<std::optional<MergedTensor>> merged(base_.tensors.size());
-        if (!options_.sample.tokens.empty()) {
-            merge_with_sample(out, merged, result.n_changed_rows);
+        if (options_.visit_inputs) {
+            merge_with_inputs(out, merged, result.n_changed_rows);
         }
         for (size_t i = 0; i < base_.tensors.size(); ++i) {
             const std::vector<LoraProduct> products = merged[i] ? std::vector<LoraProduct>() : load_products(i);
@@ -331,8 +330,8 @@ class Merger {
         }
     }
 
-    // The adapted tensors that are multiplied with an input of the sample, in the order of the graph.
-    void merge_with_sample(OutputFile & out, std::vector<std::optional<MergedTensor>> & merged,
+    // The adapted tensors whose inputs are there, in the order of the graph.
+    void merge_with_inputs(OutputFile & out, std::vector<std::optional<MergedTensor>> & merged,
                            int64_t & n_changed_rows) {
         const auto can_settle = [&](const char * name) {
             const auto found = base_.tensor_index.find(name);
@@ -341,21 +340,18 @@ class Merger {
                    std::any_of(adapters_.begin(), adapters_.end(),
                                [&](const AdapterSource & a) { return a.find(found->second) != nullptr; });
         };
-        Model model(base_.path, 0, Model::Contents::all);
         std::vector<float> moment;
-        visit_layer_inputs(model, options_.adapters, options_.sample, std::max(1, options_.threads), can_settle,
-                           [&](const char * name, const LayerInput & input) {
-                               check_interrupt_();
-                               if (input.n_tokens < least_sample_rows) {
-                                   return;
-                               }
-                               if (input.is_new) {
-                                   moment = second_moment(input, std::max(1, options_.threads));
-                               }
-                               const size_t index = base_.tensor_index.at(name);
-                               merged[index] =
-                                   merge_tensor(index, load_products(index), moment.data(), out, n_changed_rows);
-                           });
+        options_.visit_inputs(can_settle, [&](const char * name, const LayerInput & input) {
+            check_interrupt_();
+            if (input.n_tokens < least_sample_rows) {
+                return;
+            }
+            if (input.is_new) {
+                moment = second_moment(input, std::max(1, options_.threads));
+            }
+            const size_t index = base_.tensor_index.at(name);
+            merged[index] = merge_tensor(index, load_products(index), moment.data(), out, n_changed_rows);
+        });
     }
 
     bool stays_on_grid(size_t index) const {

@@ -1,9 +1,9 @@
-#include "engine/grid_descent.h"
+#include "files/grid_descent.h"
 
 #include <algorithm>
 #include <cmath>
 
-#include "engine/cholesky.h"
+#include "files/cholesky.h"
 #include "kernels/dequantize.h"
 
 namespace ggtune {

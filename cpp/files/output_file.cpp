@@ -1,4 +1,4 @@
-#include "engine/output_file.h"
+#include "files/output_file.h"
 
 #include <fcntl.h>
 #include <unistd.h>
@@ -8,7 +8,7 @@
 #include <cstring>
 #include <filesystem>
 
-#include "engine/error.h"
+#include "base/error.h"
 
 namespace ggtune {
 

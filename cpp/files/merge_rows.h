@@ -4,9 +4,9 @@
 #include <cstdint>
 #include <vector>
 
-#include "engine/gguf_file.h"
-#include "engine/grid_merge.h"
-#include "engine/lora_product.h"
+#include "files/gguf_file.h"
+#include "files/grid_merge.h"
+#include "files/lora_product.h"
 #include "kernels/grid.h"
 
 namespace ggtune {

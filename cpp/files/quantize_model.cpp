@@ -1,4 +1,4 @@
-#include "engine/quantize_model.h"
+#include "files/quantize_model.h"
 
 #include <llama.h>
 
@@ -10,11 +10,11 @@
 #include <mutex>
 #include <thread>
 
-#include "engine/error.h"
-#include "engine/gguf_check.h"
-#include "engine/gguf_file.h"
-#include "engine/lora_product.h"
-#include "engine/output_file.h"
+#include "base/error.h"
+#include "files/gguf_check.h"
+#include "files/gguf_file.h"
+#include "files/lora_product.h"
+#include "files/output_file.h"
 #include "kernels/dequantize.h"
 
 namespace ggtune {

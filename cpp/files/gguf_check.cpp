@@ -1,11 +1,11 @@
-#include "engine/gguf_check.h"
+#include "files/gguf_check.h"
 
 #include <algorithm>
 #include <cmath>
 #include <limits>
 #include <unordered_set>
 
-#include "engine/error.h"
+#include "base/error.h"
 #include "kernels/dequantize.h"
 
 namespace ggtune {

@@ -1,11 +1,11 @@
-#include "engine/quantize.h"
+#include "files/quantize.h"
 
 #include <algorithm>
 #include <cctype>
 #include <cmath>
 #include <limits>
 
-#include "engine/error.h"
+#include "base/error.h"
 #include "kernels/dequantize.h"
 
 namespace ggtune {

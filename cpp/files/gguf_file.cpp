@@ -1,4 +1,4 @@
-#include "engine/gguf_file.h"
+#include "files/gguf_file.h"
 
 #include <algorithm>
 #include <cerrno>
@@ -8,7 +8,7 @@
 #include <limits>
 #include <type_traits>
 
-#include "engine/error.h"
+#include "base/error.h"
 
 namespace ggtune {
 

@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "engine/gguf_file.h"
+#include "files/gguf_file.h"
 
 namespace ggtune {
 

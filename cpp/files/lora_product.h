@@ -6,8 +6,8 @@
 #include <string>
 #include <vector>
 
-#include "engine/gguf_check.h"
-#include "engine/gguf_file.h"
+#include "files/gguf_check.h"
+#include "files/gguf_file.h"
 
 namespace ggtune {
 

@@ -1,4 +1,4 @@
-#include "engine/abort_guard.h"
+#include "base/abort_guard.h"
 
 #include <ggml.h>
 

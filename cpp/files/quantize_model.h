@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "engine/quantize.h"
+#include "files/quantize.h"
 
 namespace ggtune {
 

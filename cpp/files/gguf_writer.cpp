@@ -1,4 +1,4 @@
-#include "engine/gguf_writer.h"
+#include "files/gguf_writer.h"
 
 #include <algorithm>
 #include <cstring>

@@ -1,6 +1,6 @@
-#include "engine/grid_merge.h"
+#include "files/grid_merge.h"
 
-#include "engine/cholesky.h"
+#include "files/cholesky.h"
 #include "kernels/dropout.h"
 
 namespace ggtune {

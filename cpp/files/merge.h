@@ -8,9 +8,9 @@
 #include <utility>
 #include <vector>
 
-#include "engine/grid_descent.h"
-#include "engine/layer_inputs.h"
-#include "engine/quantize.h"
+#include "files/grid_descent.h"
+#include "files/layer_input.h"
+#include "files/quantize.h"
 #include "kernels/grid.h"
 
 namespace ggtune {
@@ -25,9 +25,10 @@ struct MergeOptions {
     // How a tensor that keeps a quantized type or BF16 is rounded.
     kernels::Rounding rounding = kernels::Rounding::unbiased;
     uint64_t seed = 0;  // of the rounding
-    // A text such as those that the merged model will read, at most a few thousand tokens: the base with the adapters
-    // reads it, and codes are moved so that the outputs on it suffer least. Empty: no such regard.
-    TextSample sample;
+    // What the linears of the base with the adapters are multiplied with while it reads a text such as those that the
+    // merged model will read (inputs_of_sample() in engine/layer_inputs.h): codes are moved so that the outputs on it
+    // suffer least. Empty: no such regard.
+    VisitLayerInputs visit_inputs;
     GridDescent::Weights weights;
     // Keys to set in the output, as strings. They win over the names that merge() sets by itself.
     std::map<std::string, std::string> metadata;

@@ -1,11 +1,11 @@
-#include "engine/merge_rows.h"
+#include "files/merge_rows.h"
 
 #include <algorithm>
 #include <cmath>
 #include <string>
 
-#include "engine/error.h"
-#include "engine/quantize.h"
+#include "base/error.h"
+#include "files/quantize.h"
 #include "kernels/dequantize.h"
 
 namespace ggtune {
