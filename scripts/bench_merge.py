@@ -22,8 +22,8 @@ from pathlib import Path
 import numpy as np
 
 from ggtune._native import core
+from ggtune.gguf.adapter_file import adapter_content, write_adapter
 from ggtune.system import available_threads
-from ggtune.train.adapter_file import adapter_content, write_adapter
 
 PREPARE, QUANTIZE, PLAIN, SAMPLE = "prepare", "quantize", "merge", "merge with a sample"
 _SAMPLE_SEQUENCE = 256  # tokens

@@ -17,8 +17,8 @@ import tempfile
 from pathlib import Path
 
 from ggtune.config import TrainConfig
-from ggtune.train.metrics import read_metrics
-from ggtune.train.outputs import Outputs
+from ggtune.run.metrics import read_metrics
+from ggtune.run.outputs import Outputs
 from ggtune.train.session import fine_tune
 
 SHOWN_INTERVAL = 10  # steps between the checkpoints of the share that is printed

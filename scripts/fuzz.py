@@ -34,11 +34,11 @@ from ggtune.data.sft import read_sft
 from ggtune.data.templates import TEMPLATES
 from ggtune.demo import DATA, MODEL
 from ggtune.errors import GgtuneError
-from ggtune.ollama.gguf_header import read_header
+from ggtune.gguf.adapter_file import AdapterFile, read_adapter, write_adapter
+from ggtune.gguf.header import read_header
+from ggtune.gguf.io import open_gguf, write_gguf
 from ggtune.ollama.modelfile import Modelfile
-from ggtune.train import checkpoint as checkpoints
-from ggtune.train.adapter_file import AdapterFile, read_adapter, write_adapter
-from ggtune.train.files import open_gguf, write_gguf
+from ggtune.run import checkpoint as checkpoints
 
 ROOT = Path(__file__).resolve().parents[1]
 BATCH = 200

@@ -22,11 +22,11 @@ from ggtune._native import core
 from ggtune.config import TrainConfig
 from ggtune.data.samples import Sample
 from ggtune.evaluate.proof import Proof, Prover
+from ggtune.evaluate.proved_merge import merge_and_prove
 from ggtune.evaluate.verify import samples_of
+from ggtune.gguf.merge import retyped
+from ggtune.run.outputs import Outputs
 from ggtune.system import available_threads
-from ggtune.train.merge import retyped
-from ggtune.train.outputs import Outputs
-from ggtune.train.proved_merge import merge_and_prove
 from ggtune.train.session import fine_tune
 
 TYPES = (

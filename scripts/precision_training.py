@@ -18,7 +18,7 @@ from typing import Any
 
 from ggtune._native import core
 from ggtune.config import TrainConfig
-from ggtune.train.adapter_file import load_adapter
+from ggtune.gguf.adapter_file import load_adapter
 from ggtune.train.result import Result
 from ggtune.train.session import fine_tune, make_engine, make_plan, read_samples
 

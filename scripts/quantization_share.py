@@ -19,9 +19,9 @@ from ggtune.data.load import load_samples
 from ggtune.data.packing import MicroBatch, pack
 from ggtune.data.split import Holdout
 from ggtune.errors import GgtuneError
+from ggtune.gguf.adapter_file import load_adapter
+from ggtune.gguf.merge import merge_adapters
 from ggtune.system import available_threads
-from ggtune.train.adapter_file import load_adapter
-from ggtune.train.merge import merge_adapters
 
 PACKED_TOKENS = 512
 

@@ -22,10 +22,10 @@ from typing import Any
 import numpy as np
 
 from ggtune.demo import DATA, MODEL
-from ggtune.train.checkpoint import load_checkpoint, newest_checkpoint
-from ggtune.train.lock import holder_of
-from ggtune.train.metrics import read_metrics
-from ggtune.train.outputs import Outputs
+from ggtune.run.checkpoint import load_checkpoint, newest_checkpoint
+from ggtune.run.lock import holder_of
+from ggtune.run.metrics import read_metrics
+from ggtune.run.outputs import Outputs
 
 TIMES = ("tokens_per_second", "elapsed_s")
 GGTUNE = [sys.executable, "-m", "ggtune"]

@@ -11,7 +11,7 @@ import numpy as np
 from fuzzing.gguf_edits import apply
 from ggtune._native import core
 from ggtune.errors import GgtuneError
-from ggtune.train.adapter_file import load_adapter
+from ggtune.gguf.adapter_file import load_adapter
 
 GOLDEN = Path(__file__).resolve().parents[2] / "tests/golden"
 TOKENS = np.array([1, 5, 7, 9], dtype=np.int32)

@@ -124,7 +124,7 @@ def test_bad_input(ggtune, tmp_path, table, files, options, words) -> None:  # t
 
 @pytest.mark.parametrize("command", [["ask", "Why?"], ["export-lora", "--model-out", "{out}"]])
 def test_an_adapter_of_another_model(ggtune, tmp_path, command) -> None:  # type: ignore[no-untyped-def]
-    from ggtune.train.adapter_file import AdapterFile, write_adapter
+    from ggtune.gguf.adapter_file import AdapterFile, write_adapter
 
     pair = {"lora_a": np.ones((2, 64), dtype=np.float32), "lora_b": np.ones((64, 2), dtype=np.float32)}
     tensors = {f"blk.0.attn_q.weight.{side}": values for side, values in pair.items()}

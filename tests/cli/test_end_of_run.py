@@ -5,7 +5,7 @@ import json
 import pytest
 
 from ggtune.demo import MODEL
-from ggtune.train.adapter_file import read_adapter
+from ggtune.gguf.adapter_file import read_adapter
 
 SMALL = ["--ctx", 64, "--batch", 2, "--rank", 2, "--threads", 1]
 

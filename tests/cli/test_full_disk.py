@@ -23,10 +23,10 @@ from ggtune.data.templates import TEMPLATES
 from ggtune.demo import MODEL
 from ggtune.errors import GgtuneError
 from ggtune.files import WriteError, replacing
+from ggtune.gguf.adapter_file import read_adapter, write_adapter
 from ggtune.ollama.package import package_model
-from ggtune.train import saver as saver_module
-from ggtune.train.adapter_file import read_adapter, write_adapter
-from ggtune.train.registry import known_runs, register
+from ggtune.run import saver as saver_module
+from ggtune.run.registry import known_runs, register
 
 Ggtune = Callable[..., Result]
 SMALL = ["--ctx", "64", "--batch", "2", "--rank", "1", "--threads", "1"]
@@ -85,7 +85,7 @@ def adapter(tmp_path: Path) -> Path:
     import numpy as np
 
     from ggtune._native import core
-    from ggtune.train.adapter_file import adapter_content
+    from ggtune.gguf.adapter_file import adapter_content
 
     live = core.Adapter(core.Model(str(MODEL)), rank=1, alpha=1.0, targets=["attn_q"])
     for name in live.tensor_names():

@@ -16,9 +16,9 @@ import pytest
 
 from ggtune.demo import DATA, MODEL
 from ggtune.errors import GgtuneError
-from ggtune.train import lock as lock_module
-from ggtune.train.lock import Lock, ProcessId, holder_of
-from ggtune.train.registry import known_runs, register
+from ggtune.run import lock as lock_module
+from ggtune.run.lock import Lock, ProcessId, holder_of
+from ggtune.run.registry import known_runs, register
 
 GGTUNE = [sys.executable, "-m", "ggtune"]
 SETTINGS = "--ctx 64 --batch 8 --rank 2 --threads 1 --holdout 0 --save-every 0 --epochs 0 --max-steps 100000"
@@ -101,7 +101,7 @@ def test_a_second_sigint_leaves_at_once(tmp_path: Path) -> None:
     # a handler that takes long: saving hangs until the second signal comes
     code = """
 import os, signal, sys, time
-from ggtune.train.interrupts import Interrupts
+from ggtune.run.interrupts import Interrupts
 with Interrupts():
     os.kill(os.getpid(), signal.SIGINT)
     print("first", flush=True)
@@ -222,7 +222,7 @@ def test_of_many_processes_one_gets_the_lock(tmp_path: Path) -> None:
 import sys
 from pathlib import Path
 from ggtune.errors import GgtuneError
-from ggtune.train.lock import Lock
+from ggtune.run.lock import Lock
 try:
     with Lock(Path({str(tmp_path / "lock")!r})):
         print("taken", flush=True)

@@ -145,7 +145,7 @@ def test_export_of_a_run(finished: Path, tmp_path: Path, ggtune) -> None:  # typ
 
 
 def test_export_of_a_run_takes_the_seed(finished: Path, tmp_path: Path, ggtune, monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    from ggtune.train import proved_merge
+    from ggtune.evaluate import proved_merge
 
     monkeypatch.setattr(proved_merge, "_MORE_SEEDS", 0)
     output = tmp_path / "merged.gguf"

@@ -18,9 +18,9 @@ from ggtune.errors import GgtuneError
 from ggtune.evaluate import proof as proof_module
 from ggtune.evaluate.proof import Losses, Proof, Prover
 from ggtune.evaluate.verify import samples_of, samples_of_run, verify_file, verify_run
-from ggtune.train.adapter_file import read_adapter, write_adapter
+from ggtune.gguf.adapter_file import read_adapter, write_adapter
+from ggtune.gguf.merge import merge_adapters
 from ggtune.train.chosen import chosen_adapter
-from ggtune.train.merge import merge_adapters
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,10 @@ from quick_runs import Trained, train
 from ggtune import _core
 from ggtune.demo import MODEL
 from ggtune.errors import GgtuneError
+from ggtune.evaluate import proved_merge
 from ggtune.evaluate.proof import Proof, Prover
-from ggtune.train import proved_merge
-from ggtune.train.merge import TextSample, merge_adapters, retyped
-from ggtune.train.proved_merge import ProvedMerge, merge_and_prove
+from ggtune.evaluate.proved_merge import ProvedMerge, merge_and_prove
+from ggtune.gguf.merge import TextSample, merge_adapters, retyped
 
 
 def merge(trained: Trained, output: Path, **options: object) -> ProvedMerge:

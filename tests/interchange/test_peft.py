@@ -18,10 +18,10 @@ from safetensors.numpy import load_file, save_file
 from ggtune import _core
 from ggtune.cli import cli
 from ggtune.errors import GgtuneError, ModelError
+from ggtune.gguf.adapter_file import AdapterFile, load_adapter, read_adapter, write_adapter
+from ggtune.gguf.merge import merge_adapters
 from ggtune.interchange.peft import export_peft, import_peft
 from ggtune.interchange.peft_file import is_peft_folder
-from ggtune.train.adapter_file import AdapterFile, load_adapter, read_adapter, write_adapter
-from ggtune.train.merge import merge_adapters
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 PLAIN = sorted(path.name for path in (GOLDEN / "peft").iterdir() if (GOLDEN / f"{path.name}.npz").exists())

@@ -10,9 +10,9 @@ import gguf_samples as samples
 import pytest
 
 from ggtune.data.templates import TEMPLATES
+from ggtune.gguf.vocabulary import SpecialTokens
 from ggtune.ollama.go_template import GoTemplate, GoTemplateError, Message, render_for_ollama
 from ggtune.ollama.templates import choose_ollama_template, ollama_template
-from ggtune.ollama.vocabulary import SpecialTokens
 
 VENDORED = sorted((Path(__file__).parents[2] / "vendor/llama.cpp/models/templates").glob("*.jinja"))
 CHAT = [Message("system", "S"), Message("user", "Q1"), Message("assistant", "é水"), Message("user", "Q2")]

@@ -6,12 +6,12 @@ import pytest
 
 from ggtune.data.templates import TEMPLATES
 from ggtune.errors import GgtuneError
+from ggtune.gguf.adapter_file import read_adapter
+from ggtune.gguf.io import model_fingerprint
+from ggtune.gguf.vocabulary import SpecialTokens
 from ggtune.ollama.modelfile import Modelfile
 from ggtune.ollama.package import check_packaging, package_model
 from ggtune.ollama.templates import ollama_template
-from ggtune.ollama.vocabulary import SpecialTokens
-from ggtune.train.adapter_file import read_adapter
-from ggtune.train.files import model_fingerprint
 
 LLAMA2 = samples.JINJA["llama2"][0]
 UNKNOWN = samples.JINJA["asks in capitals"][0]

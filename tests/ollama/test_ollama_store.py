@@ -11,7 +11,7 @@ import gguf_samples as samples
 import pytest
 
 from ggtune.errors import GgtuneError
-from ggtune.ollama.gguf_header import read_header
+from ggtune.gguf.header import read_header
 from ggtune.ollama.store import default_store, parameter_count, write_model
 
 MODEL_LAYER = "application/vnd.ollama.image.model"

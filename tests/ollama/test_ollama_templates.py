@@ -6,11 +6,11 @@ import pytest
 
 from ggtune.data.templates import TEMPLATES
 from ggtune.errors import GgtuneError
+from ggtune.gguf.vocabulary import SpecialTokens
 from ggtune.ollama.chat_format import NotExpressibleError
 from ggtune.ollama.go_template import GoTemplate, Message, render_for_ollama
 from ggtune.ollama.modelfile import Modelfile
 from ggtune.ollama.templates import choose_ollama_template, model_template, ollama_template
-from ggtune.ollama.vocabulary import SpecialTokens
 
 LLAMA_TOKENS = SpecialTokens("<s>", "</s>", add_bos=True, ends=("</s>",))
 SYSTEM = 'You teach "chemistry".\nBe short.'

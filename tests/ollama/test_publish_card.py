@@ -9,13 +9,13 @@ import yaml
 from run_folders import make_run
 
 from ggtune.errors import GgtuneError
+from ggtune.gguf.adapter_file import read_adapter, write_adapter
+from ggtune.gguf.io import model_fingerprint
 from ggtune.publish.base_model import License, read_base
 from ggtune.publish.card import model_card, yaml_header
 from ggtune.publish.curve import loss_plot, loss_table
 from ggtune.publish.hub import uploads
 from ggtune.publish.run_folder import read_run
-from ggtune.train.adapter_file import read_adapter, write_adapter
-from ggtune.train.files import model_fingerprint
 
 LICENSE = License("apache-2.0")
 
@@ -263,7 +263,7 @@ def test_how_the_run_ended(tmp_path, state, reason, shown):
 def test_a_run_that_goes_on(tmp_path):
     import psutil
 
-    from ggtune.train.lock import ProcessId
+    from ggtune.run.lock import ProcessId
 
     run = make_run(tmp_path)
     own = ProcessId.own()

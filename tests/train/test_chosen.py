@@ -11,12 +11,12 @@ import pytest
 from ggtune.config import TrainConfig
 from ggtune.demo import DATA, MODEL
 from ggtune.errors import GgtuneError
+from ggtune.gguf.adapter_file import read_adapter
+from ggtune.run.checkpoint import load_checkpoint, save_checkpoint
+from ggtune.run.job import Job
+from ggtune.run.outputs import Outputs
 from ggtune.train import loop
-from ggtune.train.adapter_file import read_adapter
-from ggtune.train.checkpoint import load_checkpoint, save_checkpoint
 from ggtune.train.chosen import chosen_adapter
-from ggtune.train.job import Job
-from ggtune.train.outputs import Outputs
 from ggtune.train.session import fine_tune
 
 BEFORE = 5.0

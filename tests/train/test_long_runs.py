@@ -21,13 +21,13 @@ from ggtune.config import TrainConfig
 from ggtune.demo import DATA, MODEL
 from ggtune.errors import GgtuneError
 from ggtune.files import WriteError, replacing
-from ggtune.train import saver as saver_module
-from ggtune.train.checkpoint import load_checkpoint, newest_checkpoint
-from ggtune.train.metrics import MetricsFile, read_metrics
-from ggtune.train.outputs import Outputs
-from ggtune.train.progress import Progress
+from ggtune.run import saver as saver_module
+from ggtune.run.checkpoint import load_checkpoint, newest_checkpoint
+from ggtune.run.metrics import MetricsFile, read_metrics
+from ggtune.run.outputs import Outputs
+from ggtune.run.progress import Progress
+from ggtune.run.watchdog import MemoryWatch, spike_text
 from ggtune.train.session import disk_bytes, fine_tune, prepare
-from ggtune.train.watchdog import MemoryWatch, spike_text
 
 
 def config(**changes: Any) -> TrainConfig:
@@ -137,7 +137,7 @@ def test_loss_spikes(loss: float, n_before: int, factor: float, reported: bool) 
 
 def test_memory_growth_is_reported_once_per_growth(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = iter([1 << 30, (1 << 30) + (100 << 20), 2 << 30, 2 << 30])
-    monkeypatch.setattr("ggtune.train.watchdog.private_memory", lambda: next(sizes))
+    monkeypatch.setattr("ggtune.run.watchdog.private_memory", lambda: next(sizes))
     watch = MemoryWatch()
     told = [text for text in (watch.growth() for _ in range(80)) if text]
     assert told == ["warning: memory has grown from 1.0 GiB to 2.0 GiB during the run"]
@@ -192,16 +192,16 @@ def test_a_date_in_a_template_is_that_of_the_start(tmp_path: Path, monkeypatch: 
 def test_the_fingerprint_sees_changes_all_over_a_big_tensor(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
-    from ggtune.train import files
+    from ggtune.gguf import io as gguf_io
 
-    monkeypatch.setattr(files, "_SAMPLE_DISTANCE_BYTES", 1 << 18)  # as in a tensor of gigabytes
+    monkeypatch.setattr(gguf_io, "_SAMPLE_DISTANCE_BYTES", 1 << 18)  # as in a tensor of gigabytes
     reader = gguf.GGUFReader(MODEL)
     tensor = next(t for t in reader.tensors if t.name == "token_embd.weight")
     offset = {"first": 0, "middle": 3 << 18, "last": int(tensor.n_bytes) - 1}[place]
     changed = bytearray(MODEL.read_bytes())
     changed[int(tensor.data_offset) + offset] ^= 1
     (tmp_path / "model.gguf").write_bytes(changed)
-    assert files.model_fingerprint(tmp_path / "model.gguf") != files.model_fingerprint(MODEL)
+    assert gguf_io.model_fingerprint(tmp_path / "model.gguf") != gguf_io.model_fingerprint(MODEL)
 
 
 # -- disks that are full ---------------------------------------------------------------------------------------------

@@ -11,14 +11,14 @@ from ggtune._core import Model
 from ggtune.config import TrainConfig
 from ggtune.demo import DATA, MODEL
 from ggtune.errors import GgtuneError
-from ggtune.train.adapter_file import load_adapter, read_adapter, write_adapter
-from ggtune.train.base import adapter_fingerprint
-from ggtune.train.checkpoint import load_checkpoint
+from ggtune.gguf.adapter_file import load_adapter, read_adapter, write_adapter
+from ggtune.gguf.base import adapter_fingerprint
+from ggtune.gguf.stack import stack_adapters
+from ggtune.run.checkpoint import load_checkpoint
+from ggtune.run.outputs import Outputs
+from ggtune.run.progress import Progress
 from ggtune.train.forecast import forecast
-from ggtune.train.outputs import Outputs
-from ggtune.train.progress import Progress
 from ggtune.train.session import fine_tune, prepare
-from ggtune.train.stack import stack_adapters
 from ggtune.train.start import settled
 
 GOLDEN = Path(__file__).parents[1] / "golden"

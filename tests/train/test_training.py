@@ -14,13 +14,13 @@ import pytest
 from ggtune.config import TrainConfig
 from ggtune.demo import DATA, MODEL
 from ggtune.errors import GgtuneError
-from ggtune.train.adapter_file import read_adapter
-from ggtune.train.checkpoint import load_checkpoint
-from ggtune.train.interrupts import RunInterruptedError
-from ggtune.train.metrics import read_metrics
-from ggtune.train.outputs import Outputs
+from ggtune.gguf.adapter_file import read_adapter
+from ggtune.run.checkpoint import load_checkpoint
+from ggtune.run.interrupts import RunInterruptedError
+from ggtune.run.metrics import read_metrics
+from ggtune.run.outputs import Outputs
+from ggtune.run.progress import Progress
 from ggtune.train.plan import Plan
-from ggtune.train.progress import Progress
 from ggtune.train.session import fine_tune, prepare
 
 STEPS = 6

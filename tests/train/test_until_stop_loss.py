@@ -11,13 +11,13 @@ import pytest
 from ggtune._core import Model
 from ggtune.config import CEILING_EPOCHS, CEILING_LEAST_STEPS, LEAST_LR, MOST_LR, TrainConfig
 from ggtune.demo import DATA, MODEL
+from ggtune.run.checkpoint import load_checkpoint
+from ggtune.run.metrics import read_metrics
+from ggtune.run.outputs import Outputs
+from ggtune.run.progress import Progress
 from ggtune.train import monitor
-from ggtune.train.checkpoint import load_checkpoint
 from ggtune.train.forecast import forecast
-from ggtune.train.metrics import read_metrics
 from ggtune.train.monitor import MAX_REDUCTIONS
-from ggtune.train.outputs import Outputs
-from ggtune.train.progress import Progress
 from ggtune.train.session import fine_tune, prepare
 from ggtune.train.start import settled
 

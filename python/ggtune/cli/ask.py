@@ -40,10 +40,10 @@ def command(
     from ggtune._native import core
     from ggtune.data.chat_template import choose_template
     from ggtune.generate import answer_pieces
+    from ggtune.gguf.adapter_file import load_adapter, read_adapter
+    from ggtune.gguf.base import check_base
+    from ggtune.gguf.io import gguf_structure
     from ggtune.system import available_threads
-    from ggtune.train.adapter_file import load_adapter, read_adapter
-    from ggtune.train.base import check_base
-    from ggtune.train.files import gguf_structure
 
     gguf_structure(model)
     loaded = core.Model(model, gpu_layers=gpu_layers)

@@ -30,8 +30,8 @@ def start_detached(context: click.Context, out: Path) -> None:
     """
     from ggtune.cli import ARGUMENTS
     from ggtune.files import check_space
-    from ggtune.train.lock import holder_of
-    from ggtune.train.outputs import Outputs
+    from ggtune.run.lock import holder_of
+    from ggtune.run.outputs import Outputs
 
     arguments = [part for part in context.meta[ARGUMENTS] if part != _FLAG]
     log = out / LOG

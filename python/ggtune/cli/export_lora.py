@@ -54,7 +54,7 @@ def command(
     RUN is the folder of a training: its base, its adapter, and a proof on its samples of what the merged file has kept.
     Without RUN, `ggtune verify` gives that proof.
     """
-    from ggtune.train.merge import AUTO, check_outtype, merge_adapters
+    from ggtune.gguf.merge import AUTO, check_outtype, merge_adapters
 
     check_outtype(outtype)
     adapters = [(path, 1.0) for path in lora] + list(lora_scaled)
@@ -98,10 +98,10 @@ def _export_run(
 ) -> None:
     from ggtune.cli.training import earlier_settings
     from ggtune.errors import GgtuneError
+    from ggtune.evaluate.proved_merge import merge_and_prove
     from ggtune.evaluate.verify import samples_of_run
+    from ggtune.run.outputs import Outputs
     from ggtune.train.chosen import chosen_adapter
-    from ggtune.train.outputs import Outputs
-    from ggtune.train.proved_merge import merge_and_prove
 
     config = earlier_settings(Outputs.folder(run))
     if config is None:
@@ -132,8 +132,8 @@ def _export_run(
 
 
 def _say_counts(output: str, counts: Mapping[str, Any]) -> None:
+    from ggtune.gguf.merge import retyped
     from ggtune.system import format_bytes
-    from ggtune.train.merge import retyped
 
     changes = retyped(counts)
     click.echo(

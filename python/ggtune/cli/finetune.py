@@ -82,7 +82,7 @@ def _translated(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _outputs(options: dict[str, Any]) -> Any:
-    from ggtune.train.outputs import Outputs
+    from ggtune.run.outputs import Outputs
 
     adapter, checkpoint = (
         Path(options[name].replace(options["pattern_fn_it"], "ITERATION")) for name in ("lora_out", "checkpoint_out")
@@ -96,9 +96,9 @@ def _outputs(options: dict[str, Any]) -> Any:
 
 
 def _only_write_lora(options: dict[str, Any], outputs: Any) -> None:
-    from ggtune.train.adapter_file import write_adapter
-    from ggtune.train.checkpoint import load_checkpoint
-    from ggtune.train.outputs import Outputs
+    from ggtune.gguf.adapter_file import write_adapter
+    from ggtune.run.checkpoint import load_checkpoint
+    from ggtune.run.outputs import Outputs
     from ggtune.train.session import check_same_model
 
     path = options["checkpoint_in"] or outputs.latest_of(outputs.checkpoint)

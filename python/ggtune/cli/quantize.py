@@ -51,6 +51,7 @@ def command(
     SRC is best an F16, BF16 or F32 file. The smallest types need an importance matrix, which says what inputs of each
     weight matter; the others gain by one.
     """
+    from ggtune.gguf.io import gguf_structure
     from ggtune.interchange.imatrix import read_imatrix, write_imatrix
     from ggtune.interchange.quantize import (
         ImatrixData,
@@ -61,7 +62,6 @@ def command(
         quantize_file,
     )
     from ggtune.system import available_threads, format_bytes
-    from ggtune.train.files import gguf_structure
 
     if imatrix and imatrix_data:
         raise click.UsageError("--imatrix and --imatrix-data exclude each other.")

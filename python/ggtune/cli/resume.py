@@ -27,7 +27,7 @@ def command(context: click.Context, /, out: Path, detach: bool, **_: Any) -> Non
     After an interruption the result is the same as without it. --epochs or --max-steps add to a run that has ended. A
     run started by `ggtune run` is packaged at its end, as it was asked for there.
     """
-    from ggtune.train.status import read_status_file
+    from ggtune.run.status import read_status_file
 
     outputs = claim_folder(out, resume=True, overwrite=False)
     before = earlier_settings(outputs)

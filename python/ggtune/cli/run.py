@@ -25,10 +25,10 @@ from ggtune.config import TrainConfig
 from ggtune.errors import GgtuneError
 
 if TYPE_CHECKING:
-    from ggtune.train.checkpoint import Checkpoint
+    from ggtune.evaluate.proved_merge import ProvedMerge
+    from ggtune.run.checkpoint import Checkpoint
+    from ggtune.run.outputs import Outputs
     from ggtune.train.chosen import Which
-    from ggtune.train.outputs import Outputs
-    from ggtune.train.proved_merge import ProvedMerge
     from ggtune.train.session import RunSamples
 
 PROOF = "proof.json"
@@ -72,8 +72,8 @@ def command(
     The folder --out gets adapter.gguf, model.gguf (the merged model) and proof.json (what it has kept of the adapter),
     both not with --no-merge, Modelfile, metrics.jsonl and checkpoints.
     """
+    from ggtune.gguf.merge import check_outtype
     from ggtune.ollama.names import ModelName
-    from ggtune.train.merge import check_outtype
 
     check_outtype(outtype)
     if no_merge and outtype is not None:
@@ -137,9 +137,9 @@ def run(
 ) -> None:
     """Check what the packaging needs, train, merge, package. A run that has diverged is not packaged."""
     from ggtune.evaluate.verify import samples_of_run
+    from ggtune.gguf.merge import disk_bytes
     from ggtune.ollama.package import check_packaging, package_model
     from ggtune.train.chosen import chosen_adapter
-    from ggtune.train.merge import disk_bytes
     from ggtune.train.verdict import has_diverged
 
     out = outputs.adapter.parent
@@ -194,9 +194,9 @@ def merge(
 
     Raises :class:`GgtuneError`.
     """
+    from ggtune.evaluate.proved_merge import merge_and_prove
     from ggtune.files import replace_text
-    from ggtune.train.merge import retyped
-    from ggtune.train.proved_merge import merge_and_prove
+    from ggtune.gguf.merge import retyped
 
     say(f"Merging into {merged} ...")
     result = merge_and_prove(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from ggtune.train.status import RunStatus
+    from ggtune.run.status import RunStatus
 
 
 @click.command("status")
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 def command(run: Path | None) -> None:
     """Say how the run in the folder RUN is doing, or all runs of this user."""
     from ggtune.errors import GgtuneError
-    from ggtune.train.registry import known_runs
-    from ggtune.train.status import read_status
+    from ggtune.run.registry import known_runs
+    from ggtune.run.status import read_status
 
     if run is not None:
         for line in details(read_status(run)):
@@ -33,8 +33,8 @@ def command(run: Path | None) -> None:
 
 def summary(status: "RunStatus") -> str:
     """Put it on one line."""
+    from ggtune.run.progress import format_duration
     from ggtune.system import format_bytes
-    from ggtune.train.progress import format_duration
 
     total = f"/{status.total_steps}" if status.total_steps else ""
     parts = [status.state, f"step {status.step}{total}", f"epoch {status.epoch:.2f}"]
@@ -49,8 +49,8 @@ def summary(status: "RunStatus") -> str:
 
 def details(status: "RunStatus") -> list[str]:
     """Say all of it."""
+    from ggtune.run.progress import format_duration
     from ggtune.system import format_bytes
-    from ggtune.train.progress import format_duration
 
     alive = f", process {status.pid}" if status.pid else ""
     lines = [f"{status.folder}: {status.state}{alive}" + (f": {status.reason}" if status.reason else "")]

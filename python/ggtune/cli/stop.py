@@ -17,7 +17,7 @@ def command(run: Path, wait: float) -> None:
 
     from ggtune.cli.status import summary
     from ggtune.errors import GgtuneError
-    from ggtune.train.status import read_status
+    from ggtune.run.status import read_status
 
     status = read_status(run)
     if status.pid is None:

@@ -22,8 +22,8 @@ from ggtune.cli.training import (
 from ggtune.config import TrainConfig
 
 if TYPE_CHECKING:
-    from ggtune.train.checkpoint import Checkpoint
-    from ggtune.train.outputs import Outputs
+    from ggtune.run.checkpoint import Checkpoint
+    from ggtune.run.outputs import Outputs
 
 
 @click.command("train", cls=ConfigCommand, epilog=STATUSES)

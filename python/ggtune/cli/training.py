@@ -19,8 +19,8 @@ STATUSES = (
 )
 
 if TYPE_CHECKING:
-    from ggtune.train.checkpoint import Checkpoint
-    from ggtune.train.outputs import Outputs
+    from ggtune.run.checkpoint import Checkpoint
+    from ggtune.run.outputs import Outputs
     from ggtune.train.result import Result
 
 
@@ -58,7 +58,7 @@ def settings(
 
 def find_checkpoint(outputs: "Outputs", *, resume: bool, checkpoint_in: Path | None) -> "Checkpoint | None":
     """Load the checkpoint to go on from: the file, or the newest whole one of ``outputs``; None starts anew."""
-    from ggtune.train.checkpoint import load_checkpoint, newest_checkpoint
+    from ggtune.run.checkpoint import load_checkpoint, newest_checkpoint
 
     if checkpoint_in is not None:
         checkpoint = load_checkpoint(checkpoint_in)
@@ -92,8 +92,8 @@ def execute(
     A signal ends the process with 128 + its number after the checkpoint was written.
     ``command`` is what ``ggtune resume`` has to know; ``extra_disk_bytes`` are what is written after the training.
     """
-    from ggtune.train.progress import Progress
-    from ggtune.train.registry import register
+    from ggtune.run.progress import Progress
+    from ggtune.run.registry import register
     from ggtune.train.result import describe
     from ggtune.train.session import prepare
 
@@ -122,7 +122,7 @@ def end_of_run(result: "Result") -> None:
 @contextmanager
 def ending_on_signal(resume_hint: str) -> Iterator[None]:
     """End the process with 128 + the number of the signal that interrupted a run, and say how to go on."""
-    from ggtune.train.interrupts import RunInterruptedError
+    from ggtune.run.interrupts import RunInterruptedError
 
     try:
         yield
@@ -144,8 +144,8 @@ def claim_folder(out: Path, *, resume: bool, overwrite: bool) -> "Outputs":
 
     Raises :class:`GgtuneError` where a job is at it, or where it holds a run that was not spoken of.
     """
-    from ggtune.train.lock import check_free
-    from ggtune.train.outputs import Outputs
+    from ggtune.run.lock import check_free
+    from ggtune.run.outputs import Outputs
 
     outputs = Outputs.folder(out)
     if out.exists() and not out.is_dir():

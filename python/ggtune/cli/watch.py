@@ -14,7 +14,7 @@ import click
 def command(run: Path, every: float) -> None:
     """Follow the run in the folder RUN until it ends; Ctrl-C ends the watching, not the run."""
     from ggtune.cli.status import summary
-    from ggtune.train.status import RUNNING, read_status
+    from ggtune.run.status import RUNNING, read_status
 
     live = sys.stdout.isatty()
     shown: int | None = None

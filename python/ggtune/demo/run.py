@@ -9,13 +9,13 @@ from ggtune.config import TrainConfig
 from ggtune.data.chat_template import choose_template
 from ggtune.data.records import Record, read_csv
 from ggtune.demo import DATA, MODEL
+from ggtune.evaluate.proved_merge import merge_and_prove
 from ggtune.evaluate.verify import samples_of_run
 from ggtune.generate import answer
 from ggtune.ollama.package import package_model
+from ggtune.run.outputs import Outputs
+from ggtune.run.progress import Progress
 from ggtune.system import available_threads
-from ggtune.train.outputs import Outputs
-from ggtune.train.progress import Progress
-from ggtune.train.proved_merge import merge_and_prove
 from ggtune.train.result import describe
 from ggtune.train.session import prepare
 

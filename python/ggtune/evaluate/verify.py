@@ -10,12 +10,12 @@ from ggtune._native import core
 from ggtune.config import TrainConfig
 from ggtune.errors import GgtuneError
 from ggtune.evaluate.proof import Proof, Prover
+from ggtune.gguf.adapter_file import read_adapter
+from ggtune.gguf.base import adapter_fingerprint, check_base, merged_adapters
+from ggtune.run.checkpoint import newest_checkpoint
+from ggtune.run.outputs import Outputs
 from ggtune.system import available_threads
-from ggtune.train.adapter_file import read_adapter
-from ggtune.train.base import adapter_fingerprint, check_base, merged_adapters
-from ggtune.train.checkpoint import newest_checkpoint
 from ggtune.train.chosen import adapter_of_run
-from ggtune.train.outputs import Outputs
 from ggtune.train.session import RunSamples, read_samples
 
 

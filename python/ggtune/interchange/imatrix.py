@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggtune.errors import ModelError
-from ggtune.train.files import open_gguf, read_number_field, writing_gguf
+from ggtune.gguf.io import open_gguf, read_number_field, writing_gguf
 
 if TYPE_CHECKING:
     from ggtune._core import Model

@@ -13,10 +13,10 @@ import numpy as np
 from ggtune._native import core
 from ggtune.errors import GgtuneError, ModelError
 from ggtune.files import making_folder, replace_text, replacing
+from ggtune.gguf.adapter_file import AdapterFile, check_fits, is_flipped, read_adapter, write_adapter
+from ggtune.gguf.io import gguf_structure
 from ggtune.interchange.peft_file import CONFIG, WEIGHTS, FloatArray, PeftAdapter, PeftPair, read_peft
 from ggtune.interchange.peft_layout import Heads, Layout, layer_of, layout_of, tensor_of
-from ggtune.train.adapter_file import AdapterFile, check_fits, is_flipped, read_adapter, write_adapter
-from ggtune.train.files import gguf_structure
 
 if TYPE_CHECKING:
     from ggtune._core import Model

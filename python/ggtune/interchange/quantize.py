@@ -11,8 +11,8 @@ from ggtune._native import core
 from ggtune.data.load import load_samples
 from ggtune.errors import GgtuneError
 from ggtune.files import making_folder
+from ggtune.gguf.io import gguf_structure
 from ggtune.interchange.imatrix import Imatrix, gather_imatrix
-from ggtune.train.files import gguf_structure
 
 _Progress = Callable[[list[NDArray[np.int32]]], Iterable[NDArray[np.int32]]]
 

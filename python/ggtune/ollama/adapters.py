@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ggtune.errors import GgtuneError
-from ggtune.train.adapter_file import AdapterFile, read_adapter
-from ggtune.train.base import check_base, check_pairs
-from ggtune.train.stack import STACKED, stacked
+from ggtune.gguf.adapter_file import AdapterFile, read_adapter
+from ggtune.gguf.base import check_base, check_pairs
+from ggtune.gguf.stack import STACKED, stacked
 
 STACKED_NAME = "stacked-adapter.gguf"
 

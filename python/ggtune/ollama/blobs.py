@@ -21,8 +21,8 @@ from ggtune.errors import GgtuneError
 from ggtune.files import WriteError, free_bytes, making_folder, replacing, sync_folder
 from ggtune.ollama.manifest import Layer
 from ggtune.ollama.names import ModelName
+from ggtune.run.lock import try_flock
 from ggtune.system import format_bytes
-from ggtune.train.lock import try_flock
 
 _CHUNK_BYTES = 4 << 20
 _RESERVE_BYTES = 16 << 20  # left free on the store's disk, for the manifest and everybody else

@@ -10,16 +10,16 @@ from pathlib import Path
 
 from ggtune.errors import GgtuneError
 from ggtune.files import check_replaceable, check_writable, replacing, replacing_text
+from ggtune.gguf.adapter_file import write_adapter
+from ggtune.gguf.header import GgufHeader, read_header
+from ggtune.gguf.io import gguf_bytes
 from ggtune.ollama.adapters import Adapters, read_adapters
-from ggtune.ollama.gguf_header import GgufHeader, read_header
 from ggtune.ollama.modelfile import Modelfile, check_role
 from ggtune.ollama.modelfile_edit import extend, is_signed, read_modelfile, signed
 from ggtune.ollama.names import ModelName
 from ggtune.ollama.parameters import Parameters, ParameterValue, check_parameters
 from ggtune.ollama.store import Progress, StoredModel, check_model_files, check_store, default_store, write_model
 from ggtune.ollama.templates import OllamaTemplate, choose_ollama_template
-from ggtune.train.adapter_file import write_adapter
-from ggtune.train.files import gguf_bytes
 
 # where Ollama's Linux installer puts the home of the user that its service runs as
 _SERVICE_HOME = Path("/usr/share/ollama")

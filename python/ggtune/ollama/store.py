@@ -13,8 +13,8 @@ from pathlib import Path
 
 from ggtune.errors import ModelError
 from ggtune.files import check_writable
+from ggtune.gguf.header import GgufHeader, read_header
 from ggtune.ollama.blobs import BlobStore, describe, store_errors
-from ggtune.ollama.gguf_header import GgufHeader, read_header
 from ggtune.ollama.manifest import CONFIG_TYPE, LAYER_TYPE, Layer, Manifest, compact_json
 from ggtune.ollama.names import ModelName
 from ggtune.ollama.parameters import Parameters, check_parameters

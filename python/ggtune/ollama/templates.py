@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 from ggtune.data.chat_template import ChatTemplate
 from ggtune.data.templates import TEMPLATES, PromptTemplate
 from ggtune.errors import GgtuneError
+from ggtune.gguf.vocabulary import SpecialTokens
 from ggtune.ollama.chat_format import ChatFormat, Render, Turn, Where, learn_format
 from ggtune.ollama.go_template import GoTemplate, Message, render_for_ollama
 from ggtune.ollama.template_writer import write_template
-from ggtune.ollama.vocabulary import SpecialTokens
 
 # the line feed that these formats put between the end of an answer and the next turn
 _BETWEEN_TURNS = {"chatml": "\n", "gemma": "\n", "phi3": "\n"}

@@ -12,8 +12,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from ggtune.errors import GgtuneError
-from ggtune.gguf_structure import Structure
-from ggtune.train.files import gguf_structure
+from ggtune.gguf.io import gguf_structure
+from ggtune.gguf.structure import Structure
 
 _HUB_HOSTS = frozenset({"huggingface.co", "www.huggingface.co", "hf.co"})
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from ggtune.errors import GgtuneError, ModelError
-from ggtune.ollama.gguf_header import GgufHeader, read_header
+from ggtune.gguf.header import GgufHeader, read_header
+from ggtune.gguf.io import gguf_structure, model_fingerprint
 from ggtune.ollama.modelfile import Modelfile
 from ggtune.ollama.store import check_model_files
 from ggtune.publish.base_model import BaseModel, read_base, read_base_of_merged
+from ggtune.run.metrics import read_metrics
+from ggtune.run.status import FINISHED, RUNNING, read_status, read_status_file
 from ggtune.train.chosen import adapter_of_run
-from ggtune.train.files import gguf_structure, model_fingerprint
-from ggtune.train.metrics import read_metrics
-from ggtune.train.status import FINISHED, RUNNING, read_status, read_status_file
 
 
 @dataclass(frozen=True)

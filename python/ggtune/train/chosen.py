@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Literal
 
 from ggtune.errors import GgtuneError
-from ggtune.train.adapter_file import read_adapter, write_adapter
-from ggtune.train.checkpoint import Checkpoint, load_checkpoint, newest_checkpoint
+from ggtune.gguf.adapter_file import read_adapter, write_adapter
+from ggtune.run.checkpoint import Checkpoint, load_checkpoint, newest_checkpoint
+from ggtune.run.outputs import Outputs
 from ggtune.train.monitor import Monitor
-from ggtune.train.outputs import Outputs
 
 Which = Literal["auto", "best", "last"]
 

@@ -13,20 +13,20 @@ import numpy as np
 
 from ggtune.config import SaveInterval, TrainConfig
 from ggtune.errors import DivergedError, GgtuneError, NotFiniteError
-from ggtune.train.adapter_file import AdapterFile, adapter_content, write_adapter
-from ggtune.train.checkpoint import Checkpoint, State, load_checkpoint, restore, set_aside_later
-from ggtune.train.interrupts import Interrupts, RunInterruptedError
-from ggtune.train.job import Job
-from ggtune.train.metrics import MetricsFile
+from ggtune.gguf.adapter_file import AdapterFile, adapter_content, write_adapter
+from ggtune.run.checkpoint import Checkpoint, State, load_checkpoint, restore, set_aside_later
+from ggtune.run.interrupts import Interrupts, RunInterruptedError
+from ggtune.run.job import Job
+from ggtune.run.metrics import MetricsFile
+from ggtune.run.outputs import Outputs, numbered
+from ggtune.run.progress import Progress
+from ggtune.run.saver import Saver
+from ggtune.run.watchdog import MAX_DROPPED_IN_A_ROW, MemoryWatch, spike_text
 from ggtune.train.monitor import Monitor
-from ggtune.train.outputs import Outputs, numbered
 from ggtune.train.plan import Plan
-from ggtune.train.progress import Progress
 from ggtune.train.result import Result
-from ggtune.train.saver import Saver
 from ggtune.train.schedule import Schedule
 from ggtune.train.verdict import has_diverged, verdicts
-from ggtune.train.watchdog import MAX_DROPPED_IN_A_ROW, MemoryWatch, spike_text
 
 if TYPE_CHECKING:
     from ggtune._core import Trainer

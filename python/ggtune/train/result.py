@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ggtune.config import TrainConfig
+from ggtune.run.progress import format_duration
 from ggtune.system import format_bytes, peak_memory
-from ggtune.train.progress import format_duration
 
 
 @dataclass(frozen=True)

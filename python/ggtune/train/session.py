@@ -16,15 +16,15 @@ from ggtune.data.samples import LossOn, Sample, TooLong
 from ggtune.data.split import Holdout
 from ggtune.errors import GgtuneError
 from ggtune.files import free_bytes
+from ggtune.gguf.adapter_file import AdapterFile, adapter_content
+from ggtune.gguf.io import model_fingerprint
+from ggtune.run.checkpoint import Checkpoint, CheckpointError, State, checkpoint_bytes, restore
+from ggtune.run.job import Job
+from ggtune.run.outputs import Outputs
+from ggtune.run.progress import Progress
 from ggtune.system import available_memory, available_threads, format_bytes
-from ggtune.train.adapter_file import AdapterFile, adapter_content
-from ggtune.train.checkpoint import Checkpoint, CheckpointError, State, checkpoint_bytes, restore
-from ggtune.train.files import model_fingerprint
-from ggtune.train.job import Job
 from ggtune.train.loop import Loop
-from ggtune.train.outputs import Outputs
 from ggtune.train.plan import Plan
-from ggtune.train.progress import Progress
 from ggtune.train.recomputation import set_recomputation
 from ggtune.train.result import Result
 from ggtune.train.start import Start, settled
@@ -49,7 +49,7 @@ class Session:
     report: tuple[str, ...]
 
     def loop(self, progress: Progress, *, command: Mapping[str, Any] | None = None, overwrite: bool = False) -> Loop:
-        """Make the loop; ``command`` and ``overwrite`` as in :class:`~ggtune.train.job.Job`."""
+        """Make the loop; ``command`` and ``overwrite`` as in :class:`~ggtune.run.job.Job`."""
         job = Job(
             self.config, self.outputs, self.plan.known_steps, ggtune.__version__, command or {}, overwrite=overwrite
         )

@@ -11,9 +11,9 @@ import numpy as np
 from ggtune.config import LEAST_LR, LINEAR_KINDS_ALL, MOST_LR, TrainConfig
 from ggtune.data.records import has_csv_header, read_text
 from ggtune.errors import GgtuneError
-from ggtune.train.adapter_file import ASKED_WITH, AdapterFile, check_fits, pairs_beside_layers, read_adapter
-from ggtune.train.base import adapter_fingerprint, check_base
-from ggtune.train.stack import STACKED
+from ggtune.gguf.adapter_file import ASKED_WITH, AdapterFile, check_fits, pairs_beside_layers, read_adapter
+from ggtune.gguf.base import adapter_fingerprint, check_base
+from ggtune.gguf.stack import STACKED
 
 if TYPE_CHECKING:
     from ggtune._core import Adapter, Model

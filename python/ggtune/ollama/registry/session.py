@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from ggtune.train.lock import try_flock
+from ggtune.run.lock import try_flock
 
 _KEPT_S = 7 * 24 * 3600
 

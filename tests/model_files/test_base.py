@@ -11,9 +11,9 @@ import pytest
 from ggtune._core import Adapter, Model, merge
 from ggtune.demo import MODEL
 from ggtune.errors import ModelError
-from ggtune.train.adapter_file import AdapterFile, adapter_content, read_adapter, write_adapter
-from ggtune.train.base import adapter_fingerprint, check_base, merged_adapters
-from ggtune.train.files import model_fingerprint
+from ggtune.gguf.adapter_file import AdapterFile, adapter_content, read_adapter, write_adapter
+from ggtune.gguf.base import adapter_fingerprint, check_base, merged_adapters
+from ggtune.gguf.io import model_fingerprint
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ from pathlib import Path
 from types import TracebackType
 
 from ggtune.errors import GgtuneError
-from ggtune.train.adapter_file import write_adapter
-from ggtune.train.checkpoint import Checkpoint, remove_old_checkpoints, save_checkpoint
-from ggtune.train.outputs import Outputs
+from ggtune.gguf.adapter_file import write_adapter
+from ggtune.run.checkpoint import Checkpoint, remove_old_checkpoints, save_checkpoint
+from ggtune.run.outputs import Outputs
 
 _RETRY_AFTER_S = (2.0, 10.0)
 

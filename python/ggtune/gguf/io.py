@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ggtune.errors import ModelError
 from ggtune.files import replacing
-from ggtune.gguf_structure import Structure, check_structure
+from ggtune.gguf.structure import Structure, check_structure
 
 _SAMPLE_BYTES = 4096
 _SAMPLE_DISTANCE_BYTES = 64 << 20

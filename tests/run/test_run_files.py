@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from ggtune.errors import GgtuneError
+from ggtune.run.interrupts import Interrupts
+from ggtune.run.metrics import MetricsFile, read_metrics
+from ggtune.run.outputs import Outputs
+from ggtune.run.progress import format_duration, step_line
 from ggtune.system import available_memory, available_threads, format_bytes
-from ggtune.train.interrupts import Interrupts
-from ggtune.train.metrics import MetricsFile, read_metrics
-from ggtune.train.outputs import Outputs
-from ggtune.train.progress import format_duration, step_line
 
 
 def test_metrics_after_the_checkpoint_are_dropped_and_a_torn_line_too(tmp_path: Path) -> None:

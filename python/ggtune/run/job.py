@@ -10,10 +10,10 @@ from typing import Any
 from ggtune.config import TrainConfig
 from ggtune.errors import GgtuneError
 from ggtune.files import making_folder, replacing_text
-from ggtune.train.interrupts import RunInterruptedError
-from ggtune.train.lock import Lock
-from ggtune.train.outputs import Outputs
-from ggtune.train.status import FAILED, FINISHED, INTERRUPTED, RUNNING, write_status
+from ggtune.run.interrupts import RunInterruptedError
+from ggtune.run.lock import Lock
+from ggtune.run.outputs import Outputs
+from ggtune.run.status import FAILED, FINISHED, INTERRUPTED, RUNNING, write_status
 
 
 @dataclass

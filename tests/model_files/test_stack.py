@@ -10,8 +10,8 @@ from ggtune import _core
 from ggtune.data.templates import TEMPLATES
 from ggtune.errors import GgtuneError, ModelError
 from ggtune.generate import answer
-from ggtune.train.adapter_file import AdapterFile, load_adapter, read_adapter, write_adapter
-from ggtune.train.stack import stack_adapters, stacked
+from ggtune.gguf.adapter_file import AdapterFile, load_adapter, read_adapter, write_adapter
+from ggtune.gguf.stack import stack_adapters, stacked
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 BASE = GOLDEN / "llama.gguf"  # F32

@@ -8,7 +8,7 @@ import pytest
 
 from ggtune.demo import MODEL
 from ggtune.errors import ModelError
-from ggtune.gguf_structure import check_structure
+from ggtune.gguf.structure import check_structure
 
 HUGE = 2**62
 

@@ -11,10 +11,10 @@ from ggtune._native import core
 from ggtune.data.samples import Sample
 from ggtune.errors import GgtuneError
 from ggtune.files import making_folder
+from ggtune.gguf.adapter_file import ASKED_WITH, check_fits, read_adapter
+from ggtune.gguf.base import adapter_fingerprint, check_base
+from ggtune.gguf.io import gguf_structure
 from ggtune.system import available_threads
-from ggtune.train.adapter_file import ASKED_WITH, check_fits, read_adapter
-from ggtune.train.base import adapter_fingerprint, check_base
-from ggtune.train.files import gguf_structure
 
 SAME, AUTO = "same", "auto"
 _SAMPLE_TOKENS = 2048

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ggtune.gguf_structure import Structure
+from ggtune.gguf.structure import Structure
 
 _PREFIX = "tokenizer.ggml."
 # vocabularies that start every text with the BOS where tokenizer.ggml.add_bos_token is missing: by tokenizer.ggml.model

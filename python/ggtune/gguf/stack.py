@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from ggtune.errors import GgtuneError, ModelError
-from ggtune.train.adapter_file import AdapterFile, FloatArray, is_flipped, read_adapter, write_adapter
+from ggtune.gguf.adapter_file import AdapterFile, FloatArray, is_flipped, read_adapter, write_adapter
 
 STACKED = "stacked"
 """Note of a stacked file: the adapters in it with their factors."""

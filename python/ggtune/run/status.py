@@ -10,10 +10,10 @@ from typing import Any
 
 from ggtune.errors import GgtuneError
 from ggtune.files import replace_text
-from ggtune.train.lock import ProcessId, holder_of, read_process_id
-from ggtune.train.metrics import last_metrics
-from ggtune.train.outputs import Outputs
-from ggtune.train.watchdog import private_memory
+from ggtune.run.lock import ProcessId, holder_of, read_process_id
+from ggtune.run.metrics import last_metrics
+from ggtune.run.outputs import Outputs
+from ggtune.run.watchdog import private_memory
 
 RUNNING, FINISHED, INTERRUPTED, FAILED, DEAD = "running", "finished", "interrupted", "failed", "dead"
 _TREND_STEPS = 50

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggtune.errors import GgtuneError, ModelError
-from ggtune.train.files import KeyValue, open_gguf, read_number_field, read_text_field, write_gguf
+from ggtune.gguf.io import KeyValue, open_gguf, read_number_field, read_text_field, write_gguf
 
 if TYPE_CHECKING:
     from ggtune._core import Adapter, Model

@@ -18,9 +18,9 @@ import numpy as np
 
 from ggtune.config import TrainConfig
 from ggtune.errors import GgtuneError
-from ggtune.train.adapter_file import AdapterFile, FloatArray
-from ggtune.train.files import KeyValue, open_gguf, read_number_field, read_text_field, write_gguf
-from ggtune.train.outputs import numbered
+from ggtune.gguf.adapter_file import AdapterFile, FloatArray
+from ggtune.gguf.io import KeyValue, open_gguf, read_number_field, read_text_field, write_gguf
+from ggtune.run.outputs import numbered
 
 if TYPE_CHECKING:
     from ggtune._core import Trainer

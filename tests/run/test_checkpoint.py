@@ -8,8 +8,8 @@ import pytest
 from ggtune.config import TrainConfig
 from ggtune.errors import GgtuneError
 from ggtune.files import replacing
-from ggtune.train.adapter_file import AdapterFile, write_adapter
-from ggtune.train.checkpoint import (
+from ggtune.gguf.adapter_file import AdapterFile, write_adapter
+from ggtune.run.checkpoint import (
     Checkpoint,
     State,
     load_checkpoint,

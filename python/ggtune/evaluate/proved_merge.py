@@ -11,8 +11,8 @@ from typing import Any
 from ggtune.data.samples import Sample
 from ggtune.errors import GgtuneError
 from ggtune.evaluate.proof import GOOD_SHARE, Proof, Prover
+from ggtune.gguf.merge import AUTO, SAME, TextSample, merge_adapters
 from ggtune.system import available_threads
-from ggtune.train.merge import AUTO, SAME, TextSample, merge_adapters
 
 _AUTO_SHARE = 0.97  # what --outtype auto raises tensors for
 _RAISED_SHARES = (0.1, 0.25, 0.5, 1.0)  # of the adapted tensors, those with the most rounding error first

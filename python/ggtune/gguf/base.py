@@ -1,7 +1,7 @@
 """Whether an adapter belongs to a base model, told by fingerprints, names and shapes; no model is loaded.
 
 An adapter file that ggtune has written carries its base's as ``ggtune.base_fingerprint``
-(:func:`~ggtune.train.files.model_fingerprint`); a merged model has those of the adapters in it as
+(:func:`~ggtune.gguf.io.model_fingerprint`); a merged model has those of the adapters in it as
 ``ggtune.merged_adapter``, separated by commas. Files of other programs have neither: of them only names and shapes can
 be checked.
 """
@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ggtune.errors import ModelError
-from ggtune.train.adapter_file import AdapterFile, is_flipped, read_adapter
-from ggtune.train.files import gguf_structure, model_fingerprint
+from ggtune.gguf.adapter_file import AdapterFile, is_flipped, read_adapter
+from ggtune.gguf.io import gguf_structure, model_fingerprint
 
 _SHOWN_DIGITS = 8
 _SHOWN_REASONS = 3

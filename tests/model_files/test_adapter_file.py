@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ggtune.errors import GgtuneError, ModelError
-from ggtune.train.adapter_file import AdapterFile, check_fits, read_adapter, write_adapter
+from ggtune.gguf.adapter_file import AdapterFile, check_fits, read_adapter, write_adapter
 
 
 @dataclass

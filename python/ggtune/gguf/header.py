@@ -10,8 +10,8 @@ from pathlib import Path
 import gguf
 
 from ggtune.errors import ModelError
-from ggtune.gguf_structure import Structure, check_structure
-from ggtune.ollama.vocabulary import SpecialTokens, read_special_tokens
+from ggtune.gguf.structure import Structure, check_structure
+from ggtune.gguf.vocabulary import SpecialTokens, read_special_tokens
 
 _LICENSE_KEYS = ("general.license", "general.license.name", "general.license.link")
 

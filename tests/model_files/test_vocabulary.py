@@ -8,10 +8,10 @@ import pytest
 from ggtune import _core
 from ggtune.data.templates import TEMPLATES
 from ggtune.data.tokenization import TurnEncoder
-from ggtune.gguf_structure import check_structure
+from ggtune.gguf.structure import check_structure
+from ggtune.gguf.vocabulary import read_special_tokens
 from ggtune.ollama.go_template import GoTemplate, Message, render_for_ollama
 from ggtune.ollama.templates import ollama_template
-from ggtune.ollama.vocabulary import read_special_tokens
 
 ROOT = Path(__file__).parents[2]
 MODELS = [path for path in sorted((ROOT / "tests/golden").glob("*.gguf")) if not path.stem.endswith("-lora")]

@@ -1,0 +1,1 @@
+"""GGUF files: structure, reading and writing, adapters, merging."""
