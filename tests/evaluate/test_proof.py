@@ -72,7 +72,7 @@ def test_a_part_is_a_part(prover: Prover, trained: Trained, tmp_path: Path) -> N
     assert kept is not None
     assert 0.1 < kept < 0.9
     assert not proof.good
-    assert f"kept {100 * kept:.1f} % of the gain" in proof.line()
+    assert f"kept {100 * kept:.1f} ± {200 * proof.trained.kept_error:.1f} % of the gain" in proof.line()
 
 
 def test_figures_are_those_of_llama_decode(prover: Prover, trained: Trained, tmp_path: Path) -> None:
@@ -213,6 +213,31 @@ def test_without_a_gain_there_is_no_share() -> None:
     for merged_loss, good in ((1.09, True), (1.11, False)):
         changed = dataclasses.replace(proof, trained=dataclasses.replace(losses, live=1.0, merged=merged_loss))
         assert changed.good == changed.to_dict()["good"] == good
+
+
+def test_the_verdict_knows_how_uncertain_the_share_is() -> None:
+    """A tenth lost is no fault where the samples differ by more than that; with the same loss in each it is one."""
+    losses = Losses(n_samples=20, n_targets=200, base=2.0, live=1.98, merged=1.985, kept_error=0.1)
+    proof = Proof(losses, None, 0.5, 0.6, 0.7, kl=0.1, same_tokens=0.9)
+    assert losses.kept == pytest.approx(0.75)
+    assert proof.good
+    assert "kept 75.0 ± 20.0 % of the gain" in proof.line()
+    for error in (0.05, 0.0):
+        assert not dataclasses.replace(proof, trained=dataclasses.replace(losses, kept_error=error)).good
+
+
+def test_the_error_of_the_share_is_what_other_samples_would_show() -> None:
+    """Against the spread of the share over many sets of samples of the same kind."""
+    rng = np.random.default_rng(3)
+    n_sets, n_samples = 4000, 40
+    gain = rng.gamma(4, 0.5, (n_sets, n_samples))
+    lost = 0.2 * gain + rng.normal(0, 0.4, (n_sets, n_samples))
+    base = rng.uniform(5, 9, (n_sets, n_samples))
+    shares = 1 - lost.sum(1) / gain.sum(1)
+    sums = np.stack([base, base - gain, base - gain + lost], axis=2)
+    errors = [proof_module._kept_error(one) for one in sums]
+    assert np.mean(errors) == pytest.approx(shares.std(), rel=0.03)
+    assert proof_module._kept_error(sums[0, :1]) == 0
 
 
 def test_verify_of_files_and_of_a_folder(trained: Trained, tmp_path: Path) -> None:

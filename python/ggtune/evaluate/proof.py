@@ -36,6 +36,7 @@ class Losses:
     base: float
     live: float
     merged: float
+    kept_error: float = 0.0  # standard error of the share kept; 0 for a single sample
 
     @property
     def kept(self) -> float | None:
@@ -61,22 +62,20 @@ class Proof:
 
     @property
     def good(self) -> bool:
-        """Whether the merged file holds what was learned, as far as a share can say."""
+        """Whether the merged file holds what was learned: False where more is lost than chance explains."""
         kept = self.trained.kept
-        return kept is None or kept >= GOOD_SHARE
+        return kept is None or kept + 2 * self.trained.kept_error >= GOOD_SHARE
 
     def line(self) -> str:
         """Say it on one line."""
         trained, kept = self.trained, self.trained.kept
         parts = [
-            f"kept {100 * kept:.1f} % of the gain"
-            if kept is not None
-            else "the adapter gains nothing on these samples",
+            f"kept {_share(trained)} of the gain" if kept is not None else "the adapter gains nothing on these samples",
             f"loss base {trained.base:.3f}, adapter {trained.live:.3f}, merged {trained.merged:.3f} "
             f"({trained.n_samples} trained samples)",
         ]
         if self.held_out is not None:
-            share = f", {100 * self.held_out.kept:.1f} % kept" if self.held_out.kept is not None else ""
+            share = f", {_share(self.held_out)} kept" if self.held_out.kept is not None else ""
             parts.append(
                 f"held-out {self.held_out.base:.3f}, {self.held_out.live:.3f}, {self.held_out.merged:.3f}{share}"
             )
@@ -236,16 +235,19 @@ class Prover:
         *,
         of_held_out: bool,
     ) -> Losses:
-        sums, n_samples, n_targets = np.zeros(3), 0, 0
+        sums: list[list[float]] = []  # of each sample's losses
+        n_targets = 0
         for reference, *parts in zip(self._references, base, live, merged, strict=True):
             starts = np.concatenate([[0], np.cumsum(reference.batch.n_targets())])
             for i, held_out in enumerate(reference.batch.held_out):
                 if held_out == of_held_out:
-                    sums -= [float(part[starts[i] : starts[i + 1]].sum(dtype=np.float64)) for part in parts]
-                    n_samples += 1
+                    sums.append([-float(part[starts[i] : starts[i + 1]].sum(dtype=np.float64)) for part in parts])
                     n_targets += int(starts[i + 1] - starts[i])
-        means = sums / n_targets if n_targets else np.full(3, math.nan)
-        return Losses(n_samples, n_targets, *(float(mean) for mean in means))
+        if not n_targets:
+            return Losses(0, 0, math.nan, math.nan, math.nan)
+        means = np.sum(sums, axis=0) / n_targets
+        before, with_adapter, after = (float(mean) for mean in means)
+        return Losses(len(sums), n_targets, before, with_adapter, after, _kept_error(np.array(sums)))
 
     def _end(self, log_probs: list[FloatArray]) -> float:
         """Mean probability of the last target of each sample: the end token."""
@@ -255,6 +257,24 @@ class Prover:
             for at in np.cumsum(reference.batch.n_targets())
         ]
         return sum(ends) / len(ends)
+
+
+def _kept_error(sums: NDArray[np.float64]) -> float:
+    """Standard error of a ratio of sums over samples (Cochran, Sampling Techniques, 1977, section 2.11).
+
+    ``sums``: losses of base, live adapter and merged file, shape ``(n_samples, 3)``.
+    """
+    base, live, merged = sums.T
+    gain, n_samples = float((base - live).sum()), len(sums)
+    if n_samples < 2 or gain <= 0:
+        return 0.0
+    residual = (base - merged) - float((base - merged).sum()) / gain * (base - live)
+    return math.sqrt(n_samples / (n_samples - 1) * float(np.sum(residual**2))) / gain
+
+
+def _share(losses: Losses) -> str:
+    error = f" ± {200 * losses.kept_error:.1f}" if losses.kept_error >= 0.0005 else ""
+    return f"{100 * (losses.kept or 0.0):.1f}{error} %"
 
 
 def _log_probs(logits: FloatArray) -> FloatArray:
