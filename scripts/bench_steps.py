@@ -12,7 +12,7 @@ from ggtune import _core
 from ggtune.config import TrainConfig
 from ggtune.data.samples import FloatArray
 from ggtune.data.tokenization import IntArray
-from ggtune.train.session import make_plan, read_samples
+from ggtune.train.build import build
 
 SETTINGS = ("ctx", "samples", "batch", "rank", "threads", "recompute", "precision")
 DATA_STEPS = 5
@@ -121,7 +121,7 @@ def random_step(rng: np.random.Generator, n_vocab: int, shape: Shape) -> list[Ar
 def real_steps(model: _core.Model, path: str, shape: Shape) -> tuple[list[list[Arrays]], dict[str, float]]:
     """Return the first steps of ``ggtune train``, and how well all of them are packed."""
     config = TrainConfig(model=model.path, data=path, ctx=shape.ctx, batch=shape.batch, rank=shape.rank)
-    plan = make_plan(config, read_samples(config, model))
+    plan = build(config, header_only=True).plan
     steps = [
         [b.arrays for b in plan.micro_batches(0, cursor)] for cursor in range(min(DATA_STEPS, plan.steps_per_epoch))
     ]

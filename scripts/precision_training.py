@@ -16,11 +16,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ggtune._native import core
 from ggtune.config import TrainConfig
-from ggtune.gguf.adapter_file import load_adapter
+from ggtune.gguf.adapter_file import read_adapter
+from ggtune.train.build import build
 from ggtune.train.result import Result
-from ggtune.train.session import fine_tune, make_engine, make_plan, read_samples
+from ggtune.train.session import fine_tune
 
 PRECISION, REFERENCE = "auto", "f32"
 
@@ -62,10 +62,10 @@ def train_config(args: argparse.Namespace) -> TrainConfig:
 
 def held_out_loss(config: TrainConfig, adapter: Path) -> float:
     """Compute it as a run with ``config`` would have, with the adapter of another one."""
-    model = core.Model(config.model)
-    samples = read_samples(config, model)
-    engine = make_engine(config, model, load_adapter(adapter, model), samples.context)
-    results = [engine.evaluate(*batch.arrays) for batch in make_plan(config, samples).held_out]
+    built = build(config)
+    for name, values in read_adapter(adapter).tensors.items():
+        built.adapter.set(name, values)
+    results = [built.engine.evaluate(*batch.arrays) for batch in built.plan.held_out]
     return sum(result.loss_sum for result in results) / sum(result.weight_sum for result in results)
 
 

@@ -17,10 +17,11 @@ import click
 from ggtune._core import Adapter, Model, Trainer
 from ggtune.data.load import load_samples
 from ggtune.data.packing import MicroBatch, pack
-from ggtune.data.split import Holdout
+from ggtune.data.split import hold_out
 from ggtune.errors import GgtuneError
 from ggtune.gguf.adapter_file import load_adapter
 from ggtune.gguf.merge import merge_adapters
+from ggtune.setting_texts import Holdout
 from ggtune.system import available_threads
 
 PACKED_TOKENS = 512
@@ -64,7 +65,7 @@ def main(
     try:
         model = Model(str(base))
         samples = load_samples(data, model, context=ctx, template=template, system=system).samples
-        _, held_out = Holdout.parse(holdout).split(len(samples), seed)
+        _, held_out = hold_out(len(samples), Holdout.parse(holdout), seed)
         batches = pack([samples[i] for i in held_out], max(ctx, PACKED_TOKENS))
         if not batches:
             sys.exit("error: no sample is held out")

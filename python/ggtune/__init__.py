@@ -31,12 +31,9 @@ _HOME = {
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        from importlib.metadata import PackageNotFoundError, version
+        from ggtune.version import version
 
-        try:
-            return version("ggtune")
-        except PackageNotFoundError:  # run from a source tree
-            return "0+unknown"
+        return version()
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module

@@ -7,14 +7,14 @@ llama.cpp's old ``finetune``, given in the same place as ``finetune_default`` an
 import dataclasses
 import json
 import math
-import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from ggtune.errors import GgtuneError
 from ggtune.setting import Switch, above, at_least, filled, setting, setting_of, within
+from ggtune.setting_texts import Holdout, SaveInterval
 
 Face = Literal["train", "finetune"]
 
@@ -30,40 +30,17 @@ LEAST_LR, MOST_LR = 2e-4, 4e-3  # bounds of its rate, which goes by the model's 
 _EPOCHS, _LR, _WARMUP_SHARE, _RANK = 3.0, 2e-4, 0.05, 16
 
 
-def _holdout(value: str) -> str | None:
-    from ggtune.data.split import Holdout  # imports NumPy, which --help can do without
+def _parsed_by(parse: Callable[[str], object]) -> Callable[[str], str | None]:
+    """Check for a text that ``parse`` can read."""
 
-    try:
-        Holdout.parse(value)
-    except GgtuneError as error:
-        return f"is wrong: {error}"
-    return None
+    def check(value: str) -> str | None:
+        try:
+            parse(value)
+        except GgtuneError as error:
+            return f"is wrong: {error}"
+        return None
 
-
-@dataclass(frozen=True)
-class SaveInterval:
-    """How often to save; both None: only at the end."""
-
-    steps: int | None = None
-    seconds: float | None = None
-
-    @classmethod
-    def parse(cls, text: str) -> "SaveInterval":
-        """``"50"`` steps; ``"90s"``, ``"10m"``, ``"2h"``; ``"0"``. Raises :class:`GgtuneError`."""
-        found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text.strip().lower())
-        if found is None or (not found[2] and "." in found[1]):
-            raise GgtuneError("it is a number of steps, or a time such as 90s, 10m or 2h")
-        if not found[2]:
-            return cls(steps=int(found[1]) or None)
-        return cls(seconds=float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2]] or None)
-
-
-def _save_every(value: str) -> str | None:
-    try:
-        SaveInterval.parse(value)
-    except GgtuneError as error:
-        return f"is wrong: {error}"
-    return None
+    return check
 
 
 def _kinds(value: tuple[str, ...]) -> str | None:
@@ -119,7 +96,7 @@ class TrainConfig:
         "Samples kept out of training, to measure the loss on after each epoch: a share (5% or 0.05; at least one), "
         "a number, every:20 (the first and each 20th after it), or 0.",
         finetune_default="0",
-        check=_holdout,
+        check=_parsed_by(Holdout.parse),
         metavar="HOW",
     )
 
@@ -265,7 +242,7 @@ class TrainConfig:
         "50",
         "How often a checkpoint is written: a number of steps, a time such as 90s, 10m or 2h, or 0: only at the end.",
         finetune_default="10",
-        check=_save_every,
+        check=_parsed_by(SaveInterval.parse),
         resumable=True,
         metavar="HOW",
     )

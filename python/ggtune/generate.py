@@ -8,6 +8,7 @@ from ggtune._native import core
 from ggtune.data.templates import Template
 from ggtune.data.tokenization import encode_prompt
 from ggtune.errors import GgtuneError
+from ggtune.system import resolved_threads
 
 if TYPE_CHECKING:
     from ggtune._core import Adapter, Model
@@ -20,7 +21,7 @@ def answer_pieces(
     *,
     adapter: "Adapter | None" = None,
     system: str | None = None,
-    threads: int = 1,
+    threads: int = 0,
     temperature: float = 0.0,
     max_tokens: int = 256,
     seed: int = 0,
@@ -37,7 +38,13 @@ def answer_pieces(
     if model.n_ctx_train:
         context = min(context, model.n_ctx_train)
     tokens = core.Generator(
-        model, prompt, adapter=adapter, context=context, threads=threads, temperature=temperature, seed=seed
+        model,
+        prompt,
+        adapter=adapter,
+        context=context,
+        threads=resolved_threads(threads),
+        temperature=temperature,
+        seed=seed,
     )
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     stops = [stop for stop in template.stops if stop]
@@ -69,7 +76,7 @@ def answer(
     question: str,
     *,
     adapter: "Adapter | None" = None,
-    threads: int = 1,
+    threads: int = 0,
     max_tokens: int = 256,
 ) -> str:
     """Return the likeliest answer, without surrounding white space."""

@@ -61,6 +61,11 @@ def available_threads(*, proc: Path = Path("/proc"), root: Path = Path("/sys/fs/
     return max(1, min(n, int(quota)) if quota else n)
 
 
+def resolved_threads(asked: int) -> int:
+    """Return how many threads compute: as many as are asked for, or for 0 all that are available."""
+    return asked or available_threads()
+
+
 def available_memory(*, proc: Path = Path("/proc"), root: Path = Path("/sys/fs/cgroup")) -> int:
     """Bytes that can be taken without swapping: what the machine has free, within the control groups' limits.
 

@@ -255,7 +255,7 @@ def test_run_asks_for_room_for_two_merged_files(tmp_path: Path, table, ggtune, m
         needed.append(n_bytes)
         raise GgtuneError("no room")
 
-    monkeypatch.setattr(session, "_check_disk", no_room)
+    monkeypatch.setattr(session, "check_disk", no_room)
     for more in ([], ["--no-merge"]):
         result = ggtune("run", table, "--model", MODEL, "--out", tmp_path / "run", *LEARN, *more)
         assert result.exit_code == 1, result.output

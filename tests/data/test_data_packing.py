@@ -5,8 +5,9 @@ from hypothesis import strategies as st
 
 from ggtune.data.packing import efficiency, pack
 from ggtune.data.samples import Sample, fit_context, make_sample
-from ggtune.data.split import Holdout, epoch_order
+from ggtune.data.split import epoch_order, hold_out
 from ggtune.errors import DataError, GgtuneError
+from ggtune.setting_texts import Holdout
 
 
 def sample(n_rows: int, row: int = 2) -> Sample:
@@ -86,27 +87,27 @@ def test_fit_context() -> None:
     ("text", "n", "count"),
     [
         ("5%", 1741, 87),
-        (0.05, 100, 5),
+        ("0.05", 100, 5),
         ("0.05", 3, 1),
-        (0.05, 1, 0),
-        (0, 10, 0),
+        ("0.05", 1, 0),
+        ("0", 10, 0),
         ("0%", 10, 0),
-        (3, 10, 3),
+        ("3", 10, 3),
         ("every:20", 1741, 88),
-        (0.999, 10, 9),
+        ("0.999", 10, 9),
     ],
 )
-def test_holdout_counts(text: str | float, n: int, count: int) -> None:
-    training, held_out = Holdout.parse(text).split(n, seed=3)
+def test_holdout_counts(text: str, n: int, count: int) -> None:
+    training, held_out = hold_out(n, Holdout.parse(text), seed=3)
     assert len(held_out) == count
     assert sorted([*training.tolist(), *held_out.tolist()]) == list(range(n))
-    again = Holdout.parse(text).split(n, seed=3)
+    again = hold_out(n, Holdout.parse(text), seed=3)
     assert np.array_equal(again[1], held_out)
 
 
 def test_holdout_every_and_seeds() -> None:
-    assert Holdout.parse("every:20").split(41, seed=1)[1].tolist() == [0, 20, 40]
-    seeds = [Holdout.parse("10%").split(1000, seed=seed)[1].tolist() for seed in (0, 1)]
+    assert hold_out(41, Holdout.parse("every:20"), seed=1)[1].tolist() == [0, 20, 40]
+    seeds = [hold_out(1000, Holdout.parse("10%"), seed=seed)[1].tolist() for seed in (0, 1)]
     assert seeds[0] != seeds[1]
 
 
@@ -118,7 +119,7 @@ def test_bad_holdout(text: str) -> None:
 
 def test_nothing_left_to_train_on() -> None:
     with pytest.raises(DataError, match="All 3 samples are held out"):
-        Holdout.parse(3).split(3, seed=0)
+        hold_out(3, Holdout.parse("3"), seed=0)
 
 
 def test_epoch_order() -> None:

@@ -7,7 +7,8 @@ from ggtune.config import TrainConfig
 from ggtune.demo import MODEL
 from ggtune.evaluate.proof import Prover
 from ggtune.evaluate.verify import samples_of_run
-from ggtune.train.session import RunSamples, fine_tune
+from ggtune.train.samples import RunSamples
+from ggtune.train.session import fine_tune
 
 ROWS = [
     ("Which gas do plants take in?", "Plants take in carbon dioxide."),

@@ -27,7 +27,8 @@ from ggtune.run.metrics import MetricsFile, read_metrics
 from ggtune.run.outputs import Outputs
 from ggtune.run.progress import Progress
 from ggtune.run.watchdog import MemoryWatch, spike_text
-from ggtune.train.session import disk_bytes, fine_tune, prepare
+from ggtune.train.resources import disk_bytes
+from ggtune.train.session import fine_tune, prepare
 
 
 def config(**changes: Any) -> TrainConfig:
@@ -171,15 +172,15 @@ def test_the_best_checkpoint_is_kept_beside_the_newest(tmp_path: Path, monkeypat
 
 
 def test_a_date_in_a_template_is_that_of_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ggtune.train import session
+    from ggtune.train import samples
 
-    times, load = [], session.load_samples
+    times, load = [], samples.load_samples
 
     def spy(*arguments: Any, **options: Any) -> Any:
         times.append(options["now"])
         return load(*arguments, **options)
 
-    monkeypatch.setattr(session, "load_samples", spy)
+    monkeypatch.setattr(samples, "load_samples", spy)
     run(tmp_path, config(max_steps=2))
     checkpoint = load_checkpoint(tmp_path / "checkpoint-2.gguf")
     earlier = dataclasses.replace(checkpoint.state, started="2020-02-29T12:00:00")
@@ -281,8 +282,8 @@ def test_metrics_wait_for_room(tmp_path: Path) -> None:
 
 def test_too_little_room_is_said_before_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     session = prepare(config(), Outputs.folder(tmp_path / "run"))
-    needed = disk_bytes(session.config, session.engine.adapter, session.plan)
-    monkeypatch.setattr("ggtune.train.session.free_bytes", lambda path: needed - 1)
+    needed = disk_bytes(session.built.config, session.built.adapter, session.built.plan)
+    monkeypatch.setattr("ggtune.train.resources.free_bytes", lambda path: needed - 1)
     with pytest.raises(GgtuneError, match=r"run: the disk has too little room .* are free"):
         prepare(config(), Outputs.folder(tmp_path / "run"))
     prepare(config(force=True), Outputs.folder(tmp_path / "run"))

@@ -51,14 +51,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory, tables: tuple[Path, Path])
 def test_it_starts_where_the_adapter_is(tmp_path: Path, tables: tuple[Path, Path], trained: Path) -> None:
     start = read_adapter(trained)
     session = prepare(config(tables[1], from_adapter=str(trained)), Outputs.folder(tmp_path))
-    settings = session.config
+    settings = session.built.config
     assert (settings.rank, settings.alpha, settings.targets) == (3, 6.0, ("attn_q", "attn_v"))
     assert (settings.template, settings.system) == ("llama2", "Be brief.")
-    engine = session.engine
+    engine = session.built.engine
     assert set(engine.adapter.tensor_names()) == set(start.tensors)
     for name, values in start.tensors.items():
         np.testing.assert_array_equal(engine.adapter.get(name), values)
-        np.testing.assert_array_equal(session.initial().tensors[name], values)
+        np.testing.assert_array_equal(session.built.initial().tensors[name], values)
     assert all(not moment.any() for pair in engine.moments().values() for moment in pair)
     assert (engine.n_steps, session.state.step) == (0, 0)
     result = session.loop(Progress(quiet=True)).run()
@@ -81,7 +81,7 @@ def test_a_continued_run_equals_an_uninterrupted_one(tmp_path: Path, tables: tup
 def test_given_settings_go_before_the_files(tmp_path: Path, tables: tuple[Path, Path], trained: Path) -> None:
     given = {"rank": 3, "alpha": 6.0, "targets": ("attn_v", "attn_q"), "template": "chatml"}
     session = prepare(config(tables[1], from_adapter=str(trained), **given), Outputs.folder(tmp_path))
-    assert session.config.template == "chatml"
+    assert session.built.config.template == "chatml"
     assert session.state.notes["template"] == "chatml"
 
 
@@ -140,8 +140,8 @@ def test_linears_that_the_file_leaves_out(tmp_path: Path, tables: tuple[Path, Pa
     session = prepare(config(tables[1], from_adapter=partial), Outputs.folder(tmp_path / "run"))
     assert "2 more of the same kinds, which it leaves out, start at zero" in session.report[0]
     for name in left_out:
-        assert session.engine.adapter.get(name + ".lora_a").any()
-        assert not session.engine.adapter.get(name + ".lora_b").any()
+        assert session.built.engine.adapter.get(name + ".lora_a").any()
+        assert not session.built.engine.adapter.get(name + ".lora_b").any()
 
 
 def test_sft_text_keeps_its_own_template(tmp_path: Path, trained: Path) -> None:

@@ -2,9 +2,10 @@ import dataclasses
 
 import pytest
 
-from ggtune.config import SaveInterval, TrainConfig, defaults, differences, rounding_differences
+from ggtune.config import TrainConfig, defaults, differences, rounding_differences
 from ggtune.errors import GgtuneError
 from ggtune.setting import setting_of
+from ggtune.setting_texts import SaveInterval
 
 
 def config(**changes: object) -> TrainConfig:

@@ -134,7 +134,7 @@ def test_an_interrupted_run_goes_on_to_the_same_end(
     tmp_path: Path, whole_run: Path, monkeypatch: pytest.MonkeyPatch, method: str, call: int
 ) -> None:
     session = prepare(config(), Outputs.folder(tmp_path))
-    before = len(session.plan.held_out) if method == "evaluate" else 0
+    before = len(session.built.plan.held_out) if method == "evaluate" else 0
     with monkeypatch.context() as patch:
         interrupting(patch, method, before + call)
         with pytest.raises(RunInterruptedError) as caught:
@@ -185,7 +185,7 @@ def test_recomputation_gives_the_same_run(tmp_path: Path, whole_run: Path) -> No
 
 
 def test_every_epoch_sees_every_sample_once_in_another_order(tmp_path: Path) -> None:
-    plan = prepare(config(holdout="0", batch=5), Outputs.folder(tmp_path)).plan
+    plan = prepare(config(holdout="0", batch=5), Outputs.folder(tmp_path)).built.plan
     seen = [_tokens(plan, epoch) for epoch in (0, 1, 0)]
     assert sorted(seen[0]) == sorted(seen[1])
     assert seen[0] != seen[1]

@@ -91,12 +91,12 @@ def test_a_continued_run_lowers_its_rate_at_the_same_step(tmp_path: Path, table:
 def test_the_ceiling_is_said_before_the_start(tmp_path: Path, table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     session = prepare(config(table), Outputs.folder(tmp_path))
     text = "\n".join(session.report)
-    assert session.plan.total_steps == CEILING_LEAST_STEPS  # of two steps an epoch
-    assert session.plan.known_steps is None
+    assert session.built.plan.total_steps == CEILING_LEAST_STEPS  # of two steps an epoch
+    assert session.built.plan.known_steps is None
     assert f"at most {CEILING_LEAST_STEPS} steps" in text
     assert "under 0.001, or when it no longer falls, at a lower rate neither, or after 1000 steps (500 epochs)" in text
     monkeypatch.setattr("ggtune.train.plan.CEILING_LEAST_STEPS", 3)
-    many = prepare(config(table, batch=1), Outputs.folder(tmp_path)).plan
+    many = prepare(config(table, batch=1), Outputs.folder(tmp_path)).built.plan
     assert many.total_steps == CEILING_EPOCHS * many.steps_per_epoch
     found = forecast(config(table, batch=1))
     assert (found.total_steps, found.until_loss) == (CEILING_EPOCHS * many.steps_per_epoch, 0.001)

@@ -96,9 +96,9 @@ def _message(error: Exception) -> str:
 
 def _show_version(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
     if value and not ctx.resilient_parsing:
-        import ggtune
+        from ggtune.version import version
 
-        click.echo(f"ggtune {ggtune.__version__}")
+        click.echo(f"ggtune {version()}")
         ctx.exit()
 
 

@@ -43,7 +43,6 @@ def command(
     from ggtune.gguf.adapter_file import load_adapter, read_adapter
     from ggtune.gguf.base import check_base
     from ggtune.gguf.io import gguf_structure
-    from ggtune.system import available_threads
 
     gguf_structure(model)
     loaded = core.Model(model, gpu_layers=gpu_layers)
@@ -63,7 +62,7 @@ def command(
         question,
         adapter=adapter,
         system=system_text or None,
-        threads=threads or available_threads(),
+        threads=threads,
         temperature=temp,
         max_tokens=max_tokens,
         seed=seed,

@@ -34,7 +34,7 @@ def command(
     """
     from ggtune.interchange.checkpoint import import_checkpoint
     from ggtune.interchange.peft_file import is_peft_folder
-    from ggtune.system import available_threads, format_bytes
+    from ggtune.system import format_bytes
 
     if is_peft_folder(folder):
         from ggtune.interchange.peft import import_peft
@@ -52,7 +52,7 @@ def command(
         outtype=outtype,
         file_type=file_type,
         trust_remote_code=trust_remote_code,
-        threads=threads or available_threads(),
+        threads=threads,
         echo=lambda line: click.echo(line, err=True),
     )
     click.echo(f"Wrote {out} ({format_bytes(out.stat().st_size)})")

@@ -64,11 +64,11 @@ def hf(
 
     The token is the one of `hf auth login`, or HF_TOKEN.
     """
-    from ggtune import __version__
     from ggtune.data.records import read_text
     from ggtune.publish.base_model import License
     from ggtune.publish.hub import check_repository, publish, uploads
     from ggtune.publish.run_folder import read_run
+    from ggtune.version import version
 
     if out is not None and not dry_run:
         raise click.UsageError("--out needs --dry-run.")
@@ -100,7 +100,7 @@ def hf(
         private=private,
         revision=revision,
         endpoint=endpoint,
-        message=f"Upload with ggtune {__version__}",
+        message=f"Upload with ggtune {version()}",
     )
     click.echo(f"Published: {commit}")
     if found.merged is not None and revision is None and endpoint is None:

@@ -61,14 +61,13 @@ def command(
         is_quantized,
         quantize_file,
     )
-    from ggtune.system import available_threads, format_bytes
+    from ggtune.system import format_bytes
 
     if imatrix and imatrix_data:
         raise click.UsageError("--imatrix and --imatrix-data exclude each other.")
     if imatrix_out and not imatrix_data:
         raise click.UsageError("--imatrix-out writes what --imatrix-data gathers: give that too.")
     check_file_type(file_type)
-    threads = threads or available_threads()
     given = QuantizeOptions(threads=threads, **options)
     if is_quantized(source) and given.allow_requantize:
         click.echo(f"Warning: {source} is quantized already; what it lost is lost a second time.", err=True)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from ggtune.run.checkpoint import Checkpoint
     from ggtune.run.outputs import Outputs
     from ggtune.train.chosen import Which
-    from ggtune.train.session import RunSamples
+    from ggtune.train.samples import RunSamples
 
 PROOF = "proof.json"
 

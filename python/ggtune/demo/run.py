@@ -15,7 +15,6 @@ from ggtune.generate import answer
 from ggtune.ollama.package import package_model
 from ggtune.run.outputs import Outputs
 from ggtune.run.progress import Progress
-from ggtune.system import available_threads
 from ggtune.train.result import describe
 from ggtune.train.session import prepare
 
@@ -47,7 +46,6 @@ def demo_config(threads: int = 0) -> TrainConfig:
 
 def run_demo(out: Path, *, threads: int = 0, say: Callable[[str], object] = print) -> bool:
     """Run it all, files into ``out``; False where the training loss did not come under :data:`GOAL_LOSS`."""
-    threads = threads or available_threads()
     config = demo_config(threads)
     session = prepare(config, Outputs.folder(out))
     records = read_csv(DATA).records

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ggtune._native import core
 from ggtune.data.samples import Sample
 from ggtune.errors import GgtuneError
+from ggtune.system import resolved_threads
 
 if TYPE_CHECKING:
     from ggtune._core import Model, Scorer
@@ -141,12 +142,12 @@ class Prover:
         trained: Sequence[Sample],
         held_out: Sequence[Sample] = (),
         *,
-        threads: int,
+        threads: int = 0,
         seconds: float = 20.0,
         seed: int = 0,
     ) -> None:
         self._started = time.monotonic()
-        self._threads = threads
+        self._threads = resolved_threads(threads)
         model = core.Model(base)
         batches = list(_batches(trained, held_out, model.n_vocab, seed))
         if not batches:

@@ -12,7 +12,6 @@ from ggtune.data.samples import Sample
 from ggtune.errors import GgtuneError
 from ggtune.evaluate.proof import GOOD_SHARE, Proof, Prover
 from ggtune.gguf.merge import AUTO, SAME, TextSample, merge_adapters
-from ggtune.system import available_threads
 
 _AUTO_SHARE = 0.97  # what --outtype auto raises tensors for
 _RAISED_SHARES = (0.1, 0.25, 0.5, 1.0)  # of the adapted tensors, those with the most rounding error first
@@ -74,8 +73,6 @@ def merge_and_prove(
     measured the merged file is there without a proof, and ``say`` is told why. Raises as :func:`merge_adapters`;
     nothing is left of a file that was not taken.
     """
-    threads = threads or available_threads()
-
     warned: set[str] = set()
 
     def warn(text: str) -> None:

@@ -14,9 +14,8 @@ from ggtune.gguf.adapter_file import read_adapter
 from ggtune.gguf.base import adapter_fingerprint, check_base, merged_adapters
 from ggtune.run.checkpoint import newest_checkpoint
 from ggtune.run.outputs import Outputs
-from ggtune.system import available_threads
 from ggtune.train.chosen import adapter_of_run
-from ggtune.train.session import RunSamples, read_samples
+from ggtune.train.samples import RunSamples, read_samples
 
 
 def verify_file(
@@ -109,7 +108,7 @@ def _prove(
         adapters,
         samples.training,
         samples.held_out,
-        threads=threads or available_threads(),
+        threads=threads,
         seconds=seconds,
     )
     return prover.with_answers(prover.prove(str(merged)), str(merged))

@@ -14,7 +14,7 @@ from ggtune.files import making_folder
 from ggtune.gguf.adapter_file import ASKED_WITH, check_fits, read_adapter
 from ggtune.gguf.base import adapter_fingerprint, check_base
 from ggtune.gguf.io import gguf_structure
-from ggtune.system import available_threads
+from ggtune.system import resolved_threads
 
 SAME, AUTO = "same", "auto"
 _SAMPLE_TOKENS = 2048
@@ -95,7 +95,7 @@ def merge_adapters(
             tokens=sample.tokens,
             sequences=sample.sequences,
             metadata=metadata,
-            threads=threads or available_threads(),
+            threads=resolved_threads(threads),
         )
 
 

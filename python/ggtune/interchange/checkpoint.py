@@ -45,7 +45,7 @@ def import_checkpoint(
     outtype: str = "auto",
     file_type: str | None = None,
     trust_remote_code: bool = False,
-    threads: int = 1,
+    threads: int = 0,
     echo: Callable[[str], None] = lambda line: None,
 ) -> None:
     """Write the model in ``folder`` to ``output``, whole or not at all, and never ask the network for anything.

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from ggtune.errors import ModelError
 from ggtune.gguf.io import open_gguf, read_number_field, writing_gguf
+from ggtune.system import resolved_threads
 
 if TYPE_CHECKING:
     from ggtune._core import Model
@@ -61,7 +62,7 @@ def gather_imatrix(
     texts: Iterable[NDArray[np.int32]],
     *,
     context: int,
-    threads: int,
+    threads: int = 0,
     dataset: str,
     process_output: bool = False,
 ) -> Imatrix:
@@ -72,7 +73,9 @@ def gather_imatrix(
     """
     from ggtune._native import core
 
-    collector = core.ImatrixCollector(model, context=context, threads=threads, process_output=process_output)
+    collector = core.ImatrixCollector(
+        model, context=context, threads=resolved_threads(threads), process_output=process_output
+    )
     n_texts = n_tokens = 0
     for tokens in texts:
         collector.add(tokens)

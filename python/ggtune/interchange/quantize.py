@@ -13,6 +13,7 @@ from ggtune.errors import GgtuneError
 from ggtune.files import making_folder
 from ggtune.gguf.io import gguf_structure
 from ggtune.interchange.imatrix import Imatrix, gather_imatrix
+from ggtune.system import resolved_threads
 
 _Progress = Callable[[list[NDArray[np.int32]]], Iterable[NDArray[np.int32]]]
 
@@ -30,7 +31,7 @@ class ImatrixData:
 
 
 def imatrix_from_data(
-    model: str, data: ImatrixData, *, threads: int, progress: _Progress = iter
+    model: str, data: ImatrixData, *, threads: int = 0, progress: _Progress = iter
 ) -> tuple[Imatrix, list[str]]:
     """Gather an importance matrix from the samples of ``data``; also returns what its reader has to say.
 
@@ -59,7 +60,7 @@ def imatrix_from_data(
 class QuantizeOptions:
     """What ``llama-quantize`` takes beside source, output and type."""
 
-    threads: int = 1
+    threads: int = 0  # 0: all available
     allow_requantize: bool = False
     pure: bool = False
     leave_output_tensor: bool = False
@@ -87,7 +88,7 @@ def quantize_file(
             source,
             str(output),
             file_type,
-            threads=options.threads,
+            threads=resolved_threads(options.threads),
             imatrix=imatrix.means() if imatrix else {},
             imatrix_source=(imatrix_file, imatrix.datasets[0] if imatrix.datasets else "", imatrix.n_chunks)
             if imatrix

@@ -11,9 +11,9 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import ggtune
 from ggtune.errors import GgtuneError
 from ggtune.ollama.modelfile import Modelfile, Statement, format_statement, parse_statements
+from ggtune.version import version
 
 _SIGNATURE = re.compile(r"# Written by ggtune [^\r\n]*sha256:([0-9a-f]{64})\r?\n")
 # where a statement that is not there yet goes: behind the last of those up to it
@@ -32,7 +32,7 @@ def read_modelfile(path: Path) -> str:
 
 def signed(body: str) -> str:
     """Put the comment in front by which :func:`is_signed` knows an unchanged file."""
-    return f"# Written by ggtune {ggtune.__version__}; sha256:{_digest(body)}\n{body}"
+    return f"# Written by ggtune {version()}; sha256:{_digest(body)}\n{body}"
 
 
 def is_signed(text: str) -> bool:

@@ -1,1 +1,1 @@
-"""Training: plan, loop, schedule, checkpoints. Nothing here parses a command line."""
+"""Training: build, plan, schedule, loop, and how it ended. Nothing here parses a command line."""

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import psutil
 
-from ggtune._native import core
 from ggtune.config import TrainConfig
 from ggtune.data.packing import MicroBatch
 from ggtune.system import available_memory, format_bytes
-from ggtune.train import session
+from ggtune.train.build import build
 from ggtune.train.recomputation import set_recomputation
-from ggtune.train.start import settled
+from ggtune.train.resources import snapshot_bytes
 
 if TYPE_CHECKING:
     from ggtune._core import Trainer
@@ -80,15 +79,11 @@ class Forecast:
 
 def forecast(config: TrainConfig) -> Forecast:
     """Predict a run without loading weights or allocating for it. Raises :class:`GgtuneError` as the run would."""
-    model = core.Model(config.model, header_only=True)
-    config = settled(config, model).config
-    samples = session.read_samples(config, model)
-    adapter = session.make_adapter(config, model)
-    engine = session.make_engine(config, model, adapter, samples.context)
-    plan = session.make_plan(config, samples)
+    built = build(config, header_only=True)
+    config, engine, plan, n_layer = built.config, built.engine, built.plan, built.model.n_layer
     available = available_memory()
-    beside = session.snapshot_bytes(adapter)
-    memory = set_recomputation(engine, config.recompute, model.n_layer, plan.largest, available, beside)
+    beside = snapshot_bytes(built.adapter)
+    memory = set_recomputation(engine, config.recompute, n_layer, plan.largest, available, beside)
     memory["program"] = psutil.Process().memory_info().rss
     n_steps = plan.steps_per_epoch
     batches = [batch for cursor in range(n_steps) for batch in plan.micro_batches(0, cursor)]
@@ -97,7 +92,7 @@ def forecast(config: TrainConfig) -> Forecast:
     return Forecast(
         memory_bytes=memory,
         available_bytes=available,
-        n_layer=model.n_layer,
+        n_layer=n_layer,
         recompute_layers=engine.recompute_layers,
         seconds_per_step=_seconds(engine, batches) / n_steps if fits else None,
         held_out_s=_seconds(engine, plan.held_out, gradients=False) if fits and plan.held_out else 0.0,

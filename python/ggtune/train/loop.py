@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ggtune.config import SaveInterval, TrainConfig
+from ggtune.config import TrainConfig
 from ggtune.errors import DivergedError, GgtuneError, NotFiniteError
 from ggtune.gguf.adapter_file import AdapterFile, adapter_content, write_adapter
 from ggtune.run.checkpoint import Checkpoint, State, load_checkpoint, restore, set_aside_later
@@ -22,6 +22,7 @@ from ggtune.run.outputs import Outputs, numbered
 from ggtune.run.progress import Progress
 from ggtune.run.saver import Saver
 from ggtune.run.watchdog import MAX_DROPPED_IN_A_ROW, MemoryWatch, spike_text
+from ggtune.setting_texts import SaveInterval
 from ggtune.train.monitor import Monitor
 from ggtune.train.plan import Plan
 from ggtune.train.result import Result

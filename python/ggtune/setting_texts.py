@@ -1,0 +1,49 @@
+"""Settings that are written as a text and mean more than one value: how often to save, what to hold out."""
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from ggtune.errors import GgtuneError
+
+
+@dataclass(frozen=True)
+class SaveInterval:
+    """How often to save; both None: only at the end."""
+
+    steps: int | None = None
+    seconds: float | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> "SaveInterval":
+        """``"50"`` steps; ``"90s"``, ``"10m"``, ``"2h"``; ``"0"``. Raises :class:`GgtuneError`."""
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text.strip().lower())
+        if found is None or (not found[2] and "." in found[1]):
+            raise GgtuneError("it is a number of steps, or a time such as 90s, 10m or 2h")
+        if not found[2]:
+            return cls(steps=int(found[1]) or None)
+        return cls(seconds=float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2]] or None)
+
+
+@dataclass(frozen=True)
+class Holdout:
+    """Which samples are held out: a ``fraction`` (at least one), a ``count``, or ``every`` n-th from the first on."""
+
+    kind: Literal["fraction", "count", "every"]
+    value: float
+
+    @classmethod
+    def parse(cls, text: str) -> "Holdout":
+        """Read ``"5%"``, ``"0.05"``, ``"88"``, ``"every:20"`` or ``"0"``. Raises :class:`GgtuneError`."""
+        written = text.strip().lower()
+        if match := re.fullmatch(r"every:(\d+)", written):
+            if int(match[1]) >= 2:
+                return cls("every", int(match[1]))
+        elif match := re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)(%?)", written):
+            value = float(match[1]) / (100 if match[2] else 1)
+            if match[2] or not value.is_integer():
+                if value < 1:
+                    return cls("fraction", value)
+            else:
+                return cls("count", value)
+        raise GgtuneError(f"Can't hold out {text!r}: give a share (5% or 0.05), a number of samples, every:20, or 0.")

@@ -1,0 +1,50 @@
+"""What the user is told of a run before it starts."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from ggtune._native import core
+from ggtune.system import available_memory, format_bytes, resolved_threads
+from ggtune.train.build import Build
+
+if TYPE_CHECKING:
+    from ggtune.config import TrainConfig
+    from ggtune.train.plan import Plan
+
+
+def first_lines(built: Build, memory_bytes: Mapping[str, int]) -> list[str]:
+    """Describe model, adapter, data, steps; ``memory_bytes`` are what the run will need, by part."""
+    config, model, adapter, samples, plan = built.config, built.model, built.adapter, built.samples, built.plan
+    packing = plan.packing()
+    steps = f"{plan.total_steps} steps" if plan.total_steps else "no last step"
+    if config.until_stop_loss:
+        steps = f"at most {plan.total_steps} steps"
+    capped = f" (the model's; {config.ctx} were asked for)" if samples.context < config.ctx else ""
+    n_again = built.engine.recompute_layers
+    return [
+        *built.start.messages,
+        f"Model: {config.model}: {model.architecture}, {model.n_params / 1e6:.1f}M parameters, "
+        f"{format_bytes(model.n_bytes)}",
+        f"Adapter: rank {config.rank}, alpha {config.effective_alpha:g}, {adapter.n_params / 1e6:.2f}M parameters on "
+        f"{len(adapter.tensor_names()) // 2} linears",
+        *(f"Data: {line}" for line in samples.data.report.lines()),
+        f"Samples: {len(samples.training)} to train on, {len(samples.held_out)} held out; "
+        f"context {samples.context}{capped}, loss on {'every token' if config.loss_on == 'all' else 'the answers'}",
+        f"Steps: {plan.steps_per_epoch} per epoch, {steps}, {config.batch} samples per step in "
+        f"{packing.micro_batches_per_step:.2f} micro-batches of at most {plan.max_tokens} tokens, "
+        f"{100 * packing.efficiency:.0f} % packing efficiency",
+        *(_end(config, plan) if config.until_stop_loss else ()),
+        f"Memory: {format_bytes(sum(memory_bytes.values()))} expected of {format_bytes(available_memory())}"
+        + (f", with {n_again} of {model.n_layer} layers computed again for their gradient" if n_again else ""),
+        f"Threads: {resolved_threads(config.threads)} with kernels for {core.kernel_variant()}; seed {config.seed}",
+    ]
+
+
+def _end(config: "TrainConfig", plan: "Plan") -> list[str]:
+    """Say when a run ends that goes until its ``stop_loss``."""
+    ends = [f"when the loss of {config.stop_patience} steps in a row was under {config.stop_loss:g}"]
+    if config.stop_plateau:
+        ends.append("when it no longer falls, at a lower rate neither")
+    ceiling = plan.total_steps or 0
+    ends.append(f"after {ceiling} steps ({ceiling / plan.steps_per_epoch:.0f} epochs)")
+    return [f"Rate: {config.lr:g}, {config.schedule}", "The run ends " + ", or ".join(ends)]

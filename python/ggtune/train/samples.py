@@ -1,0 +1,59 @@
+"""The samples of a run: those it trains on and those held out."""
+
+import datetime
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+from ggtune.config import TrainConfig
+from ggtune.data.load import Dataset, load_samples
+from ggtune.data.samples import LossOn, Sample, TooLong
+from ggtune.data.split import hold_out
+from ggtune.setting_texts import Holdout
+
+if TYPE_CHECKING:
+    from ggtune._core import Model
+
+
+@dataclass(frozen=True)
+class RunSamples:
+    """The samples of a run."""
+
+    context: int  # tokens of the longest sample: what was asked for, at most what the model was made for
+    data: Dataset
+    training: list[Sample]
+    held_out: list[Sample]
+
+    def fingerprint(self) -> str:
+        """Hash the tokens and weights of all of them."""
+        digest = hashlib.sha256(f"{len(self.training)} {len(self.held_out)}".encode())
+        for sample in [*self.training, *self.held_out]:
+            digest.update(f"|{len(sample.tokens)}|".encode())
+            digest.update(sample.tokens.tobytes())
+            digest.update(sample.weights.tobytes())
+        return digest.hexdigest()
+
+
+def read_samples(config: TrainConfig, model: "Model", *, now: datetime.datetime | None = None) -> RunSamples:
+    """Read the data and hold some of it out. ``now`` is the time for templates that write the date.
+
+    Raises :class:`GgtuneError` for data that can't be used.
+    """
+    context = min(config.ctx, model.n_ctx_train) if model.n_ctx_train > 0 else config.ctx
+    data = load_samples(
+        config.data,
+        model,
+        context=context,
+        template=config.template or None,
+        system=config.system or None,
+        loss_on=cast(LossOn, config.loss_on),
+        too_long=cast(TooLong, config.too_long),
+        question_column=config.question_column or None,
+        answer_column=config.answer_column or None,
+        sample_start=config.sample_start,
+        include_sample_start=config.include_sample_start,
+        overlapping_samples=config.overlapping_samples,
+        now=now,
+    )
+    training, held_out = hold_out(len(data.samples), Holdout.parse(config.holdout), config.seed)
+    return RunSamples(context, data, [data.samples[i] for i in training], [data.samples[i] for i in held_out])
