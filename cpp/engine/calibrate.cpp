@@ -9,7 +9,7 @@
 #include <string>
 
 #include "base/error.h"
-#include "engine/graph_ops.h"
+#include "ops/op.h"
 
 namespace ggtune {
 
@@ -42,7 +42,7 @@ bool is_free(const ggml_tensor * node) {
 
 // Equal for nodes that take the same time.
 std::string kind_of(const ggml_tensor * node, const InputValues & inputs) {
-    std::string kind = GraphOps::describe(node);
+    std::string kind = describe(node);
     const auto add = [&kind](const void * data, size_t n) { kind.append(static_cast<const char *>(data), n); };
     if (node->op != GGML_OP_CUSTOM) {  // there the parameters are pointers
         add(node->op_params, sizeof(node->op_params));
@@ -95,8 +95,7 @@ class Sample {
         n_bytes += size(node);
         buffer.reset(ggml_backend_buft_alloc_buffer(ggml_backend_cpu_buffer_type(), n_bytes));
         if (!buffer) {
-            throw Error("not enough memory to time " + GraphOps::describe(node) + ": " + std::to_string(n_bytes >> 20) +
-                        " MiB");
+            throw Error("not enough memory to time " + describe(node) + ": " + std::to_string(n_bytes >> 20) + " MiB");
         }
         ggml_backend_buffer_clear(buffer.get(), 0);
         ggml_tallocr places = ggml_tallocr_new(buffer.get());

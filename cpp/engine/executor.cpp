@@ -4,9 +4,9 @@
 
 #include "base/error.h"
 #include "base/interrupt.h"
-#include "engine/graph_ops.h"
 #include "engine/llama_access.h"
 #include "kernels/huge_pages.h"
+#include "ops/op.h"
 
 namespace ggtune {
 
@@ -94,7 +94,7 @@ void Executor::compute(ggml_cgraph * graph, int begin, int end) {
         const auto start = std::chrono::steady_clock::now();
         compute_slice_checked(graph, i, i + 1);
         const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
-        (*profile)[GraphOps::describe(ggml_graph_node(graph, i))] += elapsed.count();
+        (*profile)[describe(ggml_graph_node(graph, i))] += elapsed.count();
     }
 }
 

@@ -1,20 +1,18 @@
-// Puts nodes of ggtune's own in place of some of llama.cpp's: exact GELU where ggml reads a half-precision table, fused
-// attention, the LoRA product fused with its scale and sum, products of float matrices, dropout in front of the
-// adapter.
+// Puts nodes of ggtune's own in place of some of llama.cpp's: fused attention, the LoRA product fused with its scale and
+// sum, dropout in front of the adapter, and whatever else the implementation of a node (ops/ops.h) does better.
 #pragma once
 
 #include <ggml.h>
 
 #include <cstdint>
-#include <map>
 #include <optional>
 #include <unordered_map>
 #include <unordered_set>
 #include <vector>
 
 #include "engine/adapter.h"
-#include "engine/graph_ops.h"
 #include "engine/llama_access.h"
+#include "ops/ops.h"
 
 namespace ggtune {
 
@@ -32,18 +30,10 @@ struct DropoutOptions {
     uint64_t counter;  // number of the micro-batch
 };
 
-// The keys that each row sees under one mask: two I32 inputs of the graph, and what they are to hold.
-struct KeyRanges {
-    ggml_tensor * first;
-    ggml_tensor * end;
-    std::vector<int32_t> first_values;
-    std::vector<int32_t> end_values;
-};
-
 class Rewriter {
   public:
-    Rewriter(GraphOps & ops, const ForwardGraph & forward, const Adapter & adapter, const DropoutOptions & dropout,
-             Precision precision);
+    Rewriter(Implementations & implementations, const ForwardGraph & forward, const Adapter & adapter,
+             const DropoutOptions & dropout, Precision precision);
 
     // Rewrites a stretch of the forward graph, nodes in topological order. Stretches are given in order, too.
     void rewrite(std::vector<ggml_tensor *> & nodes);
@@ -56,7 +46,7 @@ class Rewriter {
     struct Attention {
         ggml_tensor *q, *k, *v;  // [head_dim, T, heads]
         size_t ranges;           // index into key_ranges()
-        GraphOps::AttentionParams params;
+        AttentionParams params;
         std::vector<const ggml_tensor *> inner;  // nodes that the fused one makes superfluous
     };
     void count_uses(const std::vector<ggml_tensor *> & nodes);
@@ -65,15 +55,16 @@ class Rewriter {
     bool find_ranges(const ggml_tensor * mask, int64_t n_tokens, size_t & index);
     // b and h of a sum that adds scale * b h, else nullptr
     const ggml_tensor * low_rank_product(const ggml_tensor * sum) const;
-    // whether the sum and the product with the weight that it adds to can be one product in bf16
-    bool is_bf16_sum(const ggml_tensor * sum) const;
-    ggml_tensor * bf16_lora(const ggml_tensor * sum, const ggml_tensor * product, std::vector<ggml_tensor *> & nodes);
-    ggml_tensor * packed_rows(ggml_tensor * x, std::vector<ggml_tensor *> & nodes);
-    ggml_tensor * own_node(ggml_tensor * node, std::vector<ggml_tensor *> & nodes);
-    ggml_tensor * quantized_rows(ggml_tensor * x, ggml_type weight_type, std::vector<ggml_tensor *> & nodes);
+    // whether the sum is to be made together with the product of the weight that it adds to
+    bool joins(const ggml_tensor * sum) const;
+    ggml_tensor * lora_sum(const ggml_tensor * sum, const ggml_tensor * product);
+    ggml_tensor * own_node(ggml_tensor * node);
     void use_current_operands(ggml_tensor * node);
 
-    GraphOps & ops;
+    // Adds a node that a maker has returned, and what lies between it and what is there already.
+    void list(ggml_tensor * node, Ops & ops, std::vector<ggml_tensor *> & nodes);
+
+    Implementations & implementations;
     const ForwardGraph & forward;
     const DropoutOptions dropout;
     const Precision precision;
@@ -83,12 +74,9 @@ class Rewriter {
     std::unordered_map<const ggml_tensor *, ggml_tensor *> replaced;
     std::vector<KeyRanges> ranges;
     std::unordered_map<const ggml_tensor *, size_t> ranges_of_mask;
-    // of the stretch: an operand of int8 products and the values that share a scale, what it is quantized to
-    std::map<std::pair<const ggml_tensor *, int64_t>, ggml_tensor *> quantized;
-    // of the stretch: an operand of products in bf16 as it is packed for them
-    std::unordered_map<const ggml_tensor *, ggml_tensor *> packed;
-    // products a x that are computed in bf16 together with what they are added to
-    std::unordered_set<const ggml_tensor *> bf16_inner;
+    std::unordered_set<const ggml_tensor *> joined_sums;
+    std::unordered_set<const ggml_tensor *> joined_inner;  // products a x that go into such sums alone
+    std::unordered_set<const ggml_tensor *> listed;        // all nodes of the rewritten stretches
 };
 
 }  // namespace ggtune

@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "engine/calibrate.h"
+#include "ops/cpu/cpu_ops.h"
 
 namespace ggtune {
 
@@ -23,22 +24,10 @@ bool is_view_op(const ggml_tensor * node) {
     return node->view_src != nullptr;
 }
 
-// Cutting the rows of a node's operands must cut the rows of its result: true for these.
-bool is_row_wise(const GraphOps & ops, const ggml_tensor * node) {
-    const GraphOps::Origin origin = ops.origin(node);
-    if (origin.kind == GraphOps::Origin::Kind::quantized || origin.kind == GraphOps::Origin::Kind::packed) {
-        return true;
-    }
-    const ggml_tensor * replaced = origin.replaced;
-    switch (replaced != nullptr ? replaced->op : node->op) {
-        case GGML_OP_MUL_MAT:
-        case GGML_OP_ADD:
-        case GGML_OP_MUL:
-        case GGML_OP_SCALE:
-        case GGML_OP_UNARY:
-            return !is_view_op(node);
-        default:
-            return false;
+// Inputs that nothing reads have no memory.
+void set_if_read(ggml_tensor * input, const void * values) {
+    if (input->buffer != nullptr) {
+        ggml_backend_tensor_set(input, values, 0, ggml_nbytes(input));
     }
 }
 
@@ -77,7 +66,8 @@ TrainingGraph::TrainingGraph(const ForwardGraphBuilder & builder, const Adapter 
     const ggml_init_params params = {max_nodes * ggml_tensor_overhead() + ggml_graph_overhead_custom(max_nodes, false),
                                      nullptr, true};
     ctx.reset(ggml_init(params));
-    ops = std::make_unique<GraphOps>(ctx.get(), options.precision == Precision::automatic);
+    ops = std::make_unique<CpuOps>(ctx.get(), options.precision == Precision::automatic);
+    implementations = std::make_unique<Implementations>(*ops);
     gf = ggml_new_graph_custom(ctx.get(), max_nodes, false);
     targets = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_I32, n_outputs);
     weights = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_F32, n_outputs);
@@ -85,7 +75,7 @@ TrainingGraph::TrainingGraph(const ForwardGraphBuilder & builder, const Adapter 
     ggml_set_input(weights);
 
     collect_forward_nodes();
-    Rewriter rewriter(*ops, *forward, adapter, options.dropout, options.precision);
+    Rewriter rewriter(*implementations, *forward, adapter, options.dropout, options.precision);
     rewriter.rewrite(body);
     rewriter.rewrite(head);
     hidden = rewriter.current(hidden);
@@ -96,7 +86,7 @@ TrainingGraph::TrainingGraph(const ForwardGraphBuilder & builder, const Adapter 
         build_head(nullptr);
         return;
     }
-    Autodiff ad(*ops);
+    Autodiff ad(*implementations);
     for (const auto & [name, tensor] : adapter.tensors()) {
         ad.set_trainable(tensor, accumulators.at(tensor));
     }
@@ -152,7 +142,7 @@ ggml_tensor * TrainingGraph::clone(const ggml_tensor * node,
     int64_t ne[GGML_MAX_DIMS];
     std::copy(std::begin(node->ne), std::end(node->ne), ne);
     if (n_rows >= 0) {
-        ne[1] = ops->cut_rows(node, n_rows);
+        ne[1] = cut_rows(node, n_rows);
     }
     ggml_tensor * copy = ggml_new_tensor(ctx.get(), node->type, GGML_MAX_DIMS, ne);
     copy->op = node->op;
@@ -170,7 +160,7 @@ ggml_tensor * TrainingGraph::clone(const ggml_tensor * node,
         copy->view_offs = node->view_offs;
     }
     ggml_format_name(copy, "%s (again)", node->name);
-    ops->copy_origin(node, copy);
+    implementations->assign(copy, implementations->of(node));
     return copy;
 }
 
@@ -189,7 +179,7 @@ void TrainingGraph::build_head(Autodiff * ad) {
     expand(hidden, true);
     const int64_t n_rows = hidden->ne[1];
     int64_t chunk_rows = n_rows;
-    if (std::all_of(head.begin(), head.end(), [&](const ggml_tensor * node) { return is_row_wise(*ops, node); })) {
+    if (std::all_of(head.begin(), head.end(), is_row_wise)) {
         chunk_rows =
             std::clamp<int64_t>(max_chunk_logits / logits->ne[0], min_chunk_rows, std::max(n_rows, min_chunk_rows));
     }
@@ -315,12 +305,15 @@ TrainingGraph::Times TrainingGraph::run(Executor & executor, std::vector<float> 
     executor.allocate(gf, kept);
     forward->set_inputs();
     ggml_backend_tensor_set(targets, target_values.data(), 0, ggml_nbytes(targets));
-    if (weights->buffer != nullptr) {  // no memory where nothing reads it: without gradients
-        ggml_backend_tensor_set(weights, weight_values.data(), 0, ggml_nbytes(weights));
-    }
+    set_if_read(weights, weight_values.data());
     for (const KeyRanges & ranges : key_ranges) {
-        ggml_backend_tensor_set(ranges.first, ranges.first_values.data(), 0, ggml_nbytes(ranges.first));
-        ggml_backend_tensor_set(ranges.end, ranges.end_values.data(), 0, ggml_nbytes(ranges.end));
+        set_if_read(ranges.first, ranges.first_values.data());
+        set_if_read(ranges.end, ranges.end_values.data());
+    }
+    for (const Ops * implementation : implementations->all()) {
+        for (const Ops::HostInput & input : implementation->host_inputs()) {
+            set_if_read(input.tensor, input.bytes.data());
+        }
     }
     Times times;
     int begin = 0;
@@ -333,8 +326,9 @@ TrainingGraph::Times TrainingGraph::run(Executor & executor, std::vector<float> 
     }
     log_probs.clear();
     for (const ggml_tensor * chunk : log_probabilities) {
-        const float * values = static_cast<const float *>(chunk->data);
-        log_probs.insert(log_probs.end(), values, values + ggml_nelements(chunk));
+        const size_t n = log_probs.size();
+        log_probs.resize(n + ggml_nelements(chunk));
+        ggml_backend_tensor_get(chunk, log_probs.data() + n, 0, ggml_nbytes(chunk));
     }
     return times;
 }

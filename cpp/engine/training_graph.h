@@ -11,9 +11,9 @@
 #include "engine/adapter.h"
 #include "engine/autodiff.h"
 #include "engine/executor.h"
-#include "engine/graph_ops.h"
 #include "engine/llama_access.h"
 #include "engine/rewriter.h"
+#include "ops/ops.h"
 
 namespace ggtune {
 
@@ -72,7 +72,8 @@ class TrainingGraph {
 
     std::unique_ptr<ForwardGraph> forward;
     ggml_context_ptr ctx;
-    std::unique_ptr<GraphOps> ops;
+    std::unique_ptr<Ops> ops;
+    std::unique_ptr<Implementations> implementations;
     ggml_cgraph * gf = nullptr;
     std::vector<Phase> phases;
 

@@ -40,10 +40,9 @@ class Gradients {
 // One step of a backward pass: all that a gradient rule has to work with.
 struct BackwardStep {
     Gradients & gradients;
-    Ops & ops;                  // the implementation that serves the node
-    ggml_tensor * y;            // the node; its operands are y->src
-    const ggml_tensor * proto;  // with the op and the parameters: y, or ggml's node where one of ours stands for it
-    ggml_tensor * dy;           // F32, the shape of y, any strides
+    Ops & ops;         // the implementation that serves the node
+    ggml_tensor * y;   // the node; its operands are y->src
+    ggml_tensor * dy;  // F32, the shape of y, any strides
 
     bool needs(const ggml_tensor * t) const { return gradients.needs_gradient(t); }
     void add(ggml_tensor * t, ggml_tensor * dt) const { gradients.add(t, dt); }
@@ -51,16 +50,17 @@ struct BackwardStep {
 using GradientRule = void (*)(const BackwardStep & step);
 
 struct Op {
-    const char * name = nullptr;   // in profiles; nullptr: ggml's
-    bool row_wise = false;         // cutting the rows of a node's operands cuts the rows of its result, and no more
-    GradientRule rule = nullptr;   // nullptr: can't be differentiated
+    const char * name = nullptr;  // in profiles; nullptr: ggml's
+    bool row_wise = false;        // cutting the rows of a node's operands cuts the rows of its result, and no more
+    GradientRule rule = nullptr;  // nullptr: can't be differentiated
     bool (*can_differentiate)(const ggml_tensor * node) = nullptr;  // nodes that the rule is for; nullptr: all
 
     // Where the gradient of what a node computes arrives: at the node, at a view that shows the part of it that is the
     // result, or nowhere, since rules of other nodes go past it (an operand in another form).
     enum class Arrival { node, view, nowhere };
     Arrival arrival = Arrival::node;
-    int64_t (*cut_rows)(int64_t n_rows) = nullptr;  // ne[1] of a node whose operands have so many rows; nullptr: as many
+    int64_t (*cut_rows)(int64_t n_rows) =
+        nullptr;  // ne[1] of a node whose operands have so many rows; nullptr: as many
 };
 
 // An op of ggml's. `function`: of GGML_OP_UNARY and GGML_OP_GLU, which one; any_function: all that have no entry of
@@ -76,8 +76,7 @@ struct GgmlOp {
 struct CustomNode {
     const Op * op;
     void (*run)(ggml_tensor * node, int ith, int nth, void * params);
-    void * params;
-    const ggml_tensor * stands_for = nullptr;  // ggml's node in whose place it stands and by whose rule it goes
+    void * params;  // of the type that `run` and the rule of `op` know
 };
 // The function of all our custom nodes, by which they are known; `userdata` is a CustomNode.
 void run_custom_node(ggml_tensor * node, int ith, int nth, void * userdata);
@@ -86,8 +85,6 @@ CustomNode * custom_node(const ggml_tensor * node);
 
 // The descriptor by which a node is differentiated and cut; an empty one for ops that have none.
 const Op & op_of(const ggml_tensor * node);
-// The node with the op and the parameters for that: itself, or ggml's where one of ours stands for it.
-const ggml_tensor * proto_of(const ggml_tensor * node);
 
 // For profiles: what a node does.
 std::string describe(const ggml_tensor * node);

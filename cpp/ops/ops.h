@@ -10,6 +10,7 @@
 
 #include <ggml.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <unordered_map>
 #include <vector>
@@ -67,8 +68,7 @@ class Ops {
     // be (packed, quantized) is shared within a stretch, never between two.
     virtual void begin_stretch(const std::vector<ggml_tensor *> & nodes) { (void)nodes; }
 
-    // The node that does what ggml's does, but better (with the operands at the same places of src, where it
-    // stands for it: CustomNode::stands_for); nullptr where ggml's will do.
+    // The node that does what ggml's does, but better; nullptr where ggml's will do.
     virtual ggml_tensor * replacement(ggml_tensor * node) = 0;
 
     // The adapter's part of a linear: y + scale b h, may be written over y.
@@ -155,21 +155,27 @@ class Ops {
 // Which implementation serves a node: one for all but those that are said to be another's.
 class Implementations {
   public:
-    Implementations(Ops & otherwise_) : otherwise(otherwise_) {}  // one for all
+    explicit Implementations(Ops & otherwise_) : otherwise(otherwise_), list{&otherwise_} {}
 
     Ops & otherwise;
 
+    const std::vector<Ops *> & all() const { return list; }
     Ops & of(const ggml_tensor * node) const {
         const auto it = assigned.find(node);
         return it != assigned.end() ? *it->second : otherwise;
     }
     void assign(const ggml_tensor * node, Ops & ops) {
-        if (&ops != &otherwise) {
-            assigned[node] = &ops;
+        if (&ops == &otherwise) {
+            return;
+        }
+        assigned[node] = &ops;
+        if (std::find(list.begin(), list.end(), &ops) == list.end()) {
+            list.push_back(&ops);
         }
     }
 
   private:
+    std::vector<Ops *> list;
     std::unordered_map<const ggml_tensor *, Ops *> assigned;
 };
 

@@ -11,6 +11,7 @@
 #include "base/error.h"
 #include "check.h"
 #include "engine/executor.h"
+#include "ops/cpu/cpu_ops.h"
 
 namespace {
 
@@ -19,7 +20,7 @@ using namespace ggtune::test;
 
 // What a test case builds its graph from. Inputs hold random numbers; those that `make` marks trainable get gradients.
 struct Builder {
-    GraphOps ops;
+    CpuOps ops;
     ggml_context * ctx;  // for nodes
     std::vector<ggml_tensor *> inputs;
     std::vector<ggml_tensor *> trainable;
@@ -89,7 +90,8 @@ void run(const Case & c) {
     }
 
     Executor executor(2);
-    Autodiff ad(b.ops);
+    const Implementations implementations(b.ops);
+    Autodiff ad(implementations);
     for (size_t i = 0; i < b.trainable.size(); i++) {
         ad.set_trainable(b.trainable[i], accumulators[i]);
     }
@@ -160,21 +162,15 @@ void run(const Case & c) {
     }
 }
 
-ggml_tensor * own_activation(Builder & b, Activation f, ggml_unary_op op) {
-    // as the training graph does: ggtune's exact function in place of ggml's table, differentiated by the same rule
-    ggml_tensor * x = b.input(true, {33, 5});
-    ggml_tensor * own = b.ops.activation(f, x);
-    b.ops.set_replaced(own, ggml_unary(b.ctx, x, op));
-    return b.node(own);
+// As the training graph does: ggtune's node in place of ggml's.
+ggml_tensor * own(Builder & b, ggml_tensor * node) {
+    return b.node(b.ops.replacement(node));
 }
 
-ggml_tensor * own_glu(Builder & b, Activation f, ggml_glu_op op, bool fused, bool swapped) {
+ggml_tensor * own_glu(Builder & b, ggml_glu_op op, bool fused, bool swapped) {
     ggml_tensor * gate = b.input(true, {fused ? 22 : 11, 5});
     ggml_tensor * up = fused ? nullptr : b.input(true, {11, 5});
-    ggml_tensor * own = b.ops.glu(f, gate, up, swapped);
-    ggml_tensor * replaced = fused ? ggml_glu(b.ctx, gate, op, swapped) : ggml_glu_split(b.ctx, gate, up, op);
-    b.ops.set_replaced(own, replaced);
-    return b.node(own);
+    return own(b, fused ? ggml_glu(b.ctx, gate, op, swapped) : ggml_glu_split(b.ctx, gate, up, op));
 }
 
 std::vector<Case> cases() {
@@ -228,15 +224,14 @@ std::vector<Case> cases() {
     add("mul_mat, ggtune's", linear, [](Builder & b) {
         ggml_tensor * w = b.input(true, {12, 7, 2});
         ggml_tensor * x = b.input(true, {12, 5, 4});
-        ggml_tensor * own = b.ops.matmul(w, x);
-        b.ops.set_replaced(own, ggml_mul_mat(b.ctx, w, x));
-        return b.node(own);
+        return own(b, ggml_mul_mat(b.ctx, w, x));
     });
     add("silu", curved, [](Builder & b) { return b.node(ggml_silu(b.ctx, b.input(true, {33, 5}))); });
-    add("gelu", curved, [](Builder & b) { return own_activation(b, Activation::gelu, GGML_UNARY_OP_GELU); });
+    add("gelu", curved,
+        [](Builder & b) { return own(b, ggml_unary(b.ctx, b.input(true, {33, 5}), GGML_UNARY_OP_GELU)); });
     add("gelu_erf", curved, [](Builder & b) { return b.node(ggml_gelu_erf(b.ctx, b.input(true, {33, 5}))); });
     add("gelu_quick", curved,
-        [](Builder & b) { return own_activation(b, Activation::gelu_quick, GGML_UNARY_OP_GELU_QUICK); });
+        [](Builder & b) { return own(b, ggml_unary(b.ctx, b.input(true, {33, 5}), GGML_UNARY_OP_GELU_QUICK)); });
     add("relu", 3e-2, [](Builder & b) { return b.node(ggml_relu(b.ctx, b.input(true, {33, 5}))); });  // a kink at 0
     add("tanh", curved, [](Builder & b) { return b.node(ggml_tanh(b.ctx, b.input(true, {33, 5}))); });
     add("sigmoid", curved, [](Builder & b) { return b.node(ggml_sigmoid(b.ctx, b.input(true, {33, 5}))); });
@@ -247,14 +242,10 @@ std::vector<Case> cases() {
     add("swiglu, fused", curved, [](Builder & b) { return b.node(ggml_swiglu(b.ctx, b.input(true, {22, 5}))); });
     add("swiglu, swapped", curved,
         [](Builder & b) { return b.node(ggml_swiglu_swapped(b.ctx, b.input(true, {22, 5}))); });
-    add("geglu, split", curved,
-        [](Builder & b) { return own_glu(b, Activation::gelu, GGML_GLU_OP_GEGLU, false, false); });
-    add("geglu, fused", curved,
-        [](Builder & b) { return own_glu(b, Activation::gelu, GGML_GLU_OP_GEGLU, true, false); });
-    add("geglu, swapped", curved,
-        [](Builder & b) { return own_glu(b, Activation::gelu, GGML_GLU_OP_GEGLU, true, true); });
-    add("geglu_quick", curved,
-        [](Builder & b) { return own_glu(b, Activation::gelu_quick, GGML_GLU_OP_GEGLU_QUICK, false, false); });
+    add("geglu, split", curved, [](Builder & b) { return own_glu(b, GGML_GLU_OP_GEGLU, false, false); });
+    add("geglu, fused", curved, [](Builder & b) { return own_glu(b, GGML_GLU_OP_GEGLU, true, false); });
+    add("geglu, swapped", curved, [](Builder & b) { return own_glu(b, GGML_GLU_OP_GEGLU, true, true); });
+    add("geglu_quick", curved, [](Builder & b) { return own_glu(b, GGML_GLU_OP_GEGLU_QUICK, false, false); });
     add("geglu_erf", curved, [](Builder & b) {
         return b.node(ggml_geglu_erf_split(b.ctx, b.input(true, {11, 5}), b.input(true, {11, 5})));
     });

@@ -1,0 +1,70 @@
+// Sums, products and the like, element by element; the second operand may be repeated.
+#include "ops/families.h"
+#include "ops/ops.h"
+#include "ops/shape.h"
+
+namespace ggtune {
+
+namespace {
+
+// y = a + b
+void add_rule(const BackwardStep & s) {
+    s.add(s.y->src[0], s.dy);
+    if (s.needs(s.y->src[1])) {
+        s.add(s.y->src[1], unbroadcast(s.ops, s.dy, s.y->src[1]));
+    }
+}
+
+// y = a - b
+void sub_rule(const BackwardStep & s) {
+    s.add(s.y->src[0], s.dy);
+    if (s.needs(s.y->src[1])) {
+        s.add(s.y->src[1], ggml_scale(s.ops.ctx, s.ops.contiguous(unbroadcast(s.ops, s.dy, s.y->src[1])), -1.0f));
+    }
+}
+
+// y = a b
+void mul_rule(const BackwardStep & s) {
+    ggml_tensor *a = s.y->src[0], *b = s.y->src[1];
+    if (s.needs(a)) {
+        s.add(a, ggml_mul(s.ops.ctx, s.ops.contiguous(s.dy), b));
+    }
+    if (s.needs(b)) {
+        s.add(b, unbroadcast(s.ops, ggml_mul(s.ops.ctx, s.ops.contiguous(s.dy), a), b));
+    }
+}
+
+// y = a / b
+void div_rule(const BackwardStep & s) {
+    ggml_tensor * b = s.y->src[1];
+    ggml_tensor * da = ggml_div(s.ops.ctx, s.ops.contiguous(s.dy), b);
+    s.add(s.y->src[0], da);
+    if (s.needs(b)) {
+        s.add(b, unbroadcast(s.ops, ggml_scale(s.ops.ctx, ggml_mul(s.ops.ctx, da, s.y), -1.0f), b));
+    }
+}
+
+// y = s x + c
+void scale_rule(const BackwardStep & s) {
+    s.add(s.y->src[0], ggml_scale(s.ops.ctx, s.ops.contiguous(s.dy), float_param(s.y, 0)));
+}
+
+// y = clamp(x)
+void clamp_rule(const BackwardStep & s) {
+    s.add(s.y->src[0], s.ops.clamp_dx(s.y->src[0], s.dy, float_param(s.y, 0), float_param(s.y, 1)));
+}
+
+}  // namespace
+
+std::vector<GgmlOp> elementwise_ops() {
+    return {
+        {GGML_OP_ADD, any_function, {nullptr, true, add_rule}},
+        {GGML_OP_SUB, any_function, {nullptr, false, sub_rule}},
+        {GGML_OP_MUL, any_function, {nullptr, true, mul_rule}},
+        {GGML_OP_DIV, any_function, {nullptr, false, div_rule}},
+        {GGML_OP_SCALE, any_function, {nullptr, true, scale_rule}},
+        {GGML_OP_CLAMP, any_function, {nullptr, false, clamp_rule}},
+    };
+}
+
+}  // namespace ggtune

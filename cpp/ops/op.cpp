@@ -1,0 +1,115 @@
+#include "ops/op.h"
+
+#include <cstring>
+#include <map>
+#include <utility>
+
+#include "ops/families.h"
+#include "ops/ops.h"
+
+namespace ggtune {
+
+namespace {
+
+using Key = std::pair<ggml_op, int>;
+
+std::map<Key, Op> all_ggml_ops() {
+    std::map<Key, Op> ops;
+    for (const auto family :
+         {activation_ops, elementwise_ops, norm_ops, product_ops, rope_ops, shape_ops, softmax_ops}) {
+        for (const GgmlOp & op : family()) {
+            ops.emplace(Key{op.op, op.function}, op.descriptor);
+        }
+    }
+    return ops;
+}
+
+int function_of(const ggml_tensor * node) {
+    switch (node->op) {
+        case GGML_OP_UNARY:
+            return ggml_get_unary_op(node);
+        case GGML_OP_GLU:
+            return ggml_get_glu_op(node);
+        default:
+            return any_function;
+    }
+}
+
+const Op & ggml_op_of(const ggml_tensor * node) {
+    static const std::map<Key, Op> known = all_ggml_ops();
+    static const Op unknown;
+    auto found = known.find({node->op, function_of(node)});
+    if (found == known.end()) {
+        found = known.find({node->op, any_function});
+    }
+    return found != known.end() ? found->second : unknown;
+}
+
+// ggml's parameters of a custom node: ggml_custom_op_params of its private ggml-impl.h
+struct CustomParams {
+    ggml_custom_op_t function;
+    int n_tasks;
+    void * userdata;
+};
+static_assert(sizeof(CustomParams) <= GGML_MAX_OP_PARAMS, "fits into a node");
+
+}  // namespace
+
+void run_custom_node(ggml_tensor * node, int ith, int nth, void * userdata) {
+    const CustomNode & custom = *static_cast<const CustomNode *>(userdata);
+    custom.run(node, ith, nth, custom.params);
+}
+
+CustomNode * custom_node(const ggml_tensor * node) {
+    if (node->op != GGML_OP_CUSTOM) {
+        return nullptr;
+    }
+    CustomParams params;
+    std::memcpy(&params, node->op_params, sizeof(params));
+    return params.function == run_custom_node ? static_cast<CustomNode *>(params.userdata) : nullptr;
+}
+
+const Op & op_of(const ggml_tensor * node) {
+    if (const CustomNode * custom = custom_node(node)) {
+        return *custom->op;
+    }
+    if (node->op == GGML_OP_VIEW) {
+        const CustomNode * shown = custom_node(node->src[0]);
+        if (shown != nullptr && shown->op->arrival == Op::Arrival::view) {
+            return *shown->op;
+        }
+    }
+    return ggml_op_of(node);
+}
+
+std::string describe(const ggml_tensor * node) {
+    if (const CustomNode * custom = custom_node(node)) {
+        return custom->op->name;
+    }
+    std::string name = ggml_op_desc(node);
+    if (node->op == GGML_OP_MUL_MAT) {
+        name += std::string(" ") + ggml_type_name(node->src[0]->type);
+    }
+    return name;
+}
+
+bool is_row_wise(const ggml_tensor * node) {
+    return op_of(node).row_wise && node->view_src == nullptr;
+}
+
+int64_t cut_rows(const ggml_tensor * node, int64_t n_rows) {
+    const Op & op = op_of(node);
+    return op.cut_rows != nullptr ? op.cut_rows(n_rows) : n_rows;
+}
+
+float float_param(const ggml_tensor * node, int index) {
+    float value;
+    std::memcpy(&value, node->op_params + index, sizeof(value));
+    return value;
+}
+
+ggml_tensor * contiguous(ggml_context * ctx, ggml_tensor * t) {
+    return ggml_is_contiguous(t) ? t : ggml_cont(ctx, t);
+}
+
+}  // namespace ggtune
