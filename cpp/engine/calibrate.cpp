@@ -16,8 +16,8 @@ namespace ggtune {
 namespace {
 
 constexpr int max_repeats = 5;
-constexpr double enough_s = 0.1;  // of one kind of node
-constexpr float operand = 0.5f;   // zeros would be quantized too easily
+constexpr double enough_s = 0.1;        // of one kind of node
+constexpr uint8_t operand_byte = 0x3f;  // of floats of 0.747: zeros would be quantized too easily
 
 // Whether `node` is written over a part of `src`.
 bool is_over(const ggml_tensor * node, const ggml_tensor * src) {
@@ -67,7 +67,7 @@ std::string kind_of(const ggml_tensor * node, const InputValues & inputs) {
 // The node with operands of its own in memory of their own.
 class Sample {
   public:
-    Sample(const ggml_tensor * node, const InputValues & inputs)
+    Sample(const ggml_tensor * node, const InputValues & inputs, ggml_backend_buffer_type_t buffer_type)
         : ctx(ggml_init({(GGML_MAX_SRC + 1) * ggml_tensor_overhead() + ggml_graph_overhead_custom(GGML_MAX_SRC, false),
                          nullptr, true})) {
         ggml_tensor * copy = duplicate(node);
@@ -75,8 +75,10 @@ class Sample {
         std::memcpy(copy->op_params, node->op_params, sizeof(copy->op_params));
         std::map<const ggml_tensor *, ggml_tensor *> copies;  // an operand may be given twice
         size_t n_bytes = 0;
-        const size_t alignment = ggml_backend_buft_get_alignment(ggml_backend_cpu_buffer_type());
-        const auto size = [alignment](const ggml_tensor * t) { return GGML_PAD(ggml_nbytes(t), alignment); };
+        const size_t alignment = ggml_backend_buft_get_alignment(buffer_type);
+        const auto size = [&](const ggml_tensor * t) {
+            return GGML_PAD(ggml_backend_buft_get_alloc_size(buffer_type, t), alignment);
+        };
         const ggml_tensor * shared = nullptr;  // the operand that the result is written over
         for (int i = 0; i < GGML_MAX_SRC; i++) {
             const ggml_tensor * src = node->src[i];
@@ -93,7 +95,7 @@ class Sample {
             }
         }
         n_bytes += size(node);
-        buffer.reset(ggml_backend_buft_alloc_buffer(ggml_backend_cpu_buffer_type(), n_bytes));
+        buffer.reset(ggml_backend_buft_alloc_buffer(buffer_type, n_bytes));
         if (!buffer) {
             throw Error("not enough memory to time " + describe(node) + ": " + std::to_string(n_bytes >> 20) + " MiB");
         }
@@ -105,7 +107,7 @@ class Sample {
             if (values != inputs.end()) {
                 ggml_backend_tensor_set(twin, values->second->data(), 0, ggml_nbytes(twin));
             } else if (twin->type == GGML_TYPE_F32) {
-                std::fill_n(static_cast<float *>(twin->data), ggml_nbytes(twin) / sizeof(float), operand);
+                ggml_backend_tensor_memset(twin, operand_byte, 0, ggml_nbytes(twin));
             }
         }
         if (shared != nullptr) {
@@ -155,7 +157,7 @@ double measure_seconds(Executor & executor, ggml_cgraph * graph, const InputValu
         }
         const auto [place, is_new] = known.try_emplace(kind_of(node, inputs));
         if (is_new) {
-            place->second = Sample(node, inputs).seconds(executor);
+            place->second = Sample(node, inputs, executor.buffer_type()).seconds(executor);
         }
         total_s += place->second;
     }

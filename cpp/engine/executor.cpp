@@ -1,6 +1,7 @@
 #include "engine/executor.h"
 
 #include <chrono>
+#include <utility>
 
 #include "base/error.h"
 #include "base/interrupt.h"
@@ -16,15 +17,6 @@ bool abort_callback(void *) {
     return interrupted();
 }
 
-size_t padded_bytes(const std::vector<ggml_tensor *> & tensors) {
-    const size_t alignment = ggml_backend_buft_get_alignment(ggml_backend_cpu_buffer_type());
-    size_t n_bytes = 0;
-    for (const ggml_tensor * t : tensors) {
-        n_bytes += GGML_PAD(ggml_nbytes(t), alignment);
-    }
-    return n_bytes;
-}
-
 Error not_enough_memory(size_t n_bytes) {
     return Error("not enough memory for a micro-batch: " + std::to_string(n_bytes >> 20) +
                  " MiB are needed. A smaller context or recomputation needs less.");
@@ -32,8 +24,10 @@ Error not_enough_memory(size_t n_bytes) {
 
 }  // namespace
 
-Executor::Executor(int n_threads)
-    : backend(ggml_backend_cpu_init()), allocator(ggml_gallocr_new(ggml_backend_cpu_buffer_type())) {
+Executor::Executor(ggml_backend_ptr backend_)
+    : backend(std::move(backend_)), allocator(ggml_gallocr_new(buffer_type())) {}
+
+Executor::Executor(int n_threads) : Executor(ggml_backend_ptr(ggml_backend_cpu_init())) {
     ggml_threadpool_params params = ggml_threadpool_params_default(n_threads);
     pool.reset(ggml_threadpool_new(&params));
     ggml_backend_cpu_set_n_threads(backend.get(), n_threads);
@@ -41,13 +35,22 @@ Executor::Executor(int n_threads)
     ggml_backend_cpu_set_abort_callback(backend.get(), abort_callback, nullptr);
 }
 
+size_t Executor::padded_bytes(const std::vector<ggml_tensor *> & tensors) const {
+    size_t n_bytes = 0;
+    for (const ggml_tensor * t : tensors) {
+        n_bytes +=
+            GGML_PAD(ggml_backend_buft_get_alloc_size(buffer_type(), t), ggml_backend_get_alignment(backend.get()));
+    }
+    return n_bytes;
+}
+
 size_t Executor::measure(ggml_cgraph * graph, const std::vector<ggml_tensor *> & kept) const {
     // a buffer without memory tells the allocator that these tensors are not its own
-    const ggml_backend_buffer_ptr elsewhere(ggml_backend_buft_alloc_buffer(ggml_backend_cpu_buffer_type(), 0));
+    const ggml_backend_buffer_ptr elsewhere(ggml_backend_buft_alloc_buffer(buffer_type(), 0));
     for (ggml_tensor * t : kept) {
         t->buffer = elsewhere.get();
     }
-    const ggml_gallocr_ptr scratch(ggml_gallocr_new(ggml_backend_cpu_buffer_type()));
+    const ggml_gallocr_ptr scratch(ggml_gallocr_new(buffer_type()));
     size_t n_bytes = 0;
     ggml_gallocr_reserve_n_size(scratch.get(), graph, nullptr, nullptr, &n_bytes);
     for (ggml_tensor * t : kept) {
@@ -60,7 +63,7 @@ void Executor::allocate(ggml_cgraph * graph, const std::vector<ggml_tensor *> & 
     const size_t kept_bytes = padded_bytes(kept);
     if (kept_bytes > 0 && (!kept_buffer || ggml_backend_buffer_get_size(kept_buffer.get()) < kept_bytes)) {
         kept_buffer.reset();
-        kept_buffer.reset(ggml_backend_buft_alloc_buffer(ggml_backend_cpu_buffer_type(), kept_bytes));
+        kept_buffer.reset(ggml_backend_buft_alloc_buffer(buffer_type(), kept_bytes));
         if (!kept_buffer) {
             throw not_enough_memory(measure(graph, kept));
         }
@@ -78,7 +81,7 @@ void Executor::allocate(ggml_cgraph * graph, const std::vector<ggml_tensor *> & 
     ggml_backend_buffer_t last = nullptr;
     for (int i = 0; i < ggml_graph_n_nodes(graph); i++) {
         ggml_backend_buffer_t buffer = ggml_graph_node(graph, i)->buffer;
-        if (buffer != nullptr && buffer != last) {
+        if (buffer != nullptr && buffer != last && ggml_backend_buffer_is_host(buffer)) {
             kernels::prefer_huge_pages(ggml_backend_buffer_get_base(buffer), ggml_backend_buffer_get_size(buffer));
             last = buffer;
         }
@@ -125,6 +128,9 @@ void Executor::in_parallel(const std::function<void(int ith, int nth)> & work) {
 void Executor::compute_slice_checked(ggml_cgraph * graph, int begin, int end) {
     if (begin == end) {
         return;
+    }
+    if (pool == nullptr && interrupted()) {
+        throw Interrupted();
     }
     const ggml_status status = compute_slice(backend.get(), graph, begin, end);
     if (status == GGML_STATUS_ABORTED) {
