@@ -81,10 +81,10 @@ bool activation_of(const ggml_tensor * node, Activation & f) {
 }
 
 std::vector<GgmlOp> activation_ops() {
-    std::vector<GgmlOp> ops = {{GGML_OP_UNARY, any_function, {nullptr, true}}};
+    std::vector<GgmlOp> ops = {{GGML_OP_UNARY, nullptr, Rows::singly}};
     for (const Known & k : known) {
-        ops.push_back(
-            {k.op, k.function, {nullptr, k.op == GGML_OP_UNARY, k.op == GGML_OP_GLU ? glu_rule : activation_rule}});
+        const Rows rows = k.op == GGML_OP_UNARY ? Rows::singly : Rows::together;
+        ops.push_back({k.op, k.op == GGML_OP_GLU ? glu_rule : activation_rule, rows, nullptr, k.function});
     }
     return ops;
 }

@@ -57,14 +57,16 @@ void clamp_rule(const BackwardStep & s) {
 }  // namespace
 
 std::vector<GgmlOp> elementwise_ops() {
+    // clang-format off
     return {
-        {GGML_OP_ADD, any_function, {nullptr, true, add_rule}},
-        {GGML_OP_SUB, any_function, {nullptr, false, sub_rule}},
-        {GGML_OP_MUL, any_function, {nullptr, true, mul_rule}},
-        {GGML_OP_DIV, any_function, {nullptr, false, div_rule}},
-        {GGML_OP_SCALE, any_function, {nullptr, true, scale_rule}},
-        {GGML_OP_CLAMP, any_function, {nullptr, false, clamp_rule}},
+        {GGML_OP_ADD, add_rule, Rows::singly},
+        {GGML_OP_SUB, sub_rule},
+        {GGML_OP_MUL, mul_rule, Rows::singly},
+        {GGML_OP_DIV, div_rule},
+        {GGML_OP_SCALE, scale_rule, Rows::singly},
+        {GGML_OP_CLAMP, clamp_rule},
     };
+    // clang-format on
 }
 
 }  // namespace ggtune

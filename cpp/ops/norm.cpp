@@ -17,8 +17,8 @@ void norm_rule(const BackwardStep & s) {
 
 std::vector<GgmlOp> norm_ops() {
     return {
-        {GGML_OP_RMS_NORM, any_function, {nullptr, false, rms_norm_rule}},
-        {GGML_OP_NORM, any_function, {nullptr, false, norm_rule}},
+        {GGML_OP_RMS_NORM, rms_norm_rule},
+        {GGML_OP_NORM, norm_rule},
     };
 }
 

@@ -18,7 +18,7 @@ std::map<Key, Op> all_ggml_ops() {
     for (const auto family :
          {activation_ops, elementwise_ops, norm_ops, product_ops, rope_ops, shape_ops, softmax_ops}) {
         for (const GgmlOp & op : family()) {
-            ops.emplace(Key{op.op, op.function}, op.descriptor);
+            ops.emplace(Key{op.op, op.function}, Op{nullptr, op.rule, op.rows, op.can_differentiate});
         }
     }
     return ops;
@@ -94,7 +94,7 @@ std::string describe(const ggml_tensor * node) {
 }
 
 bool is_row_wise(const ggml_tensor * node) {
-    return op_of(node).row_wise && node->view_src == nullptr;
+    return op_of(node).rows == Rows::singly && node->view_src == nullptr;
 }
 
 int64_t cut_rows(const ggml_tensor * node, int64_t n_rows) {

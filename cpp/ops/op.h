@@ -49,18 +49,23 @@ struct BackwardStep {
 };
 using GradientRule = void (*)(const BackwardStep & step);
 
-struct Op {
-    const char * name = nullptr;  // in profiles; nullptr: ggml's
-    bool row_wise = false;        // cutting the rows of a node's operands cuts the rows of its result, and no more
-    GradientRule rule = nullptr;  // nullptr: can't be differentiated
-    bool (*can_differentiate)(const ggml_tensor * node) = nullptr;  // nodes that the rule is for; nullptr: all
+// Whether the rows of a result each come from one row of the operands: then cutting the operands' rows cuts the
+// result's, and changes nothing else.
+enum class Rows { together, singly };
 
+struct Op {
     // Where the gradient of what a node computes arrives: at the node, at a view that shows the part of it that is the
     // result, or nowhere, since rules of other nodes go past it (an operand in another form).
     enum class Arrival { node, view, nowhere };
+
+    const char * name = nullptr;  // in profiles; nullptr: ggml's
+    GradientRule rule = nullptr;  // nullptr: can't be differentiated
+    Rows rows = Rows::together;
+    // Nodes that the rule is for; nullptr: all.
+    bool (*can_differentiate)(const ggml_tensor * node) = nullptr;
     Arrival arrival = Arrival::node;
-    int64_t (*cut_rows)(int64_t n_rows) =
-        nullptr;  // ne[1] of a node whose operands have so many rows; nullptr: as many
+    // ne[1] of a node whose operands have so many rows; nullptr: as many.
+    int64_t (*cut_rows)(int64_t n_rows) = nullptr;
 };
 
 // An op of ggml's. `function`: of GGML_OP_UNARY and GGML_OP_GLU, which one; any_function: all that have no entry of
@@ -68,8 +73,10 @@ struct Op {
 constexpr int any_function = -1;
 struct GgmlOp {
     ggml_op op;
-    int function;
-    Op descriptor;
+    GradientRule rule;
+    Rows rows = Rows::together;
+    bool (*can_differentiate)(const ggml_tensor * node) = nullptr;
+    int function = any_function;
 };
 
 // What the userdata of a custom node of ours points to. Copies of a node share it.

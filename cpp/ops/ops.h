@@ -66,7 +66,7 @@ class Ops {
 
     // A stretch of a forward graph is about to be rewritten, nodes in topological order. What operands are prepared to
     // be (packed, quantized) is shared within a stretch, never between two.
-    virtual void begin_stretch(const std::vector<ggml_tensor *> & nodes) { (void)nodes; }
+    virtual void begin_stretch(const std::vector<ggml_tensor *> & /*nodes*/) {}
 
     // The node that does what ggml's does, but better; nullptr where ggml's will do.
     virtual ggml_tensor * replacement(ggml_tensor * node) = 0;
@@ -77,20 +77,13 @@ class Ops {
 
     // Whether w x + scale b h is better made at once, for a frozen matrix w of any type: then w x is not computed by
     // itself, and lora_product() and low_rank() are asked instead of lora_add() and replacement().
-    virtual bool joins_lora(const ggml_tensor * w, const ggml_tensor * x) const {
-        (void)w, (void)x;
-        return false;
-    }
+    virtual bool joins_lora(const ggml_tensor * /*w*/, const ggml_tensor * /*x*/) const { return false; }
     // h = a x of such a product. a ne = [i, rank], x ne = [i, T]
-    virtual ggml_tensor * low_rank(ggml_tensor * a, ggml_tensor * x) {
-        (void)a, (void)x;
-        return nullptr;
-    }
+    virtual ggml_tensor * low_rank(ggml_tensor * /*a*/, ggml_tensor * /*x*/) { return nullptr; }
     // w x + scale b h. a: h is low_rank(a, x) and used here alone, so that the gradient of a is made here, too; nullptr:
     // h is something else. w ne = [i, o], x ne = [i, T]
-    virtual ggml_tensor * lora_product(ggml_tensor * w, ggml_tensor * x, ggml_tensor * a, ggml_tensor * b,
-                                       ggml_tensor * h, float scale) {
-        (void)w, (void)x, (void)a, (void)b, (void)h, (void)scale;
+    virtual ggml_tensor * lora_product(ggml_tensor * /*w*/, ggml_tensor * /*x*/, ggml_tensor * /*a*/,
+                                       ggml_tensor * /*b*/, ggml_tensor * /*h*/, float /*scale*/) {
         return nullptr;
     }
 
@@ -98,9 +91,8 @@ class Ops {
     virtual bool has_attention() const { return false; }
     // softmax of the scores over the keys that each row sees, times v. q ne = [head_dim, T, n_head], k the same with
     // n_head_kv, v ne = [head_dim_v, T, n_head_kv]; any strides over T and heads. -> ne = [head_dim_v * n_head, T]
-    virtual ggml_tensor * attention(ggml_tensor * q, ggml_tensor * k, ggml_tensor * v, const KeyRanges & keys,
-                                    const AttentionParams & params) {
-        (void)q, (void)k, (void)v, (void)keys, (void)params;
+    virtual ggml_tensor * attention(ggml_tensor * /*q*/, ggml_tensor * /*k*/, ggml_tensor * /*v*/,
+                                    const KeyRanges & /*keys*/, const AttentionParams & /*params*/) {
         return nullptr;
     }
 

@@ -41,7 +41,7 @@ void add_product_gradients(const BackwardStep & s, ggml_tensor * w, ggml_tensor 
 }
 
 std::vector<GgmlOp> product_ops() {
-    return {{GGML_OP_MUL_MAT, any_function, {nullptr, true, product_rule, has_matrix_or_floats}}};
+    return {{GGML_OP_MUL_MAT, product_rule, Rows::singly, has_matrix_or_floats}};
 }
 
 }  // namespace ggtune

@@ -21,7 +21,7 @@ void rope_rule(const BackwardStep & s) {
 }  // namespace
 
 std::vector<GgmlOp> rope_ops() {
-    return {{GGML_OP_ROPE, any_function, {nullptr, false, rope_rule}}};
+    return {{GGML_OP_ROPE, rope_rule}};
 }
 
 }  // namespace ggtune

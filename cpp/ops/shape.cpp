@@ -64,15 +64,17 @@ void repeat_rule(const BackwardStep & s) {
 }  // namespace
 
 std::vector<GgmlOp> shape_ops() {
+    // clang-format off
     return {
-        {GGML_OP_CONT, any_function, {nullptr, false, reshape_rule}},
-        {GGML_OP_RESHAPE, any_function, {nullptr, false, reshape_rule}},
-        {GGML_OP_PERMUTE, any_function, {nullptr, false, permute_rule}},
-        {GGML_OP_TRANSPOSE, any_function, {nullptr, false, transpose_rule}},
-        {GGML_OP_VIEW, any_function, {nullptr, false, view_rule}},
-        {GGML_OP_GET_ROWS, any_function, {nullptr, false, get_rows_rule, takes_rows_of_matrix}},
-        {GGML_OP_REPEAT, any_function, {nullptr, false, repeat_rule}},
+        {GGML_OP_CONT, reshape_rule},
+        {GGML_OP_RESHAPE, reshape_rule},
+        {GGML_OP_PERMUTE, permute_rule},
+        {GGML_OP_TRANSPOSE, transpose_rule},
+        {GGML_OP_VIEW, view_rule},
+        {GGML_OP_GET_ROWS, get_rows_rule, Rows::together, takes_rows_of_matrix},
+        {GGML_OP_REPEAT, repeat_rule},
     };
+    // clang-format on
 }
 
 }  // namespace ggtune

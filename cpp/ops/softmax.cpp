@@ -13,7 +13,7 @@ void soft_max_rule(const BackwardStep & s) {
 }  // namespace
 
 std::vector<GgmlOp> softmax_ops() {
-    return {{GGML_OP_SOFT_MAX, any_function, {nullptr, false, soft_max_rule}}};
+    return {{GGML_OP_SOFT_MAX, soft_max_rule}};
 }
 
 }  // namespace ggtune

@@ -71,9 +71,9 @@ void glu_rule(const BackwardStep & s) {
     add_glu_gradient(s, glu.f, glu.swapped);
 }
 
-const CpuOp activation_op = {{"activation", true, activation_rule}, run_activation};
+const CpuOp activation_op = {{"activation", activation_rule, Rows::singly}, run_activation};
 const CpuOp activation_dx_op = {{"activation_dx"}, run_activation_dx};
-const CpuOp glu_op = {{"glu", false, glu_rule}, run_glu};
+const CpuOp glu_op = {{"glu", glu_rule}, run_glu};
 const CpuOp glu_dx_op = {{"glu_dx"}, run_glu_dx};
 
 }  // namespace

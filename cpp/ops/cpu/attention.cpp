@@ -68,7 +68,7 @@ const CpuOp attention_dx_op = {{"attention_dx"}, run_attention_dx};
 // A node that also holds the log-sum-exps for the gradient; what is returned is a view of the rest of it.
 ggml_tensor * CpuOps::attention(ggml_tensor * q, ggml_tensor * k, ggml_tensor * v, const KeyRanges & keys,
                                 const AttentionParams & params) {
-    static const CpuOp op = {{"attention", false, attention_rule, nullptr, Op::Arrival::view}, run_attention};
+    static const CpuOp op = {{"attention", attention_rule, Rows::together, nullptr, Op::Arrival::view}, run_attention};
     const int64_t width = v->ne[0] * q->ne[2];
     const int64_t n_tokens = q->ne[1];
     const int64_t ne[4] = {(width + q->ne[2]) * n_tokens, 1, 1, 1};

@@ -110,9 +110,10 @@ int64_t packed_rows(int64_t n_rows) {
     return kernels::bf16_panel_count(n_rows) + 1;
 }
 
-const CpuOp bf16_pack_op = {{"bf16_pack", true, nullptr, nullptr, Op::Arrival::nowhere, packed_rows}, run_bf16_pack};
+const CpuOp bf16_pack_op = {{"bf16_pack", nullptr, Rows::singly, nullptr, Op::Arrival::nowhere, packed_rows},
+                            run_bf16_pack};
 const CpuOp bf16_pack_gradients_op = {{"bf16_pack_gradients"}, run_bf16_pack_gradients};
-const CpuOp bf16_product_op = {{"bf16_product", true, product_rule}, run_bf16_product};
+const CpuOp bf16_product_op = {{"bf16_product", product_rule, Rows::singly}, run_bf16_product};
 const CpuOp bf16_dx_op = {{"bf16_dx"}, run_bf16_dx};
 const CpuOp bf16_dw_op = {{"bf16_dw"}, run_bf16_dw};
 
@@ -152,7 +153,7 @@ ggml_tensor * CpuOps::packed_tensor(const CpuOp & op, ggml_tensor * x, float sca
 
 ggml_tensor * CpuOps::lora_product(ggml_tensor * w, ggml_tensor * x, ggml_tensor * a, ggml_tensor * b, ggml_tensor * h,
                                    float scale) {
-    static const CpuOp op = {{"bf16_product", false, lora_product_rule}, run_bf16_lora};
+    static const CpuOp op = {{"bf16_product", lora_product_rule}, run_bf16_lora};
     Bf16Lora * params = make<Bf16Lora>();
     params->scale = scale;
     params->a = a;

@@ -31,7 +31,7 @@ void dropout_rule(const BackwardStep & s) {
 }
 
 const CpuOp clamp_dx_op = {{"clamp_dx"}, run_clamp_dx};
-const CpuOp dropout_op = {{"dropout", false, dropout_rule}, run_dropout};
+const CpuOp dropout_op = {{"dropout", dropout_rule}, run_dropout};
 
 }  // namespace
 

@@ -91,10 +91,10 @@ void lora_add_rule(const BackwardStep & s) {
     s.add(s.y->src[0], s.dy);
 }
 
-const CpuOp matmul_op = {{"matmul", true, product_rule}, run_matmul};
+const CpuOp matmul_op = {{"matmul", product_rule, Rows::singly}, run_matmul};
 const CpuOp matmul_dx_op = {{"matmul_dx"}, run_matmul_dx};
 const CpuOp matmul_dw_op = {{"matmul_dw"}, run_matmul_dw};
-const CpuOp lora_add_op = {{"lora_add", false, lora_add_rule}, run_lora_add};
+const CpuOp lora_add_op = {{"lora_add", lora_add_rule}, run_lora_add};
 
 }  // namespace
 

@@ -49,10 +49,11 @@ void run_int16_dx(ggml_tensor * dx, int ith, int nth, void * userdata) {
                                   ggml_nrows(dy), floats(dx), stride(dx, 1), params.accumulate, ith, nth);
 }
 
-const CpuOp weight_forward_op = {{"weight_forward", true, product_rule}, run_weight_forward};
+const CpuOp weight_forward_op = {{"weight_forward", product_rule, Rows::singly}, run_weight_forward};
 const CpuOp int8_quantize_op = {
-    {"int8_quantize", true, nullptr, nullptr, Op::Arrival::nowhere, kernels::int8_token_blocks}, run_int8_quantize};
-const CpuOp int8_product_op = {{"int8_product", true, product_rule}, run_int8_product};
+    {"int8_quantize", nullptr, Rows::singly, nullptr, Op::Arrival::nowhere, kernels::int8_token_blocks},
+    run_int8_quantize};
+const CpuOp int8_product_op = {{"int8_product", product_rule, Rows::singly}, run_int8_product};
 const CpuOp weight_dx_op = {{"weight_dx"}, run_weight_dx};
 const CpuOp int16_dx_op = {{"int16_dx"}, run_int16_dx};
 
