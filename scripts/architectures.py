@@ -1,0 +1,55 @@
+#!/usr/bin/env python3
+"""Say of every architecture of the pinned llama.cpp whether it trains, and why not where it doesn't.
+
+    architectures.py [--write docs/architectures.md]
+    architectures.py --tensor-list build/h/cpp/tests/tensor_list
+
+The models are the tests' (``tests/architectures``): tiny, with random weights. Their tensors come from a
+committed table; with ``--tensor-list``, a program that is built with the C++ tests, that table is made anew, which a
+new pin of llama.cpp needs.
+"""
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
+
+from architectures import files  # noqa: E402
+
+
+def make_table(program: Path) -> int:
+    """Ask llama.cpp for the tensors of every model. Returns how many it could not make."""
+    sections = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name in files.NAMES:
+            metadata = files.write_metadata(Path(folder) / "metadata.gguf", name)
+            result = subprocess.run([program, metadata], capture_output=True, text=True, check=False)
+            if result.returncode != 0:
+                print(f"{name}: {result.stderr.strip()[-300:]}", file=sys.stderr)
+                continue
+            shapes = {}
+            for line in result.stdout.splitlines():
+                tensor, *shape = line.split()
+                while len(shape) > 1 and shape[-1] == "1":
+                    shape.pop()
+                shapes[tensor] = tuple(map(int, shape))
+            sections[name] = files.collapsed(name, shapes)
+    files.write_table(sections)
+    return len(files.NAMES) - len(sections)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tensor-list", type=Path, help="make the table of tensors with this program")
+    options = parser.parse_args()
+    if options.tensor_list is not None:
+        return make_table(options.tensor_list)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
