@@ -145,6 +145,7 @@ void bind_training(py::module_ & m) {
             [](Trainer & trainer, int n) {
                 trainer.recompute_layers = std::clamp(n, 0, trainer.adapter->model().n_layer());
             })
+        .def_property_readonly("n_recomputable_layers", &Trainer::n_recomputable_layers)
         .def_readwrite("n_steps", &Trainer::n_steps)
         .def_readwrite("n_micro_batches", &Trainer::n_micro_batches)
         .def_property_readonly("adapter", [](const Trainer & trainer) { return trainer.adapter; })

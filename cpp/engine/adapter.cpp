@@ -66,6 +66,9 @@ Adapter::Adapter(Model & model, int rank_, float alpha_, const std::vector<std::
     for (const Linear & linear : linears) {
         kinds.insert(linear.kind);
     }
+    if (kinds.empty()) {
+        throw untrainable(model.architecture(), "it has none of the linears that can be adapted");
+    }
     for (const std::string & target : targets) {
         if (kinds.count(target) == 0) {
             throw Error("the model has no linear named '" + target + "'; it has " + joined(kinds));

@@ -74,6 +74,18 @@ ggml_tensor * Autodiff::own_gradient(const ggml_tensor * t) const {
     return dt != nullptr && ggml_is_contiguous(dt) ? dt : nullptr;
 }
 
+void Autodiff::hand_over(const ggml_tensor * from, const ggml_tensor * to) {
+    const auto it = gradients.find(from);
+    if (it == gradients.end()) {
+        return;
+    }
+    gradients[to] = it->second;
+    gradients.erase(from);
+    if (owned.erase(from) != 0) {
+        owned.insert(to);
+    }
+}
+
 ggml_tensor * Autodiff::gradient(const ggml_tensor * t) const {
     const auto it = gradients.find(t);
     return it != gradients.end() ? it->second : nullptr;

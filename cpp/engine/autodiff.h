@@ -33,6 +33,8 @@ class Autodiff : public Gradients {
     void add_own(ggml_tensor * t, ggml_tensor * dt) override;
     ggml_tensor * own_gradient(const ggml_tensor * t) const override;
     void set_own_gradient(const ggml_tensor * t, ggml_tensor * dt) override { gradients[t] = dt; }
+    // The gradient of a node goes over to a second computation of it; none may follow for the first.
+    void hand_over(const ggml_tensor * from, const ggml_tensor * to);
     // d(loss)/dt as far as it has been added up; nullptr if nothing has
     ggml_tensor * gradient(const ggml_tensor * t) const;
 

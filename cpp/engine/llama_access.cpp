@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <functional>
+#include <stdexcept>
 
 #include "base/abort_guard.h"
 #include "base/error.h"
@@ -24,6 +25,11 @@ std::vector<std::pair<std::string, ggml_tensor *>> model_tensors(const llama_mod
 
 std::string model_architecture(const llama_model & model) {
     return llm_arch_name(model.arch);
+}
+
+Error untrainable(const std::string & architecture, const std::string & reason) {
+    return Error("this model of the architecture " + architecture + " can't be trained: " + reason +
+                 " (docs/architectures.md lists those that can)");
 }
 
 void LoraDeleter::operator()(llama_adapter_lora * lora) const {
@@ -135,8 +141,11 @@ struct ForwardGraphBuilder::Impl {
 ForwardGraphBuilder::ForwardGraphBuilder(llama_model & model, uint32_t context, llama_adapter_lora * lora)
     : impl(std::make_unique<Impl>(model)) {
     const std::string arch = model_architecture(model);
-    if (llama_model_has_encoder(&model) || llama_model_is_recurrent(&model) || llama_model_is_hybrid(&model)) {
-        throw Error("the architecture " + arch + " can't be trained: only decoders with plain attention can");
+    if (llama_model_has_encoder(&model)) {
+        throw untrainable(arch, "it has an encoder, only decoders can");
+    }
+    if (llama_model_is_recurrent(&model) || llama_model_is_hybrid(&model)) {
+        throw untrainable(arch, "it has recurrent layers, only attention can");
     }
     // Wanted are only llama.cpp's derived parameters (RoPE scaling and the like) and its scheduler: as small as it can
     // be.
@@ -154,16 +163,19 @@ ForwardGraphBuilder::ForwardGraphBuilder(llama_model & model, uint32_t context, 
         try {
             impl->context = llama_init_from_model(&model, params);
         } catch (const std::exception & e) {
-            throw Error("llama.cpp can't set up the architecture " + arch + ": " + e.what());
+            throw untrainable(arch, std::string("llama.cpp can't set it up: ") + e.what());
         }
     }
     if (impl->context == nullptr) {
-        throw Error("llama.cpp can't set up the architecture " + arch);
+        throw untrainable(arch, "llama.cpp can't set it up");
     }
     llama_memory_t memory = llama_get_memory(impl->context);
+    if (memory == nullptr) {
+        throw untrainable(arch, "it does not predict a token from those before it");
+    }
     impl->sliding_window = dynamic_cast<llama_kv_cache_iswa *>(memory) != nullptr;
     if (!impl->sliding_window && dynamic_cast<llama_kv_cache *>(memory) == nullptr) {
-        throw Error("the architecture " + arch + " can't be trained: its attention is not plain multi-head attention");
+        throw untrainable(arch, "its attention is not plain multi-head attention");
     }
     impl->cparams = impl->context->get_cparams();
     impl->cparams.n_ctx = context;
@@ -185,6 +197,7 @@ ForwardGraphBuilder::~ForwardGraphBuilder() = default;
 
 std::unique_ptr<ForwardGraph> ForwardGraphBuilder::build(const GraphBatch & batch) const {
     const llama_model & model = impl->model;
+    const std::string arch = model_architecture(model);
     const uint32_t n_tokens = batch.n_tokens;
     // llama.cpp asserts on architectures that it can't build a training graph for.
     const AbortAsException guard;
@@ -245,14 +258,15 @@ std::unique_ptr<ForwardGraph> ForwardGraphBuilder::build(const GraphBatch & batc
         params.res = &built->result;
         model.build_graph(params);
         if (built->logits() == nullptr || built->hidden() == nullptr) {
-            throw Error("llama.cpp's graph gives no logits");
+            throw untrainable(arch, "it gives no logits");
         }
         return built;
     } catch (const Error &) {
         throw;
+    } catch (const std::out_of_range &) {  // of the cache's map from layers to their place in it
+        throw untrainable(arch, "its layers take keys and values from a cache, which training does not have");
     } catch (const std::exception & e) {
-        throw Error("llama.cpp can't build a training graph for the architecture " + model_architecture(model) + ": " +
-                    e.what());
+        throw untrainable(arch, std::string("llama.cpp can't build its graph: ") + e.what());
     }
 }
 

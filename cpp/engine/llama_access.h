@@ -10,6 +10,8 @@
 #include <utility>
 #include <vector>
 
+#include "base/error.h"
+
 struct llama_adapter_lora;
 struct llama_model;
 
@@ -19,6 +21,9 @@ namespace ggtune {
 std::vector<std::pair<std::string, ggml_tensor *>> model_tensors(const llama_model & model);
 
 std::string model_architecture(const llama_model & model);
+
+// "this model of the architecture X can't be trained: <reason> (docs/architectures.md lists those that can)"
+Error untrainable(const std::string & architecture, const std::string & reason);
 
 struct LoraWeights {
     std::string weight_name;  // base tensor, "blk.0.attn_q.weight"

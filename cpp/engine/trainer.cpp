@@ -107,7 +107,8 @@ Trainer::Trainer(std::shared_ptr<Adapter> adapter_, const Options & options_)
     }
     zero_gradients();
     const BatchArrays probe = batch_of_shape(2, 1, 1);
-    TrainingGraph(builder, *adapter, accumulators, probe.view(), graph_options(true));
+    const TrainingGraph graph(builder, *adapter, accumulators, probe.view(), graph_options(true));
+    n_recomputable = graph.n_recomputable_layers();
 }
 
 GraphOptions Trainer::graph_options(bool gradients) const {

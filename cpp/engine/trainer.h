@@ -83,6 +83,9 @@ class Trainer {
     };
     std::vector<State> & states();  // raises Error where the model was loaded without its weights
 
+    // So many of the first layers can be computed again: all, or none where the graph can't be cut between them.
+    int n_recomputable_layers() const { return n_recomputable; }
+
     MemoryParts memory(int64_t n_tokens, int64_t n_targets, int64_t n_sequences) const;
 
   private:
@@ -96,6 +99,7 @@ class Trainer {
 
     const Options options;
     double weight_sum = 0;  // of the accumulated gradients
+    int n_recomputable = 0;
 
     std::vector<State> list;
     int64_t n_pieces = 0;  // of the parameters, for the threads of step()

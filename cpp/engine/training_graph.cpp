@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstring>
+#include <iterator>
 #include <unordered_set>
 
 #include "base/error.h"
@@ -24,6 +25,21 @@ bool is_view_op(const ggml_tensor * node) {
     return node->view_src != nullptr;
 }
 
+// llama.cpp's in-place ops: views that compute. (Our own, a custom node that adds a LoRA product, writes over a product
+// that nothing else reads.)
+bool writes_over_operand(const ggml_tensor * node) {
+    switch (node->op) {
+        case GGML_OP_VIEW:
+        case GGML_OP_RESHAPE:
+        case GGML_OP_PERMUTE:
+        case GGML_OP_TRANSPOSE:
+        case GGML_OP_CUSTOM:
+            return false;
+        default:
+            return is_view_op(node);
+    }
+}
+
 // Inputs that nothing reads have no memory.
 void set_if_read(ggml_tensor * input, const void * values) {
     if (input->buffer != nullptr) {
@@ -40,11 +56,24 @@ std::string joined(const std::vector<std::string> & items) {
     return items.size() > most ? text + ", ..." : text;
 }
 
+// Of lines "OP (tensor NAME)" the first of each op: mixtures of experts have dozens.
+std::vector<std::string> first_of_each_op(const std::vector<std::string> & lines) {
+    std::vector<std::string> first;
+    std::unordered_set<std::string> seen;
+    for (const std::string & line : lines) {
+        if (seen.insert(line.substr(0, line.find(' '))).second) {
+            first.push_back(line);
+        }
+    }
+    return first;
+}
+
 }  // namespace
 
 TrainingGraph::TrainingGraph(const ForwardGraphBuilder & builder, const Adapter & adapter,
                              const std::unordered_map<ggml_tensor *, ggml_tensor *> & accumulators,
                              const MicroBatch & batch, const GraphOptions & options) {
+    const std::string arch = adapter.model().architecture();
     std::vector<uint8_t> outputs(batch.n_tokens);
     for (int64_t i = 0; i < batch.n_tokens; i++) {
         outputs[i] = batch.weights[i] != 0.0f;
@@ -58,7 +87,7 @@ TrainingGraph::TrainingGraph(const ForwardGraphBuilder & builder, const Adapter 
     logits = forward->logits();
     const int64_t n_outputs = target_values.size();
     if (logits->ne[1] != n_outputs || logits->type != GGML_TYPE_F32) {
-        throw Error("this architecture computes its logits in a way that can't be trained");
+        throw untrainable(arch, "it computes logits of other rows than those asked for");
     }
 
     const int64_t n_chunks = 2 + n_outputs / min_chunk_rows;
@@ -74,7 +103,9 @@ TrainingGraph::TrainingGraph(const ForwardGraphBuilder & builder, const Adapter 
     ggml_set_input(targets);
     ggml_set_input(weights);
 
-    collect_forward_nodes();
+    if (!collect_forward_nodes()) {
+        throw untrainable(arch, "its logits are not computed from its last hidden state");
+    }
     Rewriter rewriter(*implementations, *forward, adapter, options.dropout, options.precision);
     rewriter.rewrite(body);
     rewriter.rewrite(head);
@@ -92,11 +123,14 @@ TrainingGraph::TrainingGraph(const ForwardGraphBuilder & builder, const Adapter 
     }
     ad.trace(body);
     ad.trace(head);
+    if (!ad.needs_gradient(hidden)) {
+        throw untrainable(arch, "llama.cpp does not apply adapters to its linears");
+    }
     std::vector<std::string> missing = ad.missing_rules(body);
     const std::vector<std::string> missing_in_head = ad.missing_rules(head);
     missing.insert(missing.end(), missing_in_head.begin(), missing_in_head.end());
     if (!missing.empty()) {
-        throw Error("this model can't be trained: there is no gradient rule for " + joined(missing));
+        throw untrainable(arch, "there is no gradient rule for " + joined(first_of_each_op(missing)));
     }
     build_head(&ad);
     build_backward(ad, options.recompute_layers);
@@ -112,8 +146,8 @@ TrainingGraph::TrainingGraph(const ForwardGraphBuilder & builder, const Adapter 
 }
 
 // The nodes that the logits depend on, split at the final hidden state. llama.cpp lists others too (inputs it does not
-// use).
-void TrainingGraph::collect_forward_nodes() {
+// use). False where there is no such split.
+bool TrainingGraph::collect_forward_nodes() {
     std::unordered_set<const ggml_tensor *> needed = {logits};
     const int n_nodes = ggml_graph_n_nodes(forward->graph());
     std::vector<ggml_tensor *> nodes;
@@ -129,10 +163,11 @@ void TrainingGraph::collect_forward_nodes() {
     std::reverse(nodes.begin(), nodes.end());
     const auto end_of_body = std::find(nodes.begin(), nodes.end(), hidden);
     if (end_of_body == nodes.end() || hidden == logits) {
-        throw Error("this architecture computes its logits in a way that can't be trained");
+        return false;
     }
     body.assign(nodes.begin(), end_of_body + 1);
     head.assign(end_of_body + 1, nodes.end());
+    return true;
 }
 
 // A second computation of a node from substituted operands; n_rows >= 0 cuts it to so many rows.
@@ -179,7 +214,13 @@ void TrainingGraph::build_head(Autodiff * ad) {
     expand(hidden, true);
     const int64_t n_rows = hidden->ne[1];
     int64_t chunk_rows = n_rows;
-    if (std::all_of(head.begin(), head.end(), is_row_wise)) {
+    const auto can_be_cut = [&](const ggml_tensor * node) {
+        const bool of_hidden_alone = std::none_of(std::begin(node->src), std::end(node->src), [&](ggml_tensor * src) {
+            return src != hidden && std::find(body.begin(), body.end(), src) != body.end();
+        });
+        return of_hidden_alone && is_row_wise(node);
+    };
+    if (std::all_of(head.begin(), head.end(), can_be_cut)) {
         chunk_rows =
             std::clamp<int64_t>(max_chunk_logits / logits->ne[0], min_chunk_rows, std::max(n_rows, min_chunk_rows));
     }
@@ -238,24 +279,55 @@ void TrainingGraph::build_head(Autodiff * ad) {
     }
 }
 
-void TrainingGraph::build_backward(Autodiff & ad, int recompute_layers) {
-    // Layers end at llama.cpp's "l_out-<layer>" tensors; what follows the last one (the final norm) is not worth
-    // recomputing.
+// Layers end at llama.cpp's "l_out-<layer>" tensors, which cut the body into segments. The last segment, what follows
+// the last of them (the final norm), is not worth recomputing.
+std::vector<size_t> TrainingGraph::layer_ends() const {
     std::vector<size_t> ends;
-    if (recompute_layers > 0) {
-        for (size_t i = 0; i < body.size(); i++) {
-            if (std::strncmp(body[i]->name, "l_out-", 6) == 0) {
-                ends.push_back(i + 1);
-            }
+    for (size_t i = 0; i < body.size(); i++) {
+        if (writes_over_operand(body[i])) {
+            return {};  // what is computed again would start from other values than the first time
         }
-        if (ends.empty()) {
-            throw Error("recomputation can't be used: this architecture's graph does not mark the ends of its layers");
+        if (std::strncmp(body[i]->name, "l_out-", 6) == 0) {
+            ends.push_back(i + 1);
         }
     }
+    return ends;
+}
+
+// What each segment reads of those before it: mostly the output of the one before.
+std::vector<std::vector<ggml_tensor *>> TrainingGraph::segment_inputs(const std::vector<size_t> & ends) const {
+    std::vector<std::vector<ggml_tensor *>> inputs;
+    std::unordered_set<const ggml_tensor *> earlier;
+    auto begin = body.begin();
+    for (size_t segment = 0; segment <= ends.size(); segment++) {
+        const auto end = segment < ends.size() ? body.begin() + ends[segment] : body.end();
+        inputs.emplace_back();
+        for (auto node = begin; node != end; ++node) {
+            std::copy_if(std::begin((*node)->src), std::end((*node)->src), std::back_inserter(inputs.back()),
+                         [&](const ggml_tensor * src) { return earlier.count(src) != 0; });
+        }
+        earlier.insert(begin, end);
+        begin = end;
+    }
+    return inputs;
+}
+
+void TrainingGraph::build_backward(Autodiff & ad, int recompute_layers) {
+    const std::vector<size_t> ends = recompute_layers > 0 ? layer_ends() : std::vector<size_t>();
+    if (recompute_layers > 0 && ends.empty()) {
+        throw Error(
+            "recomputation can't be used: this architecture's graph does not mark the ends of its layers, or writes "
+            "over values of its own");
+    }
     const size_t n_again = std::min<size_t>(recompute_layers, ends.size());
-    for (size_t i = 0; i < n_again; i++) {
-        if (body[ends[i] - 1]->view_src == nullptr) {
-            kept.push_back(body[ends[i] - 1]);
+    const std::vector<std::vector<ggml_tensor *>> inputs = segment_inputs(ends);
+    std::unordered_set<const ggml_tensor *> crossing;
+    for (const std::vector<ggml_tensor *> & of_segment : inputs) {
+        crossing.insert(of_segment.begin(), of_segment.end());
+    }
+    for (size_t i = 0; i < (n_again > 0 ? ends[n_again - 1] : 0); i++) {
+        if (crossing.count(body[i]) != 0 && ad.needs_gradient(body[i]) && !is_view_op(body[i])) {
+            kept.push_back(body[i]);
         }
     }
     size_t end = body.size();
@@ -263,29 +335,26 @@ void TrainingGraph::build_backward(Autodiff & ad, int recompute_layers) {
         const size_t begin = segment > 0 ? ends[segment - 1] : 0;
         std::vector<ggml_tensor *> nodes(body.begin() + begin, body.begin() + end);
         end = begin;
-        const bool again = segment < n_again;
-        if (again) {
-            ggml_tensor * output = nodes.back();
-            if (ad.gradient(output) == nullptr) {
-                break;  // nothing trainable from here down
-            }
-            std::unordered_map<const ggml_tensor *, ggml_tensor *> substitutes;
+        if (segment < n_again) {
+            std::unordered_map<const ggml_tensor *, ggml_tensor *> copies;
             for (ggml_tensor *& node : nodes) {
-                ggml_tensor * copy = clone(node, substitutes, -1);
-                substitutes[node] = copy;
+                ggml_tensor * copy = clone(node, copies, -1);
+                copies[node] = copy;
                 node = copy;
             }
             ad.trace(nodes);
-            ad.add(nodes.back(), ad.gradient(output));
+            // Later segments have left their gradients with the first computation's nodes.
+            for (const auto & [node, copy] : copies) {
+                ad.hand_over(node, copy);
+            }
         }
         ad.backward(nodes);
         for (ggml_tensor * result : ad.take_results()) {
             expand(result, false);
         }
-        // the gradient of what this segment started from is complete here; computed now, so that the segment's memory
-        // is free
-        if (begin > 0) {
-            if (ggml_tensor * d_input = ad.gradient(body[begin - 1])) {
+        // What this segment adds to the gradients of its inputs is computed now, so that the segment's memory is free.
+        for (const ggml_tensor * input : inputs[segment]) {
+            if (ggml_tensor * d_input = ad.gradient(input)) {
                 expand(d_input, false);
             }
         }

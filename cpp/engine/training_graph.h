@@ -46,6 +46,9 @@ class TrainingGraph {
     // Bytes of memory for all that is computed.
     size_t measure(const Executor & executor) const { return executor.measure(gf, kept); }
 
+    // So many layers can be computed again for their gradient: 0 where the graph can't be cut between its layers.
+    int n_recomputable_layers() const { return static_cast<int>(layer_ends().size()); }
+
     // Seconds that run() will take; needs neither the weights nor the memory for it (calibrate.h).
     double measure_seconds(Executor & executor) const;
 
@@ -63,8 +66,10 @@ class TrainingGraph {
         bool forward;
     };
 
-    void collect_forward_nodes();
+    bool collect_forward_nodes();
     void build_head(Autodiff * ad);
+    std::vector<size_t> layer_ends() const;
+    std::vector<std::vector<ggml_tensor *>> segment_inputs(const std::vector<size_t> & ends) const;
     void build_backward(Autodiff & ad, int recompute_layers);
     ggml_tensor * clone(const ggml_tensor * node,
                         const std::unordered_map<const ggml_tensor *, ggml_tensor *> & substitutes, int64_t n_rows);
@@ -78,7 +83,7 @@ class TrainingGraph {
     std::vector<Phase> phases;
 
     std::vector<ggml_tensor *> body;  // forward nodes up to and including `hidden`, in topological order
-    std::vector<ggml_tensor *> kept;  // inputs of the layers that are computed again
+    std::vector<ggml_tensor *> kept;  // of the layers that are computed again: what later ones read
     std::vector<ggml_tensor *> head;  // nodes from there to the logits
     ggml_tensor * hidden = nullptr;
     ggml_tensor * logits = nullptr;

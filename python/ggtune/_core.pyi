@@ -124,6 +124,10 @@ class Trainer:
     recompute_layers: int
     """So many of the first layers keep only their input and are computed a second time for their gradient, 0 to
     ``model.n_layer``; it changes memory and time, and no bit of the result. Starts at 0."""
+    @property
+    def n_recomputable_layers(self) -> int:
+        """How many layers ``recompute_layers`` can count: ``model.n_layer``, or 0 where llama.cpp's graph of the
+        architecture can't be cut between its layers. More than 0 of them are then an error of the next micro-batch."""
     n_steps: int  # optimizer steps taken (AdamW bias correction)
     n_micro_batches: int  # counter of the dropout masks
     adapter: Adapter

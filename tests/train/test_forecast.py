@@ -147,3 +147,5 @@ def test_lines() -> None:
     assert "no last step: it runs until it is stopped" in endless
     small = "\n".join(example(available_bytes=2 << 30, seconds_per_step=None).lines(datetime(2030, 1, 1)))
     assert "2.0 GiB are free: it does NOT fit; a smaller --ctx or --rank, or --recompute needs less" in small
+    uncut = example(available_bytes=2 << 30, seconds_per_step=None, can_recompute=False)
+    assert "a smaller --ctx or --rank needs less" in uncut.lines(datetime(2030, 1, 1))[0]

@@ -34,6 +34,7 @@ class Forecast:
     total_steps: int | None  # None where nothing ends the run
     micro_batches_per_step: float
     tokens_per_step: float
+    can_recompute: bool = True  # whether any layer can be
     until_loss: float = 0.0  # the total steps are the most that are taken to come under it; 0: all of them are taken
 
     @property
@@ -48,7 +49,9 @@ class Forecast:
 
     def lines(self, now: datetime) -> list[str]:
         """Return the text for the user."""
-        smaller = "--ctx or --rank" if self.recompute_layers else "--ctx or --rank, or --recompute"
+        smaller = (
+            "--ctx or --rank" if self.recompute_layers or not self.can_recompute else "--ctx or --rank, or --recompute"
+        )
         lines = [
             f"Memory: {format_bytes(self.total_bytes)} at the peak, {format_bytes(self.available_bytes)} are free: "
             + ("it fits" if self.fits else f"it does NOT fit; a smaller {smaller} needs less"),
@@ -94,6 +97,7 @@ def forecast(config: TrainConfig) -> Forecast:
         available_bytes=available,
         n_layer=n_layer,
         recompute_layers=engine.recompute_layers,
+        can_recompute=engine.n_recomputable_layers > 0,
         seconds_per_step=_seconds(engine, batches) / n_steps if fits else None,
         held_out_s=_seconds(engine, plan.held_out, gradients=False) if fits and plan.held_out else 0.0,
         steps_per_epoch=n_steps,

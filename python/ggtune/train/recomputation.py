@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from ggtune.errors import GgtuneError
+
 if TYPE_CHECKING:
     from ggtune._core import Trainer
 
@@ -21,13 +23,21 @@ def set_recomputation(
 
     ``how`` is ``"none"``, ``"layers"`` (all that it helps with) or ``"auto"``: as few as fit ``free_bytes``, all where
     even that is too much. ``largest`` is (tokens, targets, sequences). The parts are those of
-    ``Trainer.memory`` and those of ``beside``.
+    ``Trainer.memory`` and those of ``beside``. Where the engine can compute no layer again, ``"auto"`` means none, and
+    ``"layers"`` raises :class:`GgtuneError`.
     """
+    if how == "layers" and engine.n_recomputable_layers == 0:
+        raise GgtuneError(
+            "recompute: llama.cpp's graph of this model can't be cut between its layers, so that none of them can be "
+            "computed again. Give --no-recompute, and a smaller --ctx where that needs too much memory."
+        )
 
     def needed() -> dict[str, int]:
         return {**engine.memory(*largest), **beside}
 
-    most = n_layer - 1  # the inside of the last layer is needed as soon as it is there
+    most = max(
+        min(n_layer, engine.n_recomputable_layers) - 1, 0
+    )  # the inside of the last layer is needed as soon as it is there
     if how != "auto":
         engine.recompute_layers = most if how == "layers" else 0
         return needed()
