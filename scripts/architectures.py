@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Say of every architecture of the pinned llama.cpp whether it trains, and why not where it doesn't.
 
-    architectures.py [--write docs/architectures.md]
-    architectures.py --tensor-list build/h/cpp/tests/tensor_list
+    architectures.py [--write]
+    architectures.py --tensor-list build/cpp/cpp/tests/tensor_list
 
 The models are the tests' (``tests/architectures``): tiny, with random weights. Their tensors come from a
 committed table; with ``--tensor-list``, a program that is built with the C++ tests, that table is made anew, which a
@@ -18,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from architectures import files  # noqa: E402
+from architectures import files, verdict  # noqa: E402
 
 
 def make_table(program: Path) -> int:
@@ -42,12 +42,24 @@ def make_table(program: Path) -> int:
     return len(files.NAMES) - len(sections)
 
 
+def refusals() -> dict[str, str]:
+    """Try every model. Returns why each one can't be trained, nothing where it can."""
+    with tempfile.TemporaryDirectory() as folder:
+        return {name: verdict.refusal(files.write_model(Path(folder), name)) for name in files.NAMES}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tensor-list", type=Path, help="make the table of tensors with this program")
+    parser.add_argument("--write", action="store_true", help="write docs/architectures.md instead of printing it")
     options = parser.parse_args()
     if options.tensor_list is not None:
         return make_table(options.tensor_list)
+    text = verdict.page(refusals())
+    if options.write:
+        verdict.PAGE.write_text(text)
+    else:
+        print(text, end="")
     return 0
 
 

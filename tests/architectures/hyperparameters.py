@@ -33,7 +33,7 @@ def _common(n_embd: int, n_head: int, n_ff: int, n_layer: int, n_vocab: int) -> 
         "attention.head_count": n_head,
         "attention.head_count_kv": n_head,
         "attention.max_alibi_bias": 8.0,
-        "attention.clamp_kqv": 1.0,
+        "attention.clamp_kqv": 3.0,
         "attention.layer_norm_epsilon": 1e-5,
         "attention.layer_norm_rms_epsilon": 1e-5,
         "attention.group_norm_epsilon": 1e-5,

@@ -1,0 +1,102 @@
+"""Every architecture of the pinned llama.cpp: right gradients, with and without recomputation, or a clear refusal."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from architectures import files, verdict
+from ggtune._core import Model
+
+Batch = tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32], NDArray[np.int32], NDArray[np.float32]]
+
+WHY_NOT = verdict.read_page()
+TRAINABLE = [name for name in files.NAMES if not WHY_NOT.get(name, "not in docs/architectures.md")]
+LLAMA_CPP = Path(__file__).resolve().parents[2] / "vendor" / "llama.cpp"
+
+# of no model in the tests: a part of llama.cpp's quantizer, one without a graph, a decoder of sounds, and models that
+# draft for another and can't be loaded alone
+WITHOUT_MODEL = {"clip", "gptj", "wavtokenizer-dec", "gemma4-assistant", "eagle3", "dflash", "(unknown)"}
+
+
+def make_batch(model: Model, seed: int = 0) -> Batch:
+    """Three samples of unequal length in one micro-batch, with weights on most of their tokens."""
+    rng = np.random.default_rng(seed)
+    lengths = (11, 5, 8)
+    tokens, targets = rng.integers(3, model.n_vocab, (2, sum(lengths)), dtype=np.int32)
+    positions = np.concatenate([np.arange(n, dtype=np.int32) for n in lengths])
+    sequences = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
+    weights = np.where(positions < 2, 0, rng.uniform(0.5, 1.5, sum(lengths))).astype(np.float32)
+    return tokens, positions, sequences, targets, weights
+
+
+@pytest.mark.parametrize("name", TRAINABLE)
+def test_recomputation_changes_no_bit(tmp_path: Path, name: str) -> None:
+    model = Model(str(files.write_model(tmp_path, name)))
+    batch = make_batch(model)
+    first = None
+    for n_layers in sorted({0, 1, model.n_layer // 2, model.n_layer - 1, model.n_layer}):
+        trainer = verdict.make_trainer(model, dropout=0.1)
+        assert trainer.n_recomputable_layers == model.n_layer
+        trainer.recompute_layers = n_layers
+        result = trainer.accumulate(*batch)
+        gradients = trainer.gradients()
+        assert all(gradient.any() for gradient in gradients.values())
+        bits = [result.log_probs.tobytes(), *(gradient.tobytes() for gradient in gradients.values())]
+        first = bits if first is None else first
+        assert bits == first, f"{n_layers} of {model.n_layer} layers computed again"
+
+
+@pytest.mark.parametrize("name", TRAINABLE)
+def test_gradient_is_the_slope_of_the_loss(tmp_path: Path, name: str) -> None:
+    """By finite differences, along the gradient itself and a random direction together."""
+    model = Model(str(files.write_model(tmp_path, name)))
+    batch = make_batch(model)
+    trainer = verdict.make_trainer(model, precision="f32")
+    trainer.recompute_layers = model.n_layer - 1
+    trainer.accumulate(*batch)
+    adapter, gradients = trainer.adapter, trainer.gradients()
+    rng = np.random.default_rng(1)
+    noise = {key: rng.normal(size=gradient.shape) for key, gradient in gradients.items()}
+    direction = {key: gradients[key] / norm(gradients) + noise[key] / norm(noise) for key in gradients}
+    start = {key: adapter.get(key) for key in gradients}
+
+    def loss(step: float) -> float:
+        for key, values in start.items():
+            adapter.set(key, (values + step * direction[key]).astype(np.float32))
+        return float(trainer.evaluate(*batch).loss_sum)
+
+    step = 1e-3
+    slope = (loss(step) - loss(-step)) / (2 * step)
+    expected = sum(float((gradients[key] * direction[key]).sum()) for key in gradients)
+    assert slope == pytest.approx(expected, rel=1e-2)
+
+
+def norm(arrays: dict[str, NDArray[np.float32]]) -> float:
+    return float(np.sqrt(sum(float(np.square(array, dtype=np.float64).sum()) for array in arrays.values())))
+
+
+@pytest.mark.parametrize("name", [name for name in files.NAMES if name not in TRAINABLE])
+def test_what_is_refused_says_why(tmp_path: Path, name: str) -> None:
+    why = verdict.refusal(files.write_model(tmp_path, name))
+    assert len(why) > 10
+    assert not re.search("unordered_map|vector|std::", why)
+    assert why == WHY_NOT.get(name), "run scripts/architectures.py --write"
+
+
+def test_the_page_is_complete() -> None:
+    assert verdict.page(WHY_NOT) == verdict.PAGE.read_text(), "run scripts/architectures.py --write"
+    assert sorted(WHY_NOT) == files.NAMES
+    assert len({files.architecture_of(name) for name in TRAINABLE}) >= 61
+
+
+@pytest.mark.skipif(not LLAMA_CPP.exists(), reason="needs llama.cpp's sources")
+def test_every_name_of_llama_cpp_is_here() -> None:
+    source = (LLAMA_CPP / "src" / "llama-arch.cpp").read_text()
+    table = source[source.index("LLM_ARCH_NAMES = {") :]
+    names = set(re.findall(r'\{ LLM_ARCH_\w+, +"(.*?)"', table[: table.index("};")]))
+    assert names - WITHOUT_MODEL == {files.architecture_of(name) for name in files.NAMES}
