@@ -25,6 +25,7 @@ COMMANDS = [
     "pull",
     "publish",
     "ask",
+    "text",
     "convert",
     "finetune",
     "demo",

@@ -34,6 +34,7 @@ _COMMANDS = {
     "pull": ("pull", "Fetch a model from a Docker registry into an Ollama store."),
     "publish": ("publish", "Upload a model for others to use."),
     "ask": ("ask", "Ask a model one question, with or without an adapter."),
+    "text": ("text", "Fetch, clean and cut books and notes, to train on as plain text."),
     "convert": ("convert", "Turn a table of questions and answers into <SFT> text, or back."),
     "finetune": ("finetune", "Train with the flags and defaults of llama.cpp's old finetune."),
     "demo": ("demo", "See it all work in a few minutes on a small model that is built in."),
