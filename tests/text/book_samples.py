@@ -46,7 +46,7 @@ def clean_body() -> str:
 
 LICENCE = "\n\n".join(
     [
-        "Section %d. " % n + wrapped("A licence says at some length what may be done with a file and what may not.")
+        f"Section {n}. " + wrapped("A licence says at some length what may be done with a file and what may not.")
         for n in range(20)
     ]
 )

@@ -75,6 +75,10 @@ def test_notes_at_the_start_and_the_end_go(note: str) -> None:
 
 ENTRIES = [f"CHAPTER {number}. {title}" for number, title in zip(("I", "II", "III"), CHAPTERS, strict=True)]
 
+SUMMARY = wrapped(
+    "A pump--nobody mends it--a long walk to the brook--a smith who lends one of his wrenches--and the end"
+)
+
 
 @pytest.mark.parametrize(
     "contents",
@@ -85,14 +89,7 @@ ENTRIES = [f"CHAPTER {number}. {title}" for number, title in zip(("I", "II", "II
         + "\n".join(f"{entry} . . . . {i * 14}" for i, entry in enumerate(ENTRIES, 1)),
         "INHALT.\n\n" + "\n".join(f"{title}     {7 + i}" for i, title in enumerate(CHAPTERS)),
         # summaries, as of long novels
-        "CONTENTS\n\n"
-        + "\n\n".join(
-            f"{entry}\n"
-            + wrapped(
-                f"How {len(entry)} days went by--nobody mends it--the long walk to the brook--a smith who lends one of his two--and the end"
-            )
-            for entry in ENTRIES
-        ),
+        "CONTENTS\n\n" + "\n\n".join(f"{entry}\n{SUMMARY}" for entry in ENTRIES),
         "CONTENTS\n\n"
         + "\n".join(ENTRIES)
         + "\n\n\nLIST OF ILLUSTRATIONS\n\nThe pump    3\nThe wrench    19\nThe button    40",

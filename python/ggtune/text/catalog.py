@@ -138,7 +138,8 @@ def _next(url: httpx.URL, given: object) -> httpx.URL | None:
 
 def _book(entry: object, url: httpx.URL) -> Book | None:
     """None for an entry without a number that can be a file's name."""
-    if not isinstance(entry, dict) or not isinstance(entry.get("id"), int) or not 0 < entry["id"] < 1 << 53:
+    number = entry.get("id") if isinstance(entry, dict) else None
+    if not isinstance(entry, dict) or type(number) is not int or not 0 < number < 1 << 53:
         return None
     formats = entry.get("formats")
     texts: list[tuple[int, str]] = []
@@ -157,7 +158,7 @@ def _book(entry: object, url: httpx.URL) -> Book | None:
     names = [person.get("name") for person in authors if isinstance(person, dict)] if isinstance(authors, list) else []
     languages = entry.get("languages")
     return Book(
-        id=entry["id"],
+        id=number,
         title=shown(str(entry.get("title") or "")),
         authors=tuple(shown(name) for name in names if isinstance(name, str)),
         languages=tuple(map(str, languages)) if isinstance(languages, list) else (),

@@ -59,22 +59,22 @@ class Chunker:
 
         The last chunk of what was read so far may end only because that does: it is cut again with what follows.
         """
-        rest, offset, index = "", 0, 0
+        rest, offset = "", 0
         enough = _READ_BYTES
-        for piece in pieces:
+        index = covered = 0
+        for piece, is_last in _with_last(pieces):
             rest += piece
-            if len(rest) < enough:
+            if len(rest) < enough and not is_last:
                 continue
             spans = self._spans(rest)
-            last = spans[-1][0] if spans else 0
-            for start, end in spans[:-1]:
-                yield self._chunk(rest[start:end], source, index, offset + start)
-                index += 1
+            last = spans[-1][0] if spans and not is_last else len(rest)
+            for start, end in spans if is_last else spans[:-1]:
+                # one that was cut again may start within a paragraph, and end with it
+                if offset + end > covered:
+                    yield Chunk(rest[start:end], source, index, offset + start, self.measure(rest[start:end]))
+                    index, covered = index + 1, offset + end
             rest, offset = rest[last:], offset + last
             enough = _READ_BYTES + len(rest)
-        for start, end in self._spans(rest):
-            yield self._chunk(rest[start:end], source, index, offset + start)
-            index += 1
 
     def _spans(self, text: str) -> list[tuple[int, int]]:
         """Start and end of each chunk, none of which is empty."""
@@ -86,8 +86,14 @@ class Chunker:
                 spans.append((start, start + len(own.strip())))
         return spans
 
-    def _chunk(self, text: str, source: str, index: int, offset: int) -> Chunk:
-        return Chunk(text, source, index, offset, self.measure(text))
+
+def _with_last(pieces: Iterator[str]) -> Iterator[tuple[str, bool]]:
+    """Yield each piece and whether it is the last one; an empty one where there is none."""
+    before = next(pieces, "")
+    for piece in pieces:
+        yield before, False
+        before = piece
+    yield before, True
 
 
 def token_chunker(tokenizer: Tokenizer, tokens: int, overlap: int = 0) -> Chunker:

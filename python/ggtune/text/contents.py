@@ -33,7 +33,7 @@ _SENTENCE_END = re.compile(r"[.!?][\"'”’)\]]*(?:\s|$)")
 _FEWEST_ENTRIES = 2
 _SUMMARY_LINES = 14  # of an entry that tells what a chapter is about
 _MOST_LINES = 1500
-_TITLE_LINES = 3  # of such a heading: its number, its title
+_NUMBER_WORDS = 2  # "CHAPTER I", the line above its title
 _TITLE_BLOCKS = 5  # headings that may stand between the contents and the first running text
 
 
@@ -82,8 +82,10 @@ def _body_start(lines: list[str], blocks: list[Block], i: int, text: int, named_
         for line in lines[blocks[k].start : blocks[k].end]
         if (name := _name(line))
     ]
-    for k in range(max(i + 1, text - _TITLE_BLOCKS), text):
-        titles = [name for at, name in names if at == k][:_TITLE_LINES]
+    for k in sorted({at for at, _ in names if at > i and at >= text - _TITLE_BLOCKS}):
+        titles = [name for at, name in names if at == k][:2]
+        if len(titles[0].split()) > _NUMBER_WORDS:
+            titles = titles[:1]
         if any(at < k and _names(name, title) for title in titles for at, name in names):
             return k
     # a title that the contents do not name: what stands last and looks like no entry
