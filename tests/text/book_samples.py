@@ -94,3 +94,32 @@ def small_print(text: str) -> str:
         f"{SMALL_PRINT_HEAD}\n\nThis etext was prepared by Somebody Kind.\n\n\n\n{text}\n\n\n"
         "End of the Project Gutenberg Etext of The Village Pump\n"
     )
+
+
+BODY_PARTS = [
+    *map(wrapped, PARAGRAPHS),
+    VERSE,
+    MODERN_HEAD,
+    SMALL_PRINT_HEAD,
+    "*** START OF THE PROJECT GUTENBERG EBOOK PUMP ***",
+    "*** END OF THE PROJECT GUTENBERG EBOOK PUMP ***",
+    "*** START: FULL LICENSE ***",
+    "End of Project Gutenberg's Pump",
+    "Produced by Somebody Kind",
+    "CONTENTS",
+    "LIST OF ILLUSTRATIONS",
+    "CHAPTER I.\nThe Broken Pump",
+    " CHAPTER II. The Borrowed Wrench . . . 12",
+    "[Illustration: a pump\n\nand a pail]",
+    "[Illustration",
+    "[Transcriber's Note: [sic] is ours.]",
+    "TRANSCRIBER'S NOTES",
+    "[Pg 12]",
+    "{xiv}",
+    "- a pail\n- a wrench",
+    "Tool        Owner\nwrench      smith",
+    "```\ncode\n```",
+    "# Notes\n\n> quoted",
+    "an extraordi-\nnary day",
+]
+"""Pieces to put texts together from."""

@@ -24,8 +24,10 @@ _BRACKETED_NOTE = re.compile(rf"\[\s*_?\s*(?:{_NOTE_WORDS})", _I)
 _NOTE_HEADING = re.compile(rf"[\s|+*_=#~-]*(?:{_NOTE_WORDS})\b", _I)
 _BARE_NOTE_HEADING = re.compile(rf"[\s|+*_=#~-]*(?:{_NOTE_WORDS})[\s|+*_=:.~-]*$", _I)
 _NOTE_END = re.compile(r"\W*End\s+of\s+(?:the\s+)?Transcriber", _I)
-_PAGE = re.compile(r"([ \t]*)[\[{](?:(?:Pg|Page|Pag|p|S)\.?\s*[0-9]{1,4}[a-z]?|Pg\.?\s*[ivxlc]{1,8})[\]}]([ \t]*)", _I)
-_BRACED_PAGE = re.compile(r"[ \t]*\{\s*[0-9ivxlc]{1,8}\s*\}[ \t]*$", _I)
+_PAGE = re.compile(
+    r"[ \t]{0,9}[\[{](?:(?:Pg|Page|Pag|p|S)\.?\s*[0-9]{1,4}[a-z]?|Pg\.?\s*[ivxlc]{1,8})[\]}][ \t]{0,9}", _I
+)
+_BRACED_PAGE = re.compile(r"[ \t]{0,9}\{[ \t]?[0-9ivxlc]{1,8}[ \t]?\}[ \t]{0,9}$", _I)
 _RULE = re.compile(r"\s*(?:[-=_~*+#]\s*){3,}$")
 
 _MOST_LINES = 40  # of a bracket that is closed somewhere

@@ -27,7 +27,7 @@ _NUMBERED = re.compile(
     r"(?:the\s+)?[\w-]+|[0-9]{1,4}[.):]|[0-9]{1,2}(?:\.[0-9]+)+\.?|[IVXLC]{1,8}[.):—-]|[IVXLC]{1,8}\s{2,})",
     _I,
 )
-_PAGE_END = re.compile(r"(?:[\s.·…_]|,\s)+(?:[0-9]{1,4}|[ivxlc]{1,7})[_*\s]*$")
+_PAGE_END = re.compile(r"(?<![\s.·…_])(?:[\s.·…_]|,\s)+(?:[0-9]{1,4}|[ivxlc]{1,7})[_*\s]*$")
 _SENTENCE_END = re.compile(r"[.!?][\"'”’)\]]*(?:\s|$)")
 
 _FEWEST_ENTRIES = 2

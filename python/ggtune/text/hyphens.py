@@ -12,7 +12,9 @@ _FIRST_PART = re.compile(r"[^\W\d_]+(?:[-'’‐][^\W\d_]+)*")
 _SUSPENDED = frozenset(
     ("and", "or", "to", "und", "oder", "bis", "et", "ou", "y", "o", "e", "of", "en")
 )  # "two- and three-fold"
-_DASH = re.compile(r"(?:--|—)$")
+_HYPHENS = ("-", "‐", "¬", "\u00ad")
+_DASHES = ("--", "—")
+_LONGEST_WORD = 80
 
 
 class Vocabulary:
@@ -23,7 +25,7 @@ class Vocabulary:
         divided = False
         for line in lines:
             words = _WORD.findall(line.lower())
-            ends_divided = _LAST_PART.search(line.rstrip()) is not None
+            ends_divided = _divided(line.rstrip()) is not None
             self._counts.update(words[divided : len(words) - ends_divided])
             divided = ends_divided
 
@@ -39,17 +41,17 @@ class Vocabulary:
             return whole if n_whole > n_hyphenated else hyphenated
         if second[0].isupper() or "-" in first or (self._counts[first.lower()] and self._counts[second.lower()]):
             return hyphenated
-        return whole if not self._counts[first.lower()] or not self._counts[second.lower()] else hyphenated
+        return whole
 
 
 def join_lines(line: str, following: str, vocabulary: Vocabulary | None) -> tuple[str, bool]:
     """Return two lines as one, and whether a hyphen went. ``vocabulary`` None leaves hyphens as they are."""
     line, following = line.rstrip(), following.lstrip()
-    if _DASH.search(line) or (following.startswith(("--", "—")) and following[:3].strip("-—")):
+    if line.endswith(_DASHES) or (following.startswith(_DASHES) and following[:3].strip("-—")):
         return line + following, False
     if line.endswith("\u00ad") and following[:1].isalpha():
         return line[:-1] + following, True
-    first, second = _LAST_PART.search(line), _FIRST_PART.match(following)
+    first, second = _divided(line), _FIRST_PART.match(following)
     if first is None or second is None:
         glue = "" if _is_wide(line[-1:]) and _is_wide(following[:1]) else " "
         return line + glue + following, False
@@ -57,8 +59,16 @@ def join_lines(line: str, following: str, vocabulary: Vocabulary | None) -> tupl
         return f"{line} {following}", False
     if vocabulary is None:
         return line + following, False
-    word = vocabulary.joined(first[1], second[0]) if line[-1] != "¬" else first[1] + second[0]
-    return line[: first.start()] + word + following[second.end() :], "-" not in word[len(first[1]) :][:1]
+    word = vocabulary.joined(first, second[0]) if line[-1] != "¬" else first + second[0]
+    return line[: -len(first) - 1] + word + following[second.end() :], word == first + second[0]
+
+
+def _divided(line: str) -> str | None:
+    """Return the part of a word that ends in a hyphen at the line's end, without that; None where none does."""
+    if not line.endswith(_HYPHENS):
+        return None
+    match = _LAST_PART.search(line[-_LONGEST_WORD:])
+    return match[1] if match else None
 
 
 def _is_wide(character: str) -> bool:

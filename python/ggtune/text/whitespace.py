@@ -21,11 +21,12 @@ def normalise_whitespace(document: Document) -> int:
     for block in document.blocks():
         if not is_verbatim(lines[block.start : block.end]):
             lines[block.start : block.end] = [_RUN.sub(" ", line) for line in lines[block.start : block.end]]
-    kept = [
-        i
-        for i, line in enumerate(lines)
-        if line or (i and any(lines[:i]) and not all(not near for near in lines[max(0, i - _MOST_BLANK) : i]))
-    ]
+    kept: list[int] = []
+    n_blank = _MOST_BLANK  # none at the start
+    for i, line in enumerate(lines):
+        n_blank = 0 if line else n_blank + 1
+        if n_blank <= _MOST_BLANK:
+            kept.append(i)
     while kept and not lines[kept[-1]]:
         kept.pop()
     document.lines = [lines[i] for i in kept]
