@@ -47,7 +47,7 @@ def test_a_bracket_that_is_never_closed_stays_and_is_said() -> None:
     text = f"[Illustration: the pump\n\n{A}\n"
     cleaned = clean_text(text)
     assert cleaned.text == text
-    assert "1 brackets" in cleaned.doubts[0]
+    assert "not closed nearby, and were left: 1" in cleaned.doubts[0]
 
 
 BOX = """\
@@ -105,6 +105,25 @@ def test_contents_go(contents: str) -> None:
 def test_contents_at_the_end_go() -> None:
     table = "TABLE DES MATIÈRES\n\n" + "\n".join(f"{title}     {7 + i}" for i, title in enumerate(CHAPTERS))
     assert clean_text(f"{body()}\n\n\n\n{table}\n").text == clean_body()
+
+
+def test_verse_behind_contents_stays_whole() -> None:
+    titles = ["To a Pump", "To a Pail", "To a Wrench"]
+    stanzas = "\n\n".join(["O pump, do run!", "The water's gone,", "And so is fun."] * 4)
+    poems = "\n\n\n\n".join(f"{title.upper()}\n\n{stanzas}" for title in titles)
+    contents = "CONTENTS\n\n                    PAGE\n" + "\n".join(
+        f"{title}      {n}" for n, title in enumerate(titles, 7)
+    )
+    cleaned = clean_text(f"{contents}\n\n\n\n{poems}\n\n\n\n{wrapped(A)}\n")
+    assert cleaned.text == f"{poems}\n\n\n\n{A}\n".replace("\n\n\n\n", "\n\n\n")
+
+
+def test_a_note_before_the_last_chapter_takes_nothing_else() -> None:
+    note = "Transcriber's Note: a page was missing here."
+    text = "\n\n".join([body()] * 3)
+    cleaned = clean_text(f"{text}\n\n{note}\n\n\n\nCHAPTER III.\nA Brass Button\n\n{wrapped(A)}\n")
+    assert [passage.text for passage in cleaned.removed] == [note]
+    assert cleaned.text.endswith(f"A Brass Button\n\n{A}\n")
 
 
 @pytest.mark.parametrize("heading", ["CONTENTS", "Illustrations", "Index"])

@@ -133,6 +133,20 @@ def test_a_text_that_changed_meanwhile_starts_anew(server: BookServer, folder: P
     assert (folder / "1-book-1.txt").read_bytes() == server.texts[1]
 
 
+def test_a_part_that_ends_before_the_file_does_is_gone_on_with(server: BookServer, folder: Path) -> None:
+    text = server.texts[1]
+
+    def some(handler: Handler) -> None:
+        content_range = f"bytes 1000-1999/{len(text)}"
+        handler.answer(206, text[1000:2000], content_type="text/plain", Content_Range=content_range)
+
+    server.fail("/text/1.txt", lambda handler: handler.text(text, 1000))
+    server.fail("/text/1.txt", some)
+    fetch(server, folder, 1)
+    assert (folder / "1-book-1.txt").read_bytes() == text
+    assert server.requests[-1].headers["range"] == "bytes=2000-"
+
+
 def test_a_part_of_another_place_is_not_gone_on_with(server: BookServer, folder: Path) -> None:
     def elsewhere(handler: Handler) -> None:
         handler.answer(206, b"x" * 10, content_type="text/plain", Content_Range="bytes 7-16/17")

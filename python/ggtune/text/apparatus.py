@@ -28,12 +28,14 @@ _PAGE = re.compile(
     r"[ \t]{0,9}[\[{](?:(?:Pg|Page|Pag|p|S)\.?\s*[0-9]{1,4}[a-z]?|Pg\.?\s*[ivxlc]{1,8})[\]}][ \t]{0,9}", _I
 )
 _BRACED_PAGE = re.compile(r"[ \t]{0,9}\{[ \t]?[0-9ivxlc]{1,8}[ \t]?\}[ \t]{0,9}$", _I)
+_CHAPTER = re.compile(r"\s*(?:chapter|book|part|act|scene|canto|kapitel|chapitre)\b", _I)
 _RULE = re.compile(r"\s*(?:[-=_~*+#]\s*){3,}$")
 
 _MOST_LINES = 40  # of a bracket that is closed somewhere
 _NOTE_LINES = 80  # of a note at a book's start
 _SECTION_GAP = 2  # blank lines after which something else begins
-_END_SHARE = 0.8  # behind this share of the lines a heading "Transcriber's notes" has only notes below it
+_END_SHARE = 0.8  # behind this share of the lines, and with few to come, a note's heading has only notes below it
+_END_LINES = 240
 
 
 def drop_illustrations(document: Document) -> int:
@@ -65,15 +67,18 @@ def drop_notes(document: Document) -> int:
 def _note_end(document: Document, blocks: list[Block], i: int) -> int:
     """Index of the last block of the note whose heading is in block ``i``."""
     lines = document.lines
+    bare = all(_BARE_NOTE_HEADING.match(line) or _RULE.match(line) for line in lines[blocks[i].start : blocks[i].end])
     text_end = blocks[-1].end
-    if blocks[i].start >= _END_SHARE * text_end:
+    n_rest = text_end - blocks[i].start
+    if n_rest <= min(_END_LINES if bare else _END_LINES // 4, (1 - _END_SHARE) * text_end) and not any(
+        _CHAPTER.match(lines[block.start]) for block in blocks[i:]
+    ):
         return len(blocks) - 1
     for k in range(i, len(blocks)):
         if blocks[k].end - blocks[i].start > _NOTE_LINES:
             break
         if any(_NOTE_END.match(line) for line in lines[blocks[k].start : blocks[k].end]):
             return k
-    bare = all(_BARE_NOTE_HEADING.match(line) or _RULE.match(line) for line in lines[blocks[i].start : blocks[i].end])
     if not bare or i + 1 == len(blocks):
         return i
     for k in range(i + 1, len(blocks)):

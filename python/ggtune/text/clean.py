@@ -65,7 +65,7 @@ def clean_text(text: str, *, keep: Collection[str] = ()) -> Cleaned:
     if "notes" not in keep:
         unclosed += apparatus.drop_notes(document)
     if unclosed:
-        doubts.append(f"has {unclosed} brackets of illustrations or notes that are not closed nearby: they were left.")
+        doubts.append(f"has brackets of illustrations or notes that are not closed nearby, and were left: {unclosed}.")
     if "contents" not in keep:
         contents.drop_contents(document)
     if "pages" not in keep:

@@ -80,8 +80,14 @@ def _body_start(lines: list[str], blocks: list[Block], i: int, text: int, named_
         (k, name)
         for k in range(named_from, text)
         for line in lines[blocks[k].start : blocks[k].end]
-        if (name := _name(line))
+        if (name := _name(line)) and not _PAGE_HEADING.match(line)
     ]
+    # the title of the first entry may stand far before the first running text: verse, a list of persons
+    for first_at, first in [(at, name) for at, name in names if at >= i][1:2]:
+        for k in range(first_at + 1, text):
+            title = lines[blocks[k].start]
+            if _name(title) and _names(first, _name(title)) and not _PAGE_END.search(title):
+                return k
     for k in sorted({at for at, _ in names if at > i and at >= text - _TITLE_BLOCKS}):
         titles = [name for at, name in names if at == k][:2]
         if len(titles[0].split()) > _NUMBER_WORDS:

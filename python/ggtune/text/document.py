@@ -56,7 +56,7 @@ class Document:
         self.removed.append(Removed(kind, self.numbers[first], last - first + 1, taken))
         if (left + right).strip():
             self.lines[first : last + 1] = [left + glue + right]
-            self.numbers[first : last + 1] = [self.numbers[first]]
+            self.numbers[first : last + 1] = [self.numbers[first if left.strip() else last]]
         else:
             self._delete(first, last + 1)
 

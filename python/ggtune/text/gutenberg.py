@@ -36,14 +36,14 @@ _SOFT_ENDS = re.compile(
 )
 _PREAMBLE = re.compile(r"\W*(?:The\s+|A\s+|This\s+)?(?:is\s+the\s+)?Project\s+Gutenberg", _I)
 _CREDITS = re.compile(
-    r"\[?\s*(?:"
+    r"[\[*\s]*(?:"
     r"(?:This\s+|The\s+)?(?:e-?text|e-?book|electronic\s+(?:text|edition)|Project\s+Gutenberg\s+e-?(?:text|book))\s+"
     r"(?:was\s+)?(?:first\s+)?(?:prepared|produced|transcribed|scanned|created|typed|proofed)\b"
     r"|(?:Produced|Prepared|Proofed|Scanned|Typed|Scanned\s+and\s+proofed|Transcribed)\s+(?:by|from)\b"
     r"|(?:HTML|PDF|EPUB)\s+version\s+by\b"
     r"|This\s+file\s+was\s+produced\s+from\b"
     r"|(?:The\s+)?Project\s+Gutenberg(?:'s|’s)?\s+(?:e-?(?:text|book)|edition)\b"
-    r"|Note:\s+(?:Images\s+of\s+the\s+original|Project\s+Gutenberg\s+also\s+has|The\s+original\s+images)"
+    r"|Note:\s+(?:Images\s+of\s+the\s+original|Project\s+Gutenberg\s+(?:also\s+)?has|The\s+original\s+images)"
     r"|Images\s+of\s+the\s+original\s+pages\s+are\s+available"
     r"|[^\n]{0,200}\bDistributed\s+Proofread"
     r")",

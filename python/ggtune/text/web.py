@@ -130,14 +130,13 @@ class Web:
                 _write_validator(part, url, response)
             # a server that compresses unasked is read through that, and can't be gone on with
             encoded = response.headers.get("content-encoding", "identity").lower() not in ("", "identity")
-            promised = byte_count(response.headers, "content-length")
+            whole = _whole(response)
             with part.open("ab") as file:
                 for piece in self._pieces(response, raw=not encoded):
                     file.write(piece)
                     have += len(piece)
-            if promised is not None and response.num_bytes_downloaded != promised:
-                if encoded:
-                    discard(part)
+            # httpx has compared what came with Content-Length; a range may end before the file does
+            if whole is not None and not encoded and have != whole:
                 raise TransientError(f"{host} ended the file early.")
         if not have:
             raise RefusedError(f"{host} gave an empty file.")
@@ -192,6 +191,14 @@ def _check(response: httpx.Response) -> None:
         410: "it does not have that any more",
     }.get(status, "that is nothing that can be used")
     raise RefusedError(f"{host} answered {status}: {reason}.", status)
+
+
+def _whole(response: httpx.Response) -> int | None:
+    """Return how long the file is, where the answer says it."""
+    if response.status_code == 206:
+        total = response.headers.get("content-range", "").rpartition("/")[2]
+        return int(total) if total.isdecimal() else None
+    return byte_count(response.headers, "content-length")
 
 
 def _goes_on(response: httpx.Response, offset: int) -> bool:
