@@ -1,8 +1,11 @@
+import re
+
 import pytest
 from book_samples import PARAGRAPHS, VERSE, body, clean_body, modern, small_print, wrapped
 
 from ggtune.text.clean import clean_text
 from ggtune.text.document import Document
+from ggtune.text.hyphens import Vocabulary
 from ggtune.text.paragraphs import unwrap
 
 CONTEXT = "\n\n".join(wrapped(paragraph) for paragraph in PARAGRAPHS)
@@ -89,6 +92,7 @@ def test_chinese_lines_are_joined_without_spaces() -> None:
         ("she kept the knowl-", "edge of it", "she kept the knowledge of it"),  # as it is written elsewhere
         ("it was a well-", "known fact", "it was a well-known fact"),  # as it is written elsewhere
         ("she had a brass-", "button there", "she had a brass-button there"),  # two words of their own
+        ("she had to cross-", "button it", "she had to cross-button it"),  # one of them a word
         ("it was extraordi-", "nary weather", "it was extraordinary weather"),  # no word of its own
         ("from the Anglo-", "Saxon of old", "from the Anglo-Saxon of old"),
         ("a two-", "and threefold thing", "a two- and threefold thing"),
@@ -105,6 +109,27 @@ def test_hyphens_at_line_ends(line: str, following: str, joined: str) -> None:
     document = Document(f"{CONTEXT}\n\n{known}\n\n{pad} {line}\n{following}")
     unwrap(document, hyphens=True)
     assert document.lines[-1] == f"{pad} {joined}"
+
+
+def test_a_text_that_divides_words_has_all_of_them_joined() -> None:
+    text = "It can be under-\nstood. The under-\nstanding of it is under-\nstood by all who stand under it."
+    assert clean_text(text).text.count("-") == 3  # too short to have a width
+    vocabulary = Vocabulary([*text.split("\n"), "understood"])
+    assert vocabulary.joined("under", "standing") == "understanding"
+    assert vocabulary.joined("under", "Stand") == "under-Stand"
+
+
+def test_a_heading_above_a_list_and_a_formula_within_a_text() -> None:
+    first, second = PARAGRAPHS[:2]
+    listed = "\n".join(f"- {wrapped(text)}" for text in (first, second))
+    assert unwrapped(f"WHAT TO REMEMBER\n{listed}") == f"WHAT TO REMEMBER\n- {first}\n- {second}"
+    assert unwrapped(f"{wrapped(first)}\na + b = c\n{wrapped(second)}") == f"{first}\na + b = c\n{second}"
+
+
+def test_a_number_at_the_start_of_a_broken_line_starts_no_item() -> None:
+    text = f"{PARAGRAPHS[0][:-1]} in the year of the great flood, that is to say in 12. and not in 13. as it was said."
+    broken = next(lines for width in range(50, 100) if re.search(r"\n1[23]\.", lines := wrapped(text, width)))
+    assert clean_text(broken).text == f"{text}\n"
 
 
 def test_hyphens_can_be_kept() -> None:

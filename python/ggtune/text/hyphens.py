@@ -22,26 +22,36 @@ class Vocabulary:
 
     def __init__(self, lines: Sequence[str]) -> None:
         self._counts: Counter[str] = Counter()
-        divided = False
+        halves: list[tuple[str, str]] = []
+        first = None
         for line in lines:
             words = _WORD.findall(line.lower())
-            ends_divided = _divided(line.rstrip()) is not None
-            self._counts.update(words[divided : len(words) - ends_divided])
-            divided = ends_divided
+            if first is not None and words:
+                halves.append((first, words[0]))
+            part = _divided(line.rstrip().lower())
+            self._counts.update(words[first is not None : len(words) - (part is not None)])
+            first = part
+        written = [self._written(*pair) for pair in halves]
+        self._hyphenates = written.count(True) > written.count(False)
+
+    def _written(self, first: str, second: str) -> bool | None:
+        """Whether the text elsewhere has two halves as one word (True) or with a hyphen (False); None for neither."""
+        n_whole, n_hyphenated = self._counts[first + second], self._counts[f"{first}-{second}"]
+        return None if n_whole == n_hyphenated else n_whole > n_hyphenated
 
     def joined(self, first: str, second: str) -> str:
         """Return ``first`` and ``second``, which ``first-`` and ``second`` at a line's end and start stand for.
 
-        The word as the book writes it elsewhere counts. Where it never does, the hyphen stays between what are words
-        of their own, names and numbers, and goes otherwise.
+        The word as the text writes it elsewhere counts. Where it never does: a text that divided most of the words that
+        can be told has divided this one; in others the hyphen stays where one of the halves is a word.
         """
-        whole, hyphenated = f"{first}{second}", f"{first}-{second}"
-        n_whole, n_hyphenated = self._counts[whole.lower()], self._counts[hyphenated.lower()]
-        if n_whole != n_hyphenated:
-            return whole if n_whole > n_hyphenated else hyphenated
-        if second[0].isupper() or "-" in first or (self._counts[first.lower()] and self._counts[second.lower()]):
-            return hyphenated
-        return whole
+        whole, hyphenated = first + second, f"{first}-{second}"
+        written = self._written(first.lower(), second.lower())
+        if written is None:
+            is_name = second[0].isupper() or "-" in first
+            known = self._counts[first.lower()] or self._counts[second.lower()]
+            written = not is_name and (self._hyphenates or not known)
+        return whole if written else hyphenated
 
 
 def join_lines(line: str, following: str, vocabulary: Vocabulary | None) -> tuple[str, bool]:
