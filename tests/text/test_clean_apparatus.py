@@ -118,6 +118,12 @@ def test_verse_behind_contents_stays_whole() -> None:
     assert cleaned.text == f"{poems}\n\n\n\n{A}\n".replace("\n\n\n\n", "\n\n\n")
 
 
+def test_contents_that_name_a_title_twice() -> None:
+    contents = "CONTENTS\n\nPreface    3\n\nThe Pump    5\n\nPreface    40\n\nThe Pail    44\n\nThe Wrench    61"
+    text = clean_text(f"{contents}\n\n\n\nPREFACE\n\n{wrapped(A)}\n").text
+    assert text == f"PREFACE\n\n{A}\n"
+
+
 def test_a_note_before_the_last_chapter_takes_nothing_else() -> None:
     note = "Transcriber's Note: a page was missing here."
     text = "\n\n".join([body()] * 3)

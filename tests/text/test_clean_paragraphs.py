@@ -123,7 +123,10 @@ def test_a_heading_above_a_list_and_a_formula_within_a_text() -> None:
     first, second = PARAGRAPHS[:2]
     listed = "\n".join(f"- {wrapped(text)}" for text in (first, second))
     assert unwrapped(f"WHAT TO REMEMBER\n{listed}") == f"WHAT TO REMEMBER\n- {first}\n- {second}"
-    assert unwrapped(f"{wrapped(first)}\na + b = c\n{wrapped(second)}") == f"{first}\na + b = c\n{second}"
+    for formula in ("a + b = c", "a + b + c + d + e + f + g + h + i + j + k = l + m"):
+        assert unwrapped(f"{wrapped(first)}\n{formula}\n{wrapped(second)}") == f"{first}\n{formula}\n{second}"
+    lead = "That is all that she could cancel, so that she multiplied the rest of the numbers to get this:"
+    assert unwrapped(f"{wrapped(lead)}\na + b = c") == f"{lead}\na + b = c"
 
 
 def test_a_number_at_the_start_of_a_broken_line_starts_no_item() -> None:

@@ -27,7 +27,7 @@ _NOTE_END = re.compile(r"\W*End\s+of\s+(?:the\s+)?Transcriber", _I)
 _PAGE = re.compile(
     r"[ \t]{0,9}[\[{](?:(?:Pg|Page|Pag|p|S)\.?\s*[0-9]{1,4}[a-z]?|Pg\.?\s*[ivxlc]{1,8})[\]}][ \t]{0,9}", _I
 )
-_BRACED_PAGE = re.compile(r"[ \t]{0,9}\{[ \t]?[0-9ivxlc]{1,8}[ \t]?\}[ \t]{0,9}$", _I)
+_BRACED_PAGE = re.compile(r"\s{0,9}\{[ \t]?[0-9ivxlc]{1,8}[ \t]?\}\s{0,9}$", _I)
 _CHAPTER = re.compile(r"\s*(?:chapter|book|part|act|scene|canto|kapitel|chapitre)\b", _I)
 _RULE = re.compile(r"\s*(?:[-=_~*+#]\s*){3,}$")
 
@@ -92,12 +92,12 @@ def _note_end(document: Document, blocks: list[Block], i: int) -> int:
 
 def drop_pages(document: Document) -> None:
     """Take page marks out: ``[Pg 12]`` anywhere, ``{12}`` at the end of a line."""
-    for i in range(len(document.lines) - 1, -1, -1):
-        for match in reversed([*_PAGE.finditer(document.lines[i]), *_BRACED_PAGE.finditer(document.lines[i])]):
-            line = document.lines[i]
-            inside = match.start() > 0 and match.end() < len(line)
-            glue = " " if inside and match[0] != match[0].strip() else ""
-            document.cut(PAGES, (i, match.start()), (i, match.end()), glue)
+    for pattern in (_PAGE, _BRACED_PAGE):
+        for i in range(len(document.lines) - 1, -1, -1):
+            for match in reversed(list(pattern.finditer(document.lines[i]))):
+                inside = match.start() > 0 and match.end() < len(document.lines[i])
+                glue = " " if inside and match[0] != match[0].strip() else ""
+                document.cut(PAGES, (i, match.start()), (i, match.end()), glue)
 
 
 def _drop_brackets(document: Document, kind: str, opening: re.Pattern[str]) -> int:

@@ -40,9 +40,10 @@ class Document:
     def drop(self, kind: str, ranges: Iterable[tuple[int, int]]) -> None:
         """Take out ranges of lines (the end exclusive) that do not overlap; blank ones go without a record."""
         for start, end in sorted(ranges, reverse=True):
-            if text := self.text(start, end).strip("\n"):
-                first = next(i for i in range(start, end) if self.lines[i])
-                self.removed.append(Removed(kind, self.numbers[first], text.count("\n") + 1, text))
+            written = [i for i in range(start, end) if self.lines[i].strip()]
+            if written:
+                text = self.text(written[0], written[-1] + 1)
+                self.removed.append(Removed(kind, self.numbers[written[0]], text.count("\n") + 1, text))
             self._delete(start, end)
 
     def cut(self, kind: str, start: tuple[int, int], end: tuple[int, int], glue: str = "") -> None:
