@@ -11,11 +11,13 @@ import datetime
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ggtune.data.templates import TEMPLATES, Rendered, Segment, Template
+from ggtune.data.chat_render import ConversationRenderer
+from ggtune.data.conversation import Conversation
+from ggtune.data.templates import TEMPLATES, Rendered, RenderedConversation, Segment, Template
 from ggtune.data.tokenization import Tokenizer, token_text
 from ggtune.errors import GgtuneError
 
@@ -75,6 +77,7 @@ class ChatTemplate:
         ends = (ended[start:] for start in reversed(range(len(ended))))
         self.end = next((end for end in ends if end_of(end) == end), "")
         self.answer_suffix = ended.removesuffix(self.end)
+        self._renderer = ConversationRenderer(self._render_turns, bos=self.bos, end_of=end_of)
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -112,18 +115,29 @@ class ChatTemplate:
             answer_segments=tuple(segment for segment in answer_segments if segment.text),
         )
 
+    def render_conversation(self, conversation: Conversation) -> RenderedConversation:
+        """Render turns up to the last assistant's. Raises :class:`GgtuneError` for turns that it has no place for."""
+        return self._renderer.render(conversation)
+
+    def _render_turns(
+        self, messages: list[dict[str, Any]], tools: Sequence[Any], *, add_generation_prompt: bool
+    ) -> str:
+        return self.render_messages(messages, add_generation_prompt=add_generation_prompt, tools=tools)
+
     def dates_in(self, text: str) -> tuple[str, ...]:
         """Dates and times in a rendered text that the template took from the clock."""
         return tuple(sorted(date for date in self._dates if date in text))
 
-    def render_messages(self, messages: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
+    def render_messages(
+        self, messages: list[dict[str, Any]], *, add_generation_prompt: bool, tools: Sequence[Any] = ()
+    ) -> str:
         """Render a whole conversation, BOS included; a message has ``role`` and ``content``.
 
         Raises :class:`GgtuneError` where the template refuses it, fails, or takes too long.
         """
         import jinja2
 
-        limit = _MAX_TEXT + 4 * sum(len(message["content"]) for message in messages)
+        limit = _MAX_TEXT + 4 * len(str(messages)) + 4 * len(str(tools))
         text: list[str] = []
         n_characters = 0
         previous_trace = sys.gettrace()
@@ -132,7 +146,7 @@ class ChatTemplate:
             for piece in self._template.generate(
                 messages=messages,
                 add_generation_prompt=add_generation_prompt,
-                tools=None,
+                tools=list(tools) or None,
                 documents=None,
                 **self._special,
             ):
@@ -141,9 +155,8 @@ class ChatTemplate:
                     raise GgtuneError(f"The model's chat template writes more than {limit:,} characters for one turn.")
                 text.append(piece)
         except jinja2.TemplateError as error:
-            hint = (
-                " Leave the system text out, or choose another --template." if messages[0]["role"] == "system" else ""
-            )
+            with_system = bool(messages) and messages[0]["role"] == "system"
+            hint = " Leave the system text out, or choose another --template." if with_system else ""
             raise GgtuneError(f"The model's chat template refuses this conversation: {error.message}.{hint}") from error
         except GgtuneError:
             raise

@@ -10,15 +10,24 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from ggtune.data.conversation import Conversation
 from ggtune.errors import GgtuneError
 
 
 @dataclass(frozen=True)
 class Segment:
-    """A piece of rendered text; ``literal`` text came from the user and holds no special tokens."""
+    """A piece of rendered text; ``literal`` text came from the user and holds no special tokens.
+
+    ``turn`` is the index of the assistant's turn that the piece is part of (its words, what the template writes before
+    and behind them, its end token); -1 for what the model is given. ``thinking`` tells those words from the answer's.
+    ``is_end``: the end token's text, "" for the model's own EOS.
+    """
 
     text: str
     literal: bool = False
+    turn: int = -1
+    thinking: bool = False
+    is_end: bool = False
 
 
 @dataclass(frozen=True)
@@ -43,6 +52,19 @@ class Rendered:
     def text(self) -> str:
         """The whole text with the BOS in front, if the template writes one."""
         return self.bos + self.prompt + self.answer
+
+
+@dataclass(frozen=True)
+class RenderedConversation:
+    """A conversation as one text: ``bos`` and the segments, up to the last turn's end token."""
+
+    bos: str
+    segments: tuple[Segment, ...]
+
+    @property
+    def text(self) -> str:
+        """The whole text with the BOS in front, if the template writes one."""
+        return self.bos + "".join(segment.text for segment in self.segments)
 
 
 class Template(Protocol):
@@ -78,13 +100,17 @@ class Template(Protocol):
     def render_prompt(self, system: str | None, question: str) -> Rendered:
         """Render a turn that waits for its answer. Raises as :meth:`render`."""
 
+    def render_conversation(self, conversation: Conversation) -> RenderedConversation:
+        """Render turns up to the last assistant's. Raises :class:`GgtuneError` for turns that it has no place for."""
+
 
 @dataclass(frozen=True)
 class PromptTemplate:
     """A named template.
 
     The prompt is ``opening [before_system S after_system] before_question Q after_question``, the answer
-    ``answer_prefix A answer_suffix end``. Without ``before_system`` it takes no system text.
+    ``answer_prefix A answer_suffix end``. Without ``before_system`` it takes no system text. A further turn follows
+    behind ``between_turns`` (and the BOS with ``bos_every_turn``), without system text.
     """
 
     name: str
@@ -99,6 +125,8 @@ class PromptTemplate:
     end: str
     stops: tuple[str, ...]
     default_system: str | None = None
+    between_turns: str = ""
+    bos_every_turn: bool = False
 
     @property
     def accepts_system(self) -> bool:
@@ -126,6 +154,45 @@ class PromptTemplate:
         tail = self.answer_suffix + self.end
         answer_segments = [Segment(self.answer_prefix), Segment(answer, literal=True), Segment(tail)]
         return replace(self.render_prompt(system, question), answer_segments=_joined(answer_segments))
+
+    def render_conversation(self, conversation: Conversation) -> RenderedConversation:
+        """Render turns up to the last assistant's. Raises :class:`GgtuneError` for turns that it has no place for."""
+        turns = conversation.turns
+        n_system = 1 if conversation.system is not None else 0
+        segments: list[Segment] = []
+        template = self
+        for i in range(n_system, len(turns), 2):
+            pair = turns[i : i + 2]
+            if [turn.role for turn in pair] != ["user", "assistant"]:
+                raise GgtuneError(
+                    f"The template '{self.name}' renders questions and answers in turn: it has no place for "
+                    f"{' and '.join(turn.role for turn in pair)} as turns {i + 1} and {i + 2}. Choose a template that "
+                    "takes such turns (--template model, or a Jinja file)."
+                )
+            unknown = sorted({name for turn in pair for name in turn.fields if name != "name"})
+            if unknown or conversation.tools:
+                raise GgtuneError(
+                    f"The template '{self.name}' has no place for {', '.join(unknown) or 'tools'}. Choose a template "
+                    "that takes them (--template model, or a Jinja file)."
+                )
+            question, answer = pair
+            if segments:
+                segments.append(Segment(self.between_turns + (self.bos if self.bos_every_turn else "")))
+            segments += template.render_prompt(conversation.system if i == n_system else None, question.text).prompt_segments
+            segments.append(Segment(self.answer_prefix, turn=i + 1))
+            if answer.thinking:
+                segments += [
+                    Segment("<think>\n", turn=i + 1, thinking=True),
+                    Segment(answer.thinking, literal=True, turn=i + 1, thinking=True),
+                    Segment("\n</think>\n\n", turn=i + 1, thinking=True),
+                ]
+            segments += [
+                Segment(answer.text, literal=True, turn=i + 1),
+                Segment(self.answer_suffix, turn=i + 1),
+                Segment(self.end, turn=i + 1, is_end=True),
+            ]
+            template = replace(self, default_system=None)  # it opens the conversation, not every turn
+        return RenderedConversation(self.bos, tuple(s for s in segments if s.text or s.is_end))
 
     def parse(self, text: str) -> tuple[str | None, str, str]:
         """Take a rendered text apart into ``(system, question, answer)``, each without surrounding white space.
@@ -201,6 +268,7 @@ _ALL = (
         answer_suffix=" ",
         end="</s>",
         stops=("[INST]", "[/INST]", "<<SYS>>", "<</SYS>>"),
+        bos_every_turn=True,
     ),
     # Mistral-7B-Instruct v0.1 and v0.2; the model card knows no system text
     PromptTemplate(
@@ -229,6 +297,7 @@ _ALL = (
         answer_suffix="",
         end="<|im_end|>",
         stops=("<|im_start|>", "<|im_end|>"),
+        between_turns="\n",
     ),
     # llama.com/docs, "Llama 3"
     PromptTemplate(
@@ -257,6 +326,7 @@ _ALL = (
         answer_suffix="",
         end="<end_of_turn>",
         stops=("<start_of_turn>", "<end_of_turn>"),
+        between_turns="\n",
     ),
     # model card of Phi-3-mini-instruct
     PromptTemplate(
@@ -271,6 +341,7 @@ _ALL = (
         answer_suffix="",
         end="<|end|>",
         stops=("<|end|>", "<|system|>", "<|user|>", "<|assistant|>"),
+        between_turns="\n",
     ),
     # the question, a line feed, the answer: for base models and completion
     PromptTemplate(

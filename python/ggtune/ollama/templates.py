@@ -19,9 +19,6 @@ from ggtune.ollama.chat_format import ChatFormat, Render, Turn, Where, learn_for
 from ggtune.ollama.go_template import GoTemplate, Message, render_for_ollama
 from ggtune.ollama.template_writer import write_template
 
-# the line feed that these formats put between the end of an answer and the next turn
-_BETWEEN_TURNS = {"chatml": "\n", "gemma": "\n", "phi3": "\n"}
-_BOS_BEFORE_EVERY_TURN = {"llama2"}
 # how a turn's tag looks where it isn't the whole line
 _TAG = re.compile(r"<[^<>\s]+>|\[[^\[\]\s]+\]")
 # what no answer has by chance
@@ -113,7 +110,7 @@ def ollama_template(source: PromptTemplate | ChatTemplate, tokens: SpecialTokens
     if isinstance(source, PromptTemplate):
         end = source.end if source.end and source.end in tokens.ends else tokens.eos
         render = _named_render(source, tokens, end)
-        tail = end + _BETWEEN_TURNS.get(source.name, "")
+        tail = end + source.between_turns
         chat = learn_format(
             render,
             answer_prefix=source.answer_prefix,
@@ -228,7 +225,7 @@ def _without_added_bos(text: str, bos: str, tokens: SpecialTokens) -> str:
 
 def _named_render(source: PromptTemplate, tokens: SpecialTokens, end: str) -> Render:
     bos = _trained_bos(source, tokens)
-    between = bos if source.name in _BOS_BEFORE_EVERY_TURN else _BETWEEN_TURNS.get(source.name, "")
+    between = bos if source.bos_every_turn else source.between_turns
     later = replace(source, default_system=None)  # it opens the chat, not every turn
 
     def render(system: str | None, turns: Sequence[Turn], question: str) -> str:
