@@ -6,13 +6,14 @@ in what the template wrote; what the user wrote stays text even where it spells 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import groupby
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ggtune.data.templates import Rendered, Segment, Template
+from ggtune.data.templates import Rendered, RenderedConversation, Segment, Template
 from ggtune.errors import ModelError
 
 IntArray = NDArray[np.int32]
@@ -112,6 +113,54 @@ class TurnEncoder:
             else:  # a token of the whole text spans the boundary
                 answer = self._continuation(text, parse_special=True)
         return prompt, [*answer, self.end if end is None else end]
+
+    def encode_conversation(
+        self, rendered: RenderedConversation, weight_of: Callable[[Segment], float]
+    ) -> tuple[list[int], list[float], int]:
+        """Token ids of a conversation, their weights as targets, and how many stand before the last turn's words.
+
+        Tokens meet where what the model is given and what it writes meet, as in :meth:`encode_turn`.
+        """
+        tokens, weights, n_prompt = list(self.bos), [0.0] * len(self.bos), 0
+        before: list[Segment] = []  # what the next group continues, back to an end token
+        groups = [list(group) for _, group in groupby(rendered.segments, key=lambda s: (s.turn, weight_of(s)))]
+        last = groups[-1][0].turn
+        for i, group in enumerate(groups):
+            if group[0].turn == last and (not i or groups[i - 1][0].turn != last):
+                n_prompt = len(tokens)
+            ended = group[-1].is_end
+            found = self._group(before, group[:-1] if ended else group)
+            if not i:
+                found = self._without_bos(found)
+            if ended:
+                found = [*found, self._end_of(group[-1])]
+            tokens += found
+            weights += [weight_of(group[0])] * len(found)
+            before = [] if ended else [*before, *group]
+        return tokens, weights, n_prompt
+
+    def _end_of(self, segment: Segment) -> int:
+        parsed = self._parse(segment.text)
+        return parsed[0] if len(parsed) == 1 and self._tokenizer.is_end_token(parsed[0]) else self.end
+
+    def _group(self, before: Sequence[Segment], group: Sequence[Segment]) -> list[int]:
+        """Token ids of segments behind others."""
+        text = "".join(segment.text for segment in group)
+        if self._spells_special(group):
+            tokens: list[int] = []
+            for i, segment in enumerate(group):
+                encode = self._continuation if i or before else self._parse
+                tokens += encode(segment.text, parse_special=not segment.literal)
+            return tokens
+        if not before:
+            return self._parse(text)
+        if not self._spells_special(before):
+            head = "".join(segment.text for segment in before)
+            given = self._parse(head)
+            whole = self._parse(head + text)
+            if whole[: len(given)] == given:
+                return whole[len(given) :]
+        return self._continuation(text, parse_special=True)  # a token of the whole text spans the boundary
 
     def _parse(self, text: str, *, parse_special: bool = True) -> list[int]:
         tokens: list[int] = self._tokenizer.tokenize(text, add_special=False, parse_special=parse_special).tolist()
