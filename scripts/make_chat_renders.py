@@ -4,7 +4,8 @@
 
 The templates are those of the vendored llama.cpp (``models/templates``) and of ``tests/ollama/gguf_samples.py``; the
 conversations are ``CHATS`` of ``tests/data/chats.py``. Of each there is the whole text, and the text up to the last
-answer with a generation prompt; of a long text its hash (``chats.digest``), and null where the template refuses or fails. Needs transformers (the committed file: 5.24.0), which ggtune itself does not.
+answer with a generation prompt; of a long text its hash (``chats.digest``), and null where the template refuses or
+fails. Needs transformers (the committed file: 5.24.0), which ggtune itself does not.
 """
 
 import json

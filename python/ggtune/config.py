@@ -61,7 +61,7 @@ class TrainConfig:
     )
     data: str = setting(
         "",
-        "Training data: CSV of questions and answers, <SFT> text or plain text.",
+        "Training data: a file or folder of conversations (CSV, JSONL, JSON, Parquet, <SFT> text) or of plain text.",
         finetune_flags=("--train-data",),
         check=filled,
         resumable=True,
@@ -69,6 +69,19 @@ class TrainConfig:
     )
     question_column: str = setting("", "Column of the questions (default: found by its name).", metavar="NAME")
     answer_column: str = setting("", "Column of the answers (default: found by its name).", metavar="NAME")
+    context_column: str = setting(
+        "", "Column of what a question or instruction is about (default: context or input beside it).", metavar="NAME"
+    )
+    weight_column: str = setting(
+        "", "Column of each row's weight in the loss (default: weight, where there is one).", metavar="NAME"
+    )
+    data_format: str = setting(
+        "",
+        "Format of the data: csv, jsonl, json, parquet, arrow, sft or text (default: by suffix and content).",
+        flags=("--format",),
+        metavar="NAME",
+    )
+    skip_bad: bool = setting(False, "Go on without rows that can't be used (each is said) instead of stopping.")
     sample_start: str | None = setting(
         None,
         "What starts each sample in a text file ('': plain text, cut into windows of the context; default: <SFT> where "
@@ -89,6 +102,15 @@ class TrainConfig:
         "Tokens that count in the loss: the answer and its end token, or all.",
         choices=("answer", "all"),
         finetune_default="all",
+    )
+    learn: str = setting(
+        "all-assistant",
+        "Of a conversation: all that the assistant writes, its last turn alone, its answers without its thinking, or "
+        "its thinking alone.",
+        choices=("all-assistant", "last", "answers", "thinking"),
+    )
+    prompt_weight: float = setting(
+        0.0, "Weight in the loss of the tokens that the model is given.", check=within(0, 1, open_end=False)
     )
     too_long: str = setting("cut", "What to do with samples longer than the context.", choices=("cut", "skip"))
     holdout: str = setting(

@@ -92,7 +92,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "empty_csv": ("empty.csv", b""),
         "one_column": ("one.csv", b"question\nWhy?\n"),
         "no_rows": ("no_rows.csv", b"question,answer\nWhy?,\n,Because.\n"),
-        "latin": ("latin.csv", "question,answer\nWas?,Grün\n".encode("latin-1")),
+        "latin": ("latin.csv", "question,answer\nWas?,Grün\n".encode("latin-1") + "Wie?,Grün\n".encode()),
     }
     made = {"tmp": folder}
     for key, (name, content) in contents.items():

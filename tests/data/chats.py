@@ -37,7 +37,10 @@ _CALL = {
     "type": "function",
     "function": {"name": "get_weather", "arguments": {"town": "Ulm"}},
 }
-_ASKED, _ANSWERED = Turn("user", "Why does iron rust?\nBriefly, please."), Turn("assistant", "Water and air oxidize it.")
+_ASKED, _ANSWERED = (
+    Turn("user", "Why does iron rust?\nBriefly, please."),
+    Turn("assistant", "Water and air oxidize it."),
+)
 _ASKED_AGAIN, _ANSWERED_AGAIN = Turn("user", "And copper?"), Turn("assistant", "It grows a green coat.")
 _LAST, _LAST_ANSWER = Turn("user", "Is gold safe?"), Turn("assistant", "Yes: it hardly reacts.")
 _SYSTEM = Turn("system", "You teach chemistry.")

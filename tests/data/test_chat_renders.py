@@ -80,11 +80,13 @@ def test_the_mask_covers_the_assistants_words_and_end_tokens(name: str) -> None:
         except GgtuneError as error:
             if chat == "tools" or (chat == "thinking" and "leaves out what the assistant thinks" in str(error)):
                 continue
-            assert "leaves out the text of turn 1 (system)" in str(error)
-            assert "You teach chemistry." not in whole
-            continue
+            if "leaves out the text of turn 1 (system)" in str(error) and "You teach chemistry." not in whole:
+                continue
+            raise
         n_checked += 1
-        written = rendered.text.replace("<think>\nPatina.\n</think>\n\n", "") if "Patina." not in whole else rendered.text
+        written = (
+            rendered.text.replace("<think>\nPatina.\n</think>\n\n", "") if "Patina." not in whole else rendered.text
+        )
         assert rendered.text.startswith(prompt) or whole.startswith(written), chat
         if whole.startswith(prompt):  # the text that transformers gives, up to the last end token
             assert whole.startswith(written)
@@ -121,8 +123,8 @@ def test_named_templates_render_several_turns(name: str) -> None:
         assert learned_of(rendered, i) == (expected if turn.role == "assistant" else "")
     with pytest.raises(GgtuneError, match=r"no place for user and user as turns 1 and 2"):
         template.render_conversation(Conversation((Turn("user", "a"), Turn("user", "b"), Turn("assistant", "c")), 1))
+    called = Turn("assistant", "", fields={"tool_calls": []})
     with pytest.raises(GgtuneError, match=r"no place for tool_calls"):
-        called = Turn("assistant", "", fields={"tool_calls": []})
         template.render_conversation(Conversation((Turn("user", "a"), called), 1))
 
 

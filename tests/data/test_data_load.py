@@ -27,12 +27,6 @@ RECORDS = (
 
 
 @pytest.fixture(scope="module")
-def demo_model() -> _core.Model:
-    """Byte-level BPE, a chat template in the llama2 form, BOS 1 and EOS 2."""
-    return _core.Model(str(ROOT / "python/ggtune/demo/wordnet-10m-q5_k_m.gguf"), vocab_only=True)
-
-
-@pytest.fixture(scope="module")
 def sentencepiece_model() -> _core.Model:
     """SentencePiece with a space put before every text; no chat template."""
     return _core.Model(str(ROOT / "tests/golden/llama.gguf"), vocab_only=True)
@@ -143,7 +137,7 @@ def test_system_text(demo_model: _core.Model, csv_file: Path, tmp_path: Path) ->
     assert "<<SYS>>\nOwn.\n<</SYS>>" in shown(demo_model, both.samples[1].tokens)
     with pytest.raises(GgtuneError, match="'gemma' has no place for a system text"):
         load_samples(csv_file, demo_model, context=128, template="gemma", system=system)
-    with pytest.raises(DataError, match=r"own\.csv: row 3: The template 'mistral'"):
+    with pytest.raises(DataError, match=r"own\.csv: 1 row can't be used:\n  row 3: The template 'mistral'"):
         load_samples(tmp_path / "own.csv", demo_model, context=128, template="mistral")
 
 
@@ -273,7 +267,7 @@ def test_plain_text_windows(model: _core.Model, tmp_path: Path, overlapping: boo
     if overlapping:
         assert targets[0][16:] == targets[1][:16]
     else:
-        assert list(chain.from_iterable(targets)) == tokens.tolist()[0 if model.add_bos else 1 :]
+        assert list(chain.from_iterable(targets)) == [*tokens.tolist(), model.eos_token][0 if model.add_bos else 1 :]
     dataset = load_samples(text_file(tmp_path, text), model, context=32, overlapping_samples=overlapping)
     assert content(dataset.samples) == content(tuple(windows))
     assert dataset.template is None
@@ -301,7 +295,8 @@ def test_which_reader_a_file_gets(demo_model: _core.Model, tmp_path: Path) -> No
     table = text_file(tmp_path, "question;answer\na?;b\n")
     assert load_samples(table, demo_model, context=64).report.kind == "csv"
     assert load_samples(table, demo_model, context=64, sample_start="").report.kind == "text"
-    for name in ("x.jsonl", "x.parquet"):
+    for name in ("x.xlsx", "x.gguf"):
+        (tmp_path / name).write_bytes(b"x")
         with pytest.raises(DataError, match="files are not read"):
             load_samples(tmp_path / name, demo_model, context=64)
 

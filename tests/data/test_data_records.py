@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from ggtune.data.records import Record, read_csv, read_text, write_csv
+from ggtune.data.readers.decoding import read_text
+from ggtune.data.records import Record, read_csv, write_csv
 from ggtune.errors import DataError
 from ggtune.files import WriteError
 
@@ -57,15 +58,18 @@ def test_columns_by_name_and_unused_ones(csv_file: Path) -> None:
         ("question\nWhy?\n", "only one column ('question')"),
         ("question,answer\n", "only a header"),
         ("question,answer\na,\n,b\n", "empty in all 2"),
-        ("first,second\na,b\n", "no question column found: the header (row 1) names 'first', 'second'"),
+        ("first,second\na,b\n", "no question column found among 'first', 'second'"),
         ("question,second\na,b\n", "no answer column found"),
         ("question,answer,Answer\na,b,c\n", "two columns are called 'answer'"),
-        ("question,answer\na,b\na,b,c\n", "Expected 2 fields in line 3, saw 3"),
-        ('question,answer\na,b\n"a,b\n', "a double quote in row 3 is never closed"),
-        (b"question,answer\nok,ok\ncaf\xe9,b\n", "line 3 is not UTF-8 (byte 0xe9 at offset 25)"),
-        (b"\xef\xbb\xbfquestion,answer\n\xff,b\n", "line 2 is not UTF-8 (byte 0xff at offset 19)"),
-        ("question,answer\na,b\n".encode("utf-16"), "is UTF-16 text"),
+        ("question,answer\na,b\na,b,c\n", "row 3: has 3 cells, the header has 2"),
+        ('question,answer\na,b\n"a,b\n', "row 3: a double quote is never closed"),
         ("question,answer\na,b\n\0\n", "line 3 holds a zero byte"),
+        (
+            'question,answer\n"he said "hi" to me",b\nc,d\n"x"y,z\n',
+            "2 rows can't be used:\n  row 2: a double quote inside",
+        ),
+        (b"question,answer\ncaf\xe9,b\nna\xc3\xafve,c\n", "line 2 is not UTF-8, though 1 other lines are"),
+        (b"question,answer\n\x01\x8d,b\n", "line 2 is not UTF-8 (byte 0x8d), nor is the file text in another"),
     ],
 )
 def test_bad_tables_name_file_and_place(csv_file: Path, content: str | bytes, message: str) -> None:
@@ -78,7 +82,7 @@ def test_bad_tables_name_file_and_place(csv_file: Path, content: str | bytes, me
 
 def test_bad_column_options(csv_file: Path) -> None:
     write(csv_file, "question,answer\na,b\n")
-    with pytest.raises(DataError, match=r"no column 'q' for the question\. The columns are 'question', 'answer'"):
+    with pytest.raises(DataError, match=r"no column 'q' for the question; the columns are 'question', 'answer'"):
         read_csv(csv_file, question_column="q")
     with pytest.raises(DataError, match="can't be both"):
         read_csv(csv_file, question_column="answer")
@@ -106,3 +110,32 @@ def test_unwritable_places(tmp_path: Path, name: str) -> None:
     with pytest.raises(WriteError, match=f"can't write .*{name.split('/')[0]}"):
         write_csv(tmp_path / name, [Record("a", "b", None, 2)])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        'Frage ist "€ äöü"'.join(['question;answer\n"', '";b\n']).replace('"€ äöü"', '""€ äöü""').encode("utf-16"),
+        'sep=;\r\nquestion;answer\r\n"Frage ist ""€ äöü""";b\r\n'.encode("utf-8-sig"),
+        'question, answer\n"Frage ist ""€ äöü""", b\n'.encode("cp1252"),
+        '"question","answer"\r\n"Frage ist ""€ äöü""", "b"\r\n'.encode(),
+        'question\tanswer\nFrage ist "€ äöü"\tb\n'.encode("utf-16-le"),
+    ],
+)
+def test_what_spreadsheets_export(csv_file: Path, content: bytes) -> None:
+    """UTF-16 with and without a mark, Excel's separator line, Windows' code page, blanks behind commas."""
+    csv_file.write_bytes(content)
+    assert read_csv(csv_file).records == (Record('Frage ist "€ äöü"', "b", None, 2),)
+
+
+def test_an_input_is_part_of_the_instruction(csv_file: Path) -> None:
+    write(csv_file, "instruction,input,output\nTranslate to French:,Hello,Bonjour\nTell a joke.,,No.\n")
+    questions = [record.question for record in read_csv(csv_file).records]
+    assert questions == ["Translate to French:\n\nHello", "Tell a joke."]
+    write(csv_file, "question,context,answer\nWhich is red?,Copper is red.,Copper\n")
+    assert read_csv(csv_file).records[0].question == "Copper is red.\n\nWhich is red?"
+
+
+def test_bad_rows_can_be_skipped(csv_file: Path) -> None:
+    write(csv_file, 'question,answer\na,b\n"he said "hi" to me",c\nd,e,f\ng,h\n')
+    assert [record.row for record in read_csv(csv_file, skip_bad=True).records] == [2, 5]

@@ -98,7 +98,7 @@ def command(
     it has none, or --which names a step, its base with that step's adapter. A Modelfile that is in --out already is
     extended, where ggtune did not write it itself.
     """
-    from ggtune.data.records import read_text
+    from ggtune.data.readers.decoding import read_text
     from ggtune.ollama.package import package_model
     from ggtune.ollama.parameters import read_parameters
     from ggtune.ollama.run_folder import packaged_files

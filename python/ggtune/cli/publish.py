@@ -64,7 +64,7 @@ def hf(
 
     The token is the one of `hf auth login`, or HF_TOKEN.
     """
-    from ggtune.data.records import read_text
+    from ggtune.data.readers.decoding import read_text
     from ggtune.publish.base_model import License
     from ggtune.publish.hub import check_repository, publish, uploads
     from ggtune.publish.run_folder import read_run

@@ -1,14 +1,15 @@
 """Conversations rendered by a Jinja chat template, with the words of each turn found in the result.
 
 The template is rendered twice: with the texts themselves, and with a marker in place of each. Where both agree but for
-the markers, these tell what the template wrote from what people wrote. What an assistant writes starts where the text up
-to its turn with a generation prompt ends, and goes to the first end token behind its words.
+the markers, these tell what the template wrote from what people wrote. What an assistant writes starts where the text
+up to its turn with a generation prompt ends, and goes to the first end token behind its words.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 from ggtune.data.conversation import Conversation, Turn
@@ -39,7 +40,9 @@ class _Form:
     pieces: tuple[_Piece, ...]
     prompt: tuple[_Piece, ...] | None  # in place of the pieces in front of the last turn's words
     starts: dict[int, int]  # of each assistant's turn: characters of the marked text in front of what it writes
-    ends: dict[int, tuple[int, int]]  # behind its words: where its end token starts and ends, the same where it has none
+    ends: dict[
+        int, tuple[int, int]
+    ]  # behind its words: where its end token starts and ends, the same where it has none
 
 
 class ConversationRenderer:
@@ -131,7 +134,7 @@ class ConversationRenderer:
         last = len(turns) - 1
         prompt = None
         if not text.startswith(prompts[last]) and _words(text, marked[last]) is not None:
-            # a generation prompt that opens what a whole text has not ("<think>"): the model is asked with it all the same
+            # a generation prompt that opens what a whole text has not ("<think>"): the model is asked with it
             prompt = _pieces(prompts[last], marked)
             text = prompts[last] + text[_words(text, marked[last]) :]
         starts, ends = {}, {}
@@ -150,8 +153,8 @@ class ConversationRenderer:
             for name in _called(turns[i]):
                 if name not in text[starts[i] : ends[i][1]]:
                     raise GgtuneError(
-                        f"The model's chat template leaves out the tool call of turn {i + 1}. Leave it out of the data, or "
-                        "choose another --template."
+                        f"The model's chat template leaves out the tool call of turn {i + 1}. Leave it out of the "
+                        "data, or choose another --template."
                     )
         return _Form(pieces, prompt, starts, ends)
 
@@ -190,7 +193,7 @@ def _segments(form: _Form, pieces: Sequence[_Piece], texts: Sequence[str], turns
             segments.append(Segment(text, literal=True, turn=turn, thinking=piece.thinking))
         else:
             cuts = sorted({at, over, *(bound for bound in bounds if at < bound < over)})
-            for begin, end in zip(cuts, cuts[1:], strict=False):
+            for begin, end in pairwise(cuts):
                 turn = next((t for t, start in form.starts.items() if start <= begin < form.ends[t][1]), -1)
                 is_end = turn >= 0 and form.ends[turn][0] <= begin
                 segments.append(Segment(piece.text[begin - at : end - at], turn=turn, is_end=is_end))
@@ -300,7 +303,9 @@ def _match(pieces: Sequence[_Piece], turns: Sequence[Turn], text: str) -> list[s
         else:
             turn = turns[piece.turn]
             whole = turn.thinking if piece.thinking else turn.text
-            forms = dict.fromkeys((whole, whole.strip(), whole.rstrip(), whole.lstrip(), whole.strip("\n"), whole.lstrip("\n")))
+            forms = dict.fromkeys(
+                (whole, whole.strip(), whole.rstrip(), whole.lstrip(), whole.strip("\n"), whole.lstrip("\n"))
+            )
             following = pieces[i + 1].text if i + 1 < len(pieces) else ""
             fits = next((form for form in forms if text.startswith(form + following, at)), None)
             if fits is None:

@@ -1,4 +1,4 @@
-"""What every data format becomes: a conversation of turns, or a text that is learned from its first to its last word."""
+"""What every data format becomes: a conversation of turns, or a text that is learned from first to last."""
 
 from __future__ import annotations
 

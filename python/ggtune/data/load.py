@@ -1,52 +1,64 @@
-"""Training files to token samples: which reader a file gets, and the report of what was left out."""
+"""Training files to token samples, and the report of what was left out."""
 
 from __future__ import annotations
 
 import datetime
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import compress
+from itertools import chain, islice
 from pathlib import Path
-from typing import Literal
 
 from ggtune.data.chat_template import TemplatedTokenizer, choose_template, model_template
-from ggtune.data.records import has_csv_header, read_csv, read_text
-from ggtune.data.samples import LossOn, Sample, TooLong, fit_context, make_sample, text_windows
-from ggtune.data.sft import SAMPLE_START, answer_tag, encode_text, find_template, split_samples
+from ggtune.data.conversation import Conversation, Document
+from ggtune.data.encoding import Learn, SampleEncoder
+from ggtune.data.readers import has_reader, reader_for
+from ggtune.data.readers.decoding import encoding_of, head_of
+from ggtune.data.readers.reader import Findings, Item, ReadOptions
+from ggtune.data.readers.sft_samples import TextSample
+from ggtune.data.samples import LossOn, Sample, TooLong, text_windows
+from ggtune.data.sft import answer_tag, find_template
+from ggtune.data.shapes import Columns
+from ggtune.data.sources import files_of
+from ggtune.data.store import SampleStore, StoreBuilder
 from ggtune.data.system_text import SystemText, system_of_prompts, system_of_records
 from ggtune.data.templates import TEMPLATES, Template
-from ggtune.data.tokenization import TurnEncoder
 from ggtune.errors import DataError, GgtuneError
 
-Kind = Literal["csv", "sft", "text"]
-_CSV_SUFFIXES = (".csv", ".tsv")
-_OTHER_FORMATS = (".json", ".jsonl", ".parquet", ".xlsx", ".ods", ".gguf")
 _SHOWN_ROWS = 10
+_LOOKED_AT = 1000  # texts from which the template is told
+_MOST_PROMPTS = 20_000  # kept to find the system text in
+_BINARY_HEADS = (b"PAR1", b"ARROW1", b"GGUF", b"PK\x03\x04", b"\x1f\x8b", b"%PDF")
 
 
 @dataclass
 class LoadReport:
-    """What became of a file's rows. Numbers are rows of a table (the header is row 1) or lines of a text."""
+    """What became of the rows of the data. Numbers are rows of a table (the header is row 1) or lines of a text."""
 
     path: str
-    kind: Kind
+    kind: str  # the reader's name
+    unit: str = "row"
     template: str | None = None  # None for plain text
     system: str | None = None  # of every sample, "" for none; None where they differ or it can't be told
     system_differs: bool = False
     n_read: int = 0  # rows, samples or windows with a text
     empty_rows: Sequence[int] = ()
+    bad_rows: Sequence[tuple[int, str]] = ()  # skipped, and why
     end_appended: int = 0  # samples whose text had no end token
     cut_rows: Sequence[int] = ()
     skipped_rows: Sequence[int] = ()
+    n_left_out: int = 0  # turns behind the last answer
     notes: list[str] = field(default_factory=list)
 
     def lines(self) -> list[str]:
         """Say the report in sentences, for printing."""
-        unit, where = {"csv": ("rows", "rows"), "sft": ("samples", "lines"), "text": ("windows", "windows")}[self.kind]
+        what = "windows" if self.unit == "window" else "samples" if self.kind == "sft" else f"{self.unit}s"
         form = f", template '{self.template}'" if self.template else ""
-        lines = [f"{self.path}: {self.n_read} {unit}{form}"]
+        where = f"{self.unit}s"
+        lines = [f"{self.path}: {self.n_read} {what}{form}"]
         if self.empty_rows:
             lines.append(f"skipped, question or answer empty: {_rows(where, self.empty_rows)}")
+        if self.bad_rows:
+            lines.append(f"skipped, can't be used: {_rows(where, [number for number, _ in self.bad_rows])}")
         if self.end_appended:
             lines.append(f"end token missing and appended: {self.end_appended} samples")
         if self.cut_rows:
@@ -71,26 +83,32 @@ class LoadReport:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Token samples of a file in its order; ``template`` is None for plain text."""
+    """Token samples of the data in its order; ``template`` is None for plain text."""
 
-    samples: tuple[Sample, ...]
+    samples: SampleStore
     template: Template | None
     report: LoadReport
 
 
 @dataclass(frozen=True)
-class _Options:
-    """Arguments of :func:`load_samples` that the readers share."""
+class LoadOptions:
+    """How data become samples; ``template`` None or "" stands for the model's own, or the one a text was made with.
 
-    template: Template | str | None
-    system: str | None
-    loss_on: LossOn
+    ``learn``: which of the assistant's words count (:class:`Learn`); ``prompt_weight`` is the weight of what the model
+    is given. ``now`` is the time for a model's template that writes the date: the same time gives the same samples.
+    """
+
     context: int
-    question_column: str | None
-    answer_column: str | None
-    sample_start: str
-    include_sample_start: bool
-    now: datetime.datetime | None
+    template: Template | str | None = None
+    system: str | None = None
+    loss_on: LossOn = "answer"
+    learn: Learn = "all-assistant"
+    prompt_weight: float = 0.0
+    too_long: TooLong = "cut"
+    read: ReadOptions = field(default_factory=ReadOptions)
+    include_sample_start: bool = False
+    overlapping_samples: bool = False
+    now: datetime.datetime | None = None
 
 
 def load_samples(
@@ -101,161 +119,279 @@ def load_samples(
     template: Template | str | None = None,
     system: str | None = None,
     loss_on: LossOn = "answer",
+    learn: Learn = "all-assistant",
+    prompt_weight: float = 0.0,
     too_long: TooLong = "cut",
     question_column: str | None = None,
     answer_column: str | None = None,
+    context_column: str | None = None,
+    weight_column: str | None = None,
+    data_format: str | None = None,
+    skip_bad: bool = False,
     sample_start: str | None = None,
     include_sample_start: bool = False,
     overlapping_samples: bool = False,
     now: datetime.datetime | None = None,
 ) -> Dataset:
-    """Read a CSV table, ``<SFT>`` text or plain text into token samples of at most ``context`` rows.
+    """Read a data file or folder (:mod:`ggtune.data.readers`) into token samples of at most ``context`` rows.
 
-    A table is known by its suffix or its header; a text with ``sample_start`` in it (None stands for ``<SFT>``) is
-    ``<SFT>`` text; ``sample_start=""`` or, where None is given, a text without marker is plain text, cut into windows.
-    ``template`` None stands for the model's own (see :func:`choose_template`), in ``<SFT>`` text for the one whose
-    answer tag occurs. ``now`` is the time for a model's template that writes the date: the same time gives the same
-    samples. Raises :class:`DataError` for bad data, :class:`GgtuneError` for a template that can't be used.
+    ``template`` None stands for the model's own (see :func:`choose_template`), in rendered text for the one whose
+    answer tag occurs. Raises :class:`DataError` for bad data (all bad rows in one, unless ``skip_bad``), and
+    :class:`GgtuneError` for a template that can't be used.
     """
-    text = read_text(path) if Path(path).suffix.lower() not in _OTHER_FORMATS else ""
-    kind = _kind_of(Path(path), text, sample_start)
-    options = _Options(
+    columns = Columns(question_column or None, answer_column or None, context_column or None, weight_column or None)
+    options = LoadOptions(
+        context=context,
         template=template or None,
         system=system or None,
         loss_on=loss_on,
-        context=context,
-        question_column=question_column or None,
-        answer_column=answer_column or None,
-        sample_start=sample_start or SAMPLE_START,
+        learn=learn,
+        prompt_weight=prompt_weight,
+        too_long=too_long,
+        read=ReadOptions(data_format or "", columns, sample_start, skip_bad),
         include_sample_start=include_sample_start,
+        overlapping_samples=overlapping_samples,
         now=now,
     )
-    report = LoadReport(str(path), kind)
-    if context < 1:
-        raise GgtuneError(f"A context of {context} tokens holds no sample.")
-    chosen: Template | None = None
-    systems: list[str | None] = []
-    prompts: list[str] = []
-    if kind == "csv":
-        samples, chosen, systems = _from_csv(path, tokenizer, options, report)
-    elif kind == "sft":
-        samples, chosen, prompts = _from_sft(path, text, tokenizer, options, report)
-    else:
-        samples = text_windows(tokenizer, text, context, overlapping=overlapping_samples)
-        if not samples:
-            raise DataError(f"{path}: the text is shorter than two tokens.")
-        report.notes.append("plain text: the loss is on every token")
-    report.template = chosen.name if chosen else None
-    report.n_read = len(samples)
-    fitted = fit_context(samples, context, too_long, str(path))
-    report.cut_rows, report.skipped_rows = fitted.cut_rows, fitted.skipped_rows
-    skipped = set(fitted.skipped_rows)
-    kept = [sample.row not in skipped for sample in samples]
-    asked = SystemText()
-    if kind == "csv":
-        asked = system_of_records(compress(systems, kept))
-    elif chosen is not None:
-        asked = system_of_prompts(list(compress(prompts, kept)), chosen)
-        if asked == SystemText():
-            report.notes.append(
-                f"not all samples have the form of the template '{chosen.name}': their system text, if any, is unknown"
-            )
-    report.system, report.system_differs = asked.text, asked.differs
-    return Dataset(fitted.samples, chosen, report)
+    return _Loader(Path(path), tokenizer, options).load()
 
 
-def _kind_of(path: Path, text: str, sample_start: str | None) -> Kind:
-    suffix = path.suffix.lower()
-    if suffix in _OTHER_FORMATS:
-        raise DataError(f"{path}: {suffix} files are not read. Convert it to CSV with a question and an answer column.")
-    if suffix in _CSV_SUFFIXES:
-        return "csv"
-    if sample_start == "":
-        return "text"
-    if (sample_start or SAMPLE_START) in text:
-        return "sft"
-    if has_csv_header(text):
-        return "csv"
-    return "text" if sample_start is None else "sft"
+@dataclass(frozen=True)
+class Source:
+    """A data file that is being read."""
+
+    path: Path
+    kind: str
+    items: Iterator[Item]
+    findings: Findings
 
 
-def _from_csv(
-    path: str | Path, tokenizer: TemplatedTokenizer, options: _Options, report: LoadReport
-) -> tuple[list[Sample], Template, list[str | None]]:
-    template = options.template
-    if template is None or isinstance(template, str):
-        template = choose_template(template, tokenizer, now=options.now)
-    if options.system:
-        template.render_prompt(options.system, "?")  # a refusal is the template's, not a row's
-    table = read_csv(path, question_column=options.question_column, answer_column=options.answer_column)
-    encoder = TurnEncoder(tokenizer, template)
-    samples: list[Sample] = []
-    systems = [record.system or options.system for record in table.records]
-    for record, system in zip(table.records, systems, strict=True):
-        try:
-            rendered = template.render(system, record.question, record.answer)
-        except GgtuneError as error:
-            raise DataError(f"{path}: row {record.row}: {error}") from error
-        samples.append(make_sample(*encoder.encode_turn(rendered), options.loss_on, record.row))
-    report.empty_rows = table.empty_rows
-    report.notes += encoder.notes
-    if options.system and options.system not in systems:
-        report.notes.append("the given system text is in no sample: every row has one of its own")
-    if table.unused_columns:
-        report.notes.append("columns not used: " + ", ".join(table.unused_columns))
-    return samples, template, systems
+def open_source(path: Path, options: ReadOptions) -> Source:
+    """Begin to read a file. Raises :class:`DataError` for one that nothing here reads."""
+    head = "" if options.format or has_reader(path) else _head(path)
+    reader = reader_for(path, head, options)
+    findings = Findings()
+    return Source(path, reader.name, reader.read(path, options, findings), findings)
 
 
-def _from_sft(
-    path: str | Path, text: str, tokenizer: TemplatedTokenizer, options: _Options, report: LoadReport
-) -> tuple[list[Sample], Template | None, list[str]]:
-    texts = split_samples(path, text, options.sample_start)
-    template = options.template
-    if isinstance(template, str):
-        template = choose_template(template, tokenizer, now=options.now)
-    found = template or find_template(texts, _candidates(tokenizer, options.now))
-    tag = answer_tag(found) if found else ""
-    if options.loss_on == "answer":
-        untagged = [sample.line for sample in texts if not tag or tag not in sample.text]
-        if untagged:
+def is_rendered(path: str | Path, sample_start: str | None) -> bool:
+    """Whether data are texts (rendered conversations, or plain), not turns. Raises :class:`DataError`."""
+    source = open_source(files_of(path)[0], ReadOptions(sample_start=sample_start, skip_bad=True))
+    return not isinstance(next(source.items, None), Conversation)
+
+
+def _head(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            start = file.read(8)
+    except OSError as error:
+        raise DataError(f"{path}: can't be read: {error.strerror or error}.") from error
+    if start.startswith(_BINARY_HEADS):
+        return start.decode("latin-1")
+    return head_of(path, encoding_of(path, []))
+
+
+class _Loader:
+    def __init__(self, path: Path, tokenizer: TemplatedTokenizer, options: LoadOptions) -> None:
+        self._path, self._tokenizer, self._options = path, tokenizer, options
+        self._builder = StoreBuilder()
+        self._report = LoadReport(str(path), "")
+        self._cut: list[int] = []
+        self._skipped: list[int] = []
+        self._lengths: list[int] = []  # of samples that did not fit
+        self._systems: set[str | None] = set()
+        self._prompts: dict[str, None] = {}
+        self._template: Template | None = None
+        self._encoder: SampleEncoder | None = None
+        self._empty: list[int] = []
+        self._bad: list[tuple[int, str]] = []
+
+    def load(self) -> Dataset:
+        options, report = self._options, self._report
+        if options.context < 1:
+            raise GgtuneError(f"A context of {options.context} tokens holds no sample.")
+        for file in files_of(self._path):
+            source = open_source(file, options.read)
+            report.kind, report.unit = source.kind, source.findings.unit
+            self._load(source)
+            report.unit = source.findings.unit
+            self._take(source)
+        if not len(self._builder):
+            raise self._nothing()
+        report.empty_rows, report.bad_rows = self._empty, self._bad
+        report.cut_rows, report.skipped_rows = self._cut, self._skipped
+        report.template = self._template.name if self._template else None
+        if self._encoder is not None:
+            report.end_appended = self._encoder.end_appended
+            report.notes = [*dict.fromkeys([*self._encoder.notes, *report.notes])]
+        asked = self._asked()
+        report.system, report.system_differs = asked.text, asked.differs
+        return Dataset(self._builder.build(), self._template, report)
+
+    def _load(self, source: Source) -> None:
+        first = next(source.items, None)
+        if first is None:
+            return
+        items = chain([first], source.items)
+        if isinstance(first, Conversation):
+            self._conversations(items, source)
+        elif source.findings.rendered or self._options.read.sample_start:
+            self._rendered(items, source)
+        else:
+            self._plain(items)
+
+    def _conversations(self, items: Iterable[Item], source: Source) -> None:
+        options = self._options
+        if self._template is None or self._encoder is None:
+            template = options.template
+            if template is None or isinstance(template, str):
+                template = choose_template(template, self._tokenizer, now=options.now)
+            if options.system:
+                template.render_prompt(options.system, "?")  # a refusal is the template's, not a row's
+            self._template, self._encoder = template, SampleEncoder(self._tokenizer, template, options)
+        for item in items:
+            if not isinstance(item, Conversation):
+                source.findings.add_bad(item.row, "is a text, and the rows before are conversations")
+                continue
+            own = item.system
+            conversation = item.with_system(options.system)
+            try:
+                sample = self._encoder.conversation(conversation)
+            except GgtuneError as error:
+                source.findings.add_bad(item.row, str(error))
+                continue
+            if self._fit(sample):
+                self._systems.add(own or options.system)
+
+    def _rendered(self, items: Iterable[Item], source: Source) -> None:
+        """Texts that hold a template's tags, or none in any: then they are plain."""
+        options = self._options
+        iterator = iter(items)
+        looked_at = [item for item in islice(iterator, _LOOKED_AT) if isinstance(item, Document)]
+        template = options.template
+        if isinstance(template, str):
+            template = choose_template(template, self._tokenizer, now=options.now)
+        samples = [TextSample(item.text, item.row) for item in looked_at]
+        found = template or find_template(samples, self._candidates())
+        everything: Iterable[Item] = chain(looked_at, iterator)
+        if source.kind != "sft" and (found is None or not any(answer_tag(found) in item.text for item in looked_at)):
+            self._plain(everything)
+            return
+        # without known tags: plain has no BOS, suffix or end text of its own
+        used = found or TEMPLATES["plain"]
+        self._template = found
+        self._encoder = encoder = SampleEncoder(self._tokenizer, used, options)
+        tag = answer_tag(found) if found else ""
+        untagged: list[int] = []
+        for item in everything:
+            if not isinstance(item, Document):
+                source.findings.add_bad(item.row, "is a conversation, and the rows before are texts")
+                continue
+            if options.loss_on == "answer" and (not tag or tag not in item.text):
+                untagged.append(item.row)
+                continue
+            try:
+                encoded = encoder.text(item, tag)
+            except DataError as error:
+                source.findings.add_bad(item.row, str(error))
+                continue
+            if encoded is None:
+                source.findings.empty.append(item.row)
+                continue
+            sample, prompt = encoded
+            if self._fit(sample) and len(self._prompts) < _MOST_PROMPTS:
+                self._prompts[prompt] = None
+        if untagged and not (options.read.skip_bad and len(self._builder)):
             looked_for = f"no answer tag {tag!r} of the template '{found.name}'" if found else "no known answer tag"
             raise DataError(
-                f"{path}: {looked_for} in the samples at {_rows('lines', untagged)}: it is unknown where their answers "
-                "start. Give their --template, or learn every token with --loss-on all."
+                f"{source.path}: {looked_for} in the samples at {_rows(f'{source.findings.unit}s', untagged)}: it is "
+                "unknown where their answers start. Give their --template, or learn every token with --loss-on all."
             )
-    # without known tags: plain has no BOS, suffix or end text of its own
-    used = found or TEMPLATES["plain"]
-    encoder = TurnEncoder(tokenizer, used)
-    prefix = options.sample_start if options.include_sample_start else ""
-    samples: list[Sample] = []
-    prompts: list[str] = []
-    empty: list[int] = []
-    for sample in texts:
-        turn = encode_text(tokenizer, encoder, used, sample.text, tag=tag, prefix=prefix)
-        if not turn.has_answer:
-            empty.append(sample.line)
-            continue
-        report.end_appended += turn.end_appended
-        prompts.append(turn.prompt_text)
-        samples.append(make_sample(turn.prompt, turn.answer, options.loss_on, sample.line))
-    if not samples:
-        raise DataError(f"{path}: none of the {len(texts)} samples has an answer.")
-    report.empty_rows = empty
-    report.notes += encoder.notes
-    if options.system:
-        report.notes.append("the system text is not put into <SFT> text: its samples are used as they stand")
-    return samples, found, prompts
+        for row in untagged:
+            source.findings.add_bad(row, "has no answer tag")
+        if options.system:
+            self._report.notes.append("the system text is not put into <SFT> text: its samples are used as they stand")
 
+    def _plain(self, items: Iterable[Item]) -> None:
+        options = self._options
+        n_documents = 0
+        for item in items:
+            if not isinstance(item, Document):
+                raise DataError(f"{self._path}: row {item.row} is a conversation, and the rows before are texts.")
+            n_documents += 1
+            for window in text_windows(
+                self._tokenizer, item.text, options.context, overlapping=options.overlapping_samples
+            ):
+                self._fit(window)
+        self._report.notes.append("plain text: the loss is on every token")
+        if n_documents > 1:
+            self._report.notes.append(f"{n_documents} texts, each with an end token behind it")
 
-def _candidates(tokenizer: TemplatedTokenizer, now: datetime.datetime | None) -> list[Template]:
-    """Templates to look for in a text, the model's own first."""
-    named: list[Template] = [template for template in TEMPLATES.values() if template.name != "plain"]
-    if not tokenizer.chat_template:
-        return named
-    try:
-        return [model_template(tokenizer, now=now), *named]
-    except GgtuneError:
-        return named
+    def _fit(self, sample: Sample) -> bool:
+        """Add a sample, cut to the context; skipped is what is too long or has no target left. Whether it was added."""
+        self._report.n_read += 1
+        if sample.n_rows > self._options.context:
+            weights = sample.weights[: self._options.context + 1]
+            self._lengths.append(sample.n_rows)
+            if self._options.too_long == "skip" or not weights.any():
+                self._skipped.append(sample.row)
+                return False
+            tokens = sample.tokens[: self._options.context + 1]
+            sample = Sample(tokens, weights, min(sample.n_prompt, len(tokens)), sample.row)
+            self._cut.append(sample.row)
+        self._builder.append(sample)
+        return True
+
+    def _take(self, source: Source) -> None:
+        """Note what the reader found; raise for bad rows that are not to be skipped."""
+        findings = source.findings
+        findings.check(source.path, self._options.read)
+        self._empty += findings.empty
+        self._bad += findings.bad
+        name = "" if source.path == self._path else f"{source.path.name}: "
+        self._report.notes += [name + note for note in findings.notes]
+        if findings.unused:
+            self._report.notes.append(f"{name}columns not used: " + ", ".join(findings.unused))
+
+    def _nothing(self) -> GgtuneError:
+        if self._skipped:
+            return DataError(
+                f"{self._path}: no sample fits into a context of {self._options.context} tokens: the shortest needs "
+                f"{min(self._lengths)}, all of them {max(self._lengths)}. Use a larger --ctx."
+            )
+        if self._report.kind == "sft" and self._empty:
+            return DataError(f"{self._path}: none of the {len(self._empty)} samples has an answer.")
+        if self._empty or self._bad:
+            reason = f"question or answer is empty in all {len(self._empty)}" if self._empty else "all rows are bad"
+            return DataError(f"{self._path}: no usable row: {reason}.")
+        if self._report.kind == "text":
+            return DataError(f"{self._path}: the text is shorter than two tokens.")
+        return DataError(f"{self._path}: no usable row: there is only a header.")
+
+    def _asked(self) -> SystemText:
+        if self._systems:
+            if self._options.system and self._options.system not in self._systems:
+                self._report.notes.append("the given system text is in no sample: every row has one of its own")
+            return system_of_records(self._systems)
+        if self._prompts and self._template is not None:
+            found = system_of_prompts(list(self._prompts), self._template)
+            if found == SystemText():
+                self._report.notes.append(
+                    f"not all samples have the form of the template '{self._template.name}': their system text, if "
+                    "any, is unknown"
+                )
+            return found
+        return SystemText()
+
+    def _candidates(self) -> list[Template]:
+        """Templates to look for in a text, the model's own first."""
+        named: list[Template] = [template for template in TEMPLATES.values() if template.name != "plain"]
+        if not self._tokenizer.chat_template:
+            return named
+        try:
+            return [model_template(self._tokenizer, now=self._options.now), *named]
+        except GgtuneError:
+            return named
 
 
 def _rows(word: str, rows: Sequence[int]) -> str:

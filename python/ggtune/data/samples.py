@@ -85,10 +85,13 @@ def fit_context(samples: Sequence[Sample], context: int, too_long: TooLong, path
 def text_windows(tokenizer: Tokenizer, text: str, context: int, *, overlapping: bool = False) -> list[Sample]:
     """Cut a plain text into windows of ``context`` rows, each token a target.
 
-    A window starts with a BOS where the tokenizer asks for one; special tokens in the text are parsed. Windows follow
-    each other, or with ``overlapping`` start every half context. ``row`` is the number of the window, from 1.
+    A window starts with a BOS where the tokenizer asks for one; special tokens in the text are parsed, and the end
+    token stands behind the text, so that the model learns where one ends. Windows follow each other, or
+    with ``overlapping`` start every half context. ``row`` is the number of the window, from 1.
     """
     tokens = tokenizer.tokenize(text, add_special=False, parse_special=True)
+    if tokenizer.eos_token >= 0 and not (len(tokens) and tokenizer.is_end_token(int(tokens[-1]))):
+        tokens = np.append(tokens, np.int32(tokenizer.eos_token))
     bos = tokenizer.bos_token
     with_bos = tokenizer.add_bos and bos >= 0
     if with_bos and len(tokens) and tokens[0] == bos:

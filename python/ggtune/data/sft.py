@@ -9,21 +9,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ggtune.data.records import Record, Table, read_text
+from ggtune.data.conversation import Conversation, Turn
+from ggtune.data.readers.decoding import read_text
+from ggtune.data.readers.sft_samples import SAMPLE_START, TextSample, split_samples
+from ggtune.data.records import Record, Table
 from ggtune.data.templates import PromptTemplate, Rendered, Segment, Template
 from ggtune.data.tokenization import Tokenizer, TurnEncoder, token_text
 from ggtune.errors import DataError, GgtuneError
 
-SAMPLE_START = "<SFT>"
+_PROBE = "8Qu6Xw"  # no template writes it
 _SHOWN = 10  # problems listed in one message
-
-
-@dataclass(frozen=True)
-class TextSample:
-    """Text behind one marker, without surrounding white space; ``line`` is where the marker stands, from 1."""
-
-    text: str
-    line: int
 
 
 @dataclass(frozen=True)
@@ -35,25 +30,6 @@ class TextTurn:
     has_answer: bool  # there is more than an end token
     end_appended: bool  # the text had no end token
     prompt_text: str  # without BOS and prefix
-
-
-def split_samples(path: str | Path, text: str, sample_start: str = SAMPLE_START) -> list[TextSample]:
-    """Split a text at its markers. Raises :class:`DataError` where there is none, or nothing behind any of them."""
-    before, *pieces = text.split(sample_start)
-    if not pieces:
-        raise DataError(
-            f"{path}: the marker {sample_start!r} does not occur. Name the one that starts each sample with "
-            "--sample-start, or give --sample-start '' for plain text."
-        )
-    samples = []
-    line = 1 + before.count("\n")
-    for piece in pieces:
-        if piece.strip():
-            samples.append(TextSample(piece.strip(), line))
-        line += sample_start.count("\n") + piece.count("\n")
-    if not samples:
-        raise DataError(f"{path}: no text behind any {sample_start!r}.")
-    return samples
 
 
 def write_sft(
@@ -125,6 +101,50 @@ def find_template(samples: Sequence[TextSample], candidates: Iterable[Template])
         if count > best_count:
             best, best_count = candidate, count
     return best
+
+
+def question_tag(template: Template) -> str:
+    """Text that a further question starts behind, "" for a template of one turn."""
+    probe = Conversation(
+        (Turn("user", "Qa"), Turn("assistant", "Aa"), Turn("user", _PROBE), Turn("assistant", "Ab")), 0
+    )
+    try:
+        segments = template.render_conversation(probe).segments
+    except GgtuneError:
+        return ""
+    answered = max(i for i, segment in enumerate(segments) if segment.turn == 1)
+    text = "".join(segment.text for segment in segments[answered + 1 :])
+    return text.partition(_PROBE)[0].strip().removeprefix(template.bos).strip()
+
+
+def segments_of_turns(
+    text: str, template: Template, *, tag: str, next_question: str, ends: Sequence[str]
+) -> list[Segment] | None:
+    """Tell the turns of a rendered text apart; None where there is one answer at most.
+
+    An answer ends behind the first of ``ends``, or where the next question starts. Raises :class:`DataError` (without
+    file and line) where neither is found.
+    """
+    first, *parts = text.split(tag)
+    if len(parts) < 2:
+        return None
+    segments = [Segment(first + tag)]
+    for i, part in enumerate(parts):
+        last = i == len(parts) - 1
+        at, end = min(((part.index(end), end) for end in ends if end and end in part), default=(-1, ""))
+        if at < 0 and next_question and next_question in part:
+            at = part.index(next_question)
+        if at < 0 and not last:
+            raise DataError(
+                f"it is unknown where answer {i + 1} of {len(parts)} ends: there is no {' or '.join(map(repr, ends))} "
+                f"in front of the next {tag!r}"
+            )
+        answer = part if at < 0 else part[:at]
+        segments.append(Segment(_trim(answer, template.answer_suffix), turn=2 * i + 1))
+        segments.append(Segment(end, turn=2 * i + 1, is_end=True))
+        if not last:
+            segments.append(Segment(part[at + len(end) :] + tag))
+    return segments
 
 
 def encode_text(

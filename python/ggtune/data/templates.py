@@ -178,7 +178,9 @@ class PromptTemplate:
             question, answer = pair
             if segments:
                 segments.append(Segment(self.between_turns + (self.bos if self.bos_every_turn else "")))
-            segments += template.render_prompt(conversation.system if i == n_system else None, question.text).prompt_segments
+            segments += template.render_prompt(
+                conversation.system if i == n_system else None, question.text
+            ).prompt_segments
             segments.append(Segment(self.answer_prefix, turn=i + 1))
             if answer.thinking:
                 segments += [

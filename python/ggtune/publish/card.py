@@ -15,7 +15,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ggtune.data.records import has_csv_header, read_csv, read_text
+from ggtune.data.conversation import Conversation
+from ggtune.data.load import open_source
+from ggtune.data.readers.reader import ReadOptions
+from ggtune.data.shapes import Columns
 from ggtune.errors import GgtuneError
 from ggtune.ollama.store import parameter_count
 from ggtune.publish.base_model import License
@@ -157,12 +160,11 @@ def _rows(run: RunFolder) -> list[tuple[str, str]]:
     assert run.data is not None
     columns = [str(run.settings.get(f"{role}_column") or "") or None for role in ("question", "answer")]
     try:
-        if run.data.suffix.lower() not in (".csv", ".tsv") and not has_csv_header(read_text(run.data)):
-            return []
-        table = read_csv(run.data, question_column=columns[0], answer_column=columns[1])
+        options = ReadOptions(columns=Columns(*columns), skip_bad=True)
+        n_conversations = sum(isinstance(item, Conversation) for item in open_source(run.data, options).items)
     except GgtuneError:
         return []
-    return [("questions and answers", str(len(table.records)))]
+    return [("questions and answers", str(n_conversations))] if n_conversations else []
 
 
 def _sha256(path: Path) -> str:

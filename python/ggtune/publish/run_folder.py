@@ -113,7 +113,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _read_modelfile(path: Path) -> Modelfile:
-    from ggtune.data.records import read_text
+    from ggtune.data.readers.decoding import read_text
 
     if not path.exists():
         raise GgtuneError(

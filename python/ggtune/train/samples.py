@@ -2,10 +2,13 @@
 
 import datetime
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, cast
 
 from ggtune.config import TrainConfig
+from ggtune.data.encoding import Learn
 from ggtune.data.load import Dataset, load_samples
 from ggtune.data.samples import LossOn, Sample, TooLong
 from ggtune.data.split import hold_out
@@ -21,13 +24,13 @@ class RunSamples:
 
     context: int  # tokens of the longest sample: what was asked for, at most what the model was made for
     data: Dataset
-    training: list[Sample]
-    held_out: list[Sample]
+    training: Sequence[Sample]
+    held_out: Sequence[Sample]
 
     def fingerprint(self) -> str:
         """Hash the tokens and weights of all of them."""
         digest = hashlib.sha256(f"{len(self.training)} {len(self.held_out)}".encode())
-        for sample in [*self.training, *self.held_out]:
+        for sample in chain(self.training, self.held_out):
             digest.update(f"|{len(sample.tokens)}|".encode())
             digest.update(sample.tokens.tobytes())
             digest.update(sample.weights.tobytes())
@@ -48,12 +51,18 @@ def read_samples(config: TrainConfig, model: "Model", *, now: datetime.datetime 
         system=config.system or None,
         loss_on=cast(LossOn, config.loss_on),
         too_long=cast(TooLong, config.too_long),
+        learn=cast(Learn, config.learn),
+        prompt_weight=config.prompt_weight,
         question_column=config.question_column or None,
         answer_column=config.answer_column or None,
+        context_column=config.context_column or None,
+        weight_column=config.weight_column or None,
+        data_format=config.data_format or None,
+        skip_bad=config.skip_bad,
         sample_start=config.sample_start,
         include_sample_start=config.include_sample_start,
         overlapping_samples=config.overlapping_samples,
         now=now,
     )
     training, held_out = hold_out(len(data.samples), Holdout.parse(config.holdout), config.seed)
-    return RunSamples(context, data, [data.samples[i] for i in training], [data.samples[i] for i in held_out])
+    return RunSamples(context, data, data.samples.take(training), data.samples.take(held_out))

@@ -3,13 +3,12 @@
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ggtune.config import LEAST_LR, LINEAR_KINDS_ALL, MOST_LR, TrainConfig
-from ggtune.data.records import has_csv_header, read_text
+from ggtune.data.load import is_rendered
 from ggtune.errors import GgtuneError
 from ggtune.gguf.adapter_file import ASKED_WITH, AdapterFile, check_fits, pairs_beside_layers, read_adapter
 from ggtune.gguf.base import adapter_fingerprint, check_base
@@ -114,11 +113,9 @@ def _texts(config: TrainConfig, notes: Mapping[str, str]) -> dict[str, str]:
 
     ``<SFT>`` text has its own template in it.
     """
-    data = Path(config.data)
     try:
-        is_table = data.suffix.lower() in _TABLES or has_csv_header(read_text(data))
+        if is_rendered(config.data, config.sample_start):
+            return {}
     except GgtuneError:  # whoever reads the data says it better
-        return {}
-    if not is_table:
         return {}
     return {key: notes[key] for key in ("template", "system") if notes.get(key) and not getattr(config, key)}

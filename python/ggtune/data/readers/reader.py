@@ -1,0 +1,80 @@
+"""What a reader of a data format is, and how it says what is wrong with rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from ggtune.data.conversation import Conversation, Document
+from ggtune.data.shapes import Columns
+from ggtune.errors import DataError
+
+Item = Conversation | Document
+SHOWN_PROBLEMS = 20
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """What the user says about a data file.
+
+    ``format`` is a reader's name, "" to find it; ``sample_start`` the marker of ``<SFT>`` text, "" for plain text, None
+    where not given; ``skip_bad`` goes on without rows that can't be used.
+    """
+
+    format: str = ""
+    columns: Columns = field(default_factory=Columns)
+    sample_start: str | None = None
+    skip_bad: bool = False
+
+
+@dataclass
+class Findings:
+    """What a reader notes beside the items."""
+
+    unit: str = "row"  # what numbers count
+    rendered: bool = False  # documents are rendered conversations: their answers stand behind tags
+    empty: list[int] = field(default_factory=list)
+    bad: list[tuple[int, str]] = field(default_factory=list)
+    unused: list[str] = field(default_factory=list)  # columns
+    notes: list[str] = field(default_factory=list)
+
+    def add_bad(self, number: int, reason: str) -> None:
+        """Note a row that can't be used."""
+        self.bad.append((number, reason))
+
+    def check(self, path: Path, options: ReadOptions) -> None:
+        """Raise :class:`DataError` with all bad rows, the first twenty written out, unless they are to be skipped."""
+        if not self.bad or options.skip_bad:
+            return
+        shown = [f"{self.unit} {number}: {reason}" for number, reason in self.bad[:SHOWN_PROBLEMS]]
+        more = len(self.bad) - len(shown)
+        count = "1 row" if len(self.bad) == 1 else f"{len(self.bad)} rows"
+        raise DataError(
+            f"{path}: {count} can't be used:\n  "
+            + "\n  ".join(shown)
+            + (f"\n  ... and {more} more" if more else "")
+            + "\nMend them, or go on without them by --skip-bad."
+        )
+
+
+class Reader(Protocol):
+    """Reads one format."""
+
+    @property
+    def name(self) -> str:
+        """For ``--format``."""
+
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        """Of its files, in lower case."""
+
+    def claims(self, head: str, options: ReadOptions) -> bool:
+        """Whether a file without a known suffix is of this format, by its first characters."""
+
+    def read(self, path: Path, options: ReadOptions, findings: Findings) -> Iterator[Item]:
+        """Give what a file holds, row by row, and note what can't be used.
+
+        Raises :class:`DataError` where the file as a whole can't be read.
+        """
