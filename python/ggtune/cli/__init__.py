@@ -20,6 +20,7 @@ _COMMANDS = {
     "run": ("run", "CSV and base model in, model for Ollama out: train, merge and package in one go."),
     "train": ("train", "Train an adapter on questions and answers, or on text."),
     "plan": ("plan", "Say how much memory and time a training will take, before it starts."),
+    "preview": ("preview", "Show samples as they will be trained on."),
     "resume": ("resume", "Go on with a run that was interrupted, or add to one that has ended."),
     "status": ("status", "Say how runs are doing: all known ones, or one."),
     "watch": ("watch", "Follow a run from another terminal."),

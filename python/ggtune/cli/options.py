@@ -91,13 +91,21 @@ class ConfigCommand(click.Command):
         return written
 
 
-def config_options(face: Face, *, leave_out: Iterable[str] = ()) -> Callable[[F], F]:
+# what says which data are read, and how they become samples
+DATA_SETTINGS = (
+    *("model", "data", "question_column", "answer_column", "context_column", "weight_column", "data_format"),
+    *("skip_bad", "sample_start", "include_sample_start", "overlapping_samples", "template", "system", "loss_on"),
+    *("learn", "prompt_weight", "too_long", "holdout", "ctx", "seed"),
+)
+
+
+def config_options(face: Face, *, leave_out: Iterable[str] = (), only: Iterable[str] | None = None) -> Callable[[F], F]:
     """Give a command an option for each field of :class:`TrainConfig`, with the defaults of ``face``."""
     values = defaults(face)
 
     def decorate(function: F) -> F:
         for f in reversed(dataclasses.fields(TrainConfig)):
-            if f.name not in leave_out:
+            if f.name not in leave_out and (only is None or f.name in only):
                 # the list that click's own decorators fill
                 function.__dict__.setdefault("__click_params__", []).append(_option(f, face, values[f.name]))
         return function

@@ -37,16 +37,12 @@ class RunSamples:
         return digest.hexdigest()
 
 
-def read_samples(config: TrainConfig, model: "Model", *, now: datetime.datetime | None = None) -> RunSamples:
-    """Read the data and hold some of it out. ``now`` is the time for templates that write the date.
-
-    Raises :class:`GgtuneError` for data that can't be used.
-    """
-    context = min(config.ctx, model.n_ctx_train) if model.n_ctx_train > 0 else config.ctx
-    data = load_samples(
+def load_data(config: TrainConfig, model: "Model", *, now: datetime.datetime | None = None) -> Dataset:
+    """Read the data as the settings say. Raises :class:`GgtuneError` for data that can't be used."""
+    return load_samples(
         config.data,
         model,
-        context=context,
+        context=longest_sample(config, model),
         template=config.template or None,
         system=config.system or None,
         loss_on=cast(LossOn, config.loss_on),
@@ -64,5 +60,18 @@ def read_samples(config: TrainConfig, model: "Model", *, now: datetime.datetime 
         overlapping_samples=config.overlapping_samples,
         now=now,
     )
+
+
+def longest_sample(config: TrainConfig, model: "Model") -> int:
+    """Tokens of the longest sample: what was asked for, at most what the model was made for."""
+    return min(config.ctx, model.n_ctx_train) if model.n_ctx_train > 0 else config.ctx
+
+
+def read_samples(config: TrainConfig, model: "Model", *, now: datetime.datetime | None = None) -> RunSamples:
+    """Read the data and hold some of it out. ``now`` is the time for templates that write the date.
+
+    Raises :class:`GgtuneError` for data that can't be used.
+    """
+    data = load_data(config, model, now=now)
     training, held_out = hold_out(len(data.samples), Holdout.parse(config.holdout), config.seed)
-    return RunSamples(context, data, data.samples.take(training), data.samples.take(held_out))
+    return RunSamples(longest_sample(config, model), data, data.samples.take(training), data.samples.take(held_out))
