@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from ggtune.errors import GgtuneError
 from ggtune.setting import Switch, above, at_least, filled, setting, setting_of, within
-from ggtune.setting_texts import Holdout, SaveInterval
+from ggtune.setting_texts import DROPPABLE_DOUBTS, Holdout, SaveInterval
 
 Face = Literal["train", "finetune"]
 
@@ -45,6 +45,12 @@ def _parsed_by(parse: Callable[[str], object]) -> Callable[[str], str | None]:
 
 def _kinds(value: tuple[str, ...]) -> str | None:
     return None if value and all(value) else 'must be "all" or linears separated by commas, such as attn_q,attn_v'
+
+
+def _doubts(value: tuple[str, ...]) -> str | None:
+    unknown = [kind for kind in value if kind not in DROPPABLE_DOUBTS]
+    known = ", ".join(DROPPABLE_DOUBTS)
+    return f"knows no {', '.join(map(repr, unknown))}; kinds are {known}" if unknown else None
 
 
 @dataclass(frozen=True)
@@ -111,6 +117,13 @@ class TrainConfig:
     )
     prompt_weight: float = setting(
         0.0, "Weight in the loss of the tokens that the model is given.", check=within(0, 1, open_end=False)
+    )
+    drop: tuple[str, ...] = setting(
+        (),
+        "Leave out rows with these doubts, separated by commas (`ggtune check-data` names them: duplicate, "
+        '"near duplicate", contradiction, chatbot, "short answer", ...).',
+        check=_doubts,
+        metavar="KINDS",
     )
     too_long: str = setting("cut", "What to do with samples longer than the context.", choices=("cut", "skip"))
     holdout: str = setting(

@@ -6,6 +6,13 @@ from typing import Literal
 
 from ggtune.errors import GgtuneError
 
+# Kinds of doubts about rows of the data (ggtune.data.doubts.KINDS) that can be told as a row is read.
+DROPPABLE_DOUBTS = (
+    *("duplicate", "near duplicate", "contradiction", "short answer", "cut answer", "copied question"),
+    *("encoding damage", "template tags", "chatbot", "markup", "formula", "placeholder", "control characters"),
+    *("long word", "repetition", "unanswered"),
+)
+
 
 @dataclass(frozen=True)
 class SaveInterval:

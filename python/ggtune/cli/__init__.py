@@ -21,6 +21,7 @@ _COMMANDS = {
     "train": ("train", "Train an adapter on questions and answers, or on text."),
     "plan": ("plan", "Say how much memory and time a training will take, before it starts."),
     "preview": ("preview", "Show samples as they will be trained on."),
+    "check-data": ("check_data", "Say what looks wrong in training data."),
     "resume": ("resume", "Go on with a run that was interrupted, or add to one that has ended."),
     "status": ("status", "Say how runs are doing: all known ones, or one."),
     "watch": ("watch", "Follow a run from another terminal."),

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterable, Iterator, Sequence
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ggtune.data.chat_template import TemplatedTokenizer, choose_template, model_template
 from ggtune.data.conversation import Conversation, Document
+from ggtune.data.doubts import Doubt, Inspector, NearDuplicates
 from ggtune.data.encoding import Learn, SampleEncoder
 from ggtune.data.readers import has_reader, reader_for
 from ggtune.data.readers.decoding import encoding_of, head_of
@@ -46,10 +52,12 @@ class LoadReport:
     end_appended: int = 0  # samples whose text had no end token
     cut_rows: Sequence[int] = ()
     skipped_rows: Sequence[int] = ()
-    n_left_out: int = 0  # turns behind the last answer
+    too_long_lengths: Sequence[int] = ()  # tokens of the samples that were cut or skipped
     notes: list[str] = field(default_factory=list)
+    doubts: Sequence[Doubt] = ()
+    dropped: Mapping[str, Sequence[int]] = field(default_factory=dict)  # rows left out by --drop, by kind of doubt
 
-    def lines(self) -> list[str]:
+    def lines(self, *, with_doubts: bool = True) -> list[str]:
         """Say the report in sentences, for printing."""
         what = "windows" if self.unit == "window" else "samples" if self.kind == "sft" else f"{self.unit}s"
         form = f", template '{self.template}'" if self.template else ""
@@ -59,6 +67,7 @@ class LoadReport:
             lines.append(f"skipped, question or answer empty: {_rows(where, self.empty_rows)}")
         if self.bad_rows:
             lines.append(f"skipped, can't be used: {_rows(where, [number for number, _ in self.bad_rows])}")
+        lines += [f"left out by --drop, {kind}: {_rows(where, rows)}" for kind, rows in self.dropped.items()]
         if self.end_appended:
             lines.append(f"end token missing and appended: {self.end_appended} samples")
         if self.cut_rows:
@@ -67,6 +76,10 @@ class LoadReport:
             lines.append(f"skipped, too long for the context: {_rows(where, self.skipped_rows)}")
         if self.system_differs:
             lines.append("the samples have different system texts: the adapter names none to ask the model with")
+        if self.doubts and with_doubts:
+            counts = Counter(doubt.kind for doubt in self.doubts)
+            found = ", ".join(f"{kind} {n}" for kind, n in counts.most_common())
+            lines.append(f"doubtful {where}: {found} (ggtune check-data names them)")
         return lines + self.notes
 
     def asked_with(self) -> dict[str, str]:
@@ -88,6 +101,7 @@ class Dataset:
     samples: SampleStore
     template: Template | None
     report: LoadReport
+    groups: NDArray[np.int64]  # (n,): the same for samples that ask the same
 
 
 @dataclass(frozen=True)
@@ -105,6 +119,8 @@ class LoadOptions:
     learn: Learn = "all-assistant"
     prompt_weight: float = 0.0
     too_long: TooLong = "cut"
+    drop: tuple[str, ...] = ()
+    near_duplicates: bool = False
     read: ReadOptions = field(default_factory=ReadOptions)
     include_sample_start: bool = False
     overlapping_samples: bool = False
@@ -122,6 +138,8 @@ def load_samples(
     learn: Learn = "all-assistant",
     prompt_weight: float = 0.0,
     too_long: TooLong = "cut",
+    drop: Sequence[str] = (),
+    near_duplicates: bool = False,
     question_column: str | None = None,
     answer_column: str | None = None,
     context_column: str | None = None,
@@ -148,6 +166,8 @@ def load_samples(
         learn=learn,
         prompt_weight=prompt_weight,
         too_long=too_long,
+        drop=tuple(drop),
+        near_duplicates=near_duplicates,
         read=ReadOptions(data_format or "", columns, sample_start, skip_bad),
         include_sample_start=include_sample_start,
         overlapping_samples=overlapping_samples,
@@ -203,6 +223,9 @@ class _Loader:
         self._prompts: dict[str, None] = {}
         self._template: Template | None = None
         self._encoder: SampleEncoder | None = None
+        self._inspector = Inspector(NearDuplicates() if options.near_duplicates else None)
+        self._groups = array("q")
+        self._dropped: dict[str, list[int]] = {}
         self._empty: list[int] = []
         self._bad: list[tuple[int, str]] = []
 
@@ -220,13 +243,15 @@ class _Loader:
             raise self._nothing()
         report.empty_rows, report.bad_rows = self._empty, self._bad
         report.cut_rows, report.skipped_rows = self._cut, self._skipped
+        report.too_long_lengths = [n + 1 for n in self._lengths]
         report.template = self._template.name if self._template else None
         if self._encoder is not None:
             report.end_appended = self._encoder.end_appended
             report.notes = [*dict.fromkeys([*self._encoder.notes, *report.notes])]
         asked = self._asked()
         report.system, report.system_differs = asked.text, asked.differs
-        return Dataset(self._builder.build(), self._template, report)
+        report.doubts, report.dropped = self._inspector.finish(), self._dropped
+        return Dataset(self._builder.build(), self._template, report, np.array(self._groups, np.int64))
 
     def _load(self, source: Source) -> None:
         first = next(source.items, None)
@@ -260,7 +285,7 @@ class _Loader:
             except GgtuneError as error:
                 source.findings.add_bad(item.row, str(error))
                 continue
-            if self._fit(sample):
+            if self._fit(sample, *self._inspector.add(item)):
                 self._systems.add(own or options.system)
 
     def _rendered(self, items: Iterable[Item], source: Source) -> None:
@@ -299,7 +324,9 @@ class _Loader:
                 source.findings.empty.append(item.row)
                 continue
             sample, prompt = encoded
-            if self._fit(sample) and len(self._prompts) < _MOST_PROMPTS:
+            answer = item.text.partition(tag)[2] if tag else item.text
+            looked_at_it = self._inspector.add_rendered(item.row, prompt, answer)
+            if self._fit(sample, *looked_at_it) and len(self._prompts) < _MOST_PROMPTS:
                 self._prompts[prompt] = None
         if untagged and not (options.read.skip_bad and len(self._builder)):
             looked_for = f"no answer tag {tag!r} of the template '{found.name}'" if found else "no known answer tag"
@@ -319,17 +346,24 @@ class _Loader:
             if not isinstance(item, Document):
                 raise DataError(f"{self._path}: row {item.row} is a conversation, and the rows before are texts.")
             n_documents += 1
+            group, kinds = self._inspector.add(item)
             for window in text_windows(
                 self._tokenizer, item.text, options.context, overlapping=options.overlapping_samples
             ):
-                self._fit(window)
+                self._fit(window, group, kinds)
         self._report.notes.append("plain text: the loss is on every token")
         if n_documents > 1:
             self._report.notes.append(f"{n_documents} texts, each with an end token behind it")
 
-    def _fit(self, sample: Sample) -> bool:
-        """Add a sample, cut to the context; skipped is what is too long or has no target left. Whether it was added."""
+    def _fit(self, sample: Sample, group: int, kinds: set[str]) -> bool:
+        """Add a sample, cut to the context, and say whether it was added.
+
+        Skipped is what is too long or has no target left, and what has a doubt of a kind that is not wanted.
+        """
         self._report.n_read += 1
+        if unwanted := [kind for kind in self._options.drop if kind in kinds]:
+            self._dropped.setdefault(unwanted[0], []).append(sample.row)
+            return False
         if sample.n_rows > self._options.context:
             weights = sample.weights[: self._options.context + 1]
             self._lengths.append(sample.n_rows)
@@ -340,6 +374,7 @@ class _Loader:
             sample = Sample(tokens, weights, min(sample.n_prompt, len(tokens)), sample.row)
             self._cut.append(sample.row)
         self._builder.append(sample)
+        self._groups.append(group)
         return True
 
     def _take(self, source: Source) -> None:
@@ -354,6 +389,8 @@ class _Loader:
             self._report.notes.append(f"{name}columns not used: " + ", ".join(findings.unused))
 
     def _nothing(self) -> GgtuneError:
+        if self._dropped:
+            return DataError(f"{self._path}: no row is left: all of them were left out by --drop.")
         if self._skipped:
             return DataError(
                 f"{self._path}: no sample fits into a context of {self._options.context} tokens: the shortest needs "

@@ -9,12 +9,21 @@ from ggtune.setting_texts import Holdout
 IndexArray = NDArray[np.int64]
 
 
-def hold_out(n_samples: int, holdout: Holdout, seed: int) -> tuple[IndexArray, IndexArray]:
+def hold_out(
+    n_samples: int, holdout: Holdout, seed: int, groups: IndexArray | None = None
+) -> tuple[IndexArray, IndexArray]:
     """Give indices ``(training, held out)``, each ascending.
 
-    Raises :class:`DataError` where none is left to train on. A fraction holds out at least one sample, but never
-    the only one.
+    Samples of one group (``groups``: one number for each sample) stay together, so that no question is on both sides:
+    groups are chosen, and those with fewer samples count as one all the same. Raises :class:`DataError` where none is
+    left to train on. A fraction holds out at least one sample, but never the only one.
     """
+    if groups is not None and len(groups):
+        _, first, group_of = np.unique(groups, return_index=True, return_inverse=True)
+        order = np.argsort(np.argsort(first))  # groups in the order in which they come first
+        chosen = hold_out(len(first), holdout, seed)[1]
+        is_held_out = np.isin(order[group_of], chosen)
+        return np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
     if holdout.kind == "every":
         held_out = np.arange(0, n_samples, int(holdout.value))
     else:

@@ -11,7 +11,7 @@ from ggtune.config import TrainConfig
 from ggtune.data.encoding import Learn
 from ggtune.data.load import Dataset, load_samples
 from ggtune.data.samples import LossOn, Sample, TooLong
-from ggtune.data.split import hold_out
+from ggtune.data.split import IndexArray, hold_out
 from ggtune.setting_texts import Holdout
 
 if TYPE_CHECKING:
@@ -37,7 +37,9 @@ class RunSamples:
         return digest.hexdigest()
 
 
-def load_data(config: TrainConfig, model: "Model", *, now: datetime.datetime | None = None) -> Dataset:
+def load_data(
+    config: TrainConfig, model: "Model", *, now: datetime.datetime | None = None, near_duplicates: bool = False
+) -> Dataset:
     """Read the data as the settings say. Raises :class:`GgtuneError` for data that can't be used."""
     return load_samples(
         config.data,
@@ -49,6 +51,8 @@ def load_data(config: TrainConfig, model: "Model", *, now: datetime.datetime | N
         too_long=cast(TooLong, config.too_long),
         learn=cast(Learn, config.learn),
         prompt_weight=config.prompt_weight,
+        drop=config.drop,
+        near_duplicates=near_duplicates or "near duplicate" in config.drop,
         question_column=config.question_column or None,
         answer_column=config.answer_column or None,
         context_column=config.context_column or None,
@@ -67,11 +71,16 @@ def longest_sample(config: TrainConfig, model: "Model") -> int:
     return min(config.ctx, model.n_ctx_train) if model.n_ctx_train > 0 else config.ctx
 
 
+def held_out_of(config: TrainConfig, data: Dataset) -> tuple[IndexArray, IndexArray]:
+    """Give the indices of the samples to train on, and of those held out. Raises :class:`GgtuneError`."""
+    return hold_out(len(data.samples), Holdout.parse(config.holdout), config.seed, data.groups)
+
+
 def read_samples(config: TrainConfig, model: "Model", *, now: datetime.datetime | None = None) -> RunSamples:
     """Read the data and hold some of it out. ``now`` is the time for templates that write the date.
 
     Raises :class:`GgtuneError` for data that can't be used.
     """
     data = load_data(config, model, now=now)
-    training, held_out = hold_out(len(data.samples), Holdout.parse(config.holdout), config.seed)
+    training, held_out = held_out_of(config, data)
     return RunSamples(longest_sample(config, model), data, data.samples.take(training), data.samples.take(held_out))
