@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from ggtune.errors import GgtuneError
 from ggtune.setting import Switch, above, at_least, filled, setting, setting_of, within
-from ggtune.setting_texts import DROPPABLE_DOUBTS, Holdout, SaveInterval
+from ggtune.setting_texts import DROPPABLE_DOUBTS, DataPart, Holdout, SaveInterval
 
 Face = Literal["train", "finetune"]
 
@@ -47,6 +47,15 @@ def _kinds(value: tuple[str, ...]) -> str | None:
     return None if value and all(value) else 'must be "all" or linears separated by commas, such as attn_q,attn_v'
 
 
+def _parsed_parts(value: tuple[str, ...]) -> str | None:
+    try:
+        for part in value:
+            DataPart.parse(part)
+    except GgtuneError as error:
+        return f"is wrong: {error}"
+    return None
+
+
 def _doubts(value: tuple[str, ...]) -> str | None:
     unknown = [kind for kind in value if kind not in DROPPABLE_DOUBTS]
     known = ", ".join(DROPPABLE_DOUBTS)
@@ -73,6 +82,13 @@ class TrainConfig:
         resumable=True,
         metavar="FILE",
     )
+    more_data: tuple[str, ...] = setting(
+        (),
+        "More data, separated by commas: FILE, FILE=0.5 to weight its tokens, FILE*3 to take it three times an epoch.",
+        check=_parsed_parts,
+        metavar="FILES",
+    )
+    repeat: int = setting(1, "How often the data are taken in an epoch.", check=at_least(1), metavar="TIMES")
     question_column: str = setting("", "Column of the questions (default: found by its name).", metavar="NAME")
     answer_column: str = setting("", "Column of the answers (default: found by its name).", metavar="NAME")
     context_column: str = setting(
@@ -98,8 +114,8 @@ class TrainConfig:
     overlapping_samples: bool = setting(False, "Start a window of plain text every half context.")
     template: str = setting(
         "",
-        "Prompt template: alpaca, llama2, mistral, chatml, llama3, gemma, phi3, plain, or model for the model's own "
-        "(the default where it has one; else plain).",
+        "Prompt template: alpaca, llama2, mistral, chatml, llama3, gemma, phi3, plain, a Jinja file (*.jinja), or "
+        "model for the model's own (the default where it has one; else plain).",
         metavar="NAME",
     )
     system: str = setting("", "System text put before every question.", metavar="TEXT")
@@ -129,7 +145,7 @@ class TrainConfig:
     holdout: str = setting(
         "0.05",
         "Samples kept out of training, to measure the loss on after each epoch: a share (5% or 0.05; at least one), "
-        "a number, every:20 (the first and each 20th after it), or 0.",
+        "a number, every:20 (the first and each 20th after it), another data file, or 0.",
         finetune_default="0",
         check=_parsed_by(Holdout.parse),
         metavar="HOW",

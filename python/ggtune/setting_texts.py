@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from ggtune.errors import GgtuneError
@@ -34,14 +35,18 @@ class SaveInterval:
 
 @dataclass(frozen=True)
 class Holdout:
-    """Which samples are held out: a ``fraction`` (at least one), a ``count``, or ``every`` n-th from the first on."""
+    """Which samples are held out: a ``fraction`` (at least one), a ``count``, ``every`` n-th from the first on.
 
-    kind: Literal["fraction", "count", "every"]
+    Or those of another ``file``.
+    """
+
+    kind: Literal["fraction", "count", "every", "file"]
     value: float
+    path: str = ""
 
     @classmethod
     def parse(cls, text: str) -> "Holdout":
-        """Read ``"5%"``, ``"0.05"``, ``"88"``, ``"every:20"`` or ``"0"``. Raises :class:`GgtuneError`."""
+        """Read ``"5%"``, ``"0.05"``, ``"88"``, ``"every:20"``, ``"0"`` or a path. Raises :class:`GgtuneError`."""
         written = text.strip().lower()
         if match := re.fullmatch(r"every:(\d+)", written):
             if int(match[1]) >= 2:
@@ -53,4 +58,27 @@ class Holdout:
                     return cls("fraction", value)
             else:
                 return cls("count", value)
-        raise GgtuneError(f"Can't hold out {text!r}: give a share (5% or 0.05), a number of samples, every:20, or 0.")
+        elif written and (Path(text).exists() or Path(text).suffix):
+            return cls("file", 0, text)
+        raise GgtuneError(
+            f"Can't hold out {text!r}: give a share (5% or 0.05), a number of samples, every:20, a file, or 0."
+        )
+
+
+@dataclass(frozen=True)
+class DataPart:
+    """A data file of several: ``weight`` multiplies the weights of its tokens, ``repeat`` is how often it is taken."""
+
+    path: str
+    weight: float = 1.0
+    repeat: int = 1
+
+    @classmethod
+    def parse(cls, text: str) -> "DataPart":
+        """Read ``"file"``, ``"file=0.5"`` (weight), ``"file*3"`` (repeat). Raises :class:`GgtuneError`."""
+        found = re.fullmatch(r"(.+?)(?:=(\d+(?:\.\d*)?|\.\d+))?(?:\*(\d+))?", text.strip())
+        if found is None or (found[3] and int(found[3]) < 1):
+            raise GgtuneError(
+                f"{text!r} is no data file: give FILE, FILE=0.5 for a weight, FILE*3 to take it three times"
+            )
+        return cls(found[1], float(found[2]) if found[2] else 1.0, int(found[3] or 1))

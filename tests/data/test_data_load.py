@@ -276,7 +276,9 @@ def test_plain_text_windows(model: _core.Model, tmp_path: Path, overlapping: boo
 
 def test_report_of_lengths_and_columns(demo_model: _core.Model, tmp_path: Path) -> None:
     path = tmp_path / "x.csv"
-    path.write_text("id,question,answer\n1,short?,yes\n2,,x\n3,long?," + "very " * 60 + "long\n")
+    path.write_text(
+        "id,question,answer\n1,short?,yes\n2,,x\n3,long?," + " ".join(f"very {i};" for i in range(60)) + " long.\n"
+    )
     dataset = load_samples(path, demo_model, context=32)
     assert dataset.report.lines() == [
         f"{path}: 2 rows, template 'model'",

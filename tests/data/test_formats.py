@@ -15,7 +15,8 @@ from ggtune.data.readers.reader import ReadOptions
 from ggtune.data.samples import Sample
 from ggtune.data.shapes import Columns
 from ggtune.data.sources import files_of
-from ggtune.errors import DataError
+from ggtune.errors import DataError, GgtuneError
+from ggtune.setting_texts import DataPart
 
 PAIRS = [("Why is iron red?", "It rusts."), ("Is gold\nred?", 'No, it\'s "yellow".')]
 
@@ -296,3 +297,61 @@ def test_texts_without_tags_are_learned_whole(demo_model: _core.Model, tmp_path:
         assert sample.weights[1:].all()
         assert demo_model.is_end_token(int(sample.tokens[-1]))
         assert text in demo_model.detokenize(sample.tokens).decode()
+
+
+def test_several_files_with_weights_and_repeats(demo_model: _core.Model, tmp_path: Path) -> None:
+    lines(tmp_path / "a.jsonl", {"question": "Why?", "answer": "So."})
+    lines(tmp_path / "b.jsonl", {"messages": CHAT})
+    parts = [DataPart.parse(f"{tmp_path}/a.jsonl*3"), DataPart.parse(f"{tmp_path}/b.jsonl=0.5")]
+    data = load_samples(parts, demo_model, context=64, template="chatml")
+    alone = [
+        load_samples(tmp_path / name, demo_model, context=64, template="chatml").samples[0]
+        for name in ("a.jsonl", "b.jsonl")
+    ]
+    assert content(data.samples)[:3] == content([alone[0]] * 3)
+    assert data.samples[3].weights.tolist() == (0.5 * alone[1].weights).tolist()
+    assert len(set(data.groups.tolist())) == 2
+    assert "duplicate" not in {doubt.kind for doubt in data.report.doubts}
+
+
+def test_a_jinja_file_is_a_template(demo_model: _core.Model, tmp_path: Path) -> None:
+    """It is found again by its text, not by the file; the same samples as by the named template that it spells."""
+    source = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    file = tmp_path / "mine.jinja"
+    file.write_text(source)
+    path = lines(tmp_path / "a.jsonl", {"messages": CHAT})
+    data = load_samples(path, demo_model, context=64, template=str(file))
+    assert data.report.lines()[0] == f"{path}: 1 lines, template 'mine.jinja'"
+    file.unlink()
+    again = load_samples(path, demo_model, context=64, template=data.report.asked_with()["template"])
+    named = load_samples(path, demo_model, context=64, template="chatml")
+    assert content(data.samples) == content(again.samples) == content(named.samples)
+    with pytest.raises(GgtuneError, match=r"other\.jinja: the chat template can't be read: No such file"):
+        load_samples(path, demo_model, context=64, template=str(tmp_path / "other.jinja"))
+    file.write_text("{% for m in messages %}")
+    with pytest.raises(GgtuneError, match="has an error in line 1"):
+        load_samples(path, demo_model, context=64, template=str(file))
+
+
+def test_text_without_the_system_text_of_the_models_own_template(demo_model: _core.Model, tmp_path: Path) -> None:
+    """A model is asked as the text was written: by the template that puts no system text of its own."""
+
+    class Talkative:
+        chat_template = (
+            "{% if messages[0].role != 'system' %}<|im_start|>system\nYou are big.<|im_end|>\n{% endif %}"
+            "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+            "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+        )
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(demo_model, name)
+
+    turn = "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\nSo.<|im_end|>"
+    system = "<|im_start|>system\nYou are big.<|im_end|>\n"
+    for text, template in ((turn, "chatml"), (system + turn, "model")):
+        (tmp_path / "a.txt").write_text(f"<SFT>{text}\n<SFT>{text.replace('Why', 'How')}\n")
+        data = load_samples(tmp_path / "a.txt", Talkative(), context=64)  # type: ignore[arg-type]
+        assert data.report.asked_with() == {"template": template, "system": "", "system_differs": "false"}

@@ -7,7 +7,7 @@ from ggtune.cli.training import settings
 
 
 @click.command("check-data", cls=ConfigCommand)
-@config_options("train", only=(*DATA_SETTINGS, "drop"))
+@config_options("train", only=DATA_SETTINGS)
 @click.option("--near-duplicates", is_flag=True, help="Look for nearly equal texts, too (needs ggtune[quality]).")
 @click.option("--all", "every_row", is_flag=True, help="Name every doubtful row.")
 @click.option("--strict", is_flag=True, help="End with status 1 where there is a doubt, or a row was skipped.")

@@ -12,6 +12,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from jinja2 import nodes
     from jinja2.parser import Parser
 
+JINJA = "jinja:"  # in front of a template's source, where its name is asked for
+_JINJA_SUFFIXES = (".jinja", ".jinja2", ".j2")
 _MAX_TEXT = 1 << 20  # characters that a template may write beyond what it was given
 _MAX_SECONDS = 5.0  # for one turn
 _PROBE_QUESTION = "Which probe is this?"
@@ -46,15 +49,23 @@ class ChatTemplate:
     Raises :class:`GgtuneError` where the source has syntax errors or can't render one question and answer.
     """
 
-    name = "model"
-
     def __init__(
-        self, source: str, *, bos: str, eos: str, end_of: Callable[[str], str], now: datetime.datetime | None = None
+        self,
+        source: str,
+        *,
+        bos: str,
+        eos: str,
+        end_of: Callable[[str], str],
+        now: datetime.datetime | None = None,
+        name: str = "model",
+        title: str = "",
     ) -> None:
         """``end_of(text)`` cuts a text behind its first end token, and gives "" where there is none.
 
-        ``now`` is the time for templates that write the date (today by default).
+        ``name`` is what finds the template again (:func:`choose_template`), ``title`` what a reader is shown. ``now``
+        is the time for templates that write the date (today by default).
         """
+        self.name, self.title = name, title or name
         self._dates: set[str] = set()
         self._template = _compile(source, now, self._dates)
         self._special = {"bos_token": bos, "eos_token": eos}
@@ -188,7 +199,34 @@ def model_template(tokenizer: TemplatedTokenizer, *, now: datetime.datetime | No
         raise GgtuneError(
             "The model has no chat template of its own. Choose a --template: " + ", ".join(TEMPLATES) + "."
         )
+    return _made(tokenizer, tokenizer.chat_template, now=now)
 
+
+def jinja_source(name: str) -> tuple[str, str] | None:
+    """Source and title of a template that is no named one: ``jinja:SOURCE``, or a file of it; None for other names.
+
+    Raises :class:`GgtuneError` for a file that can't be read.
+    """
+    if name.startswith(JINJA):
+        return name.removeprefix(JINJA), "a Jinja file"
+    path = Path(name)
+    if path.suffix.lower() not in _JINJA_SUFFIXES and not (path.suffix and path.is_file()):
+        return None
+    try:
+        return path.read_text(encoding="utf-8"), path.name
+    except (OSError, UnicodeDecodeError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else "") or str(error)
+        raise GgtuneError(f"{name}: the chat template can't be read: {reason}.") from error
+
+
+def _made(
+    tokenizer: TemplatedTokenizer,
+    source: str,
+    *,
+    now: datetime.datetime | None,
+    name: str = "model",
+    title: str = "",
+) -> ChatTemplate:
     def end_of(text: str) -> str:
         tokens = tokenizer.tokenize(text, add_special=False, parse_special=True)
         for token in tokens.tolist():
@@ -198,7 +236,9 @@ def model_template(tokenizer: TemplatedTokenizer, *, now: datetime.datetime | No
         return ""
 
     return ChatTemplate(
-        tokenizer.chat_template,
+        source,
+        name=name,
+        title=title,
         bos=token_text(tokenizer, tokenizer.bos_token),
         eos=token_text(tokenizer, tokenizer.eos_token),
         end_of=end_of,
@@ -211,15 +251,23 @@ def choose_template(
 ) -> Template:
     """Find the template of that name; None is ``model`` where the GGUF has one, else ``plain``.
 
+    A Jinja file is a template, too; its name then is ``jinja:`` and its source, so that it is found again without the
+    file.
+
     Raises :class:`GgtuneError` for an unknown name or a model without chat template.
     """
     if name is None:
         name = "model" if tokenizer.chat_template else "plain"
     if name == "model":
         return model_template(tokenizer, now=now)
-    if name not in TEMPLATES:
-        raise GgtuneError(f"There is no template '{name}'. Templates: {', '.join(TEMPLATES)}, model.")
-    return TEMPLATES[name]
+    if name in TEMPLATES:
+        return TEMPLATES[name]
+    if found := jinja_source(name):
+        source, title = found
+        return _made(tokenizer, source, now=now, name=JINJA + source, title=title)
+    raise GgtuneError(
+        f"There is no template '{name}'. Templates: {', '.join(TEMPLATES)}, model, or a Jinja file (*.jinja)."
+    )
 
 
 def _deadline(seconds: float) -> Callable[[FrameType, str, Any], Any]:

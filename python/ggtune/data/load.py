@@ -6,7 +6,7 @@ import datetime
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
 
@@ -22,13 +22,15 @@ from ggtune.data.readers.decoding import encoding_of, head_of
 from ggtune.data.readers.reader import Findings, Item, ReadOptions
 from ggtune.data.readers.sft_samples import TextSample
 from ggtune.data.samples import LossOn, Sample, TooLong, text_windows
-from ggtune.data.sft import answer_tag, find_template
+from ggtune.data.sft import answer_tag, find_template, without_bos
 from ggtune.data.shapes import Columns
 from ggtune.data.sources import files_of
 from ggtune.data.store import SampleStore, StoreBuilder
 from ggtune.data.system_text import SystemText, system_of_prompts, system_of_records
 from ggtune.data.templates import TEMPLATES, Template
+from ggtune.data.tokenization import token_text
 from ggtune.errors import DataError, GgtuneError
+from ggtune.setting_texts import DataPart
 
 _SHOWN_ROWS = 10
 _LOOKED_AT = 1000  # texts from which the template is told
@@ -43,7 +45,8 @@ class LoadReport:
     path: str
     kind: str  # the reader's name
     unit: str = "row"
-    template: str | None = None  # None for plain text
+    template: str | None = None  # its name; None for plain text
+    title: str | None = None  # what a reader is shown of it
     system: str | None = None  # of every sample, "" for none; None where they differ or it can't be told
     system_differs: bool = False
     n_read: int = 0  # rows, samples or windows with a text
@@ -60,7 +63,7 @@ class LoadReport:
     def lines(self, *, with_doubts: bool = True) -> list[str]:
         """Say the report in sentences, for printing."""
         what = "windows" if self.unit == "window" else "samples" if self.kind == "sft" else f"{self.unit}s"
-        form = f", template '{self.template}'" if self.template else ""
+        form = f", template '{self.title}'" if self.title else ""
         where = f"{self.unit}s"
         lines = [f"{self.path}: {self.n_read} {what}{form}"]
         if self.empty_rows:
@@ -128,7 +131,7 @@ class LoadOptions:
 
 
 def load_samples(
-    path: str | Path,
+    path: str | Path | Sequence[DataPart],
     tokenizer: TemplatedTokenizer,
     *,
     context: int,
@@ -151,7 +154,7 @@ def load_samples(
     overlapping_samples: bool = False,
     now: datetime.datetime | None = None,
 ) -> Dataset:
-    """Read a data file or folder (:mod:`ggtune.data.readers`) into token samples of at most ``context`` rows.
+    """Read data files or folders (:mod:`ggtune.data.readers`) into token samples of at most ``context`` rows.
 
     ``template`` None stands for the model's own (see :func:`choose_template`), in rendered text for the one whose
     answer tag occurs. Raises :class:`DataError` for bad data (all bad rows in one, unless ``skip_bad``), and
@@ -173,7 +176,8 @@ def load_samples(
         overlapping_samples=overlapping_samples,
         now=now,
     )
-    return _Loader(Path(path), tokenizer, options).load()
+    parts = [DataPart(str(path))] if isinstance(path, (str, Path)) else list(path)
+    return _Loader(parts, tokenizer, options).load()
 
 
 @dataclass(frozen=True)
@@ -212,10 +216,12 @@ def _head(path: Path) -> str:
 
 
 class _Loader:
-    def __init__(self, path: Path, tokenizer: TemplatedTokenizer, options: LoadOptions) -> None:
-        self._path, self._tokenizer, self._options = path, tokenizer, options
+    def __init__(self, parts: Sequence[DataPart], tokenizer: TemplatedTokenizer, options: LoadOptions) -> None:
+        self._parts, self._tokenizer, self._options = parts, tokenizer, options
+        self._part = parts[0]
+        self._path = Path(parts[0].path)
         self._builder = StoreBuilder()
-        self._report = LoadReport(str(path), "")
+        self._report = LoadReport(", ".join(part.path for part in parts), "")
         self._cut: list[int] = []
         self._skipped: list[int] = []
         self._lengths: list[int] = []  # of samples that did not fit
@@ -233,18 +239,21 @@ class _Loader:
         options, report = self._options, self._report
         if options.context < 1:
             raise GgtuneError(f"A context of {options.context} tokens holds no sample.")
-        for file in files_of(self._path):
-            source = open_source(file, options.read)
-            report.kind, report.unit = source.kind, source.findings.unit
-            self._load(source)
-            report.unit = source.findings.unit
-            self._take(source)
+        for part in self._parts:
+            self._part, self._path = part, Path(part.path)
+            for file in files_of(self._path):
+                source = open_source(file, options.read)
+                report.kind = source.kind
+                self._load(source)
+                report.unit = source.findings.unit
+                self._take(source)
         if not len(self._builder):
             raise self._nothing()
         report.empty_rows, report.bad_rows = self._empty, self._bad
         report.cut_rows, report.skipped_rows = self._cut, self._skipped
         report.too_long_lengths = [n + 1 for n in self._lengths]
-        report.template = self._template.name if self._template else None
+        if self._template is not None:
+            report.template, report.title = self._template.name, self._template.title
         if self._encoder is not None:
             report.end_appended = self._encoder.end_appended
             report.notes = [*dict.fromkeys([*self._encoder.notes, *report.notes])]
@@ -297,7 +306,7 @@ class _Loader:
         if isinstance(template, str):
             template = choose_template(template, self._tokenizer, now=options.now)
         samples = [TextSample(item.text, item.row) for item in looked_at]
-        found = template or find_template(samples, self._candidates())
+        found = template or self._that_wrote(samples)
         everything: Iterable[Item] = chain(looked_at, iterator)
         if source.kind != "sft" and (found is None or not any(answer_tag(found) in item.text for item in looked_at)):
             self._plain(everything)
@@ -373,8 +382,11 @@ class _Loader:
             tokens = sample.tokens[: self._options.context + 1]
             sample = Sample(tokens, weights, min(sample.n_prompt, len(tokens)), sample.row)
             self._cut.append(sample.row)
-        self._builder.append(sample)
-        self._groups.append(group)
+        if self._part.weight != 1:
+            sample = replace(sample, weights=sample.weights * np.float32(self._part.weight))
+        for _ in range(self._part.repeat):
+            self._builder.append(sample)
+            self._groups.append(group)
         return True
 
     def _take(self, source: Source) -> None:
@@ -383,7 +395,8 @@ class _Loader:
         findings.check(source.path, self._options.read)
         self._empty += findings.empty
         self._bad += findings.bad
-        name = "" if source.path == self._path else f"{source.path.name}: "
+        alone = len(self._parts) == 1 and source.path == self._path
+        name = "" if alone else f"{source.path.name}: "
         self._report.notes += [name + note for note in findings.notes]
         if findings.unused:
             self._report.notes.append(f"{name}columns not used: " + ", ".join(findings.unused))
@@ -419,6 +432,19 @@ class _Loader:
                 )
             return found
         return SystemText()
+
+    def _that_wrote(self, samples: Sequence[TextSample]) -> Template | None:
+        """Find the template that the texts were made with: one that writes such prompts, if there is one."""
+        candidates = self._candidates()
+        found = find_template(samples, candidates)
+        if found is None:
+            return None
+        tag = answer_tag(found)
+        bos = (token_text(self._tokenizer, self._tokenizer.bos_token), found.bos)
+        prompts = [without_bos(s.text.partition(tag)[0], bos) + tag for s in samples if tag in s.text]
+        alike = [found, *(other for other in candidates if other is not found and answer_tag(other) == tag)]
+        # the model's own may put a system text of its own where the texts have none
+        return next((other for other in alike if system_of_prompts(prompts, other) != SystemText()), found)
 
     def _candidates(self) -> list[Template]:
         """Templates to look for in a text, the model's own first."""

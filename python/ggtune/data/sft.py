@@ -185,6 +185,11 @@ def _trim(text: str, margin: str) -> str:
     return text.rstrip() + margin if text.endswith(margin) else text
 
 
+def without_bos(text: str, bos_texts: Sequence[str]) -> str:
+    """Drop every BOS text in front."""
+    return _without_bos(text, list(bos_texts))[0]
+
+
 def _without_bos(text: str, bos_texts: list[str]) -> tuple[str, bool]:
     """Drop every BOS text in front; tells whether the first of ``bos_texts``, the model's own, was among them."""
     has_bos = False

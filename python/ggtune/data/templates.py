@@ -75,6 +75,10 @@ class Template(Protocol):
         """Name on the command line."""
 
     @property
+    def title(self) -> str:
+        """What a reader is shown."""
+
+    @property
     def bos(self) -> str:
         """BOS text that the template writes first; "" leaves the BOS to the tokenizer."""
 
@@ -127,6 +131,11 @@ class PromptTemplate:
     default_system: str | None = None
     between_turns: str = ""
     bos_every_turn: bool = False
+
+    @property
+    def title(self) -> str:
+        """What a reader is shown."""
+        return self.name
 
     @property
     def accepts_system(self) -> bool:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from ggtune.data.chat_template import ChatTemplate
+from ggtune.data.chat_template import ChatTemplate, jinja_source
 from ggtune.data.templates import TEMPLATES, PromptTemplate
 from ggtune.errors import GgtuneError
 from ggtune.gguf.vocabulary import SpecialTokens
@@ -169,6 +169,8 @@ def choose_ollama_template(
         return template, [note, *messages]
     if name in TEMPLATES:
         return _checked(ollama_template(TEMPLATES[name], tokens))
+    if name is not None and (found := jinja_source(name)):
+        jinja_text, name = found[0], "model"
     if name not in (None, "model"):
         raise GgtuneError(f'There is no template "{name}"; there are: {", ".join([*TEMPLATES, "model"])}.')
     if jinja_text is None:

@@ -1,5 +1,6 @@
 """The samples of a run: those it trains on and those held out."""
 
+import dataclasses
 import datetime
 import hashlib
 from collections.abc import Sequence
@@ -7,12 +8,14 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, cast
 
+import numpy as np
+
 from ggtune.config import TrainConfig
 from ggtune.data.encoding import Learn
 from ggtune.data.load import Dataset, load_samples
 from ggtune.data.samples import LossOn, Sample, TooLong
 from ggtune.data.split import IndexArray, hold_out
-from ggtune.setting_texts import Holdout
+from ggtune.setting_texts import DataPart, Holdout
 
 if TYPE_CHECKING:
     from ggtune._core import Model
@@ -42,7 +45,7 @@ def load_data(
 ) -> Dataset:
     """Read the data as the settings say. Raises :class:`GgtuneError` for data that can't be used."""
     return load_samples(
-        config.data,
+        [DataPart(config.data, repeat=config.repeat), *map(DataPart.parse, config.more_data)],
         model,
         context=longest_sample(config, model),
         template=config.template or None,
@@ -73,7 +76,11 @@ def longest_sample(config: TrainConfig, model: "Model") -> int:
 
 def held_out_of(config: TrainConfig, data: Dataset) -> tuple[IndexArray, IndexArray]:
     """Give the indices of the samples to train on, and of those held out. Raises :class:`GgtuneError`."""
-    return hold_out(len(data.samples), Holdout.parse(config.holdout), config.seed, data.groups)
+    holdout = Holdout.parse(config.holdout)
+    if holdout.kind == "file":
+        everything = np.arange(len(data.samples))
+        return everything, everything[:0]
+    return hold_out(len(data.samples), holdout, config.seed, data.groups)
 
 
 def read_samples(config: TrainConfig, model: "Model", *, now: datetime.datetime | None = None) -> RunSamples:
@@ -83,4 +90,9 @@ def read_samples(config: TrainConfig, model: "Model", *, now: datetime.datetime 
     """
     data = load_data(config, model, now=now)
     training, held_out = held_out_of(config, data)
-    return RunSamples(longest_sample(config, model), data, data.samples.take(training), data.samples.take(held_out))
+    chosen: Sequence[Sample] = data.samples.take(held_out)
+    if path := Holdout.parse(config.holdout).path:
+        apart = load_data(dataclasses.replace(config, data=path, more_data=(), repeat=1, holdout="0"), model, now=now)
+        data.report.notes += [f"held out: {line}" for line in apart.report.lines()]
+        chosen = apart.samples
+    return RunSamples(longest_sample(config, model), data, data.samples.take(training), chosen)
