@@ -74,4 +74,4 @@ def _styled(run: "Run") -> str:
     weight = f"({run.weight:g})" if run.weight not in (0, 1) else ""
     if run.special:
         return click.style(f"[{run.text}]{weight}", fg=colour, reverse=True)
-    return click.style(run.text + weight, fg=colour, dim=run.weight == 0)
+    return click.style(run.text + weight, fg=colour, dim=True if run.weight == 0 else None)
