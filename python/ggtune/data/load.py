@@ -44,7 +44,8 @@ class LoadReport:
 
     path: str
     kind: str  # the reader's name
-    unit: str = "row"
+    unit: str = "row"  # what numbers count
+    plain: bool = False  # texts without turns
     template: str | None = None  # its name; None for plain text
     title: str | None = None  # what a reader is shown of it
     system: str | None = None  # of every sample, "" for none; None where they differ or it can't be told
@@ -62,7 +63,7 @@ class LoadReport:
 
     def lines(self, *, with_doubts: bool = True) -> list[str]:
         """Say the report in sentences, for printing."""
-        what = "windows" if self.unit == "window" else "samples" if self.kind == "sft" else f"{self.unit}s"
+        what = "windows" if self.plain else "samples" if self.kind == "sft" else f"{self.unit}s"
         form = f", template '{self.title}'" if self.title else ""
         where = f"{self.unit}s"
         lines = [f"{self.path}: {self.n_read} {what}{form}"]
@@ -272,7 +273,7 @@ class _Loader:
         elif source.findings.rendered or self._options.read.sample_start:
             self._rendered(items, source)
         else:
-            self._plain(items)
+            self._plain(items, source)
 
     def _conversations(self, items: Iterable[Item], source: Source) -> None:
         options = self._options
@@ -309,7 +310,7 @@ class _Loader:
         found = template or self._that_wrote(samples)
         everything: Iterable[Item] = chain(looked_at, iterator)
         if source.kind != "sft" and (found is None or not any(answer_tag(found) in item.text for item in looked_at)):
-            self._plain(everything)
+            self._plain(everything, source)
             return
         # without known tags: plain has no BOS, suffix or end text of its own
         used = found or TEMPLATES["plain"]
@@ -348,8 +349,9 @@ class _Loader:
         if options.system:
             self._report.notes.append("the system text is not put into <SFT> text: its samples are used as they stand")
 
-    def _plain(self, items: Iterable[Item]) -> None:
+    def _plain(self, items: Iterable[Item], source: Source) -> None:
         options = self._options
+        self._report.plain = True
         n_documents = 0
         for item in items:
             if not isinstance(item, Document):
@@ -359,7 +361,7 @@ class _Loader:
             for window in text_windows(
                 self._tokenizer, item.text, options.context, overlapping=options.overlapping_samples
             ):
-                self._fit(window, group, kinds)
+                self._fit(window if source.kind == "text" else replace(window, row=item.row), group, kinds)
         self._report.notes.append("plain text: the loss is on every token")
         if n_documents > 1:
             self._report.notes.append(f"{n_documents} texts, each with an end token behind it")
