@@ -77,6 +77,11 @@ Trainer::Trainer(std::shared_ptr<Adapter> adapter_, const Options & options_)
     if (!(options.dropout >= 0 && options.dropout < 1)) {
         throw Error("dropout must be at least 0 and below 1");
     }
+    if (options.ops_layers < -1 || options.ops_layers > adapter->model().n_layer() ||
+        (options.ops == OpsKind::cpu && options.ops_layers != -1)) {
+        throw Error("ops serve all layers or some of the model's " + std::to_string(adapter->model().n_layer()) +
+                    ", and where not all, other ones than the CPU's");
+    }
     if (options.threads < 1) {
         throw Error("there must be at least 1 thread");
     }
@@ -119,6 +124,8 @@ GraphOptions Trainer::graph_options(bool gradients) const {
         graph.dropout = {options.dropout, options.seed, static_cast<uint64_t>(n_micro_batches)};
     }
     graph.precision = options.precision;
+    graph.ops = options.ops;
+    graph.ops_layers = options.ops_layers;
     return graph;
 }
 
@@ -293,7 +300,7 @@ double Trainer::step(const AdamW & o) {
     return norm;
 }
 
-MemoryParts Trainer::memory(int64_t n_tokens, int64_t n_targets, int64_t n_sequences) const {
+TrainingGraph Trainer::graph_of_shape(int64_t n_tokens, int64_t n_targets, int64_t n_sequences) const {
     if (n_tokens < 1 || n_targets < 1 || n_targets > n_tokens || n_sequences < 1 ||
         n_sequences > std::min(n_tokens, max_sequences)) {
         throw Error(
@@ -301,9 +308,17 @@ MemoryParts Trainer::memory(int64_t n_tokens, int64_t n_targets, int64_t n_seque
             "than tokens");
     }
     const BatchArrays shape = batch_of_shape(n_tokens, n_targets, n_sequences);
-    const TrainingGraph graph(builder, *adapter, accumulators, shape.view(), graph_options(true));
+    return TrainingGraph(builder, *adapter, accumulators, shape.view(), graph_options(true));
+}
+
+MemoryParts Trainer::memory(int64_t n_tokens, int64_t n_targets, int64_t n_sequences) const {
+    const TrainingGraph graph = graph_of_shape(n_tokens, n_targets, n_sequences);
     const uint64_t n = adapter->n_params();
     return {adapter->model().n_bytes(), n * sizeof(float), 3 * n * sizeof(float), graph.measure(executor)};
+}
+
+int Trainer::n_custom_nodes(int64_t n_tokens, int64_t n_targets, int64_t n_sequences) const {
+    return graph_of_shape(n_tokens, n_targets, n_sequences).n_custom_nodes();
 }
 
 }  // namespace ggtune

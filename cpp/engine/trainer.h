@@ -49,6 +49,8 @@ class Trainer {
         float dropout = 0.0f;
         uint64_t seed = 0;  // of the dropout masks
         Precision precision = Precision::automatic;
+        OpsKind ops = OpsKind::cpu;
+        int ops_layers = -1;  // as in GraphOptions
     };
     // Builds one small graph and raises Error where the model can't be trained.
     Trainer(std::shared_ptr<Adapter> adapter, const Options & options);
@@ -87,8 +89,11 @@ class Trainer {
     int n_recomputable_layers() const { return n_recomputable; }
 
     MemoryParts memory(int64_t n_tokens, int64_t n_targets, int64_t n_sequences) const;
+    // Nodes of accumulate()'s graph that only ggml's CPU backend runs.
+    int n_custom_nodes(int64_t n_tokens, int64_t n_targets, int64_t n_sequences) const;
 
   private:
+    TrainingGraph graph_of_shape(int64_t n_tokens, int64_t n_targets, int64_t n_sequences) const;
     void check_weights() const;
     void check(const MicroBatch & batch) const;
     BatchResult run(const MicroBatch & batch, bool gradients);

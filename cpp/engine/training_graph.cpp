@@ -9,6 +9,7 @@
 #include "base/error.h"
 #include "engine/calibrate.h"
 #include "ops/cpu/cpu_ops.h"
+#include "ops/ggml/ggml_ops.h"
 
 namespace ggtune {
 
@@ -19,7 +20,23 @@ namespace {
 constexpr int64_t max_chunk_logits = 8 << 20;
 constexpr int64_t min_chunk_rows = 64;
 
-constexpr int64_t nodes_per_forward_node = 8;
+// Nodes of the whole graph, at most. n_chunks: of the head, which is made for each.
+int64_t max_nodes(ggml_cgraph * forward, int64_t n_chunks, OpsKind ops) {
+    constexpr int64_t per_forward_node = 8, per_chunk = 32, others = 1024;
+    constexpr int64_t per_plain_chunk = 256;  // without what a product gives rise to
+    const int n_forward = ggml_graph_n_nodes(forward);
+    int64_t sum = per_forward_node * n_forward + per_chunk * n_chunks + others;
+    if (ops == OpsKind::ggml) {
+        int64_t most = 0;
+        for (int i = 0; i < n_forward; i++) {
+            const int64_t n = GgmlOps::max_nodes(ggml_graph_node(forward, i));
+            sum += n;
+            most = std::max(most, n);
+        }
+        sum += n_chunks * (most + per_plain_chunk);
+    }
+    return sum;
+}
 
 bool is_view_op(const ggml_tensor * node) {
     return node->view_src != nullptr;
@@ -91,13 +108,12 @@ TrainingGraph::TrainingGraph(const ForwardGraphBuilder & builder, const Adapter 
     }
 
     const int64_t n_chunks = 2 + n_outputs / min_chunk_rows;
-    const int64_t max_nodes = nodes_per_forward_node * ggml_graph_n_nodes(forward->graph()) + 32 * n_chunks + 1024;
-    const ggml_init_params params = {max_nodes * ggml_tensor_overhead() + ggml_graph_overhead_custom(max_nodes, false),
+    const int64_t n_nodes = max_nodes(forward->graph(), n_chunks, options.ops);
+    const ggml_init_params params = {n_nodes * ggml_tensor_overhead() + ggml_graph_overhead_custom(n_nodes, false),
                                      nullptr, true};
     ctx.reset(ggml_init(params));
-    ops = std::make_unique<CpuOps>(ctx.get(), options.precision == Precision::automatic);
-    implementations = std::make_unique<Implementations>(*ops);
-    gf = ggml_new_graph_custom(ctx.get(), max_nodes, false);
+    choose_ops(options);
+    gf = ggml_new_graph_custom(ctx.get(), n_nodes, false);
     targets = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_I32, n_outputs);
     weights = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_F32, n_outputs);
     ggml_set_input(targets);
@@ -106,6 +122,7 @@ TrainingGraph::TrainingGraph(const ForwardGraphBuilder & builder, const Adapter 
     if (!collect_forward_nodes()) {
         throw untrainable(arch, "its logits are not computed from its last hidden state");
     }
+    assign_layers(options);
     Rewriter rewriter(*implementations, *forward, adapter, options.dropout, options.precision);
     rewriter.rewrite(body);
     rewriter.rewrite(head);
@@ -143,6 +160,47 @@ TrainingGraph::TrainingGraph(const ForwardGraphBuilder & builder, const Adapter 
     if (!unreached.empty()) {
         throw Error("the loss of this model does not depend on " + joined(unreached) + ": choose other linears");
     }
+}
+
+void TrainingGraph::choose_ops(const GraphOptions & options) {
+    if (options.ops == OpsKind::ggml) {
+        makers.push_back(std::make_unique<GgmlOps>(ctx.get()));
+    }
+    if (options.ops == OpsKind::cpu || options.ops_layers >= 0) {
+        makers.push_back(std::make_unique<CpuOps>(ctx.get(), options.precision == Precision::automatic));
+    }
+    implementations = std::make_unique<Implementations>(*makers.back());
+}
+
+// Nodes up to the end of a layer by the first of the makers; the last one's are all others.
+void TrainingGraph::assign_layers(const GraphOptions & options) {
+    if (makers.size() == 1 || options.ops_layers == 0) {
+        return;
+    }
+    const std::string name = "l_out-" + std::to_string(options.ops_layers - 1);
+    const auto end = std::find_if(body.begin(), body.end(), [&](const ggml_tensor * t) { return t->name == name; });
+    if (end == body.end()) {
+        throw Error("the layers can't be shared out: this architecture's graph does not mark the end of layer " +
+                    std::to_string(options.ops_layers));
+    }
+    std::for_each(body.begin(), end + 1, [&](const ggml_tensor * t) { implementations->assign(t, *makers.front()); });
+}
+
+int TrainingGraph::n_custom_nodes() const {
+    int n = 0;
+    for (int i = 0; i < ggml_graph_n_nodes(gf); i++) {
+        switch (ggml_graph_node(gf, i)->op) {
+            case GGML_OP_CUSTOM:
+            case GGML_OP_MAP_CUSTOM1:
+            case GGML_OP_MAP_CUSTOM2:
+            case GGML_OP_MAP_CUSTOM3:
+                n++;
+                break;
+            default:
+                break;
+        }
+    }
+    return n;
 }
 
 // The nodes that the logits depend on, split at the final hidden state. llama.cpp lists others too (inputs it does not
@@ -212,6 +270,7 @@ void TrainingGraph::expand(ggml_tensor * node, bool forward_pass) {
 // From the hidden state to the loss, a chunk of rows at a time, and back to the gradient of the hidden state.
 void TrainingGraph::build_head(Autodiff * ad) {
     expand(hidden, true);
+    Ops & ops = implementations->otherwise;
     const int64_t n_rows = hidden->ne[1];
     int64_t chunk_rows = n_rows;
     const auto can_be_cut = [&](const ggml_tensor * node) {
@@ -244,7 +303,7 @@ void TrainingGraph::build_head(Autodiff * ad) {
             }
         }
         ggml_tensor * chunk_logits = nodes.back();
-        ggml_tensor * log_probs = ops->log_probabilities(chunk_logits, chunk_targets);
+        ggml_tensor * log_probs = ops.log_probabilities(chunk_logits, chunk_targets);
         ggml_set_output(log_probs);
         log_probabilities.push_back(log_probs);
         expand(log_probs, true);
@@ -257,7 +316,7 @@ void TrainingGraph::build_head(Autodiff * ad) {
             trace.insert(trace.begin(), rows);
         }
         ad->trace(trace);
-        ad->add(chunk_logits, ops->cross_entropy_dx(chunk_logits, chunk_targets, chunk_weights, log_probs));
+        ad->add(chunk_logits, ops.cross_entropy_dx(chunk_logits, chunk_targets, chunk_weights, log_probs));
         ad->backward(nodes);
         ggml_tensor * d_rows = ad->gradient(rows);
         if (d_rows == nullptr) {
@@ -268,10 +327,9 @@ void TrainingGraph::build_head(Autodiff * ad) {
             return;
         }
         if (d_hidden == nullptr) {
-            d_hidden = ops->zeros_like(hidden);
+            d_hidden = ops.zeros_like(hidden);
         }
-        d_hidden =
-            ggml_set_2d_inplace(ctx.get(), d_hidden, ops->contiguous(d_rows), hidden->nb[1], row * hidden->nb[1]);
+        d_hidden = ggml_set_2d_inplace(ctx.get(), d_hidden, ops.contiguous(d_rows), hidden->nb[1], row * hidden->nb[1]);
         expand(d_hidden, false);
     }
     if (ad != nullptr) {

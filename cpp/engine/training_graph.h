@@ -27,8 +27,17 @@ struct MicroBatch {
     const float * weights;  // 0: the row has no target
 };
 
+// Whose nodes a graph is made of, where there is a choice.
+enum class OpsKind {
+    cpu,   // ops/cpu: our kernels
+    ggml,  // ops/ggml: ggml's own nodes alone
+};
+
 struct GraphOptions {
     bool gradients = true;
+    OpsKind ops = OpsKind::cpu;
+    int ops_layers =
+        -1;  // so many of the first layers are made by `ops`, what follows by the CPU's; -1: all is by `ops`
     int recompute_layers = 0;  // so many of the first layers are computed again for their gradient
     DropoutOptions dropout = {0.0f, 0, 0};
     Precision precision = Precision::automatic;
@@ -52,6 +61,9 @@ class TrainingGraph {
     // Seconds that run() will take; needs neither the weights nor the memory for it (calibrate.h).
     double measure_seconds(Executor & executor) const;
 
+    // Nodes that ggml's CPU backend alone can run, since they call a function of ours.
+    int n_custom_nodes() const;
+
     struct Times {
         double forward_s = 0;
         double backward_s = 0;
@@ -66,7 +78,9 @@ class TrainingGraph {
         bool forward;
     };
 
+    void choose_ops(const GraphOptions & options);
     bool collect_forward_nodes();
+    void assign_layers(const GraphOptions & options);
     void build_head(Autodiff * ad);
     std::vector<size_t> layer_ends() const;
     std::vector<std::vector<ggml_tensor *>> segment_inputs(const std::vector<size_t> & ends) const;
@@ -77,8 +91,8 @@ class TrainingGraph {
 
     std::unique_ptr<ForwardGraph> forward;
     ggml_context_ptr ctx;
-    std::unique_ptr<Ops> ops;
-    std::unique_ptr<Implementations> implementations;
+    std::vector<std::unique_ptr<Ops>> makers;
+    std::unique_ptr<Implementations> implementations;  // the nodes of the head are `otherwise`'s
     ggml_cgraph * gf = nullptr;
     std::vector<Phase> phases;
 
