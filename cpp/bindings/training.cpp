@@ -147,8 +147,8 @@ void bind_training(py::module_ & m) {
         .def(py::init([](const std::shared_ptr<Model> &, const std::shared_ptr<Adapter> & adapter, int64_t context,
                          int threads, float dropout, uint64_t seed, const std::string & precision,
                          const std::string & ops, std::optional<int> ggml_layers) {
-                 const Trainer::Options options = {
-                     context, threads, dropout, seed, to_precision(precision), to_ops(ops), ggml_layers.value_or(-1)};
+                 const Trainer::Options options = {context,     threads,    dropout, seed, to_precision(precision),
+                                                   to_ops(ops), ggml_layers};
                  const py::gil_scoped_release release;  // the adapter is held by the trainer
                  return std::make_unique<Trainer>(adapter, options);
              }),

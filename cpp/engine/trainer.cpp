@@ -77,11 +77,7 @@ Trainer::Trainer(std::shared_ptr<Adapter> adapter_, const Options & options_)
     if (!(options.dropout >= 0 && options.dropout < 1)) {
         throw Error("dropout must be at least 0 and below 1");
     }
-    if (options.ops_layers < -1 || options.ops_layers > adapter->model().n_layer() ||
-        (options.ops == OpsKind::cpu && options.ops_layers != -1)) {
-        throw Error("ops serve all layers or some of the model's " + std::to_string(adapter->model().n_layer()) +
-                    ", and where not all, other ones than the CPU's");
-    }
+    check_ops();
     if (options.threads < 1) {
         throw Error("there must be at least 1 thread");
     }
@@ -127,6 +123,19 @@ GraphOptions Trainer::graph_options(bool gradients) const {
     graph.ops = options.ops;
     graph.ops_layers = options.ops_layers;
     return graph;
+}
+
+void Trainer::check_ops() const {
+    if (!options.ops_layers) {
+        return;
+    }
+    if (options.ops == OpsKind::cpu) {
+        throw Error("ggml_layers is a number of layers for ops=\"ggml\"");
+    }
+    const int n = *options.ops_layers, n_layer = adapter->model().n_layer();
+    if (n < 0 || n > n_layer) {
+        throw Error("ggml_layers must be 0 to the model's " + std::to_string(n_layer) + ", not " + std::to_string(n));
+    }
 }
 
 void Trainer::check_weights() const {

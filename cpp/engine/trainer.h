@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <unordered_map>
 #include <vector>
@@ -50,7 +51,7 @@ class Trainer {
         uint64_t seed = 0;  // of the dropout masks
         Precision precision = Precision::automatic;
         OpsKind ops = OpsKind::cpu;
-        int ops_layers = -1;  // as in GraphOptions
+        std::optional<int> ops_layers = std::nullopt;  // as in GraphOptions
     };
     // Builds one small graph and raises Error where the model can't be trained.
     Trainer(std::shared_ptr<Adapter> adapter, const Options & options);
@@ -94,6 +95,7 @@ class Trainer {
 
   private:
     TrainingGraph graph_of_shape(int64_t n_tokens, int64_t n_targets, int64_t n_sequences) const;
+    void check_ops() const;
     void check_weights() const;
     void check(const MicroBatch & batch) const;
     BatchResult run(const MicroBatch & batch, bool gradients);

@@ -166,7 +166,7 @@ void TrainingGraph::choose_ops(const GraphOptions & options) {
     if (options.ops == OpsKind::ggml) {
         makers.push_back(std::make_unique<GgmlOps>(ctx.get()));
     }
-    if (options.ops == OpsKind::cpu || options.ops_layers >= 0) {
+    if (options.ops == OpsKind::cpu || options.ops_layers.has_value()) {
         makers.push_back(std::make_unique<CpuOps>(ctx.get(), options.precision == Precision::automatic));
     }
     implementations = std::make_unique<Implementations>(*makers.back());
@@ -177,11 +177,11 @@ void TrainingGraph::assign_layers(const GraphOptions & options) {
     if (makers.size() == 1 || options.ops_layers == 0) {
         return;
     }
-    const std::string name = "l_out-" + std::to_string(options.ops_layers - 1);
+    const std::string name = "l_out-" + std::to_string(*options.ops_layers - 1);
     const auto end = std::find_if(body.begin(), body.end(), [&](const ggml_tensor * t) { return t->name == name; });
     if (end == body.end()) {
         throw Error("the layers can't be shared out: this architecture's graph does not mark the end of layer " +
-                    std::to_string(options.ops_layers));
+                    std::to_string(*options.ops_layers));
     }
     std::for_each(body.begin(), end + 1, [&](const ggml_tensor * t) { implementations->assign(t, *makers.front()); });
 }

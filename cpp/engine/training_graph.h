@@ -4,6 +4,7 @@
 #include <ggml-cpp.h>
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <unordered_map>
 #include <vector>
@@ -36,9 +37,8 @@ enum class OpsKind {
 struct GraphOptions {
     bool gradients = true;
     OpsKind ops = OpsKind::cpu;
-    int ops_layers =
-        -1;  // so many of the first layers are made by `ops`, what follows by the CPU's; -1: all is by `ops`
-    int recompute_layers = 0;  // so many of the first layers are computed again for their gradient
+    std::optional<int> ops_layers = std::nullopt;  // so many of the first layers by `ops`, the rest by the CPU's
+    int recompute_layers = 0;                      // so many of the first layers are computed again for their gradient
     DropoutOptions dropout = {0.0f, 0, 0};
     Precision precision = Precision::automatic;
 };

@@ -16,7 +16,9 @@ namespace ggtune {
 // What a backend can do: the one place for its peculiarities. As it stands, ggml's CPU backend.
 struct BackendTraits {
     bool rounds_gelu = true;  // GELU and GELU_QUICK read a half-precision table; devices compute them
-    bool adds_rows = true;    // has GET_ROWS_BACK: all but Metal
+    // Has GET_ROWS_BACK, as all but Metal: else rows are set (SET_ROWS), which may be taken once at most. Of a training
+    // graph that is so: the rows of the hidden state that have a target are taken.
+    bool adds_rows = true;
     // A tile of a weight in float32. Some devices bind no more than 128 MiB at once.
     int64_t max_tile_bytes = 64 << 20;
 };

@@ -95,6 +95,11 @@ std::vector<int32_t> places_of(const ggml_tensor * source, const ggml_tensor * v
     return places;
 }
 
+bool has_duplicates(std::vector<int32_t> values) {
+    std::sort(values.begin(), values.end());
+    return std::adjacent_find(values.begin(), values.end()) != values.end();
+}
+
 }  // namespace
 
 ggml_tensor * GgmlOps::zeros_like(const ggml_tensor * t) {
@@ -123,8 +128,12 @@ ggml_tensor * GgmlOps::view_dx(ggml_tensor * source, ggml_tensor * view, ggml_te
     if (n > INT32_MAX) {
         throw Error("a view of a tensor that is too large to be differentiated: " + std::string(view->name));
     }
+    const std::vector<int32_t> places = places_of(source, view);
+    if (!traits.adds_rows && has_duplicates(places)) {
+        throw Error("no gradient of a view that shows an element twice: " + std::string(view->name));
+    }
     const int64_t ne[4] = {ggml_nelements(view), 1, 1, 1};
-    ggml_tensor * ids = host_input(GGML_TYPE_I32, ne, places_of(source, view).data());
+    ggml_tensor * ids = host_input(GGML_TYPE_I32, ne, places.data());
     ggml_tensor * elements = added_rows(n, ids, ggml_reshape_2d(ctx, dy, 1, ne[0]));
     return ggml_reshape_4d(ctx, elements, source->ne[0], source->ne[1], source->ne[2], source->ne[3]);
 }
