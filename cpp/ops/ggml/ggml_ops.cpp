@@ -10,7 +10,7 @@ namespace ggtune {
 GgmlOps::GgmlOps(ggml_context * ctx_, BackendTraits traits_) : Ops(ctx_), traits(traits_) {}
 
 int64_t GgmlOps::max_nodes(const ggml_tensor * node, BackendTraits traits) {
-    constexpr int64_t most = 48;        // a norm, computed twice, and its gradient
+    constexpr int64_t most = 24;        // a norm, computed twice, and its gradient
     constexpr int64_t most_gated = 96;  // an activation written out, computed twice, and its gradient
     constexpr int64_t per_tile = 6;
     switch (node->op) {
