@@ -321,6 +321,10 @@ std::vector<Case> cases() {
     });
     add("rms_norm", curved, [](Builder & b) { return b.node(ggml_rms_norm(b.ctx, b.input(true, {16, 5}), 1e-5f)); });
     add("norm", curved, [](Builder & b) { return b.node(ggml_norm(b.ctx, b.input(true, {16, 5}), 1e-5f)); });
+    add("rms_norm, large epsilon", curved,
+        [](Builder & b) { return b.node(ggml_rms_norm(b.ctx, b.input(true, {16, 5}), 0.5f)); });
+    add("norm, large epsilon", curved,
+        [](Builder & b) { return b.node(ggml_norm(b.ctx, b.input(true, {16, 5}), 0.5f)); });
     for (const int mode : {GGML_ROPE_TYPE_NORMAL, GGML_ROPE_TYPE_NEOX}) {
         add("rope, mode " + std::to_string(mode), linear, [mode](Builder & b) {
             ggml_tensor * x = b.input(true, {16, 3, 5});
@@ -367,6 +371,15 @@ std::vector<Case> cases() {
             ggml_cont(b.ctx, b.node(ggml_view_3d(b.ctx, x, 5, 4, 2, x->nb[1], x->nb[2], x->nb[0] + x->nb[2]))));
     });
     list.back().adds_elements = true;
+    add("view of overlapping rows", linear, [](Builder & b) {
+        return b.node(
+            ggml_cont(b.ctx, b.node(ggml_view_2d(b.ctx, b.input(true, {10, 6}), 10, 5, 5 * sizeof(float), 0))));
+    });
+    list.back().adds_elements = true;
+    add("view across a permuted tensor", linear, [](Builder & b) {
+        ggml_tensor * x = b.node(ggml_permute(b.ctx, b.input(true, {4, 3, 5}), 0, 2, 1, 3));
+        return b.node(ggml_cont(b.ctx, b.node(ggml_view_2d(b.ctx, x, 4, 13, x->nb[2], x->nb[2]))));
+    });
     add("view of a permuted tensor, each element once", linear, [](Builder & b) {
         ggml_tensor * x = b.node(ggml_permute(b.ctx, b.input(true, {4, 6, 3}), 1, 0, 2, 3));
         return b.node(ggml_cont(b.ctx, b.node(ggml_view_3d(b.ctx, x, 3, 5, 2, x->nb[0], x->nb[2], x->nb[1]))));
