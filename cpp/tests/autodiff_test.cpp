@@ -258,6 +258,10 @@ std::vector<Case> cases() {
         ggml_tensor * shape = ggml_new_tensor_3d(b.ctx, GGML_TYPE_F32, 8, 6, 2);
         return b.node(ggml_repeat(b.ctx, b.input(true, {8, 3}), shape));
     });
+    add("repeat, all dimensions", linear, [](Builder & b) {
+        ggml_tensor * shape = ggml_new_tensor_4d(b.ctx, GGML_TYPE_F32, 8, 6, 4, 6);
+        return b.node(ggml_repeat(b.ctx, b.input(true, {4, 3, 2, 3}), shape));
+    });
     add("mul_mat", linear,
         [](Builder & b) { return b.node(ggml_mul_mat(b.ctx, b.input(true, {12, 7}), b.input(true, {12, 5}))); });
     add("mul_mat, grouped", linear,

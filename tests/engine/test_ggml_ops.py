@@ -26,6 +26,29 @@ TEXTS = [
     '<s>[INST] What is the meaning of the noun "argon"? [/INST] a gas that does not burn </s>',
     "<s>[INST] What kind of thing is a beaker? [/INST] A beaker is a kind of vessel. </s>",
 ]
+# CUDA, Vulkan and Metal have them all in llama.cpp 0c1e570, but for the last one, which Metal lacks (BackendTraits)
+OF_DEVICES = {
+    *(
+        "MUL_MAT",
+        "GET_ROWS",
+        "SET_ROWS",
+        "CONT",
+        "ADD",
+        "SUB",
+        "MUL",
+        "DIV",
+        "SCALE",
+        "SQR",
+        "SQRT",
+        "LOG",
+        "CLAMP",
+        "FILL",
+    ),
+    *("SUM_ROWS", "SOFT_MAX", "NORM", "RMS_NORM", "ROPE", "ROPE_BACK", "SILU_BACK", "CONCAT", "SET", "REPEAT"),
+    *("SILU", "SIGMOID", "TANH", "EXP", "ABS", "SGN", "STEP", "RELU", "GELU_ERF", "SWIGLU", "GEGLU_ERF", "REGLU"),
+    *("VIEW", "RESHAPE", "PERMUTE", "TRANSPOSE"),
+    "GET_ROWS_BACK",
+}
 DROPOUT = {"dropout": 0.3, "seed": 5}
 
 Gradients = dict[str, np.ndarray]
@@ -59,6 +82,11 @@ def test_gradients_equal_pytorch_without_a_node_of_ours(golden: Golden) -> None:
     assert_loss_and_log_probs_equal_pytorch(golden, trainer.evaluate(*golden.batch))
     assert_loss_and_log_probs_equal_pytorch(golden, trainer.accumulate(*golden.batch))
     assert_all_below(relative_errors(trainer.gradients(), golden.gradients), 1e-4)
+
+
+def test_all_operations_are_devices(golden: Golden) -> None:
+    trainer = golden.new_trainer(ops="ggml", **DROPOUT)
+    assert {name.split()[0] for name in trainer.profile(*golden.batch)} <= OF_DEVICES
 
 
 def test_adamw_follows_pytorch(golden: Golden) -> None:

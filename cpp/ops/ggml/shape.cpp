@@ -1,6 +1,7 @@
 // Gradients of what moves elements: views, rows.
 #include <algorithm>
 #include <array>
+#include <functional>
 #include <numeric>
 #include <optional>
 
@@ -101,6 +102,26 @@ bool has_duplicates(std::vector<int32_t> values) {
 }
 
 }  // namespace
+
+// Repetitions of a dimension lie one after another. Metal has no REPEAT_BACK.
+ggml_tensor * GgmlOps::repeat_dx(const ggml_tensor * operand, ggml_tensor * dy) {
+    ggml_tensor * sum = contiguous(dy);
+    for (int d = 0; d < GGML_MAX_DIMS; d++) {
+        const int64_t n_repeats = sum->ne[d] / operand->ne[d];
+        if (n_repeats == 1) {
+            continue;
+        }
+        Index ne;
+        std::copy(std::begin(sum->ne), std::end(sum->ne), ne.begin());
+        ne[d] = operand->ne[d];
+        const int64_t n_each = std::accumulate(ne.begin(), ne.begin() + d + 1, int64_t{1}, std::multiplies<>());
+        ggml_tensor * one_by_one =
+            ggml_reshape_3d(ctx, sum, n_each, n_repeats, ggml_nelements(sum) / n_each / n_repeats);
+        sum = ggml_sum_rows(ctx, ggml_cont(ctx, ggml_permute(ctx, one_by_one, 1, 0, 2, 3)));
+        sum = ggml_reshape_4d(ctx, sum, ne[0], ne[1], ne[2], ne[3]);
+    }
+    return sum;
+}
 
 ggml_tensor * GgmlOps::zeros_like(const ggml_tensor * t) {
     return ggml_fill(ctx, ggml_new_tensor(ctx, GGML_TYPE_F32, GGML_MAX_DIMS, t->ne), 0.0f);
