@@ -17,6 +17,8 @@ from test_golden import (
     relative_errors,
 )
 
+from architectures import files as architectures
+from architectures import verdict
 from ggtune import _core
 from ggtune._core import Adapter, Model, Trainer
 from ggtune.demo import MODEL
@@ -246,6 +248,26 @@ def test_seconds_and_bytes_are_predicted() -> None:
     ggml = Trainer(model, demo_adapter(model), context=64, threads=2, ops="ggml", **DROPOUT)
     assert ggml.memory(64, 32)["compute"] > cpu.memory(64, 32)["compute"] > 0
     assert ggml.predict_seconds(*demo_batch(Model(str(MODEL)))) > 0
+
+
+@pytest.mark.parametrize("name", [name for name, why_not in verdict.read_page().items() if not why_not])
+def test_every_architecture(tmp_path: Path, name: str) -> None:
+    """Weights as floats, so that nothing is rounded; all layers made of ggml's operations, and half of them."""
+    path = str(tmp_path / "floats.gguf")
+    _core.quantize_model(str(architectures.write_model(tmp_path, name)), path, "F32", allow_requantize=True)
+    model = Model(path)
+    rng = np.random.default_rng(0)
+    tokens, targets = rng.integers(3, model.n_vocab, (2, 24), dtype=np.int32)
+    rows = np.arange(24, dtype=np.int32)
+    batch = (tokens, rows % 12, rows // 12, targets, (rows % 12 > 1).astype(np.float32))
+    expected_loss, expected = gradients_of(verdict.make_trainer(model, precision="f32"), batch)
+    for layers in (None, model.n_layer // 2):
+        trainer = verdict.make_trainer(model, precision="f32", ops="ggml", ggml_layers=layers)
+        trainer.recompute_layers = model.n_layer - 1
+        assert (n_custom_nodes(trainer, batch) == 0) == (layers is None)
+        loss, found = gradients_of(trainer, batch)
+        assert loss == pytest.approx(expected_loss, rel=1e-5)
+        assert_all_below(relative_errors(found, expected), 1e-4)
 
 
 @pytest.mark.parametrize(
