@@ -146,15 +146,15 @@ void bind_training(py::module_ & m) {
     py::class_<Trainer>(m, "Trainer")
         .def(py::init([](const std::shared_ptr<Model> &, const std::shared_ptr<Adapter> & adapter, int64_t context,
                          int threads, float dropout, uint64_t seed, const std::string & precision,
-                         const std::string & ops, std::optional<int> ggml_layers) {
-                 const Trainer::Options options = {context,     threads,    dropout, seed, to_precision(precision),
-                                                   to_ops(ops), ggml_layers};
+                         const std::string & ops, std::optional<int> ggml_layers, float neftune_alpha) {
+                 const Trainer::Options options = {
+                     context, threads, dropout, seed, to_precision(precision), to_ops(ops), ggml_layers, neftune_alpha};
                  const py::gil_scoped_release release;  // the adapter is held by the trainer
                  return std::make_unique<Trainer>(adapter, options);
              }),
              py::arg("model"), py::arg("adapter"), py::kw_only(), py::arg("context"), py::arg("threads"),
              py::arg("dropout") = 0.0f, py::arg("seed") = 0, py::arg("precision") = "auto", py::arg("ops") = "cpu",
-             py::arg("ggml_layers") = py::none(), py::keep_alive<1, 2>())
+             py::arg("ggml_layers") = py::none(), py::arg("neftune_alpha") = 0.0f, py::keep_alive<1, 2>())
         .def_property(
             "recompute_layers", [](const Trainer & trainer) { return trainer.recompute_layers; },
             [](Trainer & trainer, int n) {

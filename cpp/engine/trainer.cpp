@@ -74,6 +74,9 @@ Trainer::Trainer(std::shared_ptr<Adapter> adapter_, const Options & options_)
         throw Error("the context must be at least 1 token");
     }
     adapter->model().check_positions(options.context);
+    if (!(options.neftune_alpha >= 0 && std::isfinite(options.neftune_alpha))) {
+        throw Error("neftune_alpha must be a number of at least 0");
+    }
     if (!(options.dropout >= 0 && options.dropout < 1)) {
         throw Error("dropout must be at least 0 and below 1");
     }
@@ -118,6 +121,7 @@ GraphOptions Trainer::graph_options(bool gradients) const {
     if (gradients) {
         graph.recompute_layers = recompute_layers;
         graph.dropout = {options.dropout, options.seed, static_cast<uint64_t>(n_micro_batches)};
+        graph.noise = {options.neftune_alpha, options.seed, static_cast<uint64_t>(n_micro_batches)};
     }
     graph.precision = options.precision;
     graph.ops = options.ops;

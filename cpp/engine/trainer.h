@@ -52,6 +52,7 @@ class Trainer {
         Precision precision = Precision::automatic;
         OpsKind ops = OpsKind::cpu;
         std::optional<int> ops_layers = std::nullopt;  // as in GraphOptions
+        float neftune_alpha = 0.0f;                    // as in EmbeddingNoise; `seed` is the noise's, too
     };
     // Builds one small graph and raises Error where the model can't be trained.
     Trainer(std::shared_ptr<Adapter> adapter, const Options & options);

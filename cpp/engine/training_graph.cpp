@@ -123,6 +123,9 @@ TrainingGraph::TrainingGraph(const ForwardGraphBuilder & builder, const Adapter 
         throw untrainable(arch, "its logits are not computed from its last hidden state");
     }
     assign_layers(options);
+    if (options.noise.alpha != 0) {
+        add_noise(options.noise, batch);
+    }
     Rewriter rewriter(*implementations, *forward, adapter, options.dropout, options.precision);
     rewriter.rewrite(body);
     rewriter.rewrite(head);
@@ -226,6 +229,32 @@ bool TrainingGraph::collect_forward_nodes() {
     body.assign(nodes.begin(), end_of_body + 1);
     head.assign(end_of_body + 1, nodes.end());
     return true;
+}
+
+// Between the token embeddings and all that reads them.
+void TrainingGraph::add_noise(const EmbeddingNoise & options, const MicroBatch & batch) {
+    const auto looked_up = std::find_if(body.begin(), body.end(), [](const ggml_tensor * node) {
+        return node->op == GGML_OP_GET_ROWS && std::strcmp(node->src[0]->name, "token_embd.weight") == 0;
+    });
+    if (looked_up == body.end()) {
+        throw Error("this model's graph does not look its tokens up: there is nothing to put NEFTune's noise on");
+    }
+    ggml_tensor * embeddings = *looked_up;
+    noise = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, embeddings->ne[0], embeddings->ne[1]);
+    ggml_set_input(noise);
+    noise_values = ggtune::noise_values(options, embeddings->ne[0], embeddings->ne[1], batch.sequences);
+    ggml_tensor * sum = ggml_add(ctx.get(), embeddings, noise);
+    ggml_format_name(sum, "%s (with noise)", embeddings->name);
+    implementations->assign(sum, implementations->of(embeddings));
+    for (auto later = looked_up + 1; later != body.end(); ++later) {
+        for (ggml_tensor *& src : (*later)->src) {
+            src = src == embeddings ? sum : src;
+        }
+        if ((*later)->view_src == embeddings) {
+            (*later)->view_src = sum;
+        }
+    }
+    body.insert(looked_up + 1, sum);
 }
 
 // A second computation of a node from substituted operands; n_rows >= 0 cuts it to so many rows.
@@ -433,6 +462,9 @@ TrainingGraph::Times TrainingGraph::run(Executor & executor, std::vector<float> 
     forward->set_inputs();
     ggml_backend_tensor_set(targets, target_values.data(), 0, ggml_nbytes(targets));
     set_if_read(weights, weight_values.data());
+    if (noise != nullptr) {
+        ggml_backend_tensor_set(noise, noise_values.data(), 0, ggml_nbytes(noise));
+    }
     for (const KeyRanges & ranges : key_ranges) {
         set_if_read(ranges.first, ranges.first_values.data());
         set_if_read(ranges.end, ranges.end_values.data());

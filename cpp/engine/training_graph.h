@@ -11,6 +11,7 @@
 
 #include "engine/adapter.h"
 #include "engine/autodiff.h"
+#include "engine/embedding_noise.h"
 #include "engine/executor.h"
 #include "engine/llama_access.h"
 #include "engine/rewriter.h"
@@ -40,6 +41,7 @@ struct GraphOptions {
     std::optional<int> ops_layers = std::nullopt;  // so many of the first layers by `ops`, the rest by the CPU's
     int recompute_layers = 0;                      // so many of the first layers are computed again for their gradient
     DropoutOptions dropout = {0.0f, 0, 0};
+    EmbeddingNoise noise;
     Precision precision = Precision::automatic;
 };
 
@@ -81,6 +83,7 @@ class TrainingGraph {
     void choose_ops(const GraphOptions & options);
     bool collect_forward_nodes();
     void assign_layers(const GraphOptions & options);
+    void add_noise(const EmbeddingNoise & options, const MicroBatch & batch);
     void build_head(Autodiff * ad);
     std::vector<size_t> layer_ends() const;
     std::vector<std::vector<ggml_tensor *>> segment_inputs(const std::vector<size_t> & ends) const;
@@ -104,6 +107,8 @@ class TrainingGraph {
 
     ggml_tensor * targets = nullptr;  // I32 [n_outputs]
     ggml_tensor * weights = nullptr;  // F32 [n_outputs]
+    ggml_tensor * noise = nullptr;    // F32 [n_embd, T], added to the embeddings
+    std::vector<float> noise_values;
     std::vector<KeyRanges> key_ranges;
     std::vector<int32_t> target_values;
     std::vector<float> weight_values;

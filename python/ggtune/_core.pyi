@@ -117,6 +117,7 @@ class Trainer:
         precision: str = "auto",
         ops: str = "cpu",
         ggml_layers: int | None = None,
+        neftune_alpha: float = 0.0,
     ) -> None:
         """``context`` is the longest sequence (it chooses RoPE factors). ``precision="f32"`` takes no int8 dot
         products, ``"llama.cpp"`` llama.cpp's own operations alone (slow; to compare with it: of a single sequence
@@ -126,6 +127,9 @@ class Trainer:
         ``ops="ggml"`` makes the graph of ggml's own operations, as for devices; of the first ``ggml_layers`` layers
         alone, the rest and the head as with ``ops="cpu"``. There products with quantized weights round activations as
         llama.cpp does, with every ``precision``.
+
+        ``neftune_alpha`` puts noise on the embeddings while gradients are computed, uniform within alpha over the root
+        of a sample's tokens times the width (NEFTune, arXiv:2310.05914).
         """
     recompute_layers: int
     """So many of the first layers keep only their input and are computed a second time for their gradient, 0 to

@@ -221,6 +221,9 @@ class TrainConfig:
     )
     rslora: bool = setting(False, "Scale by alpha / sqrt(rank) (rank-stabilized LoRA).")
     dropout: float = setting(0.0, "Dropout in front of the adapter.", check=within(0, 1))
+    neftune_alpha: float = setting(
+        0.0, "Noise on the embeddings while training (NEFTune; 5 is usual, 0: none).", check=at_least(0)
+    )
 
     stop_loss: float = setting(
         0.0, "Stop when the training loss has stayed under this (0: never).", check=at_least(0), resumable=True

@@ -77,6 +77,7 @@ def build(
         threads=resolved_threads(config.threads),
         precision=config.precision,
         dropout=config.dropout,
+        neftune_alpha=config.neftune_alpha,
         seed=config.seed,
     )
     plan = Plan(
