@@ -11,7 +11,8 @@ from ggtune._native import core
 from ggtune.data.samples import Sample
 from ggtune.errors import GgtuneError
 from ggtune.files import making_folder
-from ggtune.gguf.adapter_file import ASKED_WITH, check_fits, read_adapter
+from ggtune.gguf.adapter_file import check_fits, read_adapter
+from ggtune.gguf.asked_with import ASKED_WITH
 from ggtune.gguf.base import adapter_fingerprint, check_base
 from ggtune.gguf.io import gguf_structure
 from ggtune.system import resolved_threads
