@@ -12,7 +12,7 @@ from ggtune.gguf.io import model_fingerprint
 from ggtune.run.checkpoint import Checkpoint, CheckpointError, State
 from ggtune.run.job import Job
 from ggtune.run.outputs import Outputs
-from ggtune.run.progress import Progress
+from ggtune.run.progress import Progress, Reporter
 from ggtune.system import available_memory
 from ggtune.train.build import Build, build
 from ggtune.train.loop import Loop
@@ -32,11 +32,11 @@ class Session:
     state: State
     report: tuple[str, ...]
 
-    def loop(self, progress: Progress, *, command: Mapping[str, Any] | None = None, overwrite: bool = False) -> Loop:
+    def loop(self, progress: Reporter, *, command: Mapping[str, Any] | None = None, overwrite: bool = False) -> Loop:
         """Make the loop; ``command`` and ``overwrite`` as in :class:`~ggtune.run.job.Job`."""
         built = self.built
         job = Job(built.config, self.outputs, built.plan.known_steps, version(), command or {}, overwrite=overwrite)
-        return Loop(built.config, built.engine, built.plan, self.outputs, progress, self.state, job, built.initial)
+        return Loop(built, self.outputs, progress, self.state, job)
 
 
 def fine_tune(config: TrainConfig, out: str | Path, *, quiet: bool = False) -> Result:
