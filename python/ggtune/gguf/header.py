@@ -12,7 +12,7 @@ import gguf
 
 from ggtune.errors import ModelError
 from ggtune.gguf.asked_with import ASKED_WITH
-from ggtune.gguf.structure import Structure, check_structure
+from ggtune.gguf.structure import Structure, read_structure
 from ggtune.gguf.vocabulary import SpecialTokens, read_special_tokens
 
 _LICENSE_KEYS = ("general.license", "general.license.name", "general.license.link")
@@ -45,7 +45,7 @@ def read_header(path: Path) -> GgufHeader:
             magic = file.read(4)
         if magic != b"GGUF":
             raise ModelError(f"{path}: not a GGUF file. Give a model file as llama.cpp and Ollama use it.")
-        return _header(path, check_structure(path))
+        return _header(path, read_structure(path))
     except OSError as error:
         raise ModelError(f"{path}: can't be read: {error.strerror}.") from None
     except (ValueError, struct.error):  # a text that is not UTF-8, a file that has become shorter

@@ -18,8 +18,8 @@ from ggtune.ollama.adapters import Adapters, read_adapters
 from ggtune.ollama.modelfile import Modelfile, check_role
 from ggtune.ollama.modelfile_edit import extend, is_signed, read_modelfile, signed
 from ggtune.ollama.names import ModelName
-from ggtune.ollama.parameters import Parameters, ParameterValue, check_parameters
-from ggtune.ollama.store import Progress, StoredModel, check_model_files, check_store, default_store, write_model
+from ggtune.ollama.parameters import Parameters, ParameterValue, plain_parameters
+from ggtune.ollama.store import StoredModel, check_model_files, check_store, default_store, write_model
 from ggtune.ollama.templates import OllamaTemplate, choose_ollama_template
 
 # where Ollama's Linux installer puts the home of the user that its service runs as
@@ -65,7 +65,6 @@ def package_model(
     adapters: Sequence[tuple[Path, float]] = (),
     modelfile: Path | None = None,
     force: bool = False,
-    progress: Progress | None = None,
 ) -> PackageResult:
     """Write ``out_dir/Modelfile`` and put the model into ``store``, whichever of the two is given.
 
@@ -115,7 +114,6 @@ def package_model(
                 params=plan.modelfile.parameters,
                 messages=plan.modelfile.messages,
                 adapter=adapter,
-                progress=progress,
             )
     return PackageResult(
         name=model_name,
@@ -309,7 +307,7 @@ def _check_system(template: OllamaTemplate | None, modelfile: Modelfile) -> None
 
 def _parameters(template: OllamaTemplate | None, given: Parameters) -> dict[str, ParameterValue]:
     """``given`` with the template's stops in front of its own."""
-    parameters: dict[str, ParameterValue] = dict(check_parameters(given))
+    parameters: dict[str, ParameterValue] = dict(plain_parameters(given))
     own = parameters.get("stop", [])
     stops = [*(template.stops if template else ()), *(own if isinstance(own, list) else [])]
     return parameters | ({"stop": list(dict.fromkeys(stops))} if stops else {})

@@ -18,7 +18,7 @@ from ggtune.train.build import Build, build
 from ggtune.train.loop import Loop
 from ggtune.train.recomputation import set_recomputation
 from ggtune.train.report import first_lines
-from ggtune.train.resources import check_disk, check_memory, disk_bytes, snapshot_bytes
+from ggtune.train.resources import check_disk, check_memory, disk_bytes
 from ggtune.train.result import Result
 from ggtune.version import version
 
@@ -58,8 +58,7 @@ def prepare(
     started = started or datetime.datetime.now().isoformat(timespec="seconds")
     built = build(config, checkpoint=checkpoint, now=_time(started))
     config, free = built.config, available_memory()
-    beside = snapshot_bytes(built.adapter)
-    needed = set_recomputation(built.engine, config.recompute, built.model.n_layer, built.plan.largest, free, beside)
+    needed = set_recomputation(built, free)
     check_memory(config, needed, built.plan.largest[0], free)
     outputs.check_writable()
     check_disk(config, outputs, disk_bytes(config, built.adapter, built.plan) + extra_disk_bytes)
