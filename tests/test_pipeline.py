@@ -14,7 +14,9 @@ from ggtune import TrainConfig, pipeline
 from ggtune.demo import MODEL
 from ggtune.errors import GgtuneError
 from ggtune.ollama.modelfile import Modelfile
+from ggtune.pipeline import asking
 from ggtune.run.metrics import read_metrics
+from ggtune.run.registry import known_runs
 from ggtune.train.samples import RunSamples, read_samples
 
 ROWS = [
@@ -139,6 +141,13 @@ def test_the_answer_comes_piece_by_piece(learned: Learned) -> None:
     assert pieces[0] == pieces[0].lstrip()
 
 
+def test_white_space_around_the_answer_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(asking, "answer_pieces", lambda *_, **__: iter([" ", "\n Seven", " goats", ". "]))
+    loaded = pipeline.load(MODEL)
+    assert list(loaded.pieces("How many?")) == ["Seven", " goats", ". "]
+    assert loaded.answer("How many?") == "Seven goats."
+
+
 def test_the_merge_is_proved_where_samples_are_given(learned: Learned, tmp_path: Path) -> None:
     assert learned.merge.good
     assert learned.merge.proof.n_same_answers == learned.merge.proof.n_answers == len(ROWS)
@@ -172,6 +181,15 @@ def test_a_reporter_is_told_and_nothing_is_printed(
     assert learned.reporter.steps == read_metrics(learned.folder / "run/metrics.jsonl")
     pipeline.train(config(table, max_steps=1, epochs=0.0), tmp_path / "run")
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_run_is_listed_where_that_is_asked_for(tmp_path: Path, table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / ".state"))
+    short = config(table, max_steps=1, epochs=0.0)
+    pipeline.train(short, tmp_path / "a")
+    assert known_runs() == []
+    pipeline.train(short, tmp_path / "b", pipeline.TrainOptions(listed=True))
+    assert known_runs() == [tmp_path / "b"]
 
 
 def test_a_run_that_holds_one_already(learned: Learned, table: Path) -> None:
