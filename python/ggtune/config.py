@@ -8,12 +8,12 @@ import dataclasses
 import json
 import math
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from ggtune.errors import GgtuneError
-from ggtune.setting import Switch, above, at_least, filled, setting, setting_of, within
+from ggtune.setting import Switch, above, at_least, filled, parsed_by, setting, setting_of, within
 from ggtune.setting_texts import Holdout, SaveInterval
 
 Face = Literal["train", "finetune"]
@@ -28,19 +28,6 @@ _PLATEAU_EPOCHS = 3
 _WARMUP_STEPS = 10.0  # of such a run, whose length nobody knows
 LEAST_LR, MOST_LR = 2e-4, 4e-3  # bounds of its rate, which goes by the model's width
 _EPOCHS, _LR, _WARMUP_SHARE, _RANK = 3.0, 2e-4, 0.05, 16
-
-
-def _parsed_by(parse: Callable[[str], object]) -> Callable[[str], str | None]:
-    """Check for a text that ``parse`` can read."""
-
-    def check(value: str) -> str | None:
-        try:
-            parse(value)
-        except GgtuneError as error:
-            return f"is wrong: {error}"
-        return None
-
-    return check
 
 
 def _kinds(value: tuple[str, ...]) -> str | None:
@@ -96,7 +83,7 @@ class TrainConfig:
         "Samples kept out of training, to measure the loss on after each epoch: a share (5% or 0.05; at least one), "
         "a number, every:20 (the first and each 20th after it), or 0.",
         finetune_default="0",
-        check=_parsed_by(Holdout.parse),
+        check=parsed_by(Holdout.parse),
         metavar="HOW",
     )
 
@@ -245,7 +232,7 @@ class TrainConfig:
         "50",
         "How often a checkpoint is written: a number of steps, a time such as 90s, 10m or 2h, or 0: only at the end.",
         finetune_default="10",
-        check=_parsed_by(SaveInterval.parse),
+        check=parsed_by(SaveInterval.parse),
         resumable=True,
         metavar="HOW",
     )

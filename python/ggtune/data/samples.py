@@ -88,7 +88,7 @@ def text_windows(tokenizer: Tokenizer, text: str, context: int, *, overlapping: 
     A window starts with a BOS where the tokenizer asks for one; special tokens in the text are parsed. Windows follow
     each other, or with ``overlapping`` start every half context. ``row`` is the number of the window, from 1.
     """
-    tokens = tokenizer.tokenize(text, add_special=False, parse_special=True)
+    tokens = tokenizer.tokenize(text, parse_special=True)
     bos = tokenizer.bos_token
     with_bos = tokenizer.add_bos and bos >= 0
     if with_bos and len(tokens) and tokens[0] == bos:
