@@ -1,6 +1,8 @@
 // Bindings of Adapter and Trainer.
 #include <pybind11/stl.h>
 
+#include <optional>
+
 #include "base/error.h"
 #include "bindings/bindings.h"
 #include "engine/trainer.h"
@@ -40,6 +42,16 @@ Precision to_precision(const std::string & name) {
         return Precision::llama_cpp;
     }
     throw Error("precision must be auto, f32 or llama.cpp, not '" + name + "'");
+}
+
+OpsKind to_ops(const std::string & name) {
+    if (name == "cpu") {
+        return OpsKind::cpu;
+    }
+    if (name == "ggml") {
+        return OpsKind::ggml;
+    }
+    throw Error("ops must be cpu or ggml, not '" + name + "'");
 }
 
 struct BatchArrays {
@@ -133,13 +145,16 @@ void bind_training(py::module_ & m) {
 
     py::class_<Trainer>(m, "Trainer")
         .def(py::init([](const std::shared_ptr<Model> &, const std::shared_ptr<Adapter> & adapter, int64_t context,
-                         int threads, float dropout, uint64_t seed, const std::string & precision) {
-                 const Precision how = to_precision(precision);
+                         int threads, float dropout, uint64_t seed, const std::string & precision,
+                         const std::string & ops, std::optional<int> ggml_layers, float neftune_alpha) {
+                 const Trainer::Options options = {
+                     context, threads, dropout, seed, to_precision(precision), to_ops(ops), ggml_layers, neftune_alpha};
                  const py::gil_scoped_release release;  // the adapter is held by the trainer
-                 return std::make_unique<Trainer>(adapter, Trainer::Options{context, threads, dropout, seed, how});
+                 return std::make_unique<Trainer>(adapter, options);
              }),
              py::arg("model"), py::arg("adapter"), py::kw_only(), py::arg("context"), py::arg("threads"),
-             py::arg("dropout") = 0.0f, py::arg("seed") = 0, py::arg("precision") = "auto", py::keep_alive<1, 2>())
+             py::arg("dropout") = 0.0f, py::arg("seed") = 0, py::arg("precision") = "auto", py::arg("ops") = "cpu",
+             py::arg("ggml_layers") = py::none(), py::arg("neftune_alpha") = 0.0f, py::keep_alive<1, 2>())
         .def_property(
             "recompute_layers", [](const Trainer & trainer) { return trainer.recompute_layers; },
             [](Trainer & trainer, int n) {
@@ -203,7 +218,9 @@ void bind_training(py::module_ & m) {
                                                        {"optimizer", parts.optimizer},
                                                        {"compute", parts.compute}};
             },
-            py::arg("n_tokens"), py::arg("n_targets"), py::arg("n_sequences") = 1);
+            py::arg("n_tokens"), py::arg("n_targets"), py::arg("n_sequences") = 1)
+        .def("n_custom_nodes", &Trainer::n_custom_nodes, py::arg("n_tokens"), py::arg("n_targets"),
+             py::arg("n_sequences") = 1, py::call_guard<py::gil_scoped_release>());
 }
 
 }  // namespace ggtune

@@ -74,9 +74,13 @@ Trainer::Trainer(std::shared_ptr<Adapter> adapter_, const Options & options_)
         throw Error("the context must be at least 1 token");
     }
     adapter->model().check_positions(options.context);
+    if (!(options.neftune_alpha >= 0 && std::isfinite(options.neftune_alpha))) {
+        throw Error("neftune_alpha must be a number of at least 0");
+    }
     if (!(options.dropout >= 0 && options.dropout < 1)) {
         throw Error("dropout must be at least 0 and below 1");
     }
+    check_ops();
     if (options.threads < 1) {
         throw Error("there must be at least 1 thread");
     }
@@ -117,9 +121,25 @@ GraphOptions Trainer::graph_options(bool gradients) const {
     if (gradients) {
         graph.recompute_layers = recompute_layers;
         graph.dropout = {options.dropout, options.seed, static_cast<uint64_t>(n_micro_batches)};
+        graph.noise = {options.neftune_alpha, options.seed, static_cast<uint64_t>(n_micro_batches)};
     }
     graph.precision = options.precision;
+    graph.ops = options.ops;
+    graph.ops_layers = options.ops_layers;
     return graph;
+}
+
+void Trainer::check_ops() const {
+    if (!options.ops_layers) {
+        return;
+    }
+    if (options.ops == OpsKind::cpu) {
+        throw Error("ggml_layers is a number of layers for ops=\"ggml\"");
+    }
+    const int n = *options.ops_layers, n_layer = adapter->model().n_layer();
+    if (n < 0 || n > n_layer) {
+        throw Error("ggml_layers must be 0 to the model's " + std::to_string(n_layer) + ", not " + std::to_string(n));
+    }
 }
 
 void Trainer::check_weights() const {
@@ -293,7 +313,7 @@ double Trainer::step(const AdamW & o) {
     return norm;
 }
 
-MemoryParts Trainer::memory(int64_t n_tokens, int64_t n_targets, int64_t n_sequences) const {
+TrainingGraph Trainer::graph_of_shape(int64_t n_tokens, int64_t n_targets, int64_t n_sequences) const {
     if (n_tokens < 1 || n_targets < 1 || n_targets > n_tokens || n_sequences < 1 ||
         n_sequences > std::min(n_tokens, max_sequences)) {
         throw Error(
@@ -301,9 +321,17 @@ MemoryParts Trainer::memory(int64_t n_tokens, int64_t n_targets, int64_t n_seque
             "than tokens");
     }
     const BatchArrays shape = batch_of_shape(n_tokens, n_targets, n_sequences);
-    const TrainingGraph graph(builder, *adapter, accumulators, shape.view(), graph_options(true));
+    return TrainingGraph(builder, *adapter, accumulators, shape.view(), graph_options(true));
+}
+
+MemoryParts Trainer::memory(int64_t n_tokens, int64_t n_targets, int64_t n_sequences) const {
+    const TrainingGraph graph = graph_of_shape(n_tokens, n_targets, n_sequences);
     const uint64_t n = adapter->n_params();
     return {adapter->model().n_bytes(), n * sizeof(float), 3 * n * sizeof(float), graph.measure(executor)};
+}
+
+int Trainer::n_custom_nodes(int64_t n_tokens, int64_t n_targets, int64_t n_sequences) const {
+    return graph_of_shape(n_tokens, n_targets, n_sequences).n_custom_nodes();
 }
 
 }  // namespace ggtune

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <unordered_map>
 #include <vector>
@@ -49,6 +50,9 @@ class Trainer {
         float dropout = 0.0f;
         uint64_t seed = 0;  // of the dropout masks
         Precision precision = Precision::automatic;
+        OpsKind ops = OpsKind::cpu;
+        std::optional<int> ops_layers = std::nullopt;  // as in GraphOptions
+        float neftune_alpha = 0.0f;                    // as in EmbeddingNoise; `seed` is the noise's, too
     };
     // Builds one small graph and raises Error where the model can't be trained.
     Trainer(std::shared_ptr<Adapter> adapter, const Options & options);
@@ -87,8 +91,12 @@ class Trainer {
     int n_recomputable_layers() const { return n_recomputable; }
 
     MemoryParts memory(int64_t n_tokens, int64_t n_targets, int64_t n_sequences) const;
+    // Nodes of accumulate()'s graph that only ggml's CPU backend runs.
+    int n_custom_nodes(int64_t n_tokens, int64_t n_targets, int64_t n_sequences) const;
 
   private:
+    TrainingGraph graph_of_shape(int64_t n_tokens, int64_t n_targets, int64_t n_sequences) const;
+    void check_ops() const;
     void check_weights() const;
     void check(const MicroBatch & batch) const;
     BatchResult run(const MicroBatch & batch, bool gradients);

@@ -9,6 +9,7 @@
 #include "base/error.h"
 #include "engine/calibrate.h"
 #include "ops/cpu/cpu_ops.h"
+#include "ops/ggml/ggml_ops.h"
 
 namespace ggtune {
 
@@ -19,7 +20,23 @@ namespace {
 constexpr int64_t max_chunk_logits = 8 << 20;
 constexpr int64_t min_chunk_rows = 64;
 
-constexpr int64_t nodes_per_forward_node = 8;
+// Nodes of the whole graph, at most. n_chunks: of the head, which is made for each.
+int64_t max_nodes(ggml_cgraph * forward, int64_t n_chunks, OpsKind ops) {
+    constexpr int64_t per_forward_node = 8, per_chunk = 32, others = 1024;
+    constexpr int64_t per_plain_chunk = 256;  // without what a product gives rise to
+    const int n_forward = ggml_graph_n_nodes(forward);
+    int64_t sum = per_forward_node * n_forward + per_chunk * n_chunks + others;
+    if (ops == OpsKind::ggml) {
+        int64_t most = 0;
+        for (int i = 0; i < n_forward; i++) {
+            const int64_t n = GgmlOps::max_nodes(ggml_graph_node(forward, i));
+            sum += n;
+            most = std::max(most, n);
+        }
+        sum += n_chunks * (most + per_plain_chunk);
+    }
+    return sum;
+}
 
 bool is_view_op(const ggml_tensor * node) {
     return node->view_src != nullptr;
@@ -91,13 +108,12 @@ TrainingGraph::TrainingGraph(const ForwardGraphBuilder & builder, const Adapter 
     }
 
     const int64_t n_chunks = 2 + n_outputs / min_chunk_rows;
-    const int64_t max_nodes = nodes_per_forward_node * ggml_graph_n_nodes(forward->graph()) + 32 * n_chunks + 1024;
-    const ggml_init_params params = {max_nodes * ggml_tensor_overhead() + ggml_graph_overhead_custom(max_nodes, false),
+    const int64_t n_nodes = max_nodes(forward->graph(), n_chunks, options.ops);
+    const ggml_init_params params = {n_nodes * ggml_tensor_overhead() + ggml_graph_overhead_custom(n_nodes, false),
                                      nullptr, true};
     ctx.reset(ggml_init(params));
-    ops = std::make_unique<CpuOps>(ctx.get(), options.precision == Precision::automatic);
-    implementations = std::make_unique<Implementations>(*ops);
-    gf = ggml_new_graph_custom(ctx.get(), max_nodes, false);
+    choose_ops(options);
+    gf = ggml_new_graph_custom(ctx.get(), n_nodes, false);
     targets = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_I32, n_outputs);
     weights = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_F32, n_outputs);
     ggml_set_input(targets);
@@ -105,6 +121,10 @@ TrainingGraph::TrainingGraph(const ForwardGraphBuilder & builder, const Adapter 
 
     if (!collect_forward_nodes()) {
         throw untrainable(arch, "its logits are not computed from its last hidden state");
+    }
+    assign_layers(options);
+    if (options.noise.alpha != 0) {
+        add_noise(options.noise, batch);
     }
     Rewriter rewriter(*implementations, *forward, adapter, options.dropout, options.precision);
     rewriter.rewrite(body);
@@ -145,6 +165,47 @@ TrainingGraph::TrainingGraph(const ForwardGraphBuilder & builder, const Adapter 
     }
 }
 
+void TrainingGraph::choose_ops(const GraphOptions & options) {
+    if (options.ops == OpsKind::ggml) {
+        makers.push_back(std::make_unique<GgmlOps>(ctx.get()));
+    }
+    if (options.ops == OpsKind::cpu || options.ops_layers.has_value()) {
+        makers.push_back(std::make_unique<CpuOps>(ctx.get(), options.precision == Precision::automatic));
+    }
+    implementations = std::make_unique<Implementations>(*makers.back());
+}
+
+// Nodes up to the end of a layer by the first of the makers; the last one's are all others.
+void TrainingGraph::assign_layers(const GraphOptions & options) {
+    if (makers.size() == 1 || options.ops_layers == 0) {
+        return;
+    }
+    const std::string name = "l_out-" + std::to_string(*options.ops_layers - 1);
+    const auto end = std::find_if(body.begin(), body.end(), [&](const ggml_tensor * t) { return t->name == name; });
+    if (end == body.end()) {
+        throw Error("the layers can't be shared out: this architecture's graph does not mark the end of layer " +
+                    std::to_string(*options.ops_layers));
+    }
+    std::for_each(body.begin(), end + 1, [&](const ggml_tensor * t) { implementations->assign(t, *makers.front()); });
+}
+
+int TrainingGraph::n_custom_nodes() const {
+    int n = 0;
+    for (int i = 0; i < ggml_graph_n_nodes(gf); i++) {
+        switch (ggml_graph_node(gf, i)->op) {
+            case GGML_OP_CUSTOM:
+            case GGML_OP_MAP_CUSTOM1:
+            case GGML_OP_MAP_CUSTOM2:
+            case GGML_OP_MAP_CUSTOM3:
+                n++;
+                break;
+            default:
+                break;
+        }
+    }
+    return n;
+}
+
 // The nodes that the logits depend on, split at the final hidden state. llama.cpp lists others too (inputs it does not
 // use). False where there is no such split.
 bool TrainingGraph::collect_forward_nodes() {
@@ -168,6 +229,32 @@ bool TrainingGraph::collect_forward_nodes() {
     body.assign(nodes.begin(), end_of_body + 1);
     head.assign(end_of_body + 1, nodes.end());
     return true;
+}
+
+// Between the token embeddings and all that reads them.
+void TrainingGraph::add_noise(const EmbeddingNoise & options, const MicroBatch & batch) {
+    const auto looked_up = std::find_if(body.begin(), body.end(), [](const ggml_tensor * node) {
+        return node->op == GGML_OP_GET_ROWS && std::strcmp(node->src[0]->name, "token_embd.weight") == 0;
+    });
+    if (looked_up == body.end()) {
+        throw Error("this model's graph does not look its tokens up: there is nothing to put NEFTune's noise on");
+    }
+    ggml_tensor * embeddings = *looked_up;
+    noise = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, embeddings->ne[0], embeddings->ne[1]);
+    ggml_set_input(noise);
+    noise_values = ggtune::noise_values(options, embeddings->ne[0], embeddings->ne[1], batch.sequences);
+    ggml_tensor * sum = ggml_add(ctx.get(), embeddings, noise);
+    ggml_format_name(sum, "%s (with noise)", embeddings->name);
+    implementations->assign(sum, implementations->of(embeddings));
+    for (auto later = looked_up + 1; later != body.end(); ++later) {
+        for (ggml_tensor *& src : (*later)->src) {
+            src = src == embeddings ? sum : src;
+        }
+        if ((*later)->view_src == embeddings) {
+            (*later)->view_src = sum;
+        }
+    }
+    body.insert(looked_up + 1, sum);
 }
 
 // A second computation of a node from substituted operands; n_rows >= 0 cuts it to so many rows.
@@ -212,6 +299,7 @@ void TrainingGraph::expand(ggml_tensor * node, bool forward_pass) {
 // From the hidden state to the loss, a chunk of rows at a time, and back to the gradient of the hidden state.
 void TrainingGraph::build_head(Autodiff * ad) {
     expand(hidden, true);
+    Ops & ops = implementations->otherwise;
     const int64_t n_rows = hidden->ne[1];
     int64_t chunk_rows = n_rows;
     const auto can_be_cut = [&](const ggml_tensor * node) {
@@ -244,7 +332,7 @@ void TrainingGraph::build_head(Autodiff * ad) {
             }
         }
         ggml_tensor * chunk_logits = nodes.back();
-        ggml_tensor * log_probs = ops->log_probabilities(chunk_logits, chunk_targets);
+        ggml_tensor * log_probs = ops.log_probabilities(chunk_logits, chunk_targets);
         ggml_set_output(log_probs);
         log_probabilities.push_back(log_probs);
         expand(log_probs, true);
@@ -257,7 +345,7 @@ void TrainingGraph::build_head(Autodiff * ad) {
             trace.insert(trace.begin(), rows);
         }
         ad->trace(trace);
-        ad->add(chunk_logits, ops->cross_entropy_dx(chunk_logits, chunk_targets, chunk_weights, log_probs));
+        ad->add(chunk_logits, ops.cross_entropy_dx(chunk_logits, chunk_targets, chunk_weights, log_probs));
         ad->backward(nodes);
         ggml_tensor * d_rows = ad->gradient(rows);
         if (d_rows == nullptr) {
@@ -268,10 +356,9 @@ void TrainingGraph::build_head(Autodiff * ad) {
             return;
         }
         if (d_hidden == nullptr) {
-            d_hidden = ops->zeros_like(hidden);
+            d_hidden = ops.zeros_like(hidden);
         }
-        d_hidden =
-            ggml_set_2d_inplace(ctx.get(), d_hidden, ops->contiguous(d_rows), hidden->nb[1], row * hidden->nb[1]);
+        d_hidden = ggml_set_2d_inplace(ctx.get(), d_hidden, ops.contiguous(d_rows), hidden->nb[1], row * hidden->nb[1]);
         expand(d_hidden, false);
     }
     if (ad != nullptr) {
@@ -375,6 +462,9 @@ TrainingGraph::Times TrainingGraph::run(Executor & executor, std::vector<float> 
     forward->set_inputs();
     ggml_backend_tensor_set(targets, target_values.data(), 0, ggml_nbytes(targets));
     set_if_read(weights, weight_values.data());
+    if (noise != nullptr) {
+        ggml_backend_tensor_set(noise, noise_values.data(), 0, ggml_nbytes(noise));
+    }
     for (const KeyRanges & ranges : key_ranges) {
         set_if_read(ranges.first, ranges.first_values.data());
         set_if_read(ranges.end, ranges.end_values.data());

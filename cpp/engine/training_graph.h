@@ -4,12 +4,14 @@
 #include <ggml-cpp.h>
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <unordered_map>
 #include <vector>
 
 #include "engine/adapter.h"
 #include "engine/autodiff.h"
+#include "engine/embedding_noise.h"
 #include "engine/executor.h"
 #include "engine/llama_access.h"
 #include "engine/rewriter.h"
@@ -27,10 +29,19 @@ struct MicroBatch {
     const float * weights;  // 0: the row has no target
 };
 
+// Whose nodes a graph is made of, where there is a choice.
+enum class OpsKind {
+    cpu,   // ops/cpu: our kernels
+    ggml,  // ops/ggml: ggml's own nodes alone
+};
+
 struct GraphOptions {
     bool gradients = true;
-    int recompute_layers = 0;  // so many of the first layers are computed again for their gradient
+    OpsKind ops = OpsKind::cpu;
+    std::optional<int> ops_layers = std::nullopt;  // so many of the first layers by `ops`, the rest by the CPU's
+    int recompute_layers = 0;                      // so many of the first layers are computed again for their gradient
     DropoutOptions dropout = {0.0f, 0, 0};
+    EmbeddingNoise noise;
     Precision precision = Precision::automatic;
 };
 
@@ -52,6 +63,9 @@ class TrainingGraph {
     // Seconds that run() will take; needs neither the weights nor the memory for it (calibrate.h).
     double measure_seconds(Executor & executor) const;
 
+    // Nodes that ggml's CPU backend alone can run, since they call a function of ours.
+    int n_custom_nodes() const;
+
     struct Times {
         double forward_s = 0;
         double backward_s = 0;
@@ -66,7 +80,10 @@ class TrainingGraph {
         bool forward;
     };
 
+    void choose_ops(const GraphOptions & options);
     bool collect_forward_nodes();
+    void assign_layers(const GraphOptions & options);
+    void add_noise(const EmbeddingNoise & options, const MicroBatch & batch);
     void build_head(Autodiff * ad);
     std::vector<size_t> layer_ends() const;
     std::vector<std::vector<ggml_tensor *>> segment_inputs(const std::vector<size_t> & ends) const;
@@ -77,8 +94,8 @@ class TrainingGraph {
 
     std::unique_ptr<ForwardGraph> forward;
     ggml_context_ptr ctx;
-    std::unique_ptr<Ops> ops;
-    std::unique_ptr<Implementations> implementations;
+    std::vector<std::unique_ptr<Ops>> makers;
+    std::unique_ptr<Implementations> implementations;  // the nodes of the head are `otherwise`'s
     ggml_cgraph * gf = nullptr;
     std::vector<Phase> phases;
 
@@ -90,6 +107,8 @@ class TrainingGraph {
 
     ggml_tensor * targets = nullptr;  // I32 [n_outputs]
     ggml_tensor * weights = nullptr;  // F32 [n_outputs]
+    ggml_tensor * noise = nullptr;    // F32 [n_embd, T], added to the embeddings
+    std::vector<float> noise_values;
     std::vector<KeyRanges> key_ranges;
     std::vector<int32_t> target_values;
     std::vector<float> weight_values;

@@ -137,6 +137,8 @@ class Ops {
     virtual ggml_tensor * view_dx(ggml_tensor * source, ggml_tensor * view, ggml_tensor * dy) = 0;
     // gradient of the matrix x whose rows `ids` (I32) were taken
     virtual ggml_tensor * rows_dx(ggml_tensor * x, ggml_tensor * ids, ggml_tensor * dy) = 0;
+    // gradient of an operand that was repeated to the shape of dy: the sum over its repetitions
+    virtual ggml_tensor * repeat_dx(const ggml_tensor * operand, ggml_tensor * dy) = 0;
     // zeros of the shape of t, to be filled in parts
     virtual ggml_tensor * zeros_like(const ggml_tensor * t) = 0;
 

@@ -5,12 +5,8 @@
 
 namespace ggtune {
 
-ggml_tensor * unbroadcast(const Ops & ops, ggml_tensor * dy, const ggml_tensor * operand) {
-    if (ggml_are_same_shape(dy, operand)) {
-        return dy;
-    }
-    ggml_tensor * shape = ggml_new_tensor(ops.ctx, GGML_TYPE_F32, GGML_MAX_DIMS, operand->ne);
-    return ggml_repeat_back(ops.ctx, ops.contiguous(dy), shape);
+ggml_tensor * unbroadcast(Ops & ops, ggml_tensor * dy, const ggml_tensor * operand) {
+    return ggml_are_same_shape(dy, operand) ? dy : ops.repeat_dx(operand, dy);
 }
 
 namespace {

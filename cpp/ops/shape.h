@@ -6,6 +6,6 @@
 namespace ggtune {
 
 // The sum of dy over the dimensions that the operand was repeated along.
-ggml_tensor * unbroadcast(const Ops & ops, ggml_tensor * dy, const ggml_tensor * operand);
+ggml_tensor * unbroadcast(Ops & ops, ggml_tensor * dy, const ggml_tensor * operand);
 
 }  // namespace ggtune

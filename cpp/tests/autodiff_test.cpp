@@ -1,5 +1,5 @@
-// Every rule of the op table against central finite differences of ggml's forward op (ggtune's own where it replaces
-// ggml's).
+// Every rule of the op table, with the nodes of each implementation of the makers, against central finite differences of
+// ggml's forward op (the implementation's own where it replaces ggml's).
 #include "engine/autodiff.h"
 
 #include <ggml-cpp.h>
@@ -12,6 +12,7 @@
 #include "check.h"
 #include "engine/executor.h"
 #include "ops/cpu/cpu_ops.h"
+#include "ops/ggml/ggml_ops.h"
 
 namespace {
 
@@ -20,15 +21,14 @@ using namespace ggtune::test;
 
 // What a test case builds its graph from. Inputs hold random numbers; those that `make` marks trainable get gradients.
 struct Builder {
-    CpuOps ops;
+    Ops & ops;
     ggml_context * ctx;  // for nodes
     std::vector<ggml_tensor *> inputs;
     std::vector<ggml_tensor *> trainable;
     std::vector<ggml_tensor *> nodes;
     ggml_context * input_ctx;
 
-    Builder(ggml_context * nodes_ctx, ggml_context * inputs_ctx)
-        : ops(nodes_ctx), ctx(nodes_ctx), input_ctx(inputs_ctx) {}
+    Builder(Ops & ops_, ggml_context * inputs_ctx) : ops(ops_), ctx(ops_.ctx), input_ctx(inputs_ctx) {}
 
     ggml_tensor * input(bool train, std::vector<int64_t> ne, ggml_type type = GGML_TYPE_F32) {
         ggml_tensor * t = ggml_new_tensor(input_ctx, type, ne.size(), ne.data());
@@ -42,13 +42,59 @@ struct Builder {
         nodes.push_back(t);
         return t;
     }
+    // As the training graph does: the implementation's node in place of ggml's, with what it is made of.
+    ggml_tensor * own(ggml_tensor * ggml_node) {
+        ggml_tensor * replacement = ops.replacement(ggml_node);
+        return all(replacement != nullptr ? replacement : ggml_node);
+    }
+    // t and all nodes in front of it
+    ggml_tensor * all(ggml_tensor * t) {
+        if (t->op != GGML_OP_NONE && std::find(nodes.begin(), nodes.end(), t) == nodes.end()) {
+            for (ggml_tensor * src : t->src) {
+                if (src != nullptr) {
+                    all(src);
+                }
+            }
+            nodes.push_back(t);
+        }
+        return t;
+    }
 };
 
-struct Case {
+struct Implementation {
     std::string name;
+    std::function<std::unique_ptr<Ops>(ggml_context *)> make;
+    bool adds_elements = true;  // has a gradient of what shows an element twice
+};
+
+std::vector<Implementation> implementations() {
+    BackendTraits small;
+    small.max_tile_bytes = 3 * 12 * sizeof(float);  // several tiles for each weight
+    BackendTraits no_sums;                          // of rows, as on Metal
+    no_sums.adds_rows = false;
+    return {
+        {"cpu", [](ggml_context * ctx) { return std::make_unique<CpuOps>(ctx); }},
+        {"ggml", [](ggml_context * ctx) { return std::make_unique<GgmlOps>(ctx); }},
+        {"ggml, small tiles", [small](ggml_context * ctx) { return std::make_unique<GgmlOps>(ctx, small); }},
+        {"ggml, no sums of rows", [no_sums](ggml_context * ctx) { return std::make_unique<GgmlOps>(ctx, no_sums); },
+         false},
+    };
+}
+
+void fill_host_inputs(const Ops & ops) {
+    for (const Ops::HostInput & input : ops.host_inputs()) {
+        if (input.tensor->buffer != nullptr) {
+            ggml_backend_tensor_set(input.tensor, input.bytes.data(), 0, input.bytes.size());
+        }
+    }
+}
+
+struct Case {
+    std::string what;
     double tolerance;  // relative in norm; float32 forward passes limit what differences can show
     std::function<ggml_tensor *(Builder &)> make;
-    float h = 4e-3f;  // step of the differences
+    float h = 4e-3f;             // step of the differences
+    bool adds_elements = false;  // an element goes into several of the result
 };
 
 void fill(ggml_tensor * t, std::mt19937 & rng) {
@@ -64,11 +110,13 @@ void fill(ggml_tensor * t, std::mt19937 & rng) {
     }
 }
 
-void run(const Case & c) {
+void run(const Case & c, const Implementation & implementation) {
+    const std::string name = implementation.name + ": " + c.what;
     const ggml_context_ptr nodes_ctx(ggml_init({1 << 22, nullptr, true}));
     const ggml_context_ptr input_ctx(ggml_init({1 << 16, nullptr, true}));
     const ggml_context_ptr result_ctx(ggml_init({1 << 16, nullptr, true}));
-    Builder b(nodes_ctx.get(), input_ctx.get());
+    const std::unique_ptr<Ops> ops = implementation.make(nodes_ctx.get());
+    Builder b(*ops, input_ctx.get());
     ggml_tensor * y = c.make(b);
     const ggml_backend_buffer_ptr input_buffer(
         ggml_backend_alloc_ctx_tensors_from_buft(input_ctx.get(), ggml_backend_cpu_buffer_type()));
@@ -90,13 +138,13 @@ void run(const Case & c) {
     }
 
     Executor executor(2);
-    const Implementations implementations(b.ops);
-    Autodiff ad(implementations);
+    const Implementations all(*ops);
+    Autodiff ad(all);
     for (size_t i = 0; i < b.trainable.size(); i++) {
         ad.set_trainable(b.trainable[i], accumulators[i]);
     }
     ad.trace(b.nodes);
-    check(c.name + ": rules", static_cast<double>(ad.missing_rules(b.nodes).size()), 0);
+    check(name + ": rules", static_cast<double>(ad.missing_rules(b.nodes).size()), 0);
     ad.add(y, dy);
     ad.backward(b.nodes);
     ggml_cgraph * backward = ggml_new_graph_custom(nodes_ctx.get(), 512, false);
@@ -105,6 +153,7 @@ void run(const Case & c) {
         ggml_build_forward_expand(backward, t);
     }
     executor.allocate(backward);
+    fill_host_inputs(*ops);
     executor.compute(backward, 0, ggml_graph_n_nodes(backward));
 
     // a graph of the forward pass alone, on memory of its own
@@ -124,6 +173,7 @@ void run(const Case & c) {
     Executor forward_executor(1);
     forward_executor.allocate(forward);
     const auto objective = [&] {
+        fill_host_inputs(*ops);  // a result may take the place of an operand that nothing else reads
         forward_executor.compute(forward, 0, ggml_graph_n_nodes(forward));
         double sum = 0;
         for (int64_t i3 = 0; i3 < y->ne[3]; i3++) {
@@ -158,19 +208,24 @@ void run(const Case & c) {
             differences.push_back((up - down) / (x_up - x_down));
             gradient.push_back(found[i] - 0.25);
         }
-        check(c.name + ": input " + std::to_string(k), relative_difference(gradient, differences), c.tolerance);
+        check(name + ": input " + std::to_string(k), relative_difference(gradient, differences), c.tolerance);
     }
-}
-
-// As the training graph does: ggtune's node in place of ggml's.
-ggml_tensor * own(Builder & b, ggml_tensor * node) {
-    return b.node(b.ops.replacement(node));
 }
 
 ggml_tensor * own_glu(Builder & b, ggml_glu_op op, bool fused, bool swapped) {
     ggml_tensor * gate = b.input(true, {fused ? 22 : 11, 5});
     ggml_tensor * up = fused ? nullptr : b.input(true, {11, 5});
-    return own(b, fused ? ggml_glu(b.ctx, gate, op, swapped) : ggml_glu_split(b.ctx, gate, up, op));
+    return b.own(fused ? ggml_glu(b.ctx, gate, op, swapped) : ggml_glu_split(b.ctx, gate, up, op));
+}
+
+void expect_refusal(const Case & c, const Implementation & implementation) {
+    bool refused = false;
+    try {
+        run(c, implementation);
+    } catch (const Error &) {
+        refused = true;
+    }
+    check(implementation.name + ": " + c.what + " is refused", refused ? 0 : 1, 0);
 }
 
 std::vector<Case> cases() {
@@ -203,6 +258,10 @@ std::vector<Case> cases() {
         ggml_tensor * shape = ggml_new_tensor_3d(b.ctx, GGML_TYPE_F32, 8, 6, 2);
         return b.node(ggml_repeat(b.ctx, b.input(true, {8, 3}), shape));
     });
+    add("repeat, all dimensions", linear, [](Builder & b) {
+        ggml_tensor * shape = ggml_new_tensor_4d(b.ctx, GGML_TYPE_F32, 8, 6, 4, 6);
+        return b.node(ggml_repeat(b.ctx, b.input(true, {4, 3, 2, 3}), shape));
+    });
     add("mul_mat", linear,
         [](Builder & b) { return b.node(ggml_mul_mat(b.ctx, b.input(true, {12, 7}), b.input(true, {12, 5}))); });
     add("mul_mat, grouped", linear,
@@ -211,6 +270,11 @@ std::vector<Case> cases() {
         ggml_tensor * w = b.node(ggml_permute(b.ctx, b.input(true, {6, 2, 7}), 0, 2, 1, 3));
         ggml_tensor * x = b.node(ggml_permute(b.ctx, b.input(true, {6, 4, 5}), 0, 2, 1, 3));
         return b.node(ggml_mul_mat(b.ctx, w, x));
+    });
+    add("mul_mat, one matrix for all", linear,
+        [](Builder & b) { return b.node(ggml_mul_mat(b.ctx, b.input(true, {12, 7}), b.input(true, {12, 5, 2, 3}))); });
+    add("mul_mat, grouped and stacked", linear, [](Builder & b) {
+        return b.node(ggml_mul_mat(b.ctx, b.input(true, {12, 7, 2, 3}), b.input(true, {12, 5, 4, 3})));
     });
     add("mul_mat, frozen F32", linear,
         [](Builder & b) { return b.node(ggml_mul_mat(b.ctx, b.input(false, {12, 7}), b.input(true, {12, 5, 2}))); });
@@ -224,14 +288,14 @@ std::vector<Case> cases() {
     add("mul_mat, ggtune's", linear, [](Builder & b) {
         ggml_tensor * w = b.input(true, {12, 7, 2});
         ggml_tensor * x = b.input(true, {12, 5, 4});
-        return own(b, ggml_mul_mat(b.ctx, w, x));
+        return b.own(ggml_mul_mat(b.ctx, w, x));
     });
     add("silu", curved, [](Builder & b) { return b.node(ggml_silu(b.ctx, b.input(true, {33, 5}))); });
     add("gelu", curved,
-        [](Builder & b) { return own(b, ggml_unary(b.ctx, b.input(true, {33, 5}), GGML_UNARY_OP_GELU)); });
+        [](Builder & b) { return b.own(ggml_unary(b.ctx, b.input(true, {33, 5}), GGML_UNARY_OP_GELU)); });
     add("gelu_erf", curved, [](Builder & b) { return b.node(ggml_gelu_erf(b.ctx, b.input(true, {33, 5}))); });
     add("gelu_quick", curved,
-        [](Builder & b) { return own(b, ggml_unary(b.ctx, b.input(true, {33, 5}), GGML_UNARY_OP_GELU_QUICK)); });
+        [](Builder & b) { return b.own(ggml_unary(b.ctx, b.input(true, {33, 5}), GGML_UNARY_OP_GELU_QUICK)); });
     add("relu", 3e-2, [](Builder & b) { return b.node(ggml_relu(b.ctx, b.input(true, {33, 5}))); });  // a kink at 0
     add("tanh", curved, [](Builder & b) { return b.node(ggml_tanh(b.ctx, b.input(true, {33, 5}))); });
     add("sigmoid", curved, [](Builder & b) { return b.node(ggml_sigmoid(b.ctx, b.input(true, {33, 5}))); });
@@ -261,6 +325,10 @@ std::vector<Case> cases() {
     });
     add("rms_norm", curved, [](Builder & b) { return b.node(ggml_rms_norm(b.ctx, b.input(true, {16, 5}), 1e-5f)); });
     add("norm", curved, [](Builder & b) { return b.node(ggml_norm(b.ctx, b.input(true, {16, 5}), 1e-5f)); });
+    add("rms_norm, large epsilon", curved,
+        [](Builder & b) { return b.node(ggml_rms_norm(b.ctx, b.input(true, {16, 5}), 0.5f)); });
+    add("norm, large epsilon", curved,
+        [](Builder & b) { return b.node(ggml_norm(b.ctx, b.input(true, {16, 5}), 0.5f)); });
     for (const int mode : {GGML_ROPE_TYPE_NORMAL, GGML_ROPE_TYPE_NEOX}) {
         add("rope, mode " + std::to_string(mode), linear, [mode](Builder & b) {
             ggml_tensor * x = b.input(true, {16, 3, 5});
@@ -306,18 +374,38 @@ std::vector<Case> cases() {
         return b.node(
             ggml_cont(b.ctx, b.node(ggml_view_3d(b.ctx, x, 5, 4, 2, x->nb[1], x->nb[2], x->nb[0] + x->nb[2]))));
     });
+    list.back().adds_elements = true;
+    add("view of overlapping rows", linear, [](Builder & b) {
+        return b.node(
+            ggml_cont(b.ctx, b.node(ggml_view_2d(b.ctx, b.input(true, {10, 6}), 10, 5, 5 * sizeof(float), 0))));
+    });
+    list.back().adds_elements = true;
+    add("view across a permuted tensor", linear, [](Builder & b) {
+        ggml_tensor * x = b.node(ggml_permute(b.ctx, b.input(true, {4, 3, 5}), 0, 2, 1, 3));
+        return b.node(ggml_cont(b.ctx, b.node(ggml_view_2d(b.ctx, x, 4, 13, x->nb[2], x->nb[2]))));
+    });
+    add("view of a permuted tensor, each element once", linear, [](Builder & b) {
+        ggml_tensor * x = b.node(ggml_permute(b.ctx, b.input(true, {4, 6, 3}), 1, 0, 2, 3));
+        return b.node(ggml_cont(b.ctx, b.node(ggml_view_3d(b.ctx, x, 3, 5, 2, x->nb[0], x->nb[2], x->nb[1]))));
+    });
     add("get_rows", linear, [](Builder & b) {
         return b.node(ggml_get_rows(b.ctx, b.input(true, {10, 6}), b.input(false, {4}, GGML_TYPE_I32)));
     });
-    add("dropout", linear, [](Builder & b) { return b.node(b.ops.dropout(b.input(true, {33, 5}), {7, 3, 0.3f})); });
+    add("dropout", linear, [](Builder & b) { return b.all(b.ops.dropout(b.input(true, {33, 5}), {7, 3, 0.3f})); });
     return list;
 }
 
 }  // namespace
 
 int main() {
-    for (const Case & c : cases()) {
-        run(c);
+    for (const Implementation & implementation : implementations()) {
+        for (const Case & c : cases()) {
+            if (c.adds_elements && !implementation.adds_elements) {
+                expect_refusal(c, implementation);
+            } else {
+                run(c, implementation);
+            }
+        }
     }
     return finish();
 }

@@ -13,11 +13,12 @@ if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 if TYPE_CHECKING:
+    from ggtune import pipeline
     from ggtune._core import Adapter, Generator, Model, Trainer
     from ggtune.config import TrainConfig
     from ggtune.train.session import fine_tune
 
-__all__ = ["Adapter", "Generator", "Model", "TrainConfig", "Trainer", "__version__", "fine_tune"]
+__all__ = ["Adapter", "Generator", "Model", "TrainConfig", "Trainer", "__version__", "fine_tune", "pipeline"]
 
 _HOME = {
     "Adapter": "ggtune._core",
@@ -30,14 +31,16 @@ _HOME = {
 
 
 def __getattr__(name: str) -> Any:
+    from importlib import import_module
+
     if name == "__version__":
         from ggtune.version import version
 
         return version()
+    if name == "pipeline":
+        return import_module("ggtune.pipeline")
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
     if _HOME[name] == "ggtune._core":
         from ggtune._native import core
 

@@ -115,11 +115,21 @@ class Trainer:
         dropout: float = 0.0,
         seed: int = 0,
         precision: str = "auto",
+        ops: str = "cpu",
+        ggml_layers: int | None = None,
+        neftune_alpha: float = 0.0,
     ) -> None:
         """``context`` is the longest sequence (it chooses RoPE factors). ``precision="f32"`` takes no int8 dot
         products, ``"llama.cpp"`` llama.cpp's own operations alone (slow; to compare with it: of a single sequence
         ``evaluate`` then gives the very numbers that ``llama_decode`` gives). Raises and names each op that has no
         gradient rule.
+
+        ``ops="ggml"`` makes the graph of ggml's own operations, as for devices; of the first ``ggml_layers`` layers
+        alone, the rest and the head as with ``ops="cpu"``. There products with quantized weights round activations as
+        llama.cpp does, with every ``precision``.
+
+        ``neftune_alpha`` puts noise on the embeddings while gradients are computed, uniform within alpha over the root
+        of a sample's tokens times the width (NEFTune, arXiv:2310.05914).
         """
     recompute_layers: int
     """So many of the first layers keep only their input and are computed a second time for their gradient, 0 to
@@ -180,6 +190,8 @@ class Trainer:
     def set_moments(self, moments: Mapping[str, tuple[FloatArray, FloatArray]]) -> None: ...
     def memory(self, n_tokens: int, n_targets: int, n_sequences: int = 1) -> dict[str, int]:
         """Bytes that such a micro-batch needs: "weights", "adapter", "optimizer", "compute". Allocates none."""
+    def n_custom_nodes(self, n_tokens: int, n_targets: int, n_sequences: int = 1) -> int:
+        """Nodes of such a micro-batch's graph that call ggtune's own functions, which only a CPU runs."""
 
 @final
 class Generator:

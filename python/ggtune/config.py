@@ -8,13 +8,13 @@ import dataclasses
 import json
 import math
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from ggtune.errors import GgtuneError
-from ggtune.setting import Switch, above, at_least, filled, setting, setting_of, within
-from ggtune.setting_texts import DROPPABLE_DOUBTS, DataPart, Holdout, SaveInterval
+from ggtune.setting import Switch, above, at_least, filled, parsed_by, setting, setting_of, within
+from ggtune.setting_texts import Holdout, SaveInterval, unknown_doubts, wrong_parts
 
 Face = Literal["train", "finetune"]
 
@@ -30,36 +30,8 @@ LEAST_LR, MOST_LR = 2e-4, 4e-3  # bounds of its rate, which goes by the model's 
 _EPOCHS, _LR, _WARMUP_SHARE, _RANK = 3.0, 2e-4, 0.05, 16
 
 
-def _parsed_by(parse: Callable[[str], object]) -> Callable[[str], str | None]:
-    """Check for a text that ``parse`` can read."""
-
-    def check(value: str) -> str | None:
-        try:
-            parse(value)
-        except GgtuneError as error:
-            return f"is wrong: {error}"
-        return None
-
-    return check
-
-
 def _kinds(value: tuple[str, ...]) -> str | None:
     return None if value and all(value) else 'must be "all" or linears separated by commas, such as attn_q,attn_v'
-
-
-def _parsed_parts(value: tuple[str, ...]) -> str | None:
-    try:
-        for part in value:
-            DataPart.parse(part)
-    except GgtuneError as error:
-        return f"is wrong: {error}"
-    return None
-
-
-def _doubts(value: tuple[str, ...]) -> str | None:
-    unknown = [kind for kind in value if kind not in DROPPABLE_DOUBTS]
-    known = ", ".join(DROPPABLE_DOUBTS)
-    return f"knows no {', '.join(map(repr, unknown))}; kinds are {known}" if unknown else None
 
 
 @dataclass(frozen=True)
@@ -85,7 +57,7 @@ class TrainConfig:
     more_data: tuple[str, ...] = setting(
         (),
         "More data, separated by commas: FILE, FILE=0.5 to weight its tokens, FILE*3 to take it three times an epoch.",
-        check=_parsed_parts,
+        check=wrong_parts,
         metavar="FILES",
     )
     repeat: int = setting(1, "How often the data are taken in an epoch.", check=at_least(1), metavar="TIMES")
@@ -138,7 +110,7 @@ class TrainConfig:
         (),
         "Leave out rows with these doubts, separated by commas (`ggtune check-data` names them: duplicate, "
         '"near duplicate", contradiction, chatbot, "short answer", ...).',
-        check=_doubts,
+        check=unknown_doubts,
         metavar="KINDS",
     )
     too_long: str = setting("cut", "What to do with samples longer than the context.", choices=("cut", "skip"))
@@ -147,7 +119,7 @@ class TrainConfig:
         "Samples kept out of training, to measure the loss on after each epoch: a share (5% or 0.05; at least one), "
         "a number, every:20 (the first and each 20th after it), another data file, or 0.",
         finetune_default="0",
-        check=_parsed_by(Holdout.parse),
+        check=parsed_by(Holdout.parse),
         metavar="HOW",
     )
 
@@ -272,6 +244,9 @@ class TrainConfig:
     )
     rslora: bool = setting(False, "Scale by alpha / sqrt(rank) (rank-stabilized LoRA).")
     dropout: float = setting(0.0, "Dropout in front of the adapter.", check=within(0, 1))
+    neftune_alpha: float = setting(
+        0.0, "Noise on the embeddings while training (NEFTune; 5 is usual, 0: none).", check=at_least(0)
+    )
 
     stop_loss: float = setting(
         0.0, "Stop when the training loss has stayed under this (0: never).", check=at_least(0), resumable=True
@@ -293,7 +268,7 @@ class TrainConfig:
         "50",
         "How often a checkpoint is written: a number of steps, a time such as 90s, 10m or 2h, or 0: only at the end.",
         finetune_default="10",
-        check=_parsed_by(SaveInterval.parse),
+        check=parsed_by(SaveInterval.parse),
         resumable=True,
         metavar="HOW",
     )

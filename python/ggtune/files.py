@@ -57,8 +57,8 @@ def check_replaceable(path: Path) -> None:
 
 def check_writable(folder: Path) -> None:
     """Raise :class:`WriteError` where no file can be made in ``folder``, or the folder itself can't; leaves nothing."""
-    there = next(each for each in [folder, *folder.absolute().parents] if each.exists())
     try:
+        there = next(each for each in [folder, *folder.absolute().parents] if each.exists())
         with tempfile.TemporaryFile(dir=there):
             pass
     except OSError as error:

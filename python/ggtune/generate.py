@@ -68,17 +68,3 @@ def answer_pieces(
 def _longest_stop_start(text: str, stops: list[str]) -> int:
     """Count the characters at the end of ``text`` that some stop text starts with."""
     return max((n for stop in stops for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0)
-
-
-def answer(
-    model: "Model",
-    template: Template,
-    question: str,
-    *,
-    adapter: "Adapter | None" = None,
-    threads: int = 0,
-    max_tokens: int = 256,
-) -> str:
-    """Return the likeliest answer, without surrounding white space."""
-    pieces = answer_pieces(model, template, question, adapter=adapter, threads=threads, max_tokens=max_tokens)
-    return "".join(pieces).strip()

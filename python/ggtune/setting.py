@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from ggtune.errors import GgtuneError
+
 _UNSET: Any = object()
 
 
@@ -70,3 +72,16 @@ def within(low: float, high: float, *, open_end: bool = True) -> Callable[[Any],
 def filled(value: str) -> str | None:
     """Check for a text."""
     return None if value else "is missing"
+
+
+def parsed_by(parse: Callable[[str], object]) -> Callable[[str], str | None]:
+    """Check for a text that ``parse`` can read."""
+
+    def check(value: str) -> str | None:
+        try:
+            parse(value)
+        except GgtuneError as error:
+            return f"is wrong: {error}"
+        return None
+
+    return check

@@ -82,3 +82,20 @@ class DataPart:
                 f"{text!r} is no data file: give FILE, FILE=0.5 for a weight, FILE*3 to take it three times"
             )
         return cls(found[1], float(found[2]) if found[2] else 1.0, int(found[3] or 1))
+
+
+def wrong_parts(values: tuple[str, ...]) -> str | None:
+    """Say what is wrong with the texts of data files, None where nothing is."""
+    try:
+        for text in values:
+            DataPart.parse(text)
+    except GgtuneError as error:
+        return f"is wrong: {error}"
+    return None
+
+
+def unknown_doubts(values: tuple[str, ...]) -> str | None:
+    """Say which kinds of doubts there are not, None where all are known."""
+    unknown = [kind for kind in values if kind not in DROPPABLE_DOUBTS]
+    known = ", ".join(DROPPABLE_DOUBTS)
+    return f"knows no {', '.join(map(repr, unknown))}; kinds are {known}" if unknown else None

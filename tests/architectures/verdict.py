@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -26,7 +27,7 @@ _ROW = re.compile(r"\| `(\S+)` \| (yes|no) \| (.*?) ?\|$", re.MULTILINE)
 
 
 def make_trainer(
-    model: Model, *, precision: str = "auto", dropout: float = 0.0, context: int = 16, seed: int = 0
+    model: Model, *, precision: str = "auto", dropout: float = 0.0, context: int = 16, seed: int = 0, **options: Any
 ) -> Trainer:
     """A trainer of a LoRA on all linears of a model, of rank 2 and with a random B."""
     kinds = sorted({linear.kind for linear in model.linears()})
@@ -35,7 +36,9 @@ def make_trainer(
     for name in adapter.tensor_names():
         if name.endswith(".lora_b"):
             adapter.set(name, rng.normal(0, 0.3, adapter.get(name).shape).astype(np.float32))
-    return Trainer(model, adapter, context=context, threads=1, precision=precision, dropout=dropout, seed=seed)
+    return Trainer(
+        model, adapter, context=context, threads=1, precision=precision, dropout=dropout, seed=seed, **options
+    )
 
 
 def refusal(path: Path) -> str:

@@ -3,13 +3,14 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ggtune._core import Adapter, Model, Trainer
+from ggtune._core import Adapter, BatchResult, Model, Trainer
 
 FOLDER = Path(__file__).parents[1] / "golden"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.npz"))
@@ -38,9 +39,8 @@ class Golden:
         ]
 
 
-@pytest.fixture(scope="module", params=NAMES)
-def golden(request: pytest.FixtureRequest) -> Golden:
-    name = request.param
+def load(name: str) -> Golden:
+    """The golden model of that name."""
     with np.load(FOLDER / f"{name}.npz") as file:
         numbers = dict(file)
     batch = tuple(numbers[key] for key in BATCH_KEYS)
@@ -48,18 +48,23 @@ def golden(request: pytest.FixtureRequest) -> Golden:
     lora = {tensor.name: np.array(tensor.data) for tensor in gguf.GGUFReader(FOLDER / f"{name}-lora.gguf").tensors}
     kinds = sorted({tensor.split(".")[2] for tensor in lora})
 
-    def new_trainer(*, recompute_layers: int = 0, threads: int = 2) -> Trainer:
+    def new_trainer(*, recompute_layers: int = 0, threads: int = 2, **options: Any) -> Trainer:
         adapter = Adapter(model, rank=int(numbers["rank"]), alpha=float(numbers["alpha"]), targets=kinds)
         assert sorted(adapter.tensor_names()) == sorted(lora)
         for tensor, values in lora.items():
             adapter.set(tensor, values)
         context = int(numbers["positions"].max()) + 1
-        trainer = Trainer(model, adapter, context=context, threads=threads)
+        trainer = Trainer(model, adapter, context=context, threads=threads, **options)
         trainer.recompute_layers = recompute_layers
         return trainer
 
     gradients = {key: value for key, value in numbers.items() if key.endswith((".lora_a", ".lora_b"))}
     return Golden(numbers, gradients, batch, new_trainer)
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def golden(request: pytest.FixtureRequest) -> Golden:
+    return load(request.param)
 
 
 def relative_errors(actual: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> dict[str, float]:
@@ -86,16 +91,20 @@ def test_files_are_small() -> None:
     assert sum(path.stat().st_size for path in FOLDER.iterdir()) < 4_000_000
 
 
+def assert_loss_and_log_probs_equal_pytorch(golden: Golden, result: BatchResult) -> None:
+    weights = golden.numbers["weights"]
+    assert result.loss_sum == pytest.approx(float(golden.numbers["loss_sum"]), rel=1e-5)
+    assert result.weight_sum == pytest.approx(float(weights.sum()))
+    assert result.n_tokens == len(weights)
+    assert result.n_targets == np.count_nonzero(weights)
+    expected = np.where(weights == 0, np.nan, golden.numbers["log_probs"])
+    np.testing.assert_allclose(result.log_probs, expected, rtol=0, atol=1e-4)
+
+
 def test_loss_and_log_probs_equal_pytorch(golden: Golden) -> None:
     trainer = golden.new_trainer()
-    weights = golden.numbers["weights"]
     for result in (trainer.evaluate(*golden.batch), trainer.accumulate(*golden.batch)):
-        assert result.loss_sum == pytest.approx(float(golden.numbers["loss_sum"]), rel=1e-5)
-        assert result.weight_sum == pytest.approx(float(weights.sum()))
-        assert result.n_tokens == len(weights)
-        assert result.n_targets == np.count_nonzero(weights)
-        expected = np.where(weights == 0, np.nan, golden.numbers["log_probs"])
-        np.testing.assert_allclose(result.log_probs, expected, rtol=0, atol=1e-4)
+        assert_loss_and_log_probs_equal_pytorch(golden, result)
 
 
 def test_gradients_equal_pytorch(golden: Golden) -> None:
@@ -106,9 +115,8 @@ def test_gradients_equal_pytorch(golden: Golden) -> None:
     assert_all_below(relative_errors(gradients, golden.gradients), 1e-4)
 
 
-def test_adamw_follows_pytorch(golden: Golden) -> None:
+def assert_adamw_follows_pytorch(golden: Golden, trainer: Trainer) -> None:
     numbers = golden.numbers
-    trainer = golden.new_trainer()
     losses = []
     for _ in range(len(numbers["losses"]) - 1):
         result = trainer.accumulate(*golden.batch)
@@ -124,6 +132,10 @@ def test_adamw_follows_pytorch(golden: Golden) -> None:
     losses.append(result.loss_sum / result.weight_sum)
     assert trainer.n_steps == 20
     np.testing.assert_allclose(losses, numbers["losses"], rtol=1e-3)
+
+
+def test_adamw_follows_pytorch(golden: Golden) -> None:
+    assert_adamw_follows_pytorch(golden, golden.new_trainer())
 
 
 def test_packed_samples_equal_samples_alone(golden: Golden) -> None:

@@ -9,7 +9,7 @@ import pytest
 from ggtune import _core
 from ggtune.data.templates import TEMPLATES
 from ggtune.errors import GgtuneError, ModelError
-from ggtune.generate import answer
+from ggtune.generate import answer_pieces
 from ggtune.gguf.adapter_file import AdapterFile, load_adapter, read_adapter, write_adapter
 from ggtune.gguf.stack import stack_adapters, stacked
 
@@ -67,9 +67,13 @@ def test_generation_with_the_stack_is_that_of_the_merged_model(tmp_path: Path) -
     _core.merge(str(BASE), [(str(path), scale) for path, scale in adapters], str(merged))
     stack_adapters(adapters, tmp_path / "stack.gguf")
     base = _core.Model(str(BASE))
-    live = answer(base, TEMPLATES["plain"], "Why?", adapter=load_adapter(tmp_path / "stack.gguf", base), max_tokens=24)
-    assert live == answer(_core.Model(str(merged)), TEMPLATES["plain"], "Why?", max_tokens=24)
-    assert live != answer(base, TEMPLATES["plain"], "Why?", max_tokens=24)
+
+    def answer(model: _core.Model, adapter: _core.Adapter | None = None) -> str:
+        return "".join(answer_pieces(model, TEMPLATES["plain"], "Why?", adapter=adapter, max_tokens=24))
+
+    live = answer(base, load_adapter(tmp_path / "stack.gguf", base))
+    assert live == answer(_core.Model(str(merged)))
+    assert live != answer(base)
 
 
 def test_one_adapter_keeps_its_values() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from ggtune.demo import MODEL
 from ggtune.errors import ModelError
-from ggtune.gguf.structure import check_structure
+from ggtune.gguf.structure import read_structure
 
 HUGE = 2**62
 
@@ -67,16 +67,16 @@ def test_a_header_that_can_not_be_is_refused(tmp_path: Path, name: str) -> None:
     path = tmp_path / "bad.gguf"
     path.write_bytes(BAD[name])
     with pytest.raises(ModelError, match=r"bad\.gguf"):
-        check_structure(path)
+        read_structure(path)
 
 
 def test_whole_files_pass(tmp_path: Path) -> None:
-    check_structure(MODEL)
+    read_structure(MODEL)
     path = tmp_path / "good.gguf"
     path.write_bytes(header(n_tensors=1, n_keys=1) + key("a", 9, struct.pack("<IQ", 8, 1) + text("x")) + tensor((4,)))
     size = path.stat().st_size
     path.write_bytes(path.read_bytes() + bytes(-size % 32 + 16))
-    check_structure(path)
+    read_structure(path)
 
 
 def test_where_what_is_in_it(tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_where_what_is_in_it(tmp_path: Path) -> None:
     start = header(n_tensors=2, n_keys=4) + keys + tensor((4,), name="a") + tensor((8,), name="b", offset=32)
     n_header = -(-len(start) // 32) * 32
     path.write_bytes(start.ljust(n_header, b"\0") + bytes(64))
-    found = check_structure(path)
+    found = read_structure(path)
     places = [(tensor.name, tensor.shape, tensor.offset, tensor.n_bytes) for tensor in found.tensors]
     assert (found.data_offset, places) == (n_header, [("a", (4,), n_header, 16), ("b", (8,), n_header + 32, 32)])
     assert found.ggtune_texts == {"system": "Be brief."}  # what is not UTF-8 is none
@@ -94,7 +94,7 @@ def test_where_what_is_in_it(tmp_path: Path) -> None:
 
 def test_it_sees_what_the_reader_sees() -> None:
     reader = gguf.GGUFReader(MODEL)
-    found = check_structure(MODEL)
+    found = read_structure(MODEL)
     assert found.data_offset == reader.data_offset
     assert [(t.name, t.type_name, t.shape, t.offset, t.n_bytes) for t in found.tensors] == [
         (t.name, t.tensor_type.name, tuple(t.shape), t.data_offset, t.n_bytes) for t in reader.tensors
@@ -117,7 +117,7 @@ def test_single_values(tmp_path: Path) -> None:
     keys += key("text", 8, text("x")) + key("bytes", 8, text("x").replace(b"x", b"\xff"))
     path = tmp_path / "m.gguf"
     path.write_bytes(header(n_keys=len(numbers) + 2) + keys)
-    found = check_structure(path)
+    found = read_structure(path)
     assert found.values == {letter: value for _, letter, value in numbers} | {"text": "x", "bytes": b"\xff"}
     assert (found.text("text"), found.text("bytes"), found.text("I"), found.text("none")) == ("x", "", "", "")
     assert (found.number("h"), found.number("d"), found.number("?"), found.number("text")) == (-5, 0.1, None, None)

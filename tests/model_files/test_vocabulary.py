@@ -8,7 +8,7 @@ import pytest
 from ggtune import _core
 from ggtune.data.templates import TEMPLATES
 from ggtune.data.tokenization import TurnEncoder
-from ggtune.gguf.structure import check_structure
+from ggtune.gguf.structure import read_structure
 from ggtune.gguf.vocabulary import read_special_tokens
 from ggtune.ollama.go_template import GoTemplate, Message, render_for_ollama
 from ggtune.ollama.templates import ollama_template
@@ -50,7 +50,7 @@ def write_vocabulary(path, model, special, *, pre=None, **keys):
 
 
 def assert_as_llama_cpp(path):
-    tokens = read_special_tokens(check_structure(path))
+    tokens = read_special_tokens(read_structure(path))
     model = _core.Model(str(path), vocab_only=True)
 
     def text(token):
@@ -122,7 +122,7 @@ def test_a_bos_that_is_the_text_of_a_tag(tmp_path, name, add_bos):
     model = _core.Model(str(path), vocab_only=True)
     source = TEMPLATES[name]
     prompt = TurnEncoder(model, source).encode_prompt(source.render_prompt(None, "Q?"))
-    text = ollama_template(source, read_special_tokens(check_structure(path))).text
+    text = ollama_template(source, read_special_tokens(read_structure(path))).text
     asked = render_for_ollama(GoTemplate(text), [Message("user", "Q?")])
     assert prompt == model.tokenize(asked, add_special=True, parse_special=True).tolist()
     if name == "chatml":

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
+import ggtune
 from ggtune.errors import GgtuneError
 from ggtune.run.interrupts import Interrupts
 from ggtune.run.metrics import MetricsFile, read_metrics
 from ggtune.run.outputs import Outputs
 from ggtune.run.progress import format_duration, step_line
-from ggtune.system import available_memory, available_threads, format_bytes
+from ggtune.system import available_memory, available_threads, format_bytes, resolved_threads
 
 
 def test_metrics_after_the_checkpoint_are_dropped_and_a_torn_line_too(tmp_path: Path) -> None:
@@ -113,3 +114,10 @@ def test_memory_follows_the_group(tmp_path: Path) -> None:
     (group / "memory.stat").write_text("anon 1\ninactive_file 100000\nactive_file 50000\n")
     assert available_memory(proc=tmp_path / "proc", root=tmp_path / "groups") == 450000
     assert format_bytes(450000) == "439.5 KiB"
+
+
+def test_threads_are_resolved_in_one_place() -> None:
+    assert (resolved_threads(3), resolved_threads(0)) == (3, available_threads())
+    package = Path(ggtune.__file__).parent
+    users = [path.name for path in package.rglob("*.py") if "available_threads" in path.read_text()]
+    assert users == ["system.py"]

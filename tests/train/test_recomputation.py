@@ -1,46 +1,49 @@
 """How many layers are computed again, for the memory that is free."""
 
+import dataclasses
 from typing import cast
 
 import pytest
 
-from ggtune._core import Adapter, Model, Trainer
-from ggtune.demo import MODEL
+from ggtune._core import Trainer
+from ggtune.config import TrainConfig
+from ggtune.demo import DATA, MODEL
 from ggtune.errors import GgtuneError
+from ggtune.train.build import Build, build
 from ggtune.train.recomputation import set_recomputation
 
-SHAPE = (256, 64, 4)
+
+def built(recompute: str) -> Build:
+    config = TrainConfig(
+        model=str(MODEL), data=str(DATA), ctx=64, rank=2, targets=("attn_q",), threads=1, recompute=recompute
+    )
+    return build(config, header_only=True)
 
 
-@pytest.fixture(scope="module")
-def model() -> Model:
-    return Model(str(MODEL), header_only=True)
-
-
-@pytest.fixture
-def engine(model: Model) -> Trainer:
-    return Trainer(model, Adapter(model, rank=2, alpha=2.0, targets=["attn_q"]), context=256, threads=1)
-
-
-def test_all_or_none(model: Model, engine: Trainer) -> None:
-    keeping = set_recomputation(engine, "none", model.n_layer, SHAPE, 0, {})
-    assert engine.recompute_layers == 0
-    again = set_recomputation(engine, "layers", model.n_layer, SHAPE, 1 << 40, {})
-    assert engine.recompute_layers == model.n_layer - 1
+def test_all_or_none() -> None:
+    none, layers = built("none"), built("layers")
+    keeping = set_recomputation(none, 0)
+    assert none.engine.recompute_layers == 0
+    again = set_recomputation(layers, 1 << 40)
+    assert layers.engine.recompute_layers == layers.model.n_layer - 1
     assert again["compute"] < keeping["compute"]
+    assert again["checkpoint"] == keeping["checkpoint"] == 12 * none.adapter.n_params
 
 
-def test_auto_takes_as_few_as_fit(model: Model, engine: Trainer) -> None:
+def test_auto_takes_as_few_as_fit() -> None:
+    auto = built("auto")
+    engine, n_layer = auto.engine, auto.model.n_layer
+    beside = 12 * auto.adapter.n_params
     totals = []
-    for engine.recompute_layers in range(model.n_layer):
-        totals.append(sum(engine.memory(*SHAPE).values()))
+    for engine.recompute_layers in range(n_layer):
+        totals.append(sum(engine.memory(*auto.plan.largest).values()))
     assert totals == sorted(totals, reverse=True)
     for n_layers, total in enumerate(totals):
-        needed = set_recomputation(engine, "auto", model.n_layer, SHAPE, int((total + 100) / 0.9) + 1, {"other": 100})
+        needed = set_recomputation(auto, int((total + beside) / 0.9) + 1)
         assert engine.recompute_layers == totals.index(total) <= n_layers
-        assert sum(needed.values()) == total + 100
-    set_recomputation(engine, "auto", model.n_layer, SHAPE, 1_000_000, {})
-    assert engine.recompute_layers == model.n_layer - 1
+        assert sum(needed.values()) == total + beside
+    set_recomputation(auto, 1_000_000)
+    assert engine.recompute_layers == n_layer - 1
 
 
 class Uncut:
@@ -55,8 +58,9 @@ class Uncut:
 
 
 def test_a_graph_that_cannot_be_cut() -> None:
-    engine = cast(Trainer, Uncut())
     for how in ("none", "auto"):
-        assert set_recomputation(engine, how, 4, SHAPE, 10, {}) == {"compute": 1000}
+        uncut = dataclasses.replace(built(how), engine=cast(Trainer, Uncut()))
+        assert set_recomputation(uncut, 10)["compute"] == 1000
+    uncut = dataclasses.replace(built("layers"), engine=cast(Trainer, Uncut()))
     with pytest.raises(GgtuneError, match="none of them can be computed again"):
-        set_recomputation(engine, "layers", 4, SHAPE, 10, {})
+        set_recomputation(uncut, 10)

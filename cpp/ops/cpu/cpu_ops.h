@@ -47,6 +47,7 @@ class CpuOps : public Ops {
     ggml_tensor * clamp_dx(ggml_tensor * x, ggml_tensor * dy, float min, float max) override;
     ggml_tensor * view_dx(ggml_tensor * source, ggml_tensor * view, ggml_tensor * dy) override;
     ggml_tensor * rows_dx(ggml_tensor * x, ggml_tensor * ids, ggml_tensor * dy) override;
+    ggml_tensor * repeat_dx(const ggml_tensor * operand, ggml_tensor * dy) override;
     ggml_tensor * zeros_like(const ggml_tensor * t) override;
 
   private:

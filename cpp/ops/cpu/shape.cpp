@@ -106,6 +106,11 @@ ggml_tensor * CpuOps::rows_dx(ggml_tensor * x, ggml_tensor * ids, ggml_tensor * 
     return node(rows_dx_op, x->ne, {ids, contiguous(dy)});
 }
 
+ggml_tensor * CpuOps::repeat_dx(const ggml_tensor * operand, ggml_tensor * dy) {
+    ggml_tensor * shape = ggml_new_tensor(ctx, GGML_TYPE_F32, GGML_MAX_DIMS, operand->ne);
+    return ggml_repeat_back(ctx, contiguous(dy), shape);
+}
+
 ggml_tensor * CpuOps::zeros_like(const ggml_tensor * t) {
     return node(zeros_op, t->ne, {});
 }

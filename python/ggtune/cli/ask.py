@@ -1,7 +1,5 @@
 """``ggtune ask``."""
 
-from collections.abc import Mapping
-
 import click
 
 
@@ -37,39 +35,22 @@ def command(
     gpu_layers: int,
 ) -> None:
     """Ask a model one QUESTION; the answer is shown as it comes."""
-    from ggtune._native import core
-    from ggtune.data.chat_template import choose_template
-    from ggtune.generate import answer_pieces
-    from ggtune.gguf.adapter_file import load_adapter, read_adapter
-    from ggtune.gguf.base import check_base
-    from ggtune.gguf.io import gguf_structure
+    from ggtune import pipeline
 
-    gguf_structure(model)
-    loaded = core.Model(model, gpu_layers=gpu_layers)
-    adapter = load_adapter(lora, loaded) if lora else None
-    trained: Mapping[str, str] = {}
-    if lora:
-        content = read_adapter(lora)
-        trained = content.notes
-        for warning in check_base(lora, model, force=force, content=content):
-            click.echo(warning, err=True)
-    written = loaded.metadata()
-    name = template or trained.get("template") or written.get("ggtune.template") or None
-    system_text = system if system is not None else trained.get("system", written.get("ggtune.system"))
-    pieces = answer_pieces(
-        loaded,
-        choose_template(name, loaded),
-        question,
-        adapter=adapter,
-        system=system_text or None,
-        threads=threads,
+    options = pipeline.AskOptions(
+        adapter=lora,
+        template=template,
+        system=system,
         temperature=temp,
         max_tokens=max_tokens,
         seed=seed,
+        threads=threads,
+        gpu_layers=gpu_layers,
+        force=force,
     )
-    started = False
-    for piece in pieces:
-        shown = piece if started else piece.lstrip()
-        started = started or bool(shown)
-        click.echo(shown, nl=False)
+    loaded = pipeline.load(model, options)
+    for warning in loaded.warnings:
+        click.echo(warning, err=True)
+    for piece in loaded.pieces(question):
+        click.echo(piece, nl=False)
     click.echo()

@@ -22,8 +22,9 @@ def command(out: Path, threads: int) -> None:
     The exit status is 1 where the training loss did not come under its goal.
     """
     from ggtune.demo.run import run_demo
+    from ggtune.pipeline import Progress
 
     with ending_on_signal(f"ggtune train --resume --out {out}"):
-        reached = run_demo(out, threads=threads, say=click.echo)
+        reached = run_demo(out, threads=threads, reporter=Progress())
     if not reached:
         raise click.exceptions.Exit(1)

@@ -1,14 +1,14 @@
 """``ggtune export-lora``."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from ggtune.cli.options import which_option
 
 if TYPE_CHECKING:
+    from ggtune.evaluate.proved_merge import ProvedMerge
     from ggtune.train.chosen import Which
 
 
@@ -54,16 +54,19 @@ def command(
     RUN is the folder of a training: its base, its adapter, and a proof on its samples of what the merged file has kept.
     Without RUN, `ggtune verify` gives that proof.
     """
-    from ggtune.gguf.merge import AUTO, check_outtype, merge_adapters
+    from ggtune import pipeline
+    from ggtune.gguf.merge import AUTO, check_outtype
 
     check_outtype(outtype)
     adapters = [(path, 1.0) for path in lora] + list(lora_scaled)
+    options = pipeline.MergeOptions(outtype, seed, name, threads, force)
     if run is not None:
         if model_base or adapters:
             raise click.UsageError("RUN names base and adapter: leave --model-base, --lora and --lora-scaled out.")
-        _export_run(
-            run, Path(model_out), which=which, outtype=outtype, seed=seed, name=name, threads=threads, force=force
-        )
+        merge = pipeline.merge_run(run, model_out, options, which=which, reporter=pipeline.Progress()).merge
+        _say(model_out, merge)
+        if not merge.good:
+            raise click.exceptions.Exit(1)
         return
     if not model_base:
         raise click.UsageError("Missing argument 'RUN' or option '--model-base'.")
@@ -71,72 +74,19 @@ def command(
         raise click.UsageError("Missing option '--lora' (or '--lora-scaled').")
     if outtype == AUTO:
         raise click.UsageError("--outtype auto needs samples to measure on: give the folder of the training, RUN.")
-    counts = merge_adapters(
-        model_base,
-        adapters,
-        Path(model_out),
-        outtype=outtype,
-        seed=seed,
-        name=name,
-        threads=threads,
-        force=force,
-        say=click.echo,
-    )
-    _say_counts(model_out, counts)
+    _say(model_out, pipeline.merge(model_base, adapters, model_out, options, reporter=pipeline.Progress()))
 
 
-def _export_run(
-    run: Path,
-    output: Path,
-    *,
-    which: "Which",
-    outtype: str | None,
-    seed: int,
-    name: str | None,
-    threads: int,
-    force: bool,
-) -> None:
-    from ggtune.cli.training import earlier_settings
-    from ggtune.errors import GgtuneError
-    from ggtune.evaluate.proved_merge import merge_and_prove
-    from ggtune.evaluate.verify import samples_of_run
-    from ggtune.run.outputs import Outputs
-    from ggtune.train.chosen import chosen_adapter
-
-    config = earlier_settings(Outputs.folder(run))
-    if config is None:
-        raise GgtuneError(f"{run} holds no run: it has no config.json")
-    chosen = chosen_adapter(run, which)
-    click.echo(f"Adapter: {chosen.path}: {chosen.reason}")
-    samples = samples_of_run(run, config)
-    result = merge_and_prove(
-        config.model,
-        [(str(chosen.path), 1.0)],
-        output,
-        trained=samples.training,
-        held_out=samples.held_out,
-        outtype=outtype,
-        seed=seed,
-        name=name,
-        threads=threads,
-        force=force,
-        say=click.echo,
-    )
-    _say_counts(str(output), result.counts)
-    if result.proof is not None:
-        click.echo(result.proof.line())
-    for line in result.advice():
-        click.echo(line)
-    if not result.good:
-        raise click.exceptions.Exit(1)
-
-
-def _say_counts(output: str, counts: Mapping[str, Any]) -> None:
+def _say(output: str, merge: "ProvedMerge") -> None:
     from ggtune.gguf.merge import retyped
     from ggtune.system import format_bytes
 
-    changes = retyped(counts)
+    counts, changes = merge.counts, retyped(merge.counts)
     click.echo(
         f"Wrote {output}: {format_bytes(counts['n_bytes'])}, {counts['n_merged_tensors']} of {counts['n_tensors']} "
         "tensors merged" + (f"; {changes}" if changes else "")
     )
+    if merge.proof is not None:
+        click.echo(merge.proof.line())
+    for line in merge.advice():
+        click.echo(line)

@@ -9,7 +9,7 @@ import click
 from ggtune.cli.echo import say
 from ggtune.cli.old_flags import lost_flags
 from ggtune.cli.options import ConfigCommand, config_options
-from ggtune.cli.training import STATUSES, end_of_run, execute, find_checkpoint, settings
+from ggtune.cli.training import STATUSES, end_of_run, ending_on_signal, settings
 from ggtune.errors import GgtuneError
 
 
@@ -39,6 +39,8 @@ def command(context: click.Context, /, **options: Any) -> None:
 
     The adapter that it writes is for `ggtune export-lora`, `ggtune ask --lora` and llama.cpp's own --lora.
     """
+    from ggtune import pipeline
+
     outputs = _outputs(options)
     if options["only_write_lora"]:
         _only_write_lora(options, outputs)
@@ -46,16 +48,13 @@ def command(context: click.Context, /, **options: Any) -> None:
     latest = outputs.latest_of(outputs.checkpoint)
     given: Path | None = options["checkpoint_in"]
     checkpoint_in = given or (latest if latest is not None and latest.exists() else None)
-    checkpoint = find_checkpoint(outputs, resume=False, checkpoint_in=checkpoint_in)
+    reporter = pipeline.Progress()
+    checkpoint = pipeline.find_checkpoint(outputs, checkpoint_in, reporter) if checkpoint_in is not None else None
     if checkpoint is not None and given is None:
         say(f"(To start anew instead, remove {checkpoint_in} or give another --checkpoint-out.)")
     config = settings(context, "finetune", checkpoint, **_translated(options))
-    result = execute(
-        config,
-        outputs,
-        checkpoint,
-        resume_hint="the same command with that file for --checkpoint-in",
-    )
+    with ending_on_signal("the same command with that file for --checkpoint-in"):
+        result = pipeline.train(config, outputs, pipeline.TrainOptions(checkpoint), reporter)
     say(f"Adapter: {result.adapter}")
     end_of_run(result)
 

@@ -98,10 +98,9 @@ def command(
     it has none, or --which names a step, its base with that step's adapter. A Modelfile that is in --out already is
     extended, where ggtune did not write it itself.
     """
+    from ggtune import pipeline
     from ggtune.data.readers.decoding import read_text
-    from ggtune.ollama.package import package_model
     from ggtune.ollama.parameters import read_parameters
-    from ggtune.ollama.run_folder import packaged_files
     from ggtune.ollama.store import default_store
 
     if (model is None) == (model_option is None):
@@ -114,35 +113,27 @@ def command(
         raise click.UsageError("--host goes with --create.")
     source = model or model_option
     assert source is not None
-    adapters = [*((path, 1.0) for path in loras), *lora_scaled]
-    folder = out or (adapters[0][0].parent if adapters else None)
-    if source.is_dir():
-        folder = folder or source
-        of_run = packaged_files(source, with_adapter=not adapters, which=which)
-        source, adapters = of_run.model, adapters or of_run.adapters
-        if of_run.reason:
-            click.echo(f"Adapter: {adapters[0][0]}: {of_run.reason}")
-    elif which != "auto":
+    if which != "auto" and not source.is_dir():
         raise click.UsageError(f"--which goes with the folder of a run, and {source} is none.")
-    folder = folder or source.parent
-    result = package_model(
-        source,
-        name,
-        out_dir=folder,
+    options = pipeline.PackageOptions(
+        out=out,
         # a server that makes the model has a store of its own
         store=None if no_store or (create and store is None) else store or default_store(),
+        adapters=[*((path, 1.0) for path in loras), *lora_scaled],
+        which=which,
         template=template,
         system=system,
-        params=read_parameters(given),
-        license=[read_text(path) for path in licenses],
-        said=said,
-        adapters=adapters,
+        parameters=read_parameters(given),
+        licenses=[read_text(path) for path in licenses],
+        messages=said,
         modelfile=modelfile,
         force=force,
     )
+    result = pipeline.package(source, name, options, pipeline.Progress())
     click.echo(str(result))
     if create:
         from ggtune.ollama.server import create_model
 
-        create_model(result.content, result.name, folder, host=host, say=click.echo)
+        assert result.modelfile is not None  # it always has a folder
+        create_model(result.content, result.name, result.modelfile.parent, host=host, say=click.echo)
         click.echo(f"Ollama has made {result.name}: ollama run {result.name}")

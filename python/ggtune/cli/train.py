@@ -9,21 +9,10 @@ import click
 from ggtune.cli.background import detach_option, start_detached
 from ggtune.cli.echo import say
 from ggtune.cli.options import ConfigCommand, config_options
-from ggtune.cli.training import (
-    STATUSES,
-    claim_folder,
-    earlier_settings,
-    end_of_run,
-    execute,
-    find_checkpoint,
-    resume_command,
-    settings,
-)
-from ggtune.config import TrainConfig
+from ggtune.cli.training import STATUSES, end_of_run, ending_on_signal, resume_command, settings
 
 if TYPE_CHECKING:
-    from ggtune.run.checkpoint import Checkpoint
-    from ggtune.run.outputs import Outputs
+    from ggtune.train.result import Result
 
 
 @click.command("train", cls=ConfigCommand, epilog=STATUSES)
@@ -48,28 +37,28 @@ def command(
 
     The folder --out gets adapter.gguf, metrics.jsonl (one JSON object per step), config.json and checkpoints.
     """
-    outputs = claim_folder(out, resume=resume or checkpoint_in is not None, overwrite=overwrite)
+    from ggtune import pipeline
+    from ggtune.run.job import read_settings
+
+    outputs = pipeline.claim_folder(out, resume=resume or checkpoint_in is not None, overwrite=overwrite)
     if detach:
         start_detached(context, out)
         return
-    checkpoint = find_checkpoint(outputs, resume=resume, checkpoint_in=checkpoint_in)
-    config = settings(context, "train", checkpoint, before=earlier_settings(outputs) if resume else None)
-    train(config, outputs, checkpoint, overwrite=overwrite)
+    reporter = pipeline.Progress()
+    checkpoint = before = None
+    if resume or checkpoint_in is not None:
+        checkpoint = pipeline.find_checkpoint(outputs, checkpoint_in, reporter)
+        before = read_settings(out / "config.json") if resume else None
+    config = settings(context, "train", checkpoint, before=before)
+    with ending_on_signal(resume_command(out)):
+        result = pipeline.train(config, outputs, pipeline.TrainOptions(checkpoint, overwrite, listed=True), reporter)
+    end_of_training(result, out)
 
 
-def train(config: TrainConfig, outputs: "Outputs", checkpoint: "Checkpoint | None", *, overwrite: bool = False) -> None:
-    """Train; say where the adapter is, what can be done with it, and what did not go as it should."""
-    out = outputs.adapter.parent
-    result = execute(
-        config,
-        outputs,
-        checkpoint,
-        resume_hint=resume_command(out),
-        overwrite=overwrite,
-        command={"name": "train"},
-    )
+def end_of_training(result: "Result", out: Path) -> None:
+    """Say where the adapter is, what can be done with it, and what did not go as it should."""
     say(f"Adapter: {result.adapter}")
-    say(f'Try it:   ggtune ask --model {config.model} --lora {result.adapter} "..."')
+    say(f'Try it:   ggtune ask --model {result.config.model} --lora {result.adapter} "..."')
     say(f"Merge it: ggtune export-lora {shlex.quote(str(out))} -o merged.gguf")
     if result.best_step not in (None, result.steps):
         say(f"          (the best held-out loss was that of step {result.best_step}, {result.best_held_out:.4f})")

@@ -228,7 +228,7 @@ def _made(
     title: str = "",
 ) -> ChatTemplate:
     def end_of(text: str) -> str:
-        tokens = tokenizer.tokenize(text, add_special=False, parse_special=True)
+        tokens = tokenizer.tokenize(text, parse_special=True)
         for token in tokens.tolist():
             end = token_text(tokenizer, token) if tokenizer.is_end_token(token) else ""
             if end and end in text:

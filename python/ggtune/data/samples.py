@@ -89,7 +89,7 @@ def text_windows(tokenizer: Tokenizer, text: str, context: int, *, overlapping: 
     token stands behind the text, so that the model learns where one ends. Windows follow each other, or
     with ``overlapping`` start every half context. ``row`` is the number of the window, from 1.
     """
-    tokens = tokenizer.tokenize(text, add_special=False, parse_special=True)
+    tokens = tokenizer.tokenize(text, parse_special=True)
     if tokenizer.eos_token >= 0 and not (len(tokens) and tokenizer.is_end_token(int(tokens[-1]))):
         tokens = np.append(tokens, np.int32(tokenizer.eos_token))
     bos = tokenizer.bos_token

@@ -157,7 +157,7 @@ def encode_text(
     cells of a table.
     """
     text, has_bos = _without_bos(text, [token_text(tokenizer, tokenizer.bos_token), template.bos])
-    tokens = tokenizer.tokenize(text, add_special=False, parse_special=True).tolist()
+    tokens = tokenizer.tokenize(text, parse_special=True).tolist()
     end: int | None = None
     end_appended = False
     if tokens and tokenizer.is_end_token(tokens[-1]):

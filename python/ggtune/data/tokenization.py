@@ -37,7 +37,7 @@ class Tokenizer(Protocol):
     def add_bos(self) -> bool:
         """Whether every text starts with the BOS."""
 
-    def tokenize(self, text: str, *, add_special: bool = False, parse_special: bool = True) -> IntArray:
+    def tokenize(self, text: str, *, parse_special: bool = True) -> IntArray:
         """Token ids of a text."""
 
     def detokenize(self, tokens: IntArray | Sequence[int], *, special: bool = False) -> bytes:
@@ -163,7 +163,7 @@ class TurnEncoder:
         return self._continuation(text, parse_special=True)  # a token of the whole text spans the boundary
 
     def _parse(self, text: str, *, parse_special: bool = True) -> list[int]:
-        tokens: list[int] = self._tokenizer.tokenize(text, add_special=False, parse_special=parse_special).tolist()
+        tokens: list[int] = self._tokenizer.tokenize(text, parse_special=parse_special).tolist()
         return tokens
 
     def _continuation(self, text: str, *, parse_special: bool) -> list[int]:

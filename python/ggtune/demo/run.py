@@ -2,24 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from ggtune._native import core
+from ggtune import pipeline
 from ggtune.config import TrainConfig
-from ggtune.data.chat_template import choose_template
 from ggtune.data.records import Record, read_csv
 from ggtune.demo import DATA, MODEL
-from ggtune.evaluate.proved_merge import merge_and_prove
 from ggtune.evaluate.verify import samples_of_run
-from ggtune.generate import answer
-from ggtune.ollama.package import package_model
-from ggtune.run.outputs import Outputs
-from ggtune.run.progress import Progress
-from ggtune.train.result import describe
-from ggtune.train.session import prepare
-
-if TYPE_CHECKING:
-    from ggtune._core import Model
 
 GOAL_LOSS = 0.1
 N_SHOWN = 8
@@ -44,52 +32,41 @@ def demo_config(threads: int = 0) -> TrainConfig:
     )
 
 
-def run_demo(out: Path, *, threads: int = 0, say: Callable[[str], object] = print) -> bool:
+def run_demo(out: Path, *, threads: int = 0, reporter: pipeline.Reporter) -> bool:
     """Run it all, files into ``out``; False where the training loss did not come under :data:`GOAL_LOSS`."""
-    config = demo_config(threads)
-    session = prepare(config, Outputs.folder(out))
+    say = reporter.note
+    outputs = pipeline.claim_folder(out, overwrite=True)
     records = read_csv(DATA).records
     shown = records[_EXAMPLE_ROW :: len(records) // N_SHOWN][:N_SHOWN]
 
     say(f"1. What the model answers now ({MODEL.name}):")
-    _ask(core.Model(str(MODEL)), shown, threads, say)
+    _ask(MODEL, shown, threads, say)
     say(f"\n2. Training on the {len(records)} questions and answers of {DATA}:")
-    for line in session.report:
-        say(line)
-    result = session.loop(Progress(), overwrite=True).run()
-    for line in describe(result):
-        say(line)
+    result = pipeline.train(demo_config(threads), outputs, pipeline.TrainOptions(overwrite=True), reporter)
     merged = out / "model.gguf"
     say(f"\n3. Merging what was learned into the model's own tensors: {merged}")
+    options = pipeline.MergeOptions(name="ggtune-demo", threads=threads)
     samples = samples_of_run(out, result.config)
-    proved = merge_and_prove(
-        str(MODEL),
-        [(str(result.adapter), 1.0)],
-        merged,
-        trained=samples.training,
-        name="ggtune-demo",
-        threads=threads,
-        say=say,
-    )
+    proved = pipeline.merge(MODEL, [(result.adapter, 1.0)], merged, options, samples=samples, reporter=reporter)
     if proved.proof is not None:
         say(proved.proof.line())
     say("\n4. What the merged model answers:")
-    right = _ask(core.Model(str(merged)), shown, threads, say)
+    right = _ask(merged, shown, threads, say)
     say(f"{right} of {len(shown)} answers are right word for word.")
     say("\n5. The package for Ollama:")
-    say(str(package_model(merged, "ggtune-demo", out_dir=out)))
+    say(str(pipeline.package(merged, "ggtune-demo", pipeline.PackageOptions(out=out))))
 
     reached = result.loss is not None and min(result.loss, result.smoothed_loss) < GOAL_LOSS
     say("" if reached else f"\nThe training loss did not come under {GOAL_LOSS:g}.")
     return reached
 
 
-def _ask(model: "Model", records: Sequence[Record], threads: int, say: Callable[[str], object]) -> int:
+def _ask(model: Path, records: Sequence[Record], threads: int, say: Callable[[str], object]) -> int:
     """Show the answers; return how many are the expected ones word for word."""
-    template = choose_template(None, model)
+    loaded = pipeline.load(model, pipeline.AskOptions(threads=threads, max_tokens=64))
     right = 0
     for record in records:
-        given = answer(model, template, record.question, threads=threads, max_tokens=64)
+        given = loaded.answer(record.question)
         same = given == record.answer
         right += same
         say(f"   {'=' if same else ' '} {record.question}  ->  {given}")

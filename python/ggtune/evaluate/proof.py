@@ -144,12 +144,11 @@ class Prover:
         *,
         threads: int = 0,
         seconds: float = 20.0,
-        seed: int = 0,
     ) -> None:
         self._started = time.monotonic()
         self._threads = resolved_threads(threads)
         model = core.Model(base)
-        batches = list(_batches(trained, held_out, model.n_vocab, seed))
+        batches = list(_batches(trained, held_out, model.n_vocab))
         if not batches:
             raise GgtuneError("there is no sample to prove a merge on")
         self._n_tokens = max(len(batch.arrays()[0]) for batch in batches)
@@ -290,9 +289,9 @@ def _of_targets(reference: _Reference) -> FloatArray:
     return reference.live[np.arange(len(targets)), targets]
 
 
-def _batches(trained: Sequence[Sample], held_out: Sequence[Sample], n_vocab: int, seed: int) -> Iterator[_Batch]:
+def _batches(trained: Sequence[Sample], held_out: Sequence[Sample], n_vocab: int) -> Iterator[_Batch]:
     """Samples in a random order, the held-out ones among the others, as many as the memory for logits allows."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     most = min(_MOST_TARGETS, _LOGIT_BYTES // (4 * n_vocab))
     some_held_out = _some(held_out, most // 3, rng)
     some_trained = _some(trained, most * 2 // 3 if some_held_out else most, rng)

@@ -1,7 +1,6 @@
 """From files or a run folder to a proof: the samples that the training had, and what the merged file makes of them."""
 
 import datetime
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from ggtune.evaluate.proof import Proof, Prover
 from ggtune.gguf.adapter_file import read_adapter
 from ggtune.gguf.base import adapter_fingerprint, check_base, merged_adapters
 from ggtune.run.checkpoint import newest_checkpoint
+from ggtune.run.job import read_settings
 from ggtune.run.outputs import Outputs
 from ggtune.train.chosen import adapter_of_run
 from ggtune.train.samples import RunSamples, read_samples
@@ -49,13 +49,10 @@ def verify_file(
 def verify_run(folder: Path, *, threads: int = 0, seconds: float = 24.0, force: bool = False) -> Proof:
     """Prove ``model.gguf`` of a run folder. Raises :class:`GgtuneError` where one of its files is missing."""
     merged = folder / "model.gguf"
-    for needed in (merged, folder / "config.json"):
-        if not needed.is_file():
-            raise GgtuneError(f"{folder} has no {needed.name}: it is no folder of a `ggtune run` that has merged")
-    try:
-        config = TrainConfig.from_dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
-    except (ValueError, RecursionError) as error:
-        raise GgtuneError(f"can't read {folder / 'config.json'}: {error}") from error
+    config = read_settings(folder / "config.json")
+    if config is None or not merged.is_file():
+        missing = "config.json" if merged.is_file() else merged.name
+        raise GgtuneError(f"{folder} has no {missing}: it is no folder of a `ggtune run` that has merged")
     adapter = _merged_adapter(merged, folder)
     samples = samples_of_run(folder, config)
     return _prove(merged, config, [(str(adapter), 1.0)], samples, threads=threads, seconds=seconds, force=force)

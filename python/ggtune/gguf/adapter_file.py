@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 FloatArray = NDArray[np.float32]
 _PREFIX = "ggtune."
 _BESIDE_LAYERS = ("token_embd.weight", "output.weight")  # where llama.cpp applies a pair too
-ASKED_WITH = ("template", "system", "system_differs")
-"""Notes that say how to ask the model: also in a merged file, where the last adapter's hold."""
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import gguf
 
 from ggtune.errors import ModelError
-from ggtune.gguf.structure import Structure, check_structure
+from ggtune.gguf.asked_with import ASKED_WITH
+from ggtune.gguf.structure import Structure, read_structure
 from ggtune.gguf.vocabulary import SpecialTokens, read_special_tokens
 
 _LICENSE_KEYS = ("general.license", "general.license.name", "general.license.link")
@@ -27,9 +29,7 @@ class GgufHeader:
     file_type: str  # "Q5_K_M"; "unknown" where the file does not say
     chat_template: str | None
     special_tokens: SpecialTokens
-    ggtune_template: str | None  # template and system text that the model was trained with
-    ggtune_system: str | None
-    ggtune_system_differs: bool  # its samples had several
+    asked_with: Mapping[str, str]  # template and system text of its training, where it says so (AskedWith)
     license: str | None  # an identifier mostly ("apache-2.0"), with name and link where the file has them
 
 
@@ -45,7 +45,7 @@ def read_header(path: Path) -> GgufHeader:
             magic = file.read(4)
         if magic != b"GGUF":
             raise ModelError(f"{path}: not a GGUF file. Give a model file as llama.cpp and Ollama use it.")
-        return _header(path, check_structure(path))
+        return _header(path, read_structure(path))
     except OSError as error:
         raise ModelError(f"{path}: can't be read: {error.strerror}.") from None
     except (ValueError, struct.error):  # a text that is not UTF-8, a file that has become shorter
@@ -66,9 +66,7 @@ def _header(path: Path, structure: Structure) -> GgufHeader:
         file_type=_file_type(_integer(structure, "general.file_type")),
         chat_template=_text(structure, "tokenizer.chat_template"),
         special_tokens=read_special_tokens(structure),
-        ggtune_template=_text(structure, "ggtune.template"),
-        ggtune_system=_text(structure, "ggtune.system"),
-        ggtune_system_differs=_text(structure, "ggtune.system_differs") == "true",
+        asked_with={key: text for key in ASKED_WITH if (text := _text(structure, f"ggtune.{key}")) is not None},
         license="\n".join(text for key in _LICENSE_KEYS if (text := _text(structure, key))) or None,
     )
 

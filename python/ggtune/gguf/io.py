@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ggtune.errors import ModelError
 from ggtune.files import replacing
-from ggtune.gguf.structure import Structure, check_structure
+from ggtune.gguf.structure import Structure, read_structure
 
 _SAMPLE_BYTES = 4096
 _SAMPLE_DISTANCE_BYTES = 64 << 20
@@ -25,7 +25,7 @@ KeyValue = str | int | float
 def gguf_structure(path: str | os.PathLike[str]) -> Structure:
     """Check a GGUF file. Raises :class:`ModelError` for one that is missing, truncated or of another kind."""
     try:
-        return check_structure(Path(path))
+        return read_structure(Path(path))
     except OSError as error:
         raise ModelError(f"can't read {path}: {error.strerror or error}") from error
 

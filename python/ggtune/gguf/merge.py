@@ -11,7 +11,8 @@ from ggtune._native import core
 from ggtune.data.samples import Sample
 from ggtune.errors import GgtuneError
 from ggtune.files import making_folder
-from ggtune.gguf.adapter_file import ASKED_WITH, check_fits, read_adapter
+from ggtune.gguf.adapter_file import check_fits, read_adapter
+from ggtune.gguf.asked_with import ASKED_WITH
 from ggtune.gguf.base import adapter_fingerprint, check_base
 from ggtune.gguf.io import gguf_structure
 from ggtune.system import resolved_threads
@@ -29,11 +30,11 @@ class TextSample:
     sequences: list[int] = field(default_factory=list)
 
     @classmethod
-    def of(cls, samples: Sequence[Sample], *, seed: int = 0) -> "TextSample":
-        """Take some of the samples, up to 2,048 tokens."""
+    def of(cls, samples: Sequence[Sample]) -> "TextSample":
+        """Take some of the samples at random, the same each time, up to 2,048 tokens."""
         tokens: list[int] = []
         sequences: list[int] = []
-        for n, i in enumerate(np.random.default_rng(seed).permutation(len(samples))):
+        for n, i in enumerate(np.random.default_rng(0).permutation(len(samples))):
             more = samples[i].tokens.tolist()[: _SAMPLE_TOKENS - len(tokens)]
             if len(more) < 2:
                 break

@@ -168,10 +168,11 @@ class _Cursor:
             raise _DamagedError(f"the header has a value of the unknown type {kind}")
 
 
-def check_structure(path: Path) -> Structure:
-    """Raise :class:`ModelError` where a count, length, type, shape or offset of the header can't be.
+def read_structure(path: Path) -> Structure:
+    """Read where everything of a model file lies.
 
-    ``OSError`` goes through. Much quicker than gguf-py's reader, which takes seconds for a large vocabulary.
+    Raises :class:`ModelError` where a count, length, type, shape or offset of the header can't be; ``OSError`` goes
+    through. Much quicker than gguf-py's reader, which takes seconds for a large vocabulary.
     """
     with path.open("rb") as file:
         magic = file.read(4)
@@ -179,12 +180,12 @@ def check_structure(path: Path) -> Structure:
             raise ModelError(f"{path} is not a GGUF file" + (" (it is empty)" if not magic else ""))
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             try:
-                return _check(path, _Cursor(data), len(data))
+                return _read(path, _Cursor(data), len(data))
             except _DamagedError as error:
                 raise ModelError(f"{path}: the GGUF file is truncated or damaged: {error}") from None
 
 
-def _check(path: Path, cursor: _Cursor, n_bytes: int) -> Structure:
+def _read(path: Path, cursor: _Cursor, n_bytes: int) -> Structure:
     cursor.skip(4)
     version = cursor.number("I")
     if version not in (2, 3):

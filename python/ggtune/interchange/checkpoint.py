@@ -58,7 +58,7 @@ def import_checkpoint(
     from ggtune._native import core
     from ggtune.interchange.quantize import QuantizeOptions, check_file_type, quantize_file
 
-    n_bytes = int(_check_folder(folder) * _BYTES_PER_WEIGHT.get(outtype, 2))
+    n_bytes = int(_count_weights_of(folder) * _BYTES_PER_WEIGHT.get(outtype, 2))
     _check_packages()
     if file_type is not None:
         check_file_type(file_type)
@@ -90,7 +90,7 @@ def _check_packages() -> None:
         )
 
 
-def _check_folder(folder: Path) -> int:
+def _count_weights_of(folder: Path) -> int:
     """Raise where a checkpoint has not all its files; returns its number of weights, 0 where it is unknown."""
     if not folder.is_dir():
         raise ModelError(f"{folder} is no folder: give that of a Hugging Face checkpoint (it is not downloaded)")

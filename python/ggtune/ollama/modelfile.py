@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from ggtune.errors import GgtuneError
-from ggtune.ollama.parameters import Parameters, check_parameters, parse_parameter
+from ggtune.ollama.parameters import Parameters, parse_parameter, plain_parameters
 
 # instructions that take one text, by the field that holds it
 _TEXTS = {
@@ -61,7 +61,7 @@ class Modelfile:
             if value:
                 lines.append(format_statement(instruction, "", value))
         lines += [format_statement("LICENSE", "", text) for text in self.license]
-        for name, value in check_parameters(self.parameters).items():
+        for name, value in plain_parameters(self.parameters).items():
             lines += [
                 format_statement("PARAMETER", name, item) for item in (value if isinstance(value, list) else [value])
             ]

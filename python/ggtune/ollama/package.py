@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,14 +11,15 @@ from pathlib import Path
 from ggtune.errors import GgtuneError
 from ggtune.files import check_replaceable, check_writable, replacing, replacing_text
 from ggtune.gguf.adapter_file import write_adapter
+from ggtune.gguf.asked_with import AskedWith
 from ggtune.gguf.header import GgufHeader, read_header
 from ggtune.gguf.io import gguf_bytes
 from ggtune.ollama.adapters import Adapters, read_adapters
 from ggtune.ollama.modelfile import Modelfile, check_role
 from ggtune.ollama.modelfile_edit import extend, is_signed, read_modelfile, signed
 from ggtune.ollama.names import ModelName
-from ggtune.ollama.parameters import Parameters, ParameterValue, check_parameters
-from ggtune.ollama.store import Progress, StoredModel, check_model_files, check_store, default_store, write_model
+from ggtune.ollama.parameters import Parameters, ParameterValue, plain_parameters
+from ggtune.ollama.store import StoredModel, check_model_files, check_store, default_store, write_model
 from ggtune.ollama.templates import OllamaTemplate, choose_ollama_template
 
 # where Ollama's Linux installer puts the home of the user that its service runs as
@@ -64,7 +65,6 @@ def package_model(
     adapters: Sequence[tuple[Path, float]] = (),
     modelfile: Path | None = None,
     force: bool = False,
-    progress: Progress | None = None,
 ) -> PackageResult:
     """Write ``out_dir/Modelfile`` and put the model into ``store``, whichever of the two is given.
 
@@ -114,7 +114,6 @@ def package_model(
                 params=plan.modelfile.parameters,
                 messages=plan.modelfile.messages,
                 adapter=adapter,
-                progress=progress,
             )
     return PackageResult(
         name=model_name,
@@ -149,7 +148,7 @@ def check_packaging(
     """
     model_name = ModelName.parse(name)
     # what the file says of an earlier training will not hold for the next
-    header = replace(read_header(model), ggtune_template=None, ggtune_system=None, ggtune_system_differs=False)
+    header = replace(read_header(model), asked_with={})
     check_model_files(model, header, None)
     wishes = _Wishes(template, system, params or {}, template_known=template is not None)
     _plan(model, header, None, wishes, out_dir, store)
@@ -205,12 +204,11 @@ def _plan(
     for role, _ in wishes.said:
         check_role(role)
     remarks = list(adapters.remarks) if adapters else []
-    notes = adapters.notes if adapters else {}
-    trained_template = notes.get("template") or header.ggtune_template
-    chosen, about_template = _choose_template(gguf_path, header, wishes.template or notes.get("template"))
-    if wishes.template and trained_template and wishes.template != trained_template:
-        remarks.append(f"The training used the template {trained_template}, not {wishes.template}.")
-    system, said = _choose_system(header, notes, wishes.system)
+    trained = AskedWith.of(adapters.notes if adapters else {}, header.asked_with)
+    chosen, about_template = _choose_template(gguf_path, header, trained.template_or(wishes.template))
+    if wishes.template and trained.template and wishes.template != trained.template:
+        remarks.append(f"The training used the template {trained.template}, not {wishes.template}.")
+    system, said = _choose_system(trained, wishes.system)
     remarks += said
     wanted = Modelfile(
         model=_relative(gguf_path, out_dir),
@@ -279,29 +277,22 @@ def _choose_template(
 ) -> tuple[OllamaTemplate | None, list[str]]:
     """Choose the template, None for the GGUF's own, and say what the user should know about it."""
     try:
-        return choose_ollama_template(
-            template or header.ggtune_template or None, header.chat_template, header.special_tokens
-        )
+        return choose_ollama_template(template, header.chat_template, header.special_tokens)
     except GgtuneError as error:
         raise GgtuneError(f"{gguf_path}: {error}") from None
 
 
-def _choose_system(header: GgufHeader, notes: Mapping[str, str], given: str | None) -> tuple[str | None, list[str]]:
+def _choose_system(trained: AskedWith, given: str | None) -> tuple[str | None, list[str]]:
     """Choose the system text, and say where it is not what the training had."""
-    known = "system" in notes or header.ggtune_system is not None
-    trained = notes.get("system", header.ggtune_system) or None
-    differs = notes["system_differs"] == "true" if "system_differs" in notes else header.ggtune_system_differs
-    if given is None:
-        if differs:
-            return None, [
-                "No SYSTEM was written: the samples of the training had different system texts. Choose one by --system."
-            ]
-        return trained, []
-    if known and not differs and (given or None) != trained:
-        return given or None, [
-            f"The samples of the training had {f'the system text {trained!r}' if trained else 'no system text'}."
+    chosen = trained.system_or(given)
+    if given is None and trained.system_differs:
+        return None, [
+            "No SYSTEM was written: the samples of the training had different system texts. Choose one by --system."
         ]
-    return given or None, []
+    if trained.system is not None and not trained.system_differs and chosen != (trained.system or None):
+        had = f"the system text {trained.system!r}" if trained.system else "no system text"
+        return chosen, [f"The samples of the training had {had}."]
+    return chosen, []
 
 
 def _check_system(template: OllamaTemplate | None, modelfile: Modelfile) -> None:
@@ -316,7 +307,7 @@ def _check_system(template: OllamaTemplate | None, modelfile: Modelfile) -> None
 
 def _parameters(template: OllamaTemplate | None, given: Parameters) -> dict[str, ParameterValue]:
     """``given`` with the template's stops in front of its own."""
-    parameters: dict[str, ParameterValue] = dict(check_parameters(given))
+    parameters: dict[str, ParameterValue] = dict(plain_parameters(given))
     own = parameters.get("stop", [])
     stops = [*(template.stops if template else ()), *(own if isinstance(own, list) else [])]
     return parameters | ({"stop": list(dict.fromkeys(stops))} if stops else {})

@@ -35,7 +35,7 @@ _TEXT_LISTS = frozenset(["stop"])
 NAMES = _INTEGERS | _FLOATS | _BOOLEANS | _TEXT_LISTS
 
 
-def check_parameters(parameters: Parameters) -> dict[str, int | float | bool | list[str]]:
+def plain_parameters(parameters: Parameters) -> dict[str, int | float | bool | list[str]]:
     """Give the parameters plain types. Raises :class:`GgtuneError` for an unknown name or a value of another type."""
     checked: dict[str, int | float | bool | list[str]] = {}
     for name, value in parameters.items():

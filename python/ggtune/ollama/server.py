@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 from ggtune.errors import GgtuneError
 from ggtune.ollama.modelfile import Modelfile
 from ggtune.ollama.names import ModelName
-from ggtune.ollama.parameters import check_parameters
+from ggtune.ollama.parameters import plain_parameters
 from ggtune.ollama.store import Progress
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ def _request(modelfile: Modelfile, name: ModelName) -> dict[str, Any]:
     request: dict[str, Any] = {"model": str(name), "stream": True}
     request |= {key: value for key in texts if (value := getattr(modelfile, key))}
     if modelfile.parameters:
-        request["parameters"] = check_parameters(modelfile.parameters)
+        request["parameters"] = plain_parameters(modelfile.parameters)
     if modelfile.messages:
         request["messages"] = [{"role": role, "content": text} for role, text in modelfile.messages]
     return request

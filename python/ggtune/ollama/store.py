@@ -17,7 +17,7 @@ from ggtune.gguf.header import GgufHeader, read_header
 from ggtune.ollama.blobs import BlobStore, describe, store_errors
 from ggtune.ollama.manifest import CONFIG_TYPE, LAYER_TYPE, Layer, Manifest, compact_json
 from ggtune.ollama.names import ModelName
-from ggtune.ollama.parameters import Parameters, check_parameters
+from ggtune.ollama.parameters import Parameters, plain_parameters
 
 Progress = Callable[[int, int], None]
 """Called with the bytes done and the bytes in all; each byte is hashed once, and written once where it is new."""
@@ -64,7 +64,7 @@ def write_model(
     name = ModelName.parse(name) if isinstance(name, str) else name
     header = read_header(gguf_path)
     check_model_files(gguf_path, header, adapter)
-    checked_params = check_parameters(params or {})
+    checked_params = plain_parameters(params or {})
     licenses = [license] if isinstance(license, str) else license or []
     texts = [("template", template), ("system", system), *(("license", text) for text in licenses)]
     sources: list[tuple[str, Path | bytes]] = [("model", gguf_path)]

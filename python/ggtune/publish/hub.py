@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ggtune.errors import GgtuneError
-from ggtune.ollama.parameters import check_parameters
+from ggtune.ollama.parameters import plain_parameters
 from ggtune.publish.base_model import License
 from ggtune.publish.card import model_card
 from ggtune.publish.run_folder import RunFolder
@@ -74,7 +74,7 @@ def uploads(
         found.append(Upload(names["adapter"], run.adapter))
     license_text = ""
     if run.modelfile is not None:
-        parameters = check_parameters(run.modelfile.parameters)
+        parameters = plain_parameters(run.modelfile.parameters)
         params = json.dumps(parameters, ensure_ascii=False, indent=2) + "\n" if parameters else None
         for file_name, text in zip(_OLLAMA_FILES, (run.modelfile.template, run.modelfile.system, params), strict=True):
             if text:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ggtune.errors import GgtuneError, ModelError
+from ggtune.gguf.asked_with import AskedWith
 from ggtune.gguf.header import GgufHeader, read_header
 from ggtune.gguf.io import gguf_structure, model_fingerprint
 from ggtune.ollama.modelfile import Modelfile
@@ -67,7 +68,7 @@ def read_run(path: Path, *, merged: bool = True, adapter: bool = True) -> RunFol
         check_model_files(found_merged, header, found_adapter)
     elif header.kind != "adapter" or header.adapter_kind != "lora":
         raise ModelError(f"{adapter_file}: not a LoRA adapter (general.type {header.kind}).")
-    spoken = read_header(adapter_file) if adapter_file.exists() else header
+    trained = AskedWith.of(read_header(adapter_file).asked_with if adapter_file.exists() else {}, header.asked_with)
     step = gguf_structure(adapter_file).text("ggtune.step") if adapter_file.exists() else ""
     return RunFolder(
         path=path,
@@ -78,8 +79,8 @@ def read_run(path: Path, *, merged: bool = True, adapter: bool = True) -> RunFol
         settings=settings,
         metrics=read_metrics(path / "metrics.jsonl"),
         proof=_read_json(path / "proof.json"),
-        template=spoken.ggtune_template or header.ggtune_template,
-        system=spoken.ggtune_system or header.ggtune_system,
+        template=trained.template,
+        system=trained.system,
         base=_base(status, settings, merged_file, adapter_file),
         data=_unchanged_data(status, settings),
         version=str(status.get("version") or ""),

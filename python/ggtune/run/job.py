@@ -1,5 +1,6 @@
 """What a running job keeps in its folder: the lock, the settings, ``status.json``."""
 
+import json
 from collections.abc import Mapping
 from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass, field
@@ -93,3 +94,19 @@ class Job:
             "command": dict(self.command),
         }
         write_status(self.outputs.status, state, reason, more)
+
+
+def read_settings(path: Path) -> TrainConfig | None:
+    """Return the settings in the ``config.json`` of a run, None where there is none.
+
+    Raises :class:`GgtuneError` for one that can't be read.
+    """
+    if not path.exists():
+        return None
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise GgtuneError(f"can't read {path}: {error}") from error
+    if not isinstance(values, dict):
+        raise GgtuneError(f"{path} has no settings in it")
+    return TrainConfig.from_dict(values)

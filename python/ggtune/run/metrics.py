@@ -12,6 +12,8 @@ from typing import Any
 from ggtune.files import WriteError, replace_text
 from ggtune.system import format_bytes
 
+_TAIL_BYTES = 1 << 20
+
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Read the lines up to the first that is not whole (a killed process may leave one)."""
@@ -31,16 +33,16 @@ def _records(lines: Iterable[bytes]) -> list[dict[str, Any]]:
     return records
 
 
-def last_metrics(path: Path, n_bytes: int = 1 << 20) -> list[dict[str, Any]]:
-    """Read the records in the last ``n_bytes`` of the file; none where it can't be read."""
+def last_metrics(path: Path) -> list[dict[str, Any]]:
+    """Read the records in the last mebibyte of the file; none where it can't be read."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - n_bytes))
+            file.seek(max(0, size - _TAIL_BYTES))
             lines = file.read().split(b"\n")
     except OSError:
         return []
-    return _records(lines[1:-1] if size > n_bytes else lines[:-1])
+    return _records(lines[1:-1] if size > _TAIL_BYTES else lines[:-1])
 
 
 class MetricsFile:

@@ -2,13 +2,11 @@
 
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ggtune.errors import GgtuneError
-from ggtune.files import replacing
+from ggtune.files import check_writable, replacing
 
 
 @dataclass(frozen=True)
@@ -84,23 +82,9 @@ class Outputs:
         return [path for path in files if path is not None and path.exists()]
 
     def check_writable(self) -> None:
-        """Raise :class:`GgtuneError` for a folder that can't be written; folders made for the trial are removed."""
+        """Raise :class:`ggtune.files.WriteError` for a folder that can't be written; leaves nothing."""
         for folder in {self.adapter.parent, self.checkpoint.parent, self.metrics.parent}:
-            made = [parent for parent in [folder, *folder.parents] if not parent.exists()]
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-                with tempfile.TemporaryFile(dir=folder):
-                    pass
-            except OSError as error:
-                raise GgtuneError(f"can't write to the folder {folder}: {error.strerror or error}") from error
-            finally:
-                _remove_empty(made)
-
-
-def _remove_empty(folders: list[Path]) -> None:
-    for folder in folders:
-        if folder.is_dir():
-            folder.rmdir()
+            check_writable(folder)
 
 
 def numbered(pattern: Path) -> dict[int, Path]:

@@ -41,7 +41,33 @@ def _smoothed(record: Mapping[str, Any]) -> str:
     return "-" if record["smoothed_loss"] is None else f"{record['smoothed_loss']:.4f}"
 
 
-class Progress:
+class Reporter:
+    """Is told how a run goes on; this one shows nothing. Derive from it to show what you want to see.
+
+    Held by a ``with`` while steps are taken.
+    """
+
+    def __enter__(self) -> "Reporter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return None
+
+    def start(self, *, step: int, total_steps: int | None) -> None:
+        """Steps are taken from here on; ``step`` of them were before, ``total_steps`` None has no known end."""
+
+    def step(
+        self, record: Mapping[str, Any], *, held_out: float | None, total_steps: int | None, eta_s: float | None
+    ) -> None:
+        """A step is done: its metrics as in ``metrics.jsonl``, and the last held-out loss."""
+
+    def note(self, text: str) -> None:
+        """Something is to be said, on a line of its own."""
+
+
+class Progress(Reporter):
     """Writes to ``stream`` (standard output by default). ``quiet`` shows nothing but notes.
 
     A stream that is gone or full (a closed terminal, a log on a full disk) does not end a run.

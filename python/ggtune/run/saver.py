@@ -75,16 +75,16 @@ class Saver:
     def _is_idle(self) -> bool:
         return not self._writing and (self._waiting is None or self._failures > 0)
 
-    def write_now(self, checkpoint: Checkpoint, attempts: int = 2) -> Path:
-        """Write on this thread, after what is under way. Raises :class:`ggtune.files.WriteError` when all fail."""
+    def write_now(self, checkpoint: Checkpoint) -> Path:
+        """Write on this thread, after what is under way; where that fails, once more at once.
+
+        Raises :class:`ggtune.files.WriteError` when both fail.
+        """
         self.flush()
-        for left in reversed(range(attempts)):
-            try:
-                return self._write(checkpoint)
-            except GgtuneError:
-                if not left:
-                    raise
-        raise AssertionError("no attempt")
+        try:
+            return self._write(checkpoint)
+        except GgtuneError:
+            return self._write(checkpoint)
 
     def _work(self) -> None:
         while (checkpoint := self._next()) is not None:

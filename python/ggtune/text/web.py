@@ -17,6 +17,7 @@ from ggtune.ollama.registry.errors import TransientError
 from ggtune.ollama.registry.headers import byte_count
 from ggtune.ollama.registry.retry import TRANSIENT_STATUSES, Retries, RetryPolicy, retry_after_s
 from ggtune.text.encoding import looks_like_html
+from ggtune.version import version
 
 _CONNECT_TIMEOUT_S = 15.0
 _MOST_REDIRECTS = 8
@@ -46,12 +47,10 @@ class Web:
     """A client; a context manager. ``note`` hears of tries that failed."""
 
     def __init__(self, options: WebOptions, note: Callable[[str], None]) -> None:
-        from ggtune import __version__
-
         self.options = options
         self.note = note
         self._last = float("-inf")
-        headers = {"User-Agent": f"ggtune/{__version__} (ggtune text fetch)", "Accept-Encoding": "identity"}
+        headers = {"User-Agent": f"ggtune/{version()} (ggtune text fetch)", "Accept-Encoding": "identity"}
         timeout = httpx.Timeout(options.timeout_s, connect=min(options.timeout_s, _CONNECT_TIMEOUT_S))
         try:
             self._http = httpx.Client(

@@ -9,9 +9,8 @@ from ggtune.config import LINEAR_KINDS_ALL, TrainConfig
 from ggtune.errors import GgtuneError
 from ggtune.gguf.adapter_file import AdapterFile, adapter_content
 from ggtune.run.checkpoint import Checkpoint, CheckpointError, restore
-from ggtune.system import resolved_threads
+from ggtune.system import available_memory, format_bytes, resolved_threads
 from ggtune.train.plan import Plan
-from ggtune.train.resources import check_adapter_memory
 from ggtune.train.samples import RunSamples, read_samples
 from ggtune.train.start import Start, settled
 
@@ -68,7 +67,7 @@ def build(
             f"({checkpoint.config.data}): the data has changed. Give the old file, or start a new run."
         )
     if not header_only:
-        check_adapter_memory(config, model, chosen_targets(config, model))
+        _check_adapter_memory(config, model)
     adapter = _adapter(config, model)
     engine = core.Trainer(
         model,
@@ -77,6 +76,7 @@ def build(
         threads=resolved_threads(config.threads),
         precision=config.precision,
         dropout=config.dropout,
+        neftune_alpha=config.neftune_alpha,
         seed=config.seed,
     )
     plan = Plan(
@@ -103,6 +103,18 @@ def chosen_targets(config: TrainConfig, model: "Model") -> list[str]:
     if unknown := [name for name in config.targets if name not in kinds]:
         raise GgtuneError(f"--targets: {config.model} has no linear {', '.join(unknown)}; it has {', '.join(kinds)}")
     return list(config.targets)
+
+
+def _check_adapter_memory(config: TrainConfig, model: "Model") -> None:
+    """Refuse an adapter that can't even be made. It takes four times its F32 values: with gradient and two moments."""
+    targets = chosen_targets(config, model)
+    n_params = sum(config.rank * (linear.n_in + linear.n_out) for linear in model.linears() if linear.kind in targets)
+    needed, free = 16 * n_params, available_memory()
+    if needed > free and not config.force:
+        raise GgtuneError(
+            f"more memory is needed than there is: {format_bytes(needed)} for an adapter of rank {config.rank}, "
+            f"{format_bytes(free)} are free. Give a smaller --rank or fewer --targets."
+        )
 
 
 def _adapter(config: TrainConfig, model: "Model") -> "Adapter":

@@ -14,7 +14,6 @@ from ggtune.data.packing import MicroBatch
 from ggtune.system import available_memory, format_bytes
 from ggtune.train.build import build
 from ggtune.train.recomputation import set_recomputation
-from ggtune.train.resources import snapshot_bytes
 
 if TYPE_CHECKING:
     from ggtune._core import Trainer
@@ -83,10 +82,8 @@ class Forecast:
 def forecast(config: TrainConfig) -> Forecast:
     """Predict a run without loading weights or allocating for it. Raises :class:`GgtuneError` as the run would."""
     built = build(config, header_only=True)
-    config, engine, plan, n_layer = built.config, built.engine, built.plan, built.model.n_layer
-    available = available_memory()
-    beside = snapshot_bytes(built.adapter)
-    memory = set_recomputation(engine, config.recompute, n_layer, plan.largest, available, beside)
+    config, engine, plan, available = built.config, built.engine, built.plan, available_memory()
+    memory = set_recomputation(built, available)
     memory["program"] = psutil.Process().memory_info().rss
     n_steps = plan.steps_per_epoch
     batches = [batch for cursor in range(n_steps) for batch in plan.micro_batches(0, cursor)]
@@ -95,7 +92,7 @@ def forecast(config: TrainConfig) -> Forecast:
     return Forecast(
         memory_bytes=memory,
         available_bytes=available,
-        n_layer=n_layer,
+        n_layer=built.model.n_layer,
         recompute_layers=engine.recompute_layers,
         can_recompute=engine.n_recomputable_layers > 0,
         seconds_per_step=_seconds(engine, batches) / n_steps if fits else None,

@@ -4,33 +4,29 @@ import dataclasses
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from ggtune.config import TrainConfig
 from ggtune.errors import DivergedError, GgtuneError, NotFiniteError
-from ggtune.gguf.adapter_file import AdapterFile, adapter_content, write_adapter
+from ggtune.gguf.adapter_file import adapter_content, write_adapter
 from ggtune.run.checkpoint import Checkpoint, State, load_checkpoint, restore, set_aside_later
 from ggtune.run.interrupts import Interrupts, RunInterruptedError
 from ggtune.run.job import Job
 from ggtune.run.metrics import MetricsFile
 from ggtune.run.outputs import Outputs, numbered
-from ggtune.run.progress import Progress
+from ggtune.run.progress import Reporter
 from ggtune.run.saver import Saver
 from ggtune.run.watchdog import MAX_DROPPED_IN_A_ROW, MemoryWatch, spike_text
 from ggtune.setting_texts import SaveInterval
+from ggtune.train.build import Build
 from ggtune.train.monitor import Monitor
-from ggtune.train.plan import Plan
 from ggtune.train.result import Result
 from ggtune.train.schedule import Schedule
 from ggtune.train.verdict import has_diverged, verdicts
-
-if TYPE_CHECKING:
-    from ggtune._core import Trainer
 
 _ETA_STEPS = 50  # the last steps, whose mean time tells when the run ends
 
@@ -43,18 +39,15 @@ class Loop:
 
     def __init__(
         self,
-        config: TrainConfig,
-        engine: "Trainer",
-        plan: Plan,
+        built: Build,
         outputs: Outputs,
-        progress: Progress,
+        progress: Reporter,
         state: State,
         job: Job,
-        initial: Callable[[], AdapterFile],
     ) -> None:
-        """``initial`` makes the adapter before the first step."""
+        config, plan = built.config, built.plan
         self._config = config
-        self._engine = engine
+        self._engine = built.engine
         self._plan = plan
         self._outputs = outputs
         self._progress = progress
@@ -84,7 +77,7 @@ class Loop:
         self._saved_step = state.step if state.step else None
         self._start_step = state.step
         # to go back to, until a good checkpoint is there
-        self._initial = initial if not state.step or state.n_dropped_in_a_row else None
+        self._initial = built.initial if not state.step or state.n_dropped_in_a_row else None
 
     def run(self) -> Result:
         """Train.

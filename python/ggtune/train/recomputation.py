@@ -1,31 +1,20 @@
 """How many layers are computed a second time for their gradient: less memory for more time."""
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
-
 from ggtune.errors import GgtuneError
-
-if TYPE_CHECKING:
-    from ggtune._core import Trainer
+from ggtune.train.build import Build
 
 _USABLE_SHARE = 0.9  # of the free memory: other programs go on, and the run's own Python side grows a little
 
 
-def set_recomputation(
-    engine: "Trainer",
-    how: str,
-    n_layer: int,
-    largest: tuple[int, int, int],
-    free_bytes: int,
-    beside: Mapping[str, int],
-) -> dict[str, int]:
-    """Set ``engine.recompute_layers`` and return the bytes that a run then needs, by part.
+def set_recomputation(built: Build, free_bytes: int) -> dict[str, int]:
+    """Set ``recompute_layers`` of the engine as the settings ask, and return the bytes that are then needed, by part.
 
-    ``how`` is ``"none"``, ``"layers"`` (all that it helps with) or ``"auto"``: as few as fit ``free_bytes``, all where
-    even that is too much. ``largest`` is (tokens, targets, sequences). The parts are those of
-    ``Trainer.memory`` and those of ``beside``. Where the engine can compute no layer again, ``"auto"`` means none, and
-    ``"layers"`` raises :class:`GgtuneError`.
+    ``"auto"`` takes as few as fit ``free_bytes``, all where even that is too much. The parts are those of
+    ``Trainer.memory``, and what a checkpoint takes while it is written. Where the engine can compute no layer again,
+    ``"auto"`` means none, and ``"layers"`` raises :class:`GgtuneError`.
     """
+    engine, how, largest = built.engine, built.config.recompute, built.plan.largest
+    checkpoint = {"checkpoint": 12 * built.adapter.n_params}  # adapter and both moments
     if how == "layers" and engine.n_recomputable_layers == 0:
         raise GgtuneError(
             "recompute: llama.cpp's graph of this model can't be cut between its layers, so that none of them can be "
@@ -33,11 +22,9 @@ def set_recomputation(
         )
 
     def needed() -> dict[str, int]:
-        return {**engine.memory(*largest), **beside}
+        return {**engine.memory(*largest), **checkpoint}
 
-    most = max(
-        min(n_layer, engine.n_recomputable_layers) - 1, 0
-    )  # the inside of the last layer is needed as soon as it is there
+    most = max(0, engine.n_recomputable_layers - 1)  # the inside of the last is needed as soon as it is there
     if how != "auto":
         engine.recompute_layers = most if how == "layers" else 0
         return needed()

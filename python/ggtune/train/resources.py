@@ -1,6 +1,6 @@
 """What a run needs of memory and disk, and whether there is that much."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from ggtune.config import TrainConfig
@@ -9,29 +9,13 @@ from ggtune.files import free_bytes
 from ggtune.run.checkpoint import checkpoint_bytes
 from ggtune.run.outputs import Outputs
 from ggtune.setting_texts import SaveInterval
-from ggtune.system import available_memory, format_bytes
+from ggtune.system import format_bytes
 from ggtune.train.plan import Plan
 
 if TYPE_CHECKING:
-    from ggtune._core import Adapter, Model
+    from ggtune._core import Adapter
 
 _STEP_BYTES = 400  # of metrics
-
-
-def check_adapter_memory(config: TrainConfig, model: "Model", targets: Sequence[str]) -> None:
-    """Refuse an adapter that can't even be made. It takes four times its F32 values: with gradient and two moments."""
-    n_params = sum(config.rank * (linear.n_in + linear.n_out) for linear in model.linears() if linear.kind in targets)
-    needed, free = 16 * n_params, available_memory()
-    if needed > free and not config.force:
-        raise GgtuneError(
-            f"more memory is needed than there is: {format_bytes(needed)} for an adapter of rank {config.rank}, "
-            f"{format_bytes(free)} are free. Give a smaller --rank or fewer --targets."
-        )
-
-
-def snapshot_bytes(adapter: "Adapter") -> dict[str, int]:
-    """Return what a run holds beside the engine: adapter and both moments as a checkpoint is written."""
-    return {"checkpoint": 12 * adapter.n_params}
 
 
 def check_memory(config: TrainConfig, parts: Mapping[str, int], n_tokens: int, free: int) -> None:

@@ -12,13 +12,13 @@ from ggtune.gguf.io import model_fingerprint
 from ggtune.run.checkpoint import Checkpoint, CheckpointError, State
 from ggtune.run.job import Job
 from ggtune.run.outputs import Outputs
-from ggtune.run.progress import Progress
+from ggtune.run.progress import Progress, Reporter
 from ggtune.system import available_memory
 from ggtune.train.build import Build, build
 from ggtune.train.loop import Loop
 from ggtune.train.recomputation import set_recomputation
 from ggtune.train.report import first_lines
-from ggtune.train.resources import check_disk, check_memory, disk_bytes, snapshot_bytes
+from ggtune.train.resources import check_disk, check_memory, disk_bytes
 from ggtune.train.result import Result
 from ggtune.version import version
 
@@ -32,11 +32,11 @@ class Session:
     state: State
     report: tuple[str, ...]
 
-    def loop(self, progress: Progress, *, command: Mapping[str, Any] | None = None, overwrite: bool = False) -> Loop:
+    def loop(self, progress: Reporter, *, command: Mapping[str, Any] | None = None, overwrite: bool = False) -> Loop:
         """Make the loop; ``command`` and ``overwrite`` as in :class:`~ggtune.run.job.Job`."""
         built = self.built
         job = Job(built.config, self.outputs, built.plan.known_steps, version(), command or {}, overwrite=overwrite)
-        return Loop(built.config, built.engine, built.plan, self.outputs, progress, self.state, job, built.initial)
+        return Loop(built, self.outputs, progress, self.state, job)
 
 
 def fine_tune(config: TrainConfig, out: str | Path, *, quiet: bool = False) -> Result:
@@ -58,8 +58,7 @@ def prepare(
     started = started or datetime.datetime.now().isoformat(timespec="seconds")
     built = build(config, checkpoint=checkpoint, now=_time(started))
     config, free = built.config, available_memory()
-    beside = snapshot_bytes(built.adapter)
-    needed = set_recomputation(built.engine, config.recompute, built.model.n_layer, built.plan.largest, free, beside)
+    needed = set_recomputation(built, free)
     check_memory(config, needed, built.plan.largest[0], free)
     outputs.check_writable()
     check_disk(config, outputs, disk_bytes(config, built.adapter, built.plan) + extra_disk_bytes)

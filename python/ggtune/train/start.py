@@ -10,7 +10,8 @@ import numpy as np
 from ggtune.config import LEAST_LR, LINEAR_KINDS_ALL, MOST_LR, TrainConfig
 from ggtune.data.load import is_rendered
 from ggtune.errors import GgtuneError
-from ggtune.gguf.adapter_file import ASKED_WITH, AdapterFile, check_fits, pairs_beside_layers, read_adapter
+from ggtune.gguf.adapter_file import AdapterFile, check_fits, pairs_beside_layers, read_adapter
+from ggtune.gguf.asked_with import ASKED_WITH
 from ggtune.gguf.base import adapter_fingerprint, check_base
 from ggtune.gguf.stack import STACKED
 

@@ -1,0 +1,85 @@
+// Makers of plain ggml nodes, which every backend of ggml's runs: what a device computes, and an oracle for cpu/. Each
+// node is differentiated by the rule of its own op, so that a maker of a forward node needs none.
+//
+// Formulas take ops that CUDA, HIP, Vulkan and Metal all have; where backends differ, BackendTraits decides.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <unordered_map>
+#include <utility>
+
+#include "ops/ops.h"
+
+namespace ggtune {
+
+// What a backend can do: the one place for its peculiarities. As it stands, ggml's CPU backend.
+struct BackendTraits {
+    bool rounds_gelu = true;  // GELU and GELU_QUICK read a half-precision table; devices compute them
+    // Has GET_ROWS_BACK, as all but Metal: else rows are set (SET_ROWS), which may be taken once at most. Of a training
+    // graph that is so: the rows of the hidden state that have a target are taken.
+    bool adds_rows = true;
+    // A tile of a weight in float32. Some devices bind no more than 128 MiB at once.
+    int64_t max_tile_bytes = 64 << 20;
+};
+
+class GgmlOps : public Ops {
+  public:
+    explicit GgmlOps(ggml_context * ctx, BackendTraits traits = {});
+
+    // Nodes of a training graph that a node of the forward graph gives rise to, at most, copies and gradients included.
+    static int64_t max_nodes(const ggml_tensor * node, BackendTraits traits = {});
+
+    ggml_tensor * replacement(ggml_tensor * node) override;
+    ggml_tensor * lora_add(ggml_tensor * y, ggml_tensor * b, ggml_tensor * h, float scale) override;
+    ggml_tensor * dropout(ggml_tensor * x, const DropoutMask & mask) override;
+
+    ggml_tensor * log_probabilities(ggml_tensor * logits, ggml_tensor * targets) override;
+    ggml_tensor * cross_entropy_dx(ggml_tensor * logits, ggml_tensor * targets, ggml_tensor * weights,
+                                   ggml_tensor * log_probs) override;
+
+    ggml_tensor * matmul_dx(ggml_tensor * w, ggml_tensor * dy, float scale, ggml_tensor * accumulator) override;
+    ggml_tensor * matmul_dw(ggml_tensor * w, ggml_tensor * x, ggml_tensor * dy, float scale,
+                            ggml_tensor * accumulator) override;
+    ggml_tensor * weight_dx(ggml_tensor * w, ggml_tensor * dy, ggml_tensor * accumulator) override;
+
+    ggml_tensor * activation_dx(Activation f, ggml_tensor * x, ggml_tensor * dy) override;
+    ggml_tensor * glu_dx(Activation f, ggml_tensor * gate, ggml_tensor * up, bool swapped, ggml_tensor * dy) override;
+    ggml_tensor * softmax_dx(ggml_tensor * y, ggml_tensor * dy, float scale) override;
+    ggml_tensor * rms_norm_dx(ggml_tensor * x, ggml_tensor * dy, float eps) override;
+    ggml_tensor * norm_dx(ggml_tensor * x, ggml_tensor * dy, float eps) override;
+    ggml_tensor * clamp_dx(ggml_tensor * x, ggml_tensor * dy, float min, float max) override;
+    ggml_tensor * view_dx(ggml_tensor * source, ggml_tensor * view, ggml_tensor * dy) override;
+    ggml_tensor * rows_dx(ggml_tensor * x, ggml_tensor * ids, ggml_tensor * dy) override;
+    ggml_tensor * repeat_dx(const ggml_tensor * operand, ggml_tensor * dy) override;
+    ggml_tensor * zeros_like(const ggml_tensor * t) override;
+
+  private:
+    // A leaf that the host fills with the values that there are in its type.
+    ggml_tensor * host_input(ggml_type type, const int64_t ne[4], const void * values);
+    // The numbers [begin, begin + n), to take rows by. I32 ne = [n]
+    ggml_tensor * row_numbers(int64_t begin, int64_t n);
+
+    ggml_tensor * transposed(ggml_tensor * t) const { return ggml_cont(ctx, ggml_transpose(ctx, t)); }
+    ggml_tensor * row_means(ggml_tensor * t) const;  // ne = [1, ...]
+    ggml_tensor * one_minus(ggml_tensor * t) const { return ggml_scale_bias(ctx, t, -1.0f, 1.0f); }
+    ggml_tensor * added(ggml_tensor * accumulator, ggml_tensor * term, float scale) const;
+    // Rows of dy added up where `ids` says, zeros elsewhere. ids I32 ne = [k], dy ne = [n, k] -> ne = [n, rows]
+    ggml_tensor * added_rows(int64_t n_rows, ggml_tensor * ids, ggml_tensor * dy);
+
+    ggml_tensor * activation(Activation f, ggml_tensor * x) const;
+    ggml_tensor * derivative(Activation f, ggml_tensor * x) const;
+    ggml_tensor * gate_of(Activation f, ggml_tensor * x) const;
+    ggml_tensor * normal_cdf(ggml_tensor * x) const;
+    // The operands of a gated linear unit, contiguous.
+    struct GateAndUp {
+        ggml_tensor *gate, *up;
+    };
+    GateAndUp gate_and_up(ggml_tensor * gate, ggml_tensor * up, bool swapped) const;
+
+    const BackendTraits traits;
+    std::map<std::pair<int64_t, int64_t>, ggml_tensor *> numbers;
+    std::unordered_map<const ggml_tensor *, ggml_tensor *> probabilities;  // softmax of logits, for their gradient
+};
+
+}  // namespace ggtune

@@ -1,0 +1,31 @@
+// Gradients of what is normalized by rows: norms, softmax. Metal lacks ggml's own nodes for them.
+#include "ops/ggml/ggml_ops.h"
+
+namespace ggtune {
+
+// scale y (dy - sum(dy y))
+ggml_tensor * GgmlOps::softmax_dx(ggml_tensor * y, ggml_tensor * dy, float scale) {
+    y = contiguous(y);
+    dy = contiguous(dy);
+    ggml_tensor * sums = ggml_sum_rows(ctx, ggml_mul(ctx, dy, y));
+    return ggml_scale(ctx, ggml_mul(ctx, y, ggml_sub(ctx, dy, sums)), scale);
+}
+
+// (dy - y mean(dy y)) / rms, y = x / rms, rms = sqrt(mean(x^2) + eps)
+ggml_tensor * GgmlOps::rms_norm_dx(ggml_tensor * x, ggml_tensor * dy, float eps) {
+    x = contiguous(x);
+    dy = contiguous(dy);
+    ggml_tensor * rms = ggml_sqrt(ctx, ggml_scale_bias(ctx, row_means(ggml_sqr(ctx, x)), 1.0f, eps));
+    ggml_tensor * y = ggml_div(ctx, x, rms);
+    ggml_tensor * along_y = ggml_mul(ctx, y, row_means(ggml_mul(ctx, dy, y)));
+    return ggml_div(ctx, ggml_sub(ctx, dy, along_y), rms);
+}
+
+// (dy - mean(dy) - y mean(dy y)) / deviation: as above for x - mean(x)
+ggml_tensor * GgmlOps::norm_dx(ggml_tensor * x, ggml_tensor * dy, float eps) {
+    x = contiguous(x);
+    dy = contiguous(dy);
+    return rms_norm_dx(ggml_sub(ctx, x, row_means(x)), ggml_sub(ctx, dy, row_means(dy)), eps);
+}
+
+}  // namespace ggtune

@@ -1,0 +1,38 @@
+"""From training data to a model that answers: train, merge, package, ask. The command line is a thin layer over this.
+
+Each function takes its options as a dataclass, returns what came of it, prints nothing, and tells a
+:class:`~ggtune.run.progress.Reporter` how it goes on. All that a user can mend is a
+:class:`~ggtune.errors.GgtuneError`.
+"""
+
+from ggtune.pipeline.asking import AskOptions, LoadedModel, ask, load
+from ggtune.pipeline.chain import Packaging, RunResult, find_run, resume, run
+from ggtune.pipeline.merging import MergedRun, MergeOptions, merge, merge_run
+from ggtune.pipeline.packaging import PackageOptions, package
+from ggtune.pipeline.training import TrainOptions, claim_folder, find_checkpoint, settings, train
+from ggtune.run.progress import Progress, Reporter
+
+__all__ = [
+    "AskOptions",
+    "LoadedModel",
+    "MergeOptions",
+    "MergedRun",
+    "PackageOptions",
+    "Packaging",
+    "Progress",
+    "Reporter",
+    "RunResult",
+    "TrainOptions",
+    "ask",
+    "claim_folder",
+    "find_checkpoint",
+    "find_run",
+    "load",
+    "merge",
+    "merge_run",
+    "package",
+    "resume",
+    "run",
+    "settings",
+    "train",
+]

@@ -1,0 +1,99 @@
+"""Adapters merged into their base, and what the merged file has kept of them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ggtune.errors import GgtuneError
+from ggtune.evaluate.proved_merge import ProvedMerge, merge_and_prove
+from ggtune.evaluate.verify import samples_of_run
+from ggtune.gguf.merge import AUTO, merge_adapters
+from ggtune.run.job import read_settings
+from ggtune.run.progress import Reporter
+from ggtune.train.chosen import Chosen, Which, chosen_adapter
+from ggtune.train.samples import RunSamples
+
+
+@dataclass(frozen=True)
+class MergeOptions:
+    """How adapters are merged."""
+
+    outtype: str | None = None  # of the merged tensors: None or "same" each one's own, "auto", or one for all
+    seed: int = 0  # of the rounding
+    name: str | None = None  # that the model file carries; None: its file name
+    threads: int = 0
+    force: bool = False  # take an adapter that was trained on another base
+
+
+def merge(
+    base: str | Path,
+    adapters: Sequence[tuple[str | Path, float]],
+    output: str | Path,
+    options: MergeOptions | None = None,
+    *,
+    samples: RunSamples | None = None,
+    reporter: Reporter | None = None,
+) -> ProvedMerge:
+    """Write ``base`` with the ``adapters`` (file, factor) merged to ``output``.
+
+    With the training's ``samples`` the merge is proved on them, and mended where it has lost too much; without them
+    there is no proof. Raises :class:`GgtuneError`; nothing is left of a file that was not taken.
+    """
+    base, output, files = str(base), Path(output), [(str(path), scale) for path, scale in adapters]
+    options, note = options or MergeOptions(), (reporter or Reporter()).note
+    if samples is not None:
+        return merge_and_prove(
+            base,
+            files,
+            output,
+            trained=samples.training,
+            held_out=samples.held_out,
+            outtype=options.outtype,
+            seed=options.seed,
+            name=options.name,
+            threads=options.threads,
+            force=options.force,
+            say=note,
+        )
+    if options.outtype == AUTO:
+        raise GgtuneError("the type auto needs samples to measure on: those of the training")
+    counts = merge_adapters(
+        base,
+        files,
+        output,
+        outtype=options.outtype,
+        seed=options.seed,
+        name=options.name,
+        threads=options.threads,
+        force=options.force,
+        say=note,
+    )
+    return ProvedMerge(counts, None)
+
+
+@dataclass(frozen=True)
+class MergedRun:
+    """The adapter of a run that was merged, and the merge."""
+
+    adapter: Chosen
+    merge: ProvedMerge
+
+
+def merge_run(
+    folder: str | Path,
+    output: str | Path,
+    options: MergeOptions | None = None,
+    *,
+    which: Which = "auto",
+    reporter: Reporter | None = None,
+) -> MergedRun:
+    """Merge the adapter of a run, of the step ``which`` (:func:`chosen_adapter`), and prove it on the run's samples."""
+    folder, reporter = Path(folder), reporter or Reporter()
+    config = read_settings(folder / "config.json")
+    if config is None:
+        raise GgtuneError(f"{folder} holds no run: it has no config.json")
+    chosen = chosen_adapter(folder, which)
+    reporter.note(f"Adapter: {chosen.path}: {chosen.reason}")
+    samples = samples_of_run(folder, config)
+    merged = merge(config.model, [(chosen.path, 1.0)], output, options, samples=samples, reporter=reporter)
+    return MergedRun(chosen, merged)
