@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <functional>
 #include <stdexcept>
+#include <unordered_set>
 
 #include "base/abort_guard.h"
 #include "base/error.h"
@@ -268,6 +269,52 @@ std::unique_ptr<ForwardGraph> ForwardGraphBuilder::build(const GraphBatch & batc
     } catch (const std::exception & e) {
         throw untrainable(arch, std::string("llama.cpp can't build its graph: ") + e.what());
     }
+}
+
+namespace {
+
+// Ops that take a weight of any type that has a row dequantizer, or only move it.
+bool takes_any_type(ggml_op op) {
+    switch (op) {
+        case GGML_OP_NONE:
+        case GGML_OP_VIEW:
+        case GGML_OP_RESHAPE:
+        case GGML_OP_PERMUTE:
+        case GGML_OP_TRANSPOSE:
+        case GGML_OP_DUP:
+        case GGML_OP_CPY:
+        case GGML_OP_CONT:
+        case GGML_OP_GET_ROWS:
+        case GGML_OP_MUL_MAT:
+        case GGML_OP_MUL_MAT_ID:
+        case GGML_OP_IM2COL:
+            return true;
+        default:
+            return false;
+    }
+}
+
+}  // namespace
+
+std::string problem_of_graph(llama_context & context) {
+    context.sched_reserve();
+    std::unordered_set<const ggml_tensor *> weights;
+    for (const auto & [name, tensor] : context.get_model().tensors_by_name) {
+        weights.insert(tensor);
+    }
+    ggml_cgraph * graph = context.get_gf_res_reserve()->get_gf();
+    for (int i = 0; i < ggml_graph_n_nodes(graph); i++) {
+        const ggml_tensor * node = ggml_graph_node(graph, i);
+        for (const ggml_tensor * src : node->src) {
+            const ggml_tensor * whole = src != nullptr && src->view_src != nullptr ? src->view_src : src;
+            if (whole != nullptr && weights.count(whole) != 0 && whole->type != GGML_TYPE_F32 &&
+                !takes_any_type(node->op)) {
+                return "tensor " + std::string(whole->name) + " is of type " + ggml_type_name(whole->type) +
+                       "; llama.cpp computes with it in f32 only";
+            }
+        }
+    }
+    return "";
 }
 
 ggml_status compute_slice(ggml_backend_t backend, ggml_cgraph * graph, int begin, int end) {

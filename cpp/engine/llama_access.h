@@ -13,6 +13,7 @@
 #include "base/error.h"
 
 struct llama_adapter_lora;
+struct llama_context;
 struct llama_model;
 
 namespace ggtune {
@@ -77,6 +78,11 @@ class ForwardGraphBuilder {
     struct Impl;
     std::unique_ptr<Impl> impl;
 };
+
+// Builds the context's graphs anew where its adapters have changed; ggml's assertions are the caller's to catch. Returns
+// what would end the process when they are computed, "tensor T is of type q4_0; llama.cpp computes with it in f32
+// only", or "".
+std::string problem_of_graph(llama_context & context);
 
 // Runs nodes [begin, end) of a graph.
 ggml_status compute_slice(ggml_backend_t backend, ggml_cgraph * graph, int begin, int end);
