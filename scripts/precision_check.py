@@ -90,7 +90,7 @@ def make_adapter(model: _core.Model, rank: int, seed: int) -> _core.Adapter:
 def compute(
     model: _core.Model, adapter: _core.Adapter, batch: Arrays, precision: str, args: argparse.Namespace
 ) -> Pass:
-    trainer = _core.Trainer(model, adapter, context=args.ctx, threads=args.threads, precision=precision)
+    trainer = _core.Trainer(adapter, context=args.ctx, threads=args.threads, precision=precision)
     result = trainer.accumulate(*batch)
     return Pass(result.loss_sum / result.weight_sum, result.log_probs[batch[4] != 0], trainer.gradients())
 

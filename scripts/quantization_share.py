@@ -29,7 +29,7 @@ PACKED_TOKENS = 512
 
 def loss(model: Model, adapter: Adapter, batches: Iterable[MicroBatch], context: int, threads: int) -> float:
     """Compute the mean of ``-log p`` over the target tokens, in nats."""
-    trainer = Trainer(model, adapter, context=context, threads=threads)
+    trainer = Trainer(adapter, context=context, threads=threads)
     results = [trainer.evaluate(*b.arrays) for b in batches]
     return sum(each.loss_sum for each in results) / sum(each.weight_sum for each in results)
 

@@ -1,5 +1,6 @@
 // Bindings of Model and of what it lists.
 #include "engine/model.h"
+#include "files/llama_log.h"
 
 #include <llama.h>
 #include <pybind11/stl.h>

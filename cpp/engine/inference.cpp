@@ -8,6 +8,7 @@
 #include "engine/llama_access.h"
 #include "files/gguf_check.h"
 #include "files/gguf_file.h"
+#include "files/llama_log.h"
 
 namespace ggtune {
 
@@ -32,16 +33,6 @@ void check_answers(const Model & model) {
         throw ModelFileError(model.path + ": this model can't be asked or scored: " + kind + " (architecture " +
                              model.architecture() + "). Give a model that writes on from a prompt");
     }
-}
-
-[[noreturn]] void fail(const Model & model, const std::string & reason) {
-    const std::string key = model.architecture() + ".expert_gating_func";
-    const auto keys = model.metadata();
-    const bool no_gating = keys.count(model.architecture() + ".expert_count") != 0 && keys.count(key) == 0;
-    throw ModelFileError(model.path + ": llama.cpp can't compute with this model" +
-                         (reason.empty() ? "" : " (" + reason + ")") + ": " +
-                         (no_gating ? "perhaps the key " + key + " is missing" : "a key is missing or wrong") +
-                         ". Convert the model again, or get another file of it");
 }
 
 }  // namespace
@@ -72,14 +63,11 @@ llama_context_ptr make_context(Model & model, const llama_context_params & param
     try {
         ctx.reset(llama_init_from_model(&model.llama(), params));
         if (!ctx) {
-            std::string reason = take_llama_log();
-            if (reason.find("failed to allocate") != std::string::npos) {
-                throw Error("not enough memory for a context of " + std::to_string(params.n_ctx) +
-                            " tokens: " + reason);
+            const std::string said = take_llama_log();
+            if (said.find("failed to allocate") != std::string::npos) {
+                throw Error("not enough memory for a context of " + std::to_string(params.n_ctx) + " tokens: " + said);
             }
-            const std::string prefix = "failed to initialize the context: ";
-            const size_t at = reason.rfind(prefix);
-            fail(model, at == std::string::npos ? reason : reason.substr(at + prefix.size()));
+            throw ModelFileError(model.path + ": " + reason_of_no_graph(model.llama(), said));
         }
         if (llama_get_memory(ctx.get()) == nullptr) {
             throw ModelFileError(model.path +
@@ -99,12 +87,12 @@ llama_context_ptr make_context(Model & model, const llama_context_params & param
         }
         const std::string problem = problem_of_graph(*ctx);
         if (!problem.empty()) {
-            throw ModelFileError(model.path + ": " + problem + ": convert the model again");
+            throw ModelFileError(model.path + ": " + problem);
         }
     } catch (const Error &) {
         throw;
     } catch (const std::exception & e) {
-        fail(model, e.what());
+        throw ModelFileError(model.path + ": " + reason_of_no_graph(model.llama(), reason(e)));
     }
     return ctx;
 }
@@ -114,16 +102,15 @@ llama_adapter_lora_ptr load_lora(Model & model, const std::string & path) {
     check_adapter(open_checked(path), open_checked(model.path));
     take_llama_log();
     llama_adapter_lora_ptr lora;
-    std::string reason;
+    std::string why;
     const AbortAsException guard;
     try {
         lora.reset(llama_adapter_lora_init(&model.llama(), path.c_str()));
     } catch (const std::exception & e) {
-        reason = e.what();
+        why = reason(e);
     }
     if (!lora) {
-        throw ModelFileError(path +
-                             ": llama.cpp can't use this adapter: " + (reason.empty() ? take_llama_log() : reason));
+        throw ModelFileError(path + ": llama.cpp can't use this adapter: " + (why.empty() ? take_llama_log() : why));
     }
     return lora;
 }
@@ -136,7 +123,7 @@ void decode(llama_context & ctx, const llama_batch & batch) {
         const AbortAsException guard(AbortAsException::Around::computation);
         status = llama_decode(&ctx, batch);
     } catch (const std::exception & e) {
-        throw Error(what + e.what());
+        throw Error(what + reason(e));
     }
     if (status == 2) {
         throw Interrupted();

@@ -79,9 +79,11 @@ class ForwardGraphBuilder {
     std::unique_ptr<Impl> impl;
 };
 
+// Why llama.cpp could not build this model's graphs, for the user; said: what it logged or asserted.
+std::string reason_of_no_graph(const llama_model & model, const std::string & said);
+
 // Builds the context's graphs anew where its adapters have changed; ggml's assertions are the caller's to catch. Returns
-// what would end the process when they are computed, "tensor T is of type q4_0; llama.cpp computes with it in f32
-// only", or "".
+// why they can't be computed: what would end the process, or never end. "" where they can.
 std::string problem_of_graph(llama_context & context);
 
 // Runs nodes [begin, end) of a graph.

@@ -7,6 +7,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -24,6 +25,9 @@ struct Linear {
     int64_t n_out;
     ggml_tensor * weight;
 };
+
+// The kinds that a model may have.
+const std::set<std::string> & linear_kinds();
 
 class Model {
   public:
@@ -67,9 +71,5 @@ class Model {
     llama_model * handle = nullptr;
     std::string arch;
 };
-
-// The last messages of level warning or error that llama.cpp logged on its way to a failure, one line.
-std::string take_llama_log();
-void set_llama_log_verbose(bool verbose);
 
 }  // namespace ggtune

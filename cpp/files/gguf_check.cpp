@@ -135,9 +135,9 @@ void check_heads(const GgufFile & file, const std::string & arch, int64_t n_embd
     }
 }
 
-// ggml asserts that the rotated dimensions are pairs inside the head, and never ends with none of them.
+// ggml asserts that the rotated dimensions are pairs inside the head. None of them is what models without RoPE say.
 void check_rope(const GgufFile & file, const std::string & key, int64_t n_head_embd, int64_t n_rot) {
-    if (n_head_embd <= 0 || n_rot <= 0 || n_rot > n_head_embd || n_rot % 2 != 0) {
+    if (n_head_embd <= 0 || n_rot < 0 || n_rot > n_head_embd || n_rot % 2 != 0) {
         fail(file, "RoPE can't rotate " + std::to_string(n_rot) + " of the " + std::to_string(n_head_embd) +
                        " dimensions of a head (" + key + ")");
     }

@@ -110,7 +110,7 @@ def quantize(path: Path) -> None:
 def _train(model: core.Model) -> None:
     kinds = sorted({linear.kind for linear in model.linears()})
     adapter = core.Adapter(model, rank=2, alpha=4.0, targets=kinds)
-    trainer = core.Trainer(model, adapter, context=8, threads=1)
+    trainer = core.Trainer(adapter, context=8, threads=1)
     n = len(TOKENS)
     rows = np.arange(n, dtype=np.int32)
     trainer.memory(n, n)

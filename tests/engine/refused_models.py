@@ -87,9 +87,13 @@ def write_mixture(path: Path, *, gating: int | None = None) -> Path:
     return _finished(writer, shapes)
 
 
-def write_recurrent(path: Path, *, types: Mapping[str, str] | None = None) -> Path:
-    """Write a Mamba; ``types`` are those of single tensors."""
+def write_recurrent(
+    path: Path, *, types: Mapping[str, str] | None = None, numbers: Mapping[str, int] | None = None
+) -> Path:
+    """Write a Mamba; ``types`` are those of single tensors, ``numbers`` further keys."""
     writer = _started(path, RECURRENT)
+    for key, number in (numbers or {}).items():
+        writer.add_uint32(key, number)
     n_inner, n_state, kernel, dt_rank = 2 * N_EMBD, 8, 4, 2
     writer.add_ssm_conv_kernel(kernel)
     writer.add_ssm_inner_size(n_inner)
