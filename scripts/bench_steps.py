@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ggtune import _core
+from ggtune._native import core as _core
 from ggtune.config import TrainConfig
 from ggtune.data.samples import FloatArray
 from ggtune.data.tokenization import IntArray

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from bench_steps import Arrays, Shape, random_batch, real_steps
-from ggtune import _core
+from ggtune._native import core as _core
 from ggtune.data.samples import FloatArray
 from ggtune.system import available_threads
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import click
 
-from ggtune._core import Adapter, Model, Trainer
+from ggtune import Adapter, Model, Trainer
 from ggtune.data.load import load_samples
 from ggtune.data.packing import MicroBatch, pack
 from ggtune.data.split import hold_out
