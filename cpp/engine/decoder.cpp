@@ -68,7 +68,7 @@ void Decoder::decode(const TokenBatch & batch) {
                         std::to_string(options_.n_sequences));
         }
     }
-    ggtune::decode(*ctx_, rows);
+    ggtune::decode(model, *ctx_, rows);
 }
 
 void Decoder::clear() {

@@ -14,10 +14,10 @@ namespace {
 constexpr int default_context = 4096;
 constexpr int decode_batch = 512;
 
-void decode_in_batches(llama_context & ctx, std::vector<int32_t> & tokens) {
+void decode_in_batches(const Model & model, llama_context & ctx, std::vector<int32_t> & tokens) {
     for (size_t begin = 0; begin < tokens.size(); begin += decode_batch) {
         const size_t n = std::min<size_t>(decode_batch, tokens.size() - begin);
-        decode(ctx, llama_batch_get_one(tokens.data() + begin, static_cast<int32_t>(n)));
+        decode(model, ctx, llama_batch_get_one(tokens.data() + begin, static_cast<int32_t>(n)));
     }
 }
 
@@ -64,7 +64,7 @@ std::optional<int32_t> Generator::next() {
     if (n_used + static_cast<int64_t>(pending.size()) > n_context) {
         return std::nullopt;
     }
-    decode_in_batches(*ctx, pending);
+    decode_in_batches(model, *ctx, pending);
     n_used += pending.size();
     const llama_token token = sample(model, *ctx, *sampler);
     pending = {token};
@@ -109,7 +109,7 @@ std::vector<float> decode_log_probs(Model & model, const std::vector<int32_t> & 
             batch.seq_id[i][0] = 0;
             batch.logits[i] = 1;
         }
-        decode(*ctx, batch);
+        decode(model, *ctx, batch);
         for (size_t i = 0; i < n; i++) {
             const float * logits = llama_get_logits_ith(ctx.get(), i);
             log_probs.push_back(static_cast<float>(kernels::log_probability(logits, n_vocab, tokens[begin + i + 1])));

@@ -69,7 +69,7 @@ void ImatrixCollector::add(const std::vector<int32_t> & tokens) {
     }
     llama_memory_clear(llama_get_memory(ctx_.get()), true);
     try {
-        decode(*ctx_, batch_);
+        decode(model_, *ctx_, batch_);
     } catch (const std::exception &) {
         if (problem_.empty()) {
             throw;

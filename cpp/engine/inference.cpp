@@ -24,7 +24,7 @@ void check_weights(const Model & model) {
     }
 }
 
-void check_answers(const Model & model) {
+void check_kind(const Model & model) {
     const char * kind = llama_model_has_encoder(&model.llama())    ? "it has an encoder"
                         : !llama_model_has_decoder(&model.llama()) ? "it has no decoder"
                         : llama_model_is_diffusion(&model.llama()) ? "it is a diffusion model"
@@ -35,28 +35,8 @@ void check_answers(const Model & model) {
     }
 }
 
-}  // namespace
-
-llama_context_params inference_params(int64_t n_tokens, int threads) {
-    if (threads < 1 || threads > GGML_MAX_N_THREADS) {
-        throw Error("there must be 1 to " + std::to_string(GGML_MAX_N_THREADS) + " threads, not " +
-                    std::to_string(threads));
-    }
-    llama_context_params params = llama_context_default_params();
-    params.n_ctx = static_cast<uint32_t>(n_tokens);
-    params.n_batch = params.n_ctx;
-    params.n_ubatch = params.n_ctx;
-    params.n_seq_max = 1;
-    params.n_threads = threads;
-    params.n_threads_batch = threads;
-    params.abort_callback = abort_callback;
-    params.no_perf = true;
-    return params;
-}
-
-llama_context_ptr make_context(Model & model, const llama_context_params & params, const ScaledLoras & loras) {
-    check_weights(model);
-    check_answers(model);
+llama_context_ptr new_context(Model & model, const llama_context_params & params, const ScaledLoras & loras) {
+    check_kind(model);
     take_llama_log();
     llama_context_ptr ctx;
     const AbortAsException guard;
@@ -97,6 +77,36 @@ llama_context_ptr make_context(Model & model, const llama_context_params & param
     return ctx;
 }
 
+}  // namespace
+
+llama_context_params inference_params(int64_t n_tokens, int threads) {
+    if (threads < 1 || threads > GGML_MAX_N_THREADS) {
+        throw Error("there must be 1 to " + std::to_string(GGML_MAX_N_THREADS) + " threads, not " +
+                    std::to_string(threads));
+    }
+    llama_context_params params = llama_context_default_params();
+    params.n_ctx = static_cast<uint32_t>(n_tokens);
+    params.n_batch = params.n_ctx;
+    params.n_ubatch = params.n_ctx;
+    params.n_seq_max = 1;
+    params.n_threads = threads;
+    params.n_threads_batch = threads;
+    params.abort_callback = abort_callback;
+    params.no_perf = true;
+    return params;
+}
+
+llama_context_ptr make_context(Model & model, const llama_context_params & params, const ScaledLoras & loras) {
+    check_weights(model);
+    return new_context(model, params, loras);
+}
+
+void check_answers(Model & model) {
+    constexpr int64_t n_tokens = 32;  // the graphs are the same for any number
+    model.tokenize("A b\n", true, true);
+    new_context(model, inference_params(n_tokens, 1), {});
+}
+
 llama_adapter_lora_ptr load_lora(Model & model, const std::string & path) {
     check_weights(model);
     check_adapter(open_checked(path), open_checked(model.path));
@@ -115,15 +125,16 @@ llama_adapter_lora_ptr load_lora(Model & model, const std::string & path) {
     return lora;
 }
 
-void decode(llama_context & ctx, const llama_batch & batch) {
-    const std::string what = "llama.cpp could not decode " + std::to_string(batch.n_tokens) + " tokens: ";
+void decode(const Model & model, llama_context & ctx, const llama_batch & batch) {
+    const std::string what =
+        model.path + ": llama.cpp could not decode " + std::to_string(batch.n_tokens) + " tokens: ";
     take_llama_log();
     int status = 0;
     try {
         const AbortAsException guard(AbortAsException::Around::computation);
         status = llama_decode(&ctx, batch);
     } catch (const std::exception & e) {
-        throw Error(what + reason(e));
+        throw ModelFileError(model.path + ": " + reason_of_no_graph(model.llama(), reason(e)));
     }
     if (status == 2) {
         throw Interrupted();

@@ -26,7 +26,10 @@ llama_context_ptr make_context(Model & model, const llama_context_params & param
 // An adapter file of this model. Raises ModelFileError.
 llama_adapter_lora_ptr load_lora(Model & model, const std::string & path);
 
+// Raises ModelFileError where make_context() would or the tokenizer can't work; the model's header is enough.
+void check_answers(Model & model);
+
 // llama_decode. Raises Interrupted, and Error where llama.cpp can't.
-void decode(llama_context & ctx, const llama_batch & batch);
+void decode(const Model & model, llama_context & ctx, const llama_batch & batch);
 
 }  // namespace ggtune

@@ -56,7 +56,7 @@ std::string problem_of_rope(const llama_model & model, ggml_cgraph * graph) {
         constexpr int n_dims = 1;  // its place among the op's parameters
         if (node->op == GGML_OP_ROPE && ggml_get_op_params_i32(node, n_dims) <= 0) {
             return "RoPE can't rotate 0 of the " + std::to_string(node->ne[0]) + " dimensions of a head (" +
-                   model_architecture(model) + ".rope.dimension_count): the file is damaged";
+                   model_architecture(model) + ".rope.dimension_count): convert the model again";
         }
     }
     return "";
@@ -323,8 +323,7 @@ std::string reason_of_no_graph(const llama_model & model, const std::string & sa
     const std::string short_form = at == std::string::npos ? said : said.substr(at + prefix.size());
     return "llama.cpp can't compute with this model" + (short_form.empty() ? "" : " (" + short_form + ")") + ": " +
            (no_gating ? "the key " + model_architecture(model) + ".expert_gating_func is missing"
-                      : "a key is missing or wrong, or the architecture " + model_architecture(model) +
-                            " needs more than a prompt") +
+                      : "a key is missing or wrong") +
            ". Convert the model again, or get another file of it";
 }
 

@@ -3,6 +3,7 @@
 #include <ggml-backend.h>
 #include <llama.h>
 
+#include <algorithm>
 #include <mutex>
 #include <set>
 
@@ -48,6 +49,17 @@ bool parse_block_tensor(const std::string & name, int & layer, std::string & kin
     return true;
 }
 
+[[noreturn]] void fail_to_load(const std::string & path, const std::string & said) {
+    std::string why = said;
+    const std::string before = "error loading model: ";
+    const size_t begin = why.find(before);
+    why.erase(0, begin == std::string::npos ? 0 : begin + before.size());
+    why.erase(std::min(why.size(), why.find(";llama_model_load_from_file_impl")));
+    throw ModelFileError(path + ": llama.cpp can't load this model" + (why.empty() ? "" : ": " + why) +
+                         ". Convert the model again, or get another file of it; where it is newer than this ggtune, a "
+                         "newer one is needed");
+}
+
 }  // namespace
 
 const std::set<std::string> & linear_kinds() {
@@ -75,11 +87,10 @@ Model::Model(const std::string & path_, int gpu_layers, Contents contents_) : pa
         const AbortAsException guard;  // what check_model does not know of
         handle = llama_model_load_from_file(path.c_str(), params);
     } catch (const std::exception & e) {
-        throw ModelFileError(path + ": llama.cpp can't load this model: " + reason(e));
+        fail_to_load(path, reason(e));
     }
     if (handle == nullptr) {
-        const std::string said = take_llama_log();
-        throw ModelFileError(path + ": llama.cpp can't load this model" + (said.empty() ? "" : ": " + said));
+        fail_to_load(path, take_llama_log());
     }
     const llama_rope_type rope = llama_model_rope_type(handle);
     if (contents != Contents::vocabulary && (rope == LLAMA_ROPE_TYPE_MROPE || rope == LLAMA_ROPE_TYPE_IMROPE)) {
@@ -189,7 +200,8 @@ auto with_vocabulary(const std::string & path, const Work & work) {
     try {
         return work();
     } catch (const std::exception & e) {
-        throw ModelFileError(path + ": the vocabulary is damaged or incomplete: " + reason(e));
+        throw ModelFileError(path + ": the vocabulary is damaged or incomplete: " + reason(e) +
+                             ". Convert the model again, or get another file of it");
     }
 }
 

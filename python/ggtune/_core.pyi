@@ -60,6 +60,9 @@ class Model:
         """Token ids; with ``parse_special`` the texts of special tokens (``<s>``, ...) become those tokens."""
     def detokenize(self, tokens: IntArray | Sequence[int], *, special: bool = False) -> bytes:
         """UTF-8 bytes of the tokens (a cut sequence may end inside a character)."""
+    def check_answers(self) -> None:
+        """Raise :class:`ggtune.errors.ModelError` for a model that llama.cpp can't answer with: one with an encoder, an
+        embedding or diffusion model, one without a key that it needs. The header is enough."""
     def is_end_token(self, token: int) -> bool:
         """True for every end-of-generation token (EOS, EOT, ...)."""
 
