@@ -24,9 +24,10 @@ void decode_in_batches(const Model & model, llama_context & ctx, std::vector<int
 llama_token sample(const Model & model, llama_context & ctx, llama_sampler & sampler) {
     const float * logits = llama_get_logits_ith(&ctx, -1);
     if (std::any_of(logits, logits + model.n_vocab(), [](float logit) { return std::isnan(logit); })) {
-        throw ModelFileError(model.path +
-                             ": the model computes values that are not numbers: its weights, or those of "
-                             "the adapter, are damaged or too large");
+        throw ModelFileError(
+            model.path +
+            ": the model computes values that are not numbers: its weights, or those of "
+            "the adapter, are damaged or too large. Convert the model again, or get another file of it");
     }
     return llama_sampler_sample(&sampler, &ctx, -1);
 }
