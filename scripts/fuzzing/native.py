@@ -92,7 +92,7 @@ def load_model(path: Path) -> None:
     _train(model)
     core.decode_log_probs(model, TOKENS)
     list(zip(range(2), core.Generator(model, TOKENS), strict=False))
-    core.Scorer(model, n_tokens=16, n_sequences=2, threads=2).greedy([[1, 5], [7]], max_tokens=2)
+    core.Scorer(model, n_tokens=16, n_sequences=2).greedy([[1, 5], [7]], max_tokens=2)
     collector = core.ImatrixCollector(model, context=8)
     collector.add(TOKENS)
 
