@@ -21,7 +21,10 @@ void on_log(ggml_log_level level, const char * text, void *) {
         std::fputs(text, stderr);
     }
     if (capture != nullptr) {
-        (*capture)(level, text);
+        try {
+            (*capture)(level, text);
+        } catch (...) {  // C frames are no place for it
+        }
         return;
     }
     if (level != GGML_LOG_LEVEL_ERROR && (level != GGML_LOG_LEVEL_CONT || log_tail.empty())) {

@@ -18,7 +18,7 @@ std::string take_llama_log();
 // Lets everything through to standard error.
 void set_llama_log_verbose(bool verbose);
 
-// While it lives, what this thread's calls log goes to `receive`, which may not throw: C functions call it.
+// While it lives, what this thread's calls log goes to `receive`; an exception of it ends there.
 class LlamaLogCapture {
   public:
     using Receive = std::function<void(ggml_log_level level, const char * text)>;
