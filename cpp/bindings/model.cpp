@@ -1,6 +1,6 @@
 // Bindings of Model and of what it lists.
-#include "engine/inference.h"
 #include "engine/model.h"
+#include "engine/inference.h"
 #include "files/llama_log.h"
 
 #include <llama.h>

@@ -67,10 +67,9 @@ Adapter::Adapter(Model & model, int rank_, float alpha_, const std::vector<std::
         kinds.insert(linear.kind);
     }
     if (kinds.empty()) {
-        throw ModelFileError(model.path + ": " +
-                             untrainable(model.architecture(), "it has none of the linears that can be adapted (" +
-                                                                   joined(linear_kinds()) + ")")
-                                 .what());
+        throw ModelFileError(
+            model.path + ": " +
+            untrainable(model.architecture(), "it has none of the linears that can be adapted").what());
     }
     for (const std::string & target : targets) {
         if (kinds.count(target) == 0) {

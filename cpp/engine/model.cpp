@@ -49,6 +49,12 @@ bool parse_block_tensor(const std::string & name, int & layer, std::string & kin
     return true;
 }
 
+bool is_linear_kind(const std::string & kind) {
+    static const std::set<std::string> kinds = {"attn_q",      "attn_k",   "attn_v", "attn_qkv",
+                                                "attn_output", "ffn_gate", "ffn_up", "ffn_down"};
+    return kinds.count(kind) != 0;
+}
+
 [[noreturn]] void fail_to_load(const std::string & path, const std::string & said) {
     std::string why = said;
     const std::string before = "error loading model: ";
@@ -61,12 +67,6 @@ bool parse_block_tensor(const std::string & name, int & layer, std::string & kin
 }
 
 }  // namespace
-
-const std::set<std::string> & linear_kinds() {
-    static const std::set<std::string> kinds = {"attn_q",      "attn_k",   "attn_v", "attn_qkv",
-                                                "attn_output", "ffn_gate", "ffn_up", "ffn_down"};
-    return kinds;
-}
 
 Model::Model(const std::string & path_, int gpu_layers, Contents contents_) : path(path_), contents(contents_) {
     const GgufFile file = open_checked(path);
@@ -166,7 +166,7 @@ std::vector<Linear> Model::linears() const {
     for (const auto & [name, tensor] : tensors()) {
         int layer;
         std::string kind;
-        if (parse_block_tensor(name, layer, kind) && linear_kinds().count(kind) != 0 && ggml_n_dims(tensor) <= 2) {
+        if (parse_block_tensor(name, layer, kind) && is_linear_kind(kind) && ggml_n_dims(tensor) <= 2) {
             result.push_back({name, kind, layer, tensor->ne[0], tensor->ne[1], tensor});
         }
     }

@@ -7,7 +7,6 @@
 #include <map>
 #include <memory>
 #include <optional>
-#include <set>
 #include <string>
 #include <vector>
 
@@ -25,9 +24,6 @@ struct Linear {
     int64_t n_out;
     ggml_tensor * weight;
 };
-
-// The kinds that a model may have.
-const std::set<std::string> & linear_kinds();
 
 class Model {
   public:

@@ -127,7 +127,8 @@ Trainer::Trainer(std::shared_ptr<Adapter> adapter_, const Options & options_)
     zero_gradients();
     const BatchArrays probe = batch_of_shape(2, 1, 1);
     n_recomputable = naming_model(adapter->model(), [&] {
-        return TrainingGraph(builder, *adapter, accumulators, probe.view(), graph_options(true)).n_recomputable_layers();
+        return TrainingGraph(builder, *adapter, accumulators, probe.view(), graph_options(true))
+            .n_recomputable_layers();
     });
 }
 

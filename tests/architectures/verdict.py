@@ -36,9 +36,7 @@ def make_trainer(
     for name in adapter.tensor_names():
         if name.endswith(".lora_b"):
             adapter.set(name, rng.normal(0, 0.3, adapter.get(name).shape).astype(np.float32))
-    return Trainer(
-        model, adapter, context=context, threads=1, precision=precision, dropout=dropout, seed=seed, **options
-    )
+    return Trainer(adapter, context=context, threads=1, precision=precision, dropout=dropout, seed=seed, **options)
 
 
 def refusal(path: Path) -> str:

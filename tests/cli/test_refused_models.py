@@ -162,7 +162,7 @@ def test_advice(results: dict[tuple[str, str], Result]) -> None:
     advice = (
         "Convert the model again",
         "convert the model again",
-        "The README says",
+        "docs/architectures.md",
         "Give a model that",
         "of another model",
         "Fetch or write",
