@@ -17,7 +17,7 @@ from ggtune._core import Model
 from ggtune.errors import GgtuneError, ModelError
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "scripts"))
+sys.path.append(str(ROOT / "scripts"))
 from fuzzing import worker  # noqa: E402
 
 TOKENS = np.array([1, 5, 7, 9], dtype=np.int32)
