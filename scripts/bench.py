@@ -34,7 +34,7 @@ from typing import Any
 import numpy as np
 
 from bench_steps import SETTINGS, Contender, Shape, make_contender, random_step, real_steps
-from ggtune import _core
+from ggtune._native import core as _core
 from ggtune.system import available_threads, peak_memory
 from machine_rate import MachineRate
 from peer_process import PeerProcess

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ggtune import _core
+from ggtune._native import core as _core
 from ggtune.config import TrainConfig
 from ggtune.data.samples import FloatArray
 from ggtune.data.tokenization import IntArray
@@ -98,7 +98,7 @@ def make_contender(model: _core.Model, shape: Shape, steps: Sequence[Sequence[Ar
     """Make one with an adapter on all linears, and warm it up."""
     targets = sorted({linear.kind for linear in model.linears()})
     adapter = _core.Adapter(model, rank=shape.rank, alpha=shape.rank, targets=targets)
-    trainer = _core.Trainer(model, adapter, context=shape.ctx, threads=shape.threads, precision=shape.precision)
+    trainer = _core.Trainer(adapter, context=shape.ctx, threads=shape.threads, precision=shape.precision)
     trainer.recompute_layers = model.n_layer - 1 if shape.recompute else 0
     contender = Contender(shape, trainer, steps)
     contender.run()

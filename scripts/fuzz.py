@@ -36,7 +36,7 @@ from ggtune.demo import DATA, MODEL
 from ggtune.errors import GgtuneError
 from ggtune.gguf.adapter_file import AdapterFile, read_adapter, write_adapter
 from ggtune.gguf.header import read_header
-from ggtune.gguf.io import open_gguf, write_gguf
+from ggtune.gguf.io import gguf_structure, write_gguf
 from ggtune.ollama.modelfile import Modelfile
 from ggtune.run import checkpoint as checkpoints
 
@@ -93,7 +93,7 @@ def read_model(path: Path) -> None:
 
 
 def read_headers(path: Path) -> None:
-    open_gguf(path)
+    gguf_structure(path)
     read_header(path)
 
 

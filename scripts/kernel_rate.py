@@ -11,7 +11,7 @@ import sys
 
 import numpy as np
 
-from ggtune import _core
+from ggtune._native import core as _core
 from ggtune.system import available_threads
 
 SECONDS = 0.5

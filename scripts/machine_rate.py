@@ -1,6 +1,6 @@
 """What the machine's matrix instructions reach: NumPy's BLAS in float32, and the bare matrix unit on tiles of bf16."""
 
-from ggtune import _core
+from ggtune._native import core as _core
 from peer_process import PeerProcess
 
 GEMM_SIZE = 2048

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from bench_steps import Arrays, Shape, random_batch, real_steps
-from ggtune import _core
+from ggtune._native import core as _core
 from ggtune.data.samples import FloatArray
 from ggtune.system import available_threads
 
@@ -90,7 +90,7 @@ def make_adapter(model: _core.Model, rank: int, seed: int) -> _core.Adapter:
 def compute(
     model: _core.Model, adapter: _core.Adapter, batch: Arrays, precision: str, args: argparse.Namespace
 ) -> Pass:
-    trainer = _core.Trainer(model, adapter, context=args.ctx, threads=args.threads, precision=precision)
+    trainer = _core.Trainer(adapter, context=args.ctx, threads=args.threads, precision=precision)
     result = trainer.accumulate(*batch)
     return Pass(result.loss_sum / result.weight_sum, result.log_probs[batch[4] != 0], trainer.gradients())
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import click
 
-from ggtune._core import Adapter, Model, Trainer
+from ggtune import Adapter, Model, Trainer
 from ggtune.data.load import load_samples
 from ggtune.data.packing import MicroBatch, pack
 from ggtune.data.split import hold_out
@@ -29,7 +29,7 @@ PACKED_TOKENS = 512
 
 def loss(model: Model, adapter: Adapter, batches: Iterable[MicroBatch], context: int, threads: int) -> float:
     """Compute the mean of ``-log p`` over the target tokens, in nats."""
-    trainer = Trainer(model, adapter, context=context, threads=threads)
+    trainer = Trainer(adapter, context=context, threads=threads)
     results = [trainer.evaluate(*b.arrays) for b in batches]
     return sum(each.loss_sum for each in results) / sum(each.weight_sum for each in results)
 

@@ -1,11 +1,19 @@
 """What tests of several folders share."""
 
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+import ggtune._native  # noqa: F401  before what imports ggtune._core itself: threads then wait as in the program
+
+# A shell ignores SIGINT for what it starts in the background, and children inherit that. Here, and so in the processes
+# that tests start, it has to work as in a terminal.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

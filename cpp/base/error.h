@@ -2,7 +2,9 @@
 #pragma once
 
 #include <exception>
+#include <new>
 #include <stdexcept>
+#include <string>
 
 namespace ggtune {
 
@@ -20,6 +22,17 @@ struct ModelFileError : Error {
 struct NotFiniteError : Error {
     using Error::Error;
 };
+
+// What to say of an exception of llama.cpp's or the standard library's, whose own text may be "unordered_map::at".
+inline std::string reason(const std::exception & exception) {
+    if (dynamic_cast<const std::out_of_range *>(&exception) != nullptr) {
+        return "an entry that llama.cpp looks up is missing";
+    }
+    if (dynamic_cast<const std::bad_alloc *>(&exception) != nullptr) {
+        return "not enough memory";
+    }
+    return exception.what();
+}
 
 // A signal arrived while the engine was at work. The Python exception that it caused is already set.
 struct Interrupted : std::exception {

@@ -1,5 +1,7 @@
 // Bindings of Model and of what it lists.
 #include "engine/model.h"
+#include "engine/inference.h"
+#include "files/llama_log.h"
 
 #include <llama.h>
 #include <pybind11/stl.h>
@@ -89,6 +91,7 @@ void bind_model(py::module_ & m) {
                 return py::bytes(model.detokenize(to_vector(tokens), special));
             },
             py::arg("tokens"), py::kw_only(), py::arg("special") = false)
+        .def("check_answers", check_answers, py::call_guard<py::gil_scoped_release>())
         .def("is_end_token", [](const Model & model, int32_t token) {
             return token >= 0 && token < model.n_vocab() && llama_vocab_is_eog(&model.vocab(), token);
         });

@@ -144,17 +144,18 @@ void bind_training(py::module_ & m) {
         .def_property_readonly("log_probs", [](const BatchResult & result) { return to_array(result.log_probs); });
 
     py::class_<Trainer>(m, "Trainer")
-        .def(py::init([](const std::shared_ptr<Model> &, const std::shared_ptr<Adapter> & adapter, int64_t context,
-                         int threads, float dropout, uint64_t seed, const std::string & precision,
-                         const std::string & ops, std::optional<int> ggml_layers, float neftune_alpha) {
+        .def(py::init([](const std::shared_ptr<Adapter> & adapter, int64_t context, int threads, float dropout,
+                         uint64_t seed, const std::string & precision, const std::string & ops,
+                         std::optional<int> ggml_layers, float neftune_alpha) {
                  const Trainer::Options options = {
                      context, threads, dropout, seed, to_precision(precision), to_ops(ops), ggml_layers, neftune_alpha};
                  const py::gil_scoped_release release;  // the adapter is held by the trainer
                  return std::make_unique<Trainer>(adapter, options);
              }),
-             py::arg("model"), py::arg("adapter"), py::kw_only(), py::arg("context"), py::arg("threads"),
-             py::arg("dropout") = 0.0f, py::arg("seed") = 0, py::arg("precision") = "auto", py::arg("ops") = "cpu",
-             py::arg("ggml_layers") = py::none(), py::arg("neftune_alpha") = 0.0f, py::keep_alive<1, 2>())
+             py::arg("adapter"), py::kw_only(), py::arg("context"), py::arg("threads"), py::arg("dropout") = 0.0f,
+             py::arg("seed") = 0, py::arg("precision") = "auto", py::arg("ops") = "cpu",
+             py::arg("ggml_layers") = py::none(), py::arg("neftune_alpha") = 0.0f,
+             py::keep_alive<1, 2>())  // the Python object of the adapter keeps the model
         .def_property(
             "recompute_layers", [](const Trainer & trainer) { return trainer.recompute_layers; },
             [](Trainer & trainer, int n) {
@@ -203,10 +204,12 @@ void bind_training(py::module_ & m) {
         .def("zero_gradients", &Trainer::zero_gradients)
         .def(
             "step",
-            [](Trainer & trainer, double lr, double beta1, double beta2, double epsilon, double weight_decay,
-               double clip) { return trainer.step({lr, beta1, beta2, epsilon, weight_decay, clip}); },
-            py::arg("lr"), py::kw_only(), py::arg("beta1") = 0.9, py::arg("beta2") = 0.999, py::arg("epsilon") = 1e-8,
-            py::arg("weight_decay") = 0.0, py::arg("clip") = 0.0, py::call_guard<py::gil_scoped_release>())
+            [](Trainer & trainer, double lr, std::optional<double> divisor, double beta1, double beta2, double epsilon,
+               double weight_decay,
+               double clip) { return trainer.step({lr, beta1, beta2, epsilon, weight_decay, clip}, divisor); },
+            py::arg("lr"), py::kw_only(), py::arg("divisor") = py::none(), py::arg("beta1") = 0.9,
+            py::arg("beta2") = 0.999, py::arg("epsilon") = 1e-8, py::arg("weight_decay") = 0.0, py::arg("clip") = 0.0,
+            py::call_guard<py::gil_scoped_release>())
         .def("moments", get_moments)
         .def("set_moments", set_moments, py::arg("moments"))
         .def(

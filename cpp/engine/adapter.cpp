@@ -67,7 +67,9 @@ Adapter::Adapter(Model & model, int rank_, float alpha_, const std::vector<std::
         kinds.insert(linear.kind);
     }
     if (kinds.empty()) {
-        throw untrainable(model.architecture(), "it has none of the linears that can be adapted");
+        throw ModelFileError(
+            model.path + ": " +
+            untrainable(model.architecture(), "it has none of the linears that can be adapted").what());
     }
     for (const std::string & target : targets) {
         if (kinds.count(target) == 0) {

@@ -2,11 +2,8 @@
 
 #include <algorithm>
 
-#include "base/abort_guard.h"
 #include "base/error.h"
-#include "base/interrupt.h"
-#include "files/gguf_check.h"
-#include "files/gguf_file.h"
+#include "engine/inference.h"
 
 namespace ggtune {
 
@@ -42,50 +39,28 @@ void TokenBatch::add(const std::vector<int32_t> & tokens, const std::vector<int3
 
 Decoder::Decoder(Model & model_, const std::vector<std::pair<std::string, float>> & adapters, const Options & options)
     : model(model_), options_(options) {
-    if (!model.has_weights()) {
-        throw Error(model.path + " was loaded without its weights");
-    }
     const auto most_sequences = static_cast<int64_t>(llama_max_parallel_sequences());
     if (options.n_tokens < 1 || options.n_sequences < 1 || options.n_sequences > most_sequences) {
         throw Error("a batch needs at least one token and 1 to " + std::to_string(most_sequences) + " sequences");
     }
-    const AbortAsException guard;
-    std::vector<llama_adapter_lora *> handles;
-    std::vector<float> scales;
+    ScaledLoras loras;
     for (const auto & [path, scale] : adapters) {
-        check_adapter(open_checked(path), open_checked(model.path));
-        loras_.emplace_back(llama_adapter_lora_init(&model.llama(), path.c_str()));
-        if (!loras_.back()) {
-            throw ModelFileError(path + ": llama.cpp can't use this adapter: " + take_llama_log());
-        }
-        handles.push_back(loras_.back().get());
-        scales.push_back(scale);
+        loras_.push_back(load_lora(model, path));
+        loras.emplace_back(loras_.back().get(), scale);
     }
-    llama_context_params params = llama_context_default_params();
-    params.n_ctx = static_cast<uint32_t>(options.n_tokens);
-    params.n_batch = params.n_ctx;
+    llama_context_params params = inference_params(options.n_tokens, options.threads);
     params.n_ubatch = static_cast<uint32_t>(std::min(options.n_tokens, options.micro_batch));
     params.n_seq_max = static_cast<uint32_t>(options.n_sequences);
     params.kv_unified = true;
-    params.n_threads = options.threads;
-    params.n_threads_batch = options.threads;
-    params.abort_callback = [](void *) { return interrupted(); };
-    params.no_perf = true;
     params.cb_eval = options.on_node;
     params.cb_eval_user_data = options.on_node_data;
-    ctx_.reset(llama_init_from_model(&model.llama(), params));
-    if (!ctx_) {
-        throw Error("llama.cpp could not make a context of " + std::to_string(options.n_tokens) +
-                    " tokens: " + take_llama_log());
-    }
-    if (!handles.empty() && llama_set_adapters_lora(ctx_.get(), handles.data(), handles.size(), scales.data()) != 0) {
-        throw Error("llama.cpp refused the adapters: " + take_llama_log());
-    }
+    ctx_ = make_context(model, params, loras);
 }
 
 void Decoder::decode(const TokenBatch & batch) {
     const llama_batch & rows = batch.get();
     model.check_tokens({rows.token, rows.token + rows.n_tokens});
+    model.check_positions(1 + *std::max_element(rows.pos, rows.pos + rows.n_tokens));
     for (int32_t i = 0; i < rows.n_tokens; ++i) {
         const int32_t sequence = rows.seq_id[i][0];
         if (sequence < 0 || sequence >= options_.n_sequences) {
@@ -93,13 +68,7 @@ void Decoder::decode(const TokenBatch & batch) {
                         std::to_string(options_.n_sequences));
         }
     }
-    const int status = llama_decode(ctx_.get(), rows);
-    if (status == 2) {
-        throw Interrupted();
-    }
-    if (status != 0) {
-        throw Error("llama.cpp could not decode " + std::to_string(rows.n_tokens) + " tokens: " + take_llama_log());
-    }
+    ggtune::decode(model, *ctx_, rows);
 }
 
 void Decoder::clear() {

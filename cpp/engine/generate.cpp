@@ -1,11 +1,10 @@
 #include "engine/generate.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "base/error.h"
-#include "base/interrupt.h"
-#include "files/gguf_check.h"
-#include "files/gguf_file.h"
+#include "engine/inference.h"
 #include "kernels/softmax.h"
 
 namespace ggtune {
@@ -15,48 +14,22 @@ namespace {
 constexpr int default_context = 4096;
 constexpr int decode_batch = 512;
 
-bool abort_callback(void *) {
-    return interrupted();
-}
-
-llama_context_ptr make_context(Model & model, int64_t n_context, int threads, ggml_type cache_type) {
-    if (!model.has_weights()) {
-        throw Error(model.path + " was loaded without its weights");
-    }
-    model.check_positions(n_context);
-    llama_context_params params = llama_context_default_params();
-    params.n_ctx = n_context;
-    params.n_batch = std::min<int64_t>(n_context, decode_batch);
-    params.n_ubatch = params.n_batch;
-    params.n_seq_max = 1;
-    params.n_threads = threads;
-    params.n_threads_batch = threads;
-    params.abort_callback = abort_callback;
-    params.no_perf = true;
-    params.type_k = cache_type;
-    params.type_v = cache_type;
-    if (cache_type == GGML_TYPE_F32) {
-        params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_DISABLED;  // it works in half precision
-    }
-    llama_context_ptr ctx(llama_init_from_model(&model.llama(), params));
-    if (!ctx) {
-        throw Error("llama.cpp could not make a context of " + std::to_string(n_context) +
-                    " tokens: " + take_llama_log());
-    }
-    return ctx;
-}
-
-void decode(llama_context * ctx, std::vector<int32_t> & tokens) {
+void decode_in_batches(const Model & model, llama_context & ctx, std::vector<int32_t> & tokens) {
     for (size_t begin = 0; begin < tokens.size(); begin += decode_batch) {
         const size_t n = std::min<size_t>(decode_batch, tokens.size() - begin);
-        const int status = llama_decode(ctx, llama_batch_get_one(tokens.data() + begin, n));
-        if (status == 2) {
-            throw Interrupted();
-        }
-        if (status != 0) {
-            throw Error("llama.cpp could not decode " + std::to_string(n) + " tokens: " + take_llama_log());
-        }
+        decode(model, ctx, llama_batch_get_one(tokens.data() + begin, static_cast<int32_t>(n)));
     }
+}
+
+llama_token sample(const Model & model, llama_context & ctx, llama_sampler & sampler) {
+    const float * logits = llama_get_logits_ith(&ctx, -1);
+    if (std::any_of(logits, logits + model.n_vocab(), [](float logit) { return std::isnan(logit); })) {
+        throw ModelFileError(
+            model.path +
+            ": the model computes values that are not numbers: its weights, or those of "
+            "the adapter, are damaged or too large. Convert the model again, or get another file of it");
+    }
+    return llama_sampler_sample(&sampler, &ctx, -1);
 }
 
 }  // namespace
@@ -73,14 +46,10 @@ Generator::Generator(Model & model_, const std::vector<int32_t> & prompt, Adapte
                     std::to_string(n_context));
     }
     model.check_tokens(prompt);
-    ctx = make_context(model, n_context, threads, GGML_TYPE_F16);
-    if (adapter != nullptr) {
-        llama_adapter_lora * lora = adapter->lora();
-        float scale = 1.0f;
-        if (llama_set_adapters_lora(ctx.get(), &lora, 1, &scale) != 0) {
-            throw Error("llama.cpp refused the adapter: " + take_llama_log());
-        }
-    }
+    model.check_positions(n_context);
+    llama_context_params params = inference_params(n_context, threads);
+    params.n_batch = params.n_ubatch = static_cast<uint32_t>(std::min<int64_t>(n_context, decode_batch));
+    ctx = make_context(model, params, adapter != nullptr ? ScaledLoras{{adapter->lora(), 1.0f}} : ScaledLoras{});
     sampler.reset(llama_sampler_chain_init(llama_sampler_chain_default_params()));
     if (sampling.temperature > 0) {
         llama_sampler_chain_add(sampler.get(), llama_sampler_init_top_k(sampling.top_k));
@@ -96,9 +65,9 @@ std::optional<int32_t> Generator::next() {
     if (n_used + static_cast<int64_t>(pending.size()) > n_context) {
         return std::nullopt;
     }
-    decode(ctx.get(), pending);
+    decode_in_batches(model, *ctx, pending);
     n_used += pending.size();
-    const llama_token token = llama_sampler_sample(sampler.get(), ctx.get(), -1);
+    const llama_token token = sample(model, *ctx, *sampler);
     pending = {token};
     if (llama_vocab_is_eog(&model.vocab(), token)) {
         return std::nullopt;
@@ -112,17 +81,18 @@ std::vector<float> decode_log_probs(Model & model, const std::vector<int32_t> & 
         throw Error("at least two tokens are needed to score one");
     }
     model.check_tokens(tokens);
+    model.check_positions(static_cast<int64_t>(tokens.size()));
+    llama_context_params params = inference_params(static_cast<int64_t>(tokens.size()), threads);
+    params.n_batch = params.n_ubatch = std::min<uint32_t>(params.n_ctx, decode_batch);
+    params.type_k = params.type_v = GGML_TYPE_F32;
+    params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_DISABLED;  // it works in half precision
     llama_adapter_lora_ptr adapter;
-    llama_context_ptr ctx = make_context(model, tokens.size(), threads, GGML_TYPE_F32);
+    ScaledLoras loras;
     if (!adapter_path.empty()) {
-        check_adapter(open_checked(adapter_path), open_checked(model.path));
-        adapter.reset(llama_adapter_lora_init(&model.llama(), adapter_path.c_str()));
-        llama_adapter_lora * lora = adapter.get();
-        float scale = 1.0f;
-        if (lora == nullptr || llama_set_adapters_lora(ctx.get(), &lora, 1, &scale) != 0) {
-            throw ModelFileError(adapter_path + ": llama.cpp can't use this adapter: " + take_llama_log());
-        }
+        adapter = load_lora(model, adapter_path);
+        loras.emplace_back(adapter.get(), 1.0f);
     }
+    const llama_context_ptr ctx = make_context(model, params, loras);
     std::vector<float> log_probs;
     const int32_t n_vocab = model.n_vocab();
     llama_batch batch = llama_batch_init(decode_batch, 0, 1);
@@ -140,13 +110,7 @@ std::vector<float> decode_log_probs(Model & model, const std::vector<int32_t> & 
             batch.seq_id[i][0] = 0;
             batch.logits[i] = 1;
         }
-        const int status = llama_decode(ctx.get(), batch);
-        if (status == 2) {
-            throw Interrupted();
-        }
-        if (status != 0) {
-            throw Error("llama.cpp could not decode " + std::to_string(n) + " tokens: " + take_llama_log());
-        }
+        decode(model, *ctx, batch);
         for (size_t i = 0; i < n; i++) {
             const float * logits = llama_get_logits_ith(ctx.get(), i);
             log_probs.push_back(static_cast<float>(kernels::log_probability(logits, n_vocab, tokens[begin + i + 1])));

@@ -4,15 +4,11 @@
 #include <cstring>
 
 #include "base/error.h"
-#include "base/interrupt.h"
+#include "engine/inference.h"
 
 namespace ggtune {
 
 namespace {
-
-bool abort_callback(void *) {
-    return interrupted();
-}
 
 bool starts_with(const std::string & text, const char * prefix) {
     return text.compare(0, std::strlen(prefix), prefix) == 0;
@@ -38,29 +34,14 @@ void add_squares(const float * row, int64_t n, double * sums) {
 
 ImatrixCollector::ImatrixCollector(Model & model, int context, int threads, bool process_output)
     : model_(model), context_(context), process_output_(process_output) {
-    if (!model.has_weights()) {
-        throw Error(model.path + " was loaded without its weights");
-    }
     if (context < 1) {
         throw Error("a context of " + std::to_string(context) + " tokens holds no text");
     }
     model.check_positions(context);
-    llama_context_params params = llama_context_default_params();
-    params.n_ctx = static_cast<uint32_t>(context);
-    params.n_batch = params.n_ctx;
-    params.n_ubatch = params.n_ctx;  // one graph for a text: each token is counted once
-    params.n_seq_max = 1;
-    params.n_threads = threads;
-    params.n_threads_batch = threads;
-    params.abort_callback = abort_callback;
-    params.no_perf = true;
+    llama_context_params params = inference_params(context, threads);  // one graph for a text: each token counts once
     params.cb_eval = on_node;
     params.cb_eval_user_data = this;
-    ctx_.reset(llama_init_from_model(&model.llama(), params));
-    if (!ctx_) {
-        throw Error("llama.cpp could not make a context of " + std::to_string(context) +
-                    " tokens: " + take_llama_log());
-    }
+    ctx_ = make_context(model, params);
     batch_ = llama_batch_init(context, 0, 1);
     batch_owner_.reset(&batch_);
 }
@@ -87,15 +68,15 @@ void ImatrixCollector::add(const std::vector<int32_t> & tokens) {
         batch_.logits[i] = 1;  // else the last layer would compute the rest of it for one token alone
     }
     llama_memory_clear(llama_get_memory(ctx_.get()), true);
-    const int status = llama_decode(ctx_.get(), batch_);
+    try {
+        decode(model_, *ctx_, batch_);
+    } catch (const std::exception &) {
+        if (problem_.empty()) {
+            throw;
+        }
+    }
     if (!problem_.empty()) {
         throw Error(problem_);
-    }
-    if (status == 2) {
-        throw Interrupted();
-    }
-    if (status != 0) {
-        throw Error("llama.cpp could not decode " + std::to_string(tokens.size()) + " tokens: " + take_llama_log());
     }
 }
 

@@ -3,9 +3,11 @@
 #include <algorithm>
 #include <functional>
 #include <stdexcept>
+#include <unordered_set>
 
 #include "base/abort_guard.h"
 #include "base/error.h"
+#include "files/llama_log.h"
 #include "ggml-impl.h"
 #include "llama-adapter.h"
 #include "llama-batch.h"
@@ -46,6 +48,19 @@ LoraHandle make_lora(llama_model & model, float alpha, const std::vector<LoraWei
 }
 
 namespace {
+
+// Only the graph tells whether an architecture rotates, and ggml never ends with no dimension to rotate.
+std::string problem_of_rope(const llama_model & model, ggml_cgraph * graph) {
+    for (int i = 0; i < ggml_graph_n_nodes(graph); i++) {
+        const ggml_tensor * node = ggml_graph_node(graph, i);
+        constexpr int n_dims = 1;  // its place among the op's parameters
+        if (node->op == GGML_OP_ROPE && ggml_get_op_params_i32(node, n_dims) <= 0) {
+            return "RoPE can't rotate 0 of the " + std::to_string(node->ne[0]) + " dimensions of a head (" +
+                   model_architecture(model) + ".rope.dimension_count): convert the model again";
+        }
+    }
+    return "";
+}
 
 class LlamaForwardGraph final : public ForwardGraph {
   public:
@@ -149,6 +164,7 @@ ForwardGraphBuilder::ForwardGraphBuilder(llama_model & model, uint32_t context, 
     }
     // Wanted are only llama.cpp's derived parameters (RoPE scaling and the like) and its scheduler: as small as it can
     // be.
+    take_llama_log();
     llama_context_params params = llama_context_default_params();
     params.n_ctx = 256;
     params.n_batch = 1;
@@ -163,11 +179,11 @@ ForwardGraphBuilder::ForwardGraphBuilder(llama_model & model, uint32_t context, 
         try {
             impl->context = llama_init_from_model(&model, params);
         } catch (const std::exception & e) {
-            throw untrainable(arch, std::string("llama.cpp can't set it up: ") + e.what());
+            throw Error(reason_of_no_graph(model, reason(e)));
         }
     }
     if (impl->context == nullptr) {
-        throw untrainable(arch, "llama.cpp can't set it up");
+        throw Error(reason_of_no_graph(model, take_llama_log()));
     }
     llama_memory_t memory = llama_get_memory(impl->context);
     if (memory == nullptr) {
@@ -257,6 +273,10 @@ std::unique_ptr<ForwardGraph> ForwardGraphBuilder::build(const GraphBatch & batc
         params.cb = name_tensor;
         params.res = &built->result;
         model.build_graph(params);
+        const std::string problem = problem_of_rope(model, built->graph());
+        if (!problem.empty()) {
+            throw Error(problem);
+        }
         if (built->logits() == nullptr || built->hidden() == nullptr) {
             throw untrainable(arch, "it gives no logits");
         }
@@ -266,8 +286,70 @@ std::unique_ptr<ForwardGraph> ForwardGraphBuilder::build(const GraphBatch & batc
     } catch (const std::out_of_range &) {  // of the cache's map from layers to their place in it
         throw untrainable(arch, "its layers take keys and values from a cache, which training does not have");
     } catch (const std::exception & e) {
-        throw untrainable(arch, std::string("llama.cpp can't build its graph: ") + e.what());
+        throw untrainable(arch, "llama.cpp can't build its graph: " + reason(e));
     }
+}
+
+namespace {
+
+// Ops that take a weight of any type that has a row dequantizer, or only move it.
+bool takes_any_type(ggml_op op) {
+    switch (op) {
+        case GGML_OP_NONE:
+        case GGML_OP_VIEW:
+        case GGML_OP_RESHAPE:
+        case GGML_OP_PERMUTE:
+        case GGML_OP_TRANSPOSE:
+        case GGML_OP_DUP:
+        case GGML_OP_CPY:
+        case GGML_OP_CONT:
+        case GGML_OP_GET_ROWS:
+        case GGML_OP_MUL_MAT:
+        case GGML_OP_MUL_MAT_ID:
+        case GGML_OP_IM2COL:
+            return true;
+        default:
+            return false;
+    }
+}
+
+}  // namespace
+
+std::string reason_of_no_graph(const llama_model & model, const std::string & said) {
+    const bool no_gating =
+        model.hparams.n_expert > 0 && model.hparams.expert_gating_func == LLAMA_EXPERT_GATING_FUNC_TYPE_NONE;
+    const std::string prefix = "failed to initialize the context: ";
+    const size_t at = said.rfind(prefix);
+    const std::string short_form = at == std::string::npos ? said : said.substr(at + prefix.size());
+    return "llama.cpp can't compute with this model" + (short_form.empty() ? "" : " (" + short_form + ")") + ": " +
+           (no_gating ? "the key " + model_architecture(model) + ".expert_gating_func is missing"
+                      : "a key is missing or wrong") +
+           ". Convert the model again, or get another file of it";
+}
+
+std::string problem_of_graph(llama_context & context) {
+    context.sched_reserve();
+    std::unordered_set<const ggml_tensor *> weights;
+    for (const auto & [name, tensor] : context.get_model().tensors_by_name) {
+        weights.insert(tensor);
+    }
+    ggml_cgraph * graph = context.get_gf_res_reserve()->get_gf();
+    const std::string problem = problem_of_rope(context.get_model(), graph);
+    if (!problem.empty()) {
+        return problem;
+    }
+    for (int i = 0; i < ggml_graph_n_nodes(graph); i++) {
+        const ggml_tensor * node = ggml_graph_node(graph, i);
+        for (const ggml_tensor * src : node->src) {
+            const ggml_tensor * whole = src != nullptr && src->view_src != nullptr ? src->view_src : src;
+            if (whole != nullptr && weights.count(whole) != 0 && whole->type != GGML_TYPE_F32 &&
+                !takes_any_type(node->op)) {
+                return "tensor " + std::string(whole->name) + " is of type " + ggml_type_name(whole->type) +
+                       "; llama.cpp computes with it in f32 only: convert the model again";
+            }
+        }
+    }
+    return "";
 }
 
 ggml_status compute_slice(ggml_backend_t backend, ggml_cgraph * graph, int begin, int end) {

@@ -13,6 +13,7 @@
 #include "base/error.h"
 
 struct llama_adapter_lora;
+struct llama_context;
 struct llama_model;
 
 namespace ggtune {
@@ -77,6 +78,13 @@ class ForwardGraphBuilder {
     struct Impl;
     std::unique_ptr<Impl> impl;
 };
+
+// Why llama.cpp could not build this model's graphs, for the user; said: what it logged or asserted.
+std::string reason_of_no_graph(const llama_model & model, const std::string & said);
+
+// Builds the context's graphs anew where its adapters have changed; ggml's assertions are the caller's to catch. Returns
+// why they can't be computed: what would end the process, or never end. "" where they can.
+std::string problem_of_graph(llama_context & context);
 
 // Runs nodes [begin, end) of a graph.
 ggml_status compute_slice(ggml_backend_t backend, ggml_cgraph * graph, int begin, int end);

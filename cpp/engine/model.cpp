@@ -3,9 +3,7 @@
 #include <ggml-backend.h>
 #include <llama.h>
 
-#include <atomic>
-#include <cstdio>
-#include <cstring>
+#include <algorithm>
 #include <mutex>
 #include <set>
 
@@ -14,38 +12,16 @@
 #include "engine/llama_access.h"
 #include "files/gguf_check.h"
 #include "files/gguf_file.h"
+#include "files/llama_log.h"
 
 namespace ggtune {
 
 namespace {
 
-std::mutex log_mutex;
-std::string log_tail;
-std::atomic<bool> log_verbose{false};
-
-// Nothing of llama.cpp's chatter reaches the terminal; what it says last before a failure goes into the exception.
-void keep_log(ggml_log_level level, const char * text, void *) {
-    if (log_verbose) {
-        std::fputs(text, stderr);
-    }
-    if (level != GGML_LOG_LEVEL_ERROR && level != GGML_LOG_LEVEL_CONT) {
-        return;
-    }
-    const std::lock_guard<std::mutex> lock(log_mutex);
-    if (level == GGML_LOG_LEVEL_CONT && log_tail.empty()) {
-        return;
-    }
-    log_tail += text;
-    constexpr size_t max_length = 600;
-    if (log_tail.size() > max_length) {
-        log_tail.erase(0, log_tail.size() - max_length);
-    }
-}
-
 void initialize_backend() {
     static std::once_flag once;
     std::call_once(once, [] {
-        llama_log_set(keep_log, nullptr);
+        install_llama_log();
         llama_backend_init();
     });
 }
@@ -79,26 +55,18 @@ bool is_linear_kind(const std::string & kind) {
     return kinds.count(kind) != 0;
 }
 
+[[noreturn]] void fail_to_load(const std::string & path, const std::string & said) {
+    std::string why = said;
+    const std::string before = "error loading model: ";
+    const size_t begin = why.find(before);
+    why.erase(0, begin == std::string::npos ? 0 : begin + before.size());
+    why.erase(std::min(why.size(), why.find(";llama_model_load_from_file_impl")));
+    throw ModelFileError(path + ": llama.cpp can't load this model" + (why.empty() ? "" : ": " + why) +
+                         ". Convert the model again, or get another file of it; where it is newer than this ggtune, a "
+                         "newer one is needed");
+}
+
 }  // namespace
-
-std::string take_llama_log() {
-    const std::lock_guard<std::mutex> lock(log_mutex);
-    std::string line;
-    line.swap(log_tail);
-    while (!line.empty() && line.back() == '\n') {
-        line.pop_back();
-    }
-    for (char & c : line) {
-        if (c == '\n') {
-            c = ';';
-        }
-    }
-    return valid_utf8(line);
-}
-
-void set_llama_log_verbose(bool verbose) {
-    log_verbose = verbose;
-}
 
 Model::Model(const std::string & path_, int gpu_layers, Contents contents_) : path(path_), contents(contents_) {
     const GgufFile file = open_checked(path);
@@ -119,11 +87,10 @@ Model::Model(const std::string & path_, int gpu_layers, Contents contents_) : pa
         const AbortAsException guard;  // what check_model does not know of
         handle = llama_model_load_from_file(path.c_str(), params);
     } catch (const std::exception & e) {
-        throw ModelFileError(path + ": llama.cpp can't load this model: " + e.what());
+        fail_to_load(path, reason(e));
     }
     if (handle == nullptr) {
-        const std::string reason = take_llama_log();
-        throw ModelFileError(path + ": llama.cpp can't load this model" + (reason.empty() ? "" : ": " + reason));
+        fail_to_load(path, take_llama_log());
     }
     const llama_rope_type rope = llama_model_rope_type(handle);
     if (contents != Contents::vocabulary && (rope == LLAMA_ROPE_TYPE_MROPE || rope == LLAMA_ROPE_TYPE_IMROPE)) {
@@ -233,7 +200,8 @@ auto with_vocabulary(const std::string & path, const Work & work) {
     try {
         return work();
     } catch (const std::exception & e) {
-        throw ModelFileError(path + ": the vocabulary is damaged or incomplete: " + e.what());
+        throw ModelFileError(path + ": the vocabulary is damaged or incomplete: " + reason(e) +
+                             ". Convert the model again, or get another file of it");
     }
 }
 

@@ -68,8 +68,4 @@ class Model {
     std::string arch;
 };
 
-// The last messages of level warning or error that llama.cpp logged on its way to a failure, one line.
-std::string take_llama_log();
-void set_llama_log_verbose(bool verbose);
-
 }  // namespace ggtune

@@ -63,12 +63,27 @@ BatchArrays padded(const MicroBatch & from, int64_t context) {
     return batch;
 }
 
+// What keeps a model from being trained, with the name of its file before it.
+template <typename Make>
+auto naming_model(const Model & model, const Make & make) {
+    try {
+        return make();
+    } catch (const Error & e) {
+        throw ModelFileError(model.path + ": " + e.what());
+    }
+}
+
 }  // namespace
 
 Trainer::Trainer(std::shared_ptr<Adapter> adapter_, const Options & options_)
     : adapter(std::move(adapter_)),
       options(options_),
-      builder(adapter->model().llama(), static_cast<uint32_t>(std::max<int64_t>(options.context, 1)), adapter->lora()),
+      builder(naming_model(adapter->model(),
+                           [&] {
+                               return ForwardGraphBuilder(adapter->model().llama(),
+                                                          static_cast<uint32_t>(std::max<int64_t>(options.context, 1)),
+                                                          adapter->lora());
+                           })),
       executor(std::max(options.threads, 1)) {
     if (options.context < 1) {
         throw Error("the context must be at least 1 token");
@@ -111,8 +126,10 @@ Trainer::Trainer(std::shared_ptr<Adapter> adapter_, const Options & options_)
     }
     zero_gradients();
     const BatchArrays probe = batch_of_shape(2, 1, 1);
-    const TrainingGraph graph(builder, *adapter, accumulators, probe.view(), graph_options(true));
-    n_recomputable = graph.n_recomputable_layers();
+    n_recomputable = naming_model(adapter->model(), [&] {
+        return TrainingGraph(builder, *adapter, accumulators, probe.view(), graph_options(true))
+            .n_recomputable_layers();
+    });
 }
 
 GraphOptions Trainer::graph_options(bool gradients) const {
@@ -218,6 +235,7 @@ BatchResult Trainer::run(const MicroBatch & batch, bool gradients) {
 BatchResult Trainer::accumulate(const MicroBatch & batch) {
     BatchResult result = run(batch, true);
     weight_sum += result.weight_sum;
+    n_accumulated += result.n_targets;
     n_micro_batches++;
     return result;
 }
@@ -261,6 +279,7 @@ std::vector<Trainer::State> & Trainer::states() {
 void Trainer::zero_gradients() {
     ggml_backend_buffer_clear(buffer.get(), 0);
     weight_sum = 0;
+    n_accumulated = 0;
 }
 
 // Calls work(state, begin, end, index) for each piece of the parameters, on all threads. The pieces are the same for
@@ -281,17 +300,23 @@ void Trainer::for_each_piece(const Work & work) {
     });
 }
 
-double Trainer::step(const AdamW & o) {
+double Trainer::step(const AdamW & o, std::optional<double> divisor) {
     check_weights();
-    if (!(weight_sum > 0)) {
+    if (n_accumulated == 0) {
         throw Error("there is nothing to step on: no target with a weight has been accumulated");
+    }
+    const double scale = divisor.value_or(weight_sum);
+    if (!(scale > 0) || !std::isfinite(scale)) {
+        throw Error(divisor ? "the divisor of a step must be a number above 0, not " + std::to_string(scale)
+                            : "the weights of the accumulated targets sum to " + std::to_string(scale) +
+                                  ", by which no gradient can be divided: give a divisor");
     }
     const auto gradients = [](const State & state) { return static_cast<float *>(state.gradient->data); };
     std::vector<double> square_sums(n_pieces);
     for_each_piece([&](const State & state, int64_t begin, int64_t end, int64_t index) {
         square_sums[index] = kernels::square_sum(end - begin, gradients(state) + begin);
     });
-    const double norm = std::sqrt(std::accumulate(square_sums.begin(), square_sums.end(), 0.0)) / weight_sum;
+    const double norm = std::sqrt(std::accumulate(square_sums.begin(), square_sums.end(), 0.0)) / scale;
     if (!std::isfinite(norm)) {
         throw NotFiniteError("the gradient is not finite");
     }
@@ -299,7 +324,7 @@ double Trainer::step(const AdamW & o) {
     const double clip_factor = o.clip > 0 ? std::min(1.0, o.clip / (norm + 1e-6)) : 1.0;
     const auto t = static_cast<double>(n_steps + 1);
     const kernels::AdamWFactors factors = {
-        clip_factor / weight_sum,   o.lr,      o.beta1,        o.beta2, 1.0 - std::pow(o.beta1, t),
+        clip_factor / scale,        o.lr,      o.beta1,        o.beta2, 1.0 - std::pow(o.beta1, t),
         1.0 - std::pow(o.beta2, t), o.epsilon, o.weight_decay,
     };
     for_each_piece([&](State & state, int64_t begin, int64_t end, int64_t) {
@@ -309,6 +334,7 @@ double Trainer::step(const AdamW & o) {
         std::fill_n(gradient, end - begin, 0.0f);
     });
     weight_sum = 0;
+    n_accumulated = 0;
     n_steps++;
     return norm;
 }

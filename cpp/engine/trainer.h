@@ -54,7 +54,7 @@ class Trainer {
         std::optional<int> ops_layers = std::nullopt;  // as in GraphOptions
         float neftune_alpha = 0.0f;                    // as in EmbeddingNoise; `seed` is the noise's, too
     };
-    // Builds one small graph and raises Error where the model can't be trained.
+    // Builds one small graph and raises ModelFileError where the model can't be trained.
     Trainer(std::shared_ptr<Adapter> adapter, const Options & options);
 
     int recompute_layers = 0;     // so many of the first layers are computed again for their gradient, to save memory
@@ -74,9 +74,10 @@ class Trainer {
     double predict_seconds(const MicroBatch & batch, bool gradients);
 
     void zero_gradients();
-    // One step on gradients / accumulated weight (kernels/adamw.h); returns their global norm before clipping. Changes
-    // nothing and raises Error where there is no weight, NotFiniteError where there is no finite norm.
-    double step(const AdamW & options);
+    // One step on gradients / divisor (kernels/adamw.h), by default the sum of the accumulated weights; returns their
+    // global norm before clipping. Changes nothing and raises Error where nothing has been accumulated or the divisor is
+    // not above 0, NotFiniteError where there is no finite norm.
+    double step(const AdamW & options, std::optional<double> divisor = std::nullopt);
 
     struct State {
         std::string name;
@@ -106,7 +107,8 @@ class Trainer {
     void for_each_piece(const Work & work);
 
     const Options options;
-    double weight_sum = 0;  // of the accumulated gradients
+    double weight_sum = 0;      // of the accumulated gradients
+    int64_t n_accumulated = 0;  // targets in them
     int n_recomputable = 0;
 
     std::vector<State> list;

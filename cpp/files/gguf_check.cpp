@@ -24,6 +24,11 @@ constexpr uint64_t min_alignment = 32;
     throw ModelFileError(file.path + ": " + what);
 }
 
+// What llama.cpp can't load or would abort on.
+[[noreturn]] void fail_damaged(const GgufFile & file, const std::string & what) {
+    fail(file, what + ". The file is damaged, or no text model: convert the model again, or get another file of it");
+}
+
 bool ends_with(const std::string & text, const std::string & suffix) {
     return text.size() >= suffix.size() && text.compare(text.size() - suffix.size(), suffix.size(), suffix) == 0;
 }
@@ -36,7 +41,7 @@ void check_added_token(const GgufFile & file, const std::string & name, int64_t 
     const auto given = file.integer(key);
     const bool there = (given && *given >= 0 && *given < n_tokens) || (standard >= 0 && standard < n_tokens);
     if (!there && file.boolean("tokenizer.ggml.add_" + name + "_token").value_or(added_by_default)) {
-        fail(file, "the tokenizer adds a BOS or EOS token, but " + key + " names none of the vocabulary");
+        fail_damaged(file, "the tokenizer adds a BOS or EOS token, but " + key + " names none of the vocabulary");
     }
 }
 
@@ -60,7 +65,7 @@ void check_vocabulary(const GgufFile & file) {
         std::string text = tokens[i].c_str();
         text = text.empty() ? "[EMPTY_" + std::to_string(i) + "]" : text;
         if (!seen.insert(text).second) {
-            fail(file, "the vocabulary is damaged: token " + std::to_string(i) + " is there twice");
+            fail_damaged(file, "the vocabulary is damaged: token " + std::to_string(i) + " is there twice");
         }
     }
 
@@ -75,8 +80,8 @@ void check_vocabulary(const GgufFile & file) {
 int64_t positive(const GgufFile & file, const std::string & key) {
     const auto value = file.integer(key);
     if (!value || *value <= 0) {
-        fail(file, value ? "the key " + key + " is " + std::to_string(*value) + "; it has to be positive"
-                         : "the key " + key + " is missing: the file is damaged, or no text model");
+        fail_damaged(file, value ? "the key " + key + " is " + std::to_string(*value) + "; it has to be positive"
+                                 : "the key " + key + " is missing");
     }
     return *value;
 }
@@ -94,7 +99,7 @@ void check_experts(const GgufFile & file, const std::string & arch) {
     const bool routed = n_expert > 0 && n_expert <= max_experts && n_used > 0 && n_used <= n_expert && n_groups >= 0 &&
                         n_groups < n_expert && grouped;
     if (!dense && !routed) {
-        fail(file, "the keys " + arch + ".expert_* contradict each other");
+        fail_damaged(file, "the keys " + arch + ".expert_* contradict each other");
     }
 }
 
@@ -108,7 +113,7 @@ void check_heads(const GgufFile & file, const std::string & arch, int64_t n_embd
                  const std::vector<int64_t> & kv_heads) {
     for (const int64_t each : heads) {
         if (each < 0 || each > n_embd) {
-            fail(file, "the key " + arch + ".attention.head_count is " + std::to_string(each));
+            fail_damaged(file, "the key " + arch + ".attention.head_count is " + std::to_string(each));
         }
     }
     for (int64_t layer = 0; layer < positive(file, arch + ".block_count"); ++layer) {
@@ -118,28 +123,28 @@ void check_heads(const GgufFile & file, const std::string & arch, int64_t n_embd
         const bool attends = file.find_tensor(block + "attn_q.weight") != nullptr ||
                              file.find_tensor(block + "attn_qkv.weight") != nullptr;
         if (attends && n_head == 0) {
-            fail(file, "layer " + std::to_string(layer) + " has attention, but by " + arch +
-                           ".attention.head_count no heads: the file is damaged");
+            fail_damaged(file, "layer " + std::to_string(layer) + " has attention, but by " + arch +
+                                   ".attention.head_count no heads");
         }
         if (n_head_kv < 0 || (n_head_kv > 0 && n_head % n_head_kv != 0)) {
-            fail(file, "the key " + arch + ".attention.head_count_kv is " + std::to_string(n_head_kv) +
-                           "; it has to divide the " + std::to_string(n_head) + " heads");
+            fail_damaged(file, "the key " + arch + ".attention.head_count_kv is " + std::to_string(n_head_kv) +
+                                   "; it has to divide the " + std::to_string(n_head) + " heads");
         }
         // Optional to llama.cpp's loader, not to its graph.
         const bool separate = file.find_tensor(block + "attn_q.weight") != nullptr &&
                               file.find_tensor(block + "attn_k.weight") != nullptr &&
                               file.find_tensor(block + "attn_v.weight") != nullptr;
         if (arch == "phi3" && !separate && file.find_tensor(block + "attn_qkv.weight") == nullptr) {
-            fail(file, "tensor " + block + "attn_qkv.weight is missing: the file is damaged");
+            fail_damaged(file, "tensor " + block + "attn_qkv.weight is missing");
         }
     }
 }
 
-// ggml asserts that the rotated dimensions are pairs inside the head, and never ends with none of them.
+// ggml asserts that the rotated dimensions are pairs inside the head. None of them is what models without RoPE say.
 void check_rope(const GgufFile & file, const std::string & key, int64_t n_head_embd, int64_t n_rot) {
-    if (n_head_embd <= 0 || n_rot <= 0 || n_rot > n_head_embd || n_rot % 2 != 0) {
-        fail(file, "RoPE can't rotate " + std::to_string(n_rot) + " of the " + std::to_string(n_head_embd) +
-                       " dimensions of a head (" + key + ")");
+    if (n_head_embd <= 0 || n_rot < 0 || n_rot > n_head_embd || n_rot % 2 != 0) {
+        fail_damaged(file, "RoPE can't rotate " + std::to_string(n_rot) + " of the " + std::to_string(n_head_embd) +
+                               " dimensions of a head (" + key + ")");
     }
 }
 
@@ -151,13 +156,13 @@ void check_attention(const GgufFile & file, const std::string & arch, int64_t n_
         return;  // no attention (in the first layer); llama.cpp checks the tensors' shapes
     }
     if (kv_heads.size() == 1 && heads.size() == 1 && kv_heads[0] == 0) {
-        fail(file, "the key " + arch + ".attention.head_count_kv is 0; it has to divide the " +
-                       std::to_string(heads[0]) + " heads");
+        fail_damaged(file, "the key " + arch + ".attention.head_count_kv is 0; it has to divide the " +
+                               std::to_string(heads[0]) + " heads");
     }
     const auto key_length = file.integer(arch + ".attention.key_length");
     if (!key_length && n_embd % heads[0] != 0) {
-        fail(file, "the embedding length " + std::to_string(n_embd) + " is no multiple of the " +
-                       std::to_string(heads[0]) + " heads");
+        fail_damaged(file, "the embedding length " + std::to_string(n_embd) + " is no multiple of the " +
+                               std::to_string(heads[0]) + " heads");
     }
     const int64_t n_head_embd = key_length.value_or(n_embd / heads[0]);
     const int64_t n_rot = file.integer(arch + ".rope.dimension_count").value_or(n_head_embd);
@@ -168,33 +173,33 @@ void check_attention(const GgufFile & file, const std::string & arch, int64_t n_
                file.integer(arch + ".rope.dimension_count_swa").value_or(n_rot));
     const int64_t n_window = file.integer(arch + ".attention.sliding_window").value_or(0);
     if (n_window < 0 || n_window > max_window) {
-        fail(file, "the key " + arch + ".attention.sliding_window is out of range: the file is damaged");
+        fail_damaged(file, "the key " + arch + ".attention.sliding_window is out of range");
     }
 }
 
 void check_hyperparameters(const GgufFile & file) {
     const std::string arch = file.architecture();
     if (positive(file, arch + ".block_count") > max_layers) {
-        fail(file, "has more than the " + std::to_string(max_layers) + " layers that llama.cpp takes");
+        fail_damaged(file, "has more than the " + std::to_string(max_layers) + " layers that llama.cpp takes");
     }
     if (positive(file, arch + ".context_length") > std::numeric_limits<int32_t>::max()) {
-        fail(file, "the key " + arch + ".context_length is out of range: the file is damaged");
+        fail_damaged(file, "the key " + arch + ".context_length is out of range");
     }
     const int64_t n_embd = positive(file, arch + ".embedding_length");
     const int64_t n_nextn = file.integer(arch + ".nextn_predict_layers").value_or(0);
     if (n_nextn < 0 || n_nextn >= positive(file, arch + ".block_count")) {
-        fail(file, "the key " + arch + ".nextn_predict_layers is " + std::to_string(n_nextn));
+        fail_damaged(file, "the key " + arch + ".nextn_predict_layers is " + std::to_string(n_nextn));
     }
     check_experts(file, arch);
     check_attention(file, arch, n_embd);
     const std::string scaling = file.string(arch + ".rope.scaling.type").value_or("linear");
     if (scaling != "none" && scaling != "linear" && scaling != "yarn" && scaling != "longrope") {
-        fail(file, "has the unknown RoPE scaling " + printable(scaling));
+        fail_damaged(file, "has the unknown RoPE scaling " + printable(scaling));
     }
     for (const char * name : {".attention.layer_norm_epsilon", ".attention.layer_norm_rms_epsilon"}) {
         const double epsilon = file.number(arch + name).value_or(0.0);
         if (!std::isfinite(epsilon) || epsilon < 0.0) {
-            fail(file, "the key " + arch + name + " has to be a number that is not negative");
+            fail_damaged(file, "the key " + arch + name + " has to be a number that is not negative");
         }
     }
 }
@@ -213,8 +218,8 @@ void check_tensor_types(const GgufFile & file) {
         }
         const bool matrix = tensor.n_dims > 1 && ends_with(tensor.name, ".weight");
         if (matrix && !kernels::can_dequantize(tensor.type)) {
-            fail(file, "tensor " + tensor.name + " is of type " + ggml_type_name(tensor.type) +
-                           ", which is no type for weights");
+            fail_damaged(file, "tensor " + tensor.name + " is of type " + ggml_type_name(tensor.type) +
+                                   ", which is no type for weights");
         }
     }
 }
@@ -292,7 +297,7 @@ void check_model(const GgufFile & file, bool vocab_only) {
         fail(file, "is an adapter, not a model: give the base model here");
     }
     if (file.architecture().find_first_not_of("abcdefghijklmnopqrstuvwxyz0123456789-_.") != std::string::npos) {
-        fail(file, "has the unknown architecture " + printable(file.architecture()));
+        fail_damaged(file, "has the unknown architecture " + printable(file.architecture()));
     }
     check_not_split(file);
     check_vocabulary(file);
@@ -317,14 +322,14 @@ void check_rope_sections(const GgufFile & file) {
     bool rotates = false;
     for (size_t i = 0; i < sections.size(); ++i) {
         if (sections[i] < 0 || sections[i] > n_head_embd) {
-            fail(file, "the key " + key + " has " + std::to_string(sections[i]) + ": the file is damaged");
+            fail_damaged(file, "the key " + key + " has " + std::to_string(sections[i]));
         }
         total += sections[i];
         rotates = rotates || (i < 3 && sections[i] > 0);
     }
     if (!rotates || total > n_head_embd) {
-        fail(file, "the key " + key + " is missing or does not fit the " + std::to_string(n_head_embd) +
-                       " dimensions of a head: the file is damaged, or no text model");
+        fail_damaged(file, "the key " + key + " is missing or does not fit the " + std::to_string(n_head_embd) +
+                               " dimensions of a head");
     }
 }
 

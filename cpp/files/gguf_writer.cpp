@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <numeric>
 
 namespace ggtune {
 
@@ -25,7 +26,13 @@ uint64_t padded(uint64_t n, uint64_t alignment) {
 
 }  // namespace
 
-HeaderEditor::HeaderEditor(const GgufFile & file) : file_(file), tensors_(file.tensors) {
+HeaderEditor::HeaderEditor(const GgufFile & file)
+    : file_(file),
+      tensors_(file.tensors),
+      order_(file.tensors.size()),
+      alignment_(file.alignment),
+      version_(file.version) {
+    std::iota(order_.begin(), order_.end(), 0);
     entries_.reserve(file.values.size());
     for (const GgufValue & value : file.values) {
         const uint8_t * header = file.header.data();
@@ -71,14 +78,15 @@ void HeaderEditor::set_type(size_t tensor, ggml_type type) {
 
 std::vector<uint8_t> HeaderEditor::bytes() {
     std::vector<uint8_t> out(file_.header.begin(), file_.header.begin() + 4);  // the magic
-    put<uint32_t>(out, file_.version);
+    put<uint32_t>(out, version_);
     put<uint64_t>(out, tensors_.size());
     put<uint64_t>(out, entries_.size());
     for (const Entry & entry : entries_) {
         out.insert(out.end(), entry.bytes.begin(), entry.bytes.end());
     }
     uint64_t offset = 0;
-    for (GgufTensor & tensor : tensors_) {
+    for (const size_t index : order_) {
+        GgufTensor & tensor = tensors_[index];
         put_string(out, tensor.name);
         put<uint32_t>(out, tensor.n_dims);
         for (uint32_t i = 0; i < tensor.n_dims; ++i) {
@@ -87,9 +95,9 @@ std::vector<uint8_t> HeaderEditor::bytes() {
         put<uint32_t>(out, tensor.type);
         put<uint64_t>(out, offset);
         tensor.offset = offset;
-        offset += padded(tensor.n_bytes, file_.alignment);
+        offset += padded(tensor.n_bytes, alignment_);
     }
-    out.resize(padded(out.size(), file_.alignment), 0);
+    out.resize(padded(out.size(), alignment_), 0);
     for (GgufTensor & tensor : tensors_) {
         tensor.offset += out.size();
     }

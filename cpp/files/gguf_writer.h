@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "files/gguf_file.h"
@@ -20,8 +21,13 @@ class HeaderEditor {
     void remove(const std::string & key);
     // Index of the tensor in the file; n_bytes follows from the type.
     void set_type(size_t tensor, ggml_type type);
+    // Indices of all tensors in the order that they are to have in the new file.
+    void set_order(std::vector<size_t> order) { order_ = std::move(order); }
+    // The file's own by default. The key general.alignment is the caller's to set.
+    void set_alignment(uint64_t alignment) { alignment_ = alignment; }
+    void set_version(uint32_t version) { version_ = version; }
 
-    // Tensors as they will be in the new file, offsets from its start; valid after bytes().
+    // Tensors in the old file's order, as they will be in the new one, offsets from its start; valid after bytes().
     const std::vector<GgufTensor> & tensors() const { return tensors_; }
 
     // The header, padded up to where the tensor data starts.
@@ -40,6 +46,9 @@ class HeaderEditor {
     const GgufFile & file_;
     std::vector<Entry> entries_;
     std::vector<GgufTensor> tensors_;
+    std::vector<size_t> order_;
+    uint64_t alignment_;
+    uint32_t version_;
     uint64_t file_size_ = 0;
 };
 

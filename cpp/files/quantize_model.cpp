@@ -1,21 +1,22 @@
 #include "files/quantize_model.h"
 
+#include <ggml-cpu.h>
 #include <llama.h>
 
 #include <algorithm>
 #include <cctype>
-#include <chrono>
 #include <cmath>
 #include <cstring>
-#include <mutex>
-#include <thread>
 
+#include "base/abort_guard.h"
 #include "base/error.h"
 #include "files/gguf_check.h"
 #include "files/gguf_file.h"
+#include "files/gguf_writer.h"
+#include "files/llama_log.h"
 #include "files/lora_product.h"
 #include "files/output_file.h"
-#include "kernels/dequantize.h"
+#include "files/parallel.h"
 
 namespace ggtune {
 
@@ -96,84 +97,40 @@ bool needs_imatrix(const std::string & tensor, ggml_type type, llama_ftype file_
            (type == GGML_TYPE_Q2_K && file_type == LLAMA_FTYPE_MOSTLY_Q2_K_S);
 }
 
-// While it lives, llama.cpp's log of this thread goes nowhere but its last error line into `error`, and the lines that
-// name a tensor's new type into `types`. llama.cpp has one log function for all threads, so one such capture lives at
-// a time, and what other threads log goes on to the function that was there before.
-class LogCapture {
-  public:
-    explicit LogCapture(const CheckInterrupt & check_interrupt) : check_interrupt_(check_interrupt) {
-        static std::timed_mutex only_one;
-        lock_ = std::unique_lock<std::timed_mutex>(only_one, std::defer_lock);
-        while (!lock_.try_lock_for(std::chrono::milliseconds(100))) {
-            check_interrupt_();
-        }
-        llama_log_get(&previous_, &previous_data_);
-        llama_log_set(receive, this);
+// "blk.0.attn_q.weight" of "[   1/  99] blk.0.attn_q.weight       - [256, 256, 1, 1], type = f32, "
+std::string tensor_of(const std::string & line) {
+    const size_t begin = line.find("] ");
+    const size_t end = line.rfind(" - [");
+    if (begin == std::string::npos || end == std::string::npos || end < begin + 2) {
+        return "";
     }
-    ~LogCapture() { llama_log_set(previous_, previous_data_); }
-    LogCapture(const LogCapture &) = delete;
-    LogCapture & operator=(const LogCapture &) = delete;
+    const std::string name = line.substr(begin + 2, end - begin - 2);
+    return name.substr(0, name.find_last_not_of(' ') + 1);
+}
 
-    std::string error;
-    std::string tensor;                        // the one that llama.cpp is at
+// What llama_model_quantize logs of the tensors.
+struct QuantizerLog {
+    std::vector<std::string> tensors;          // in the order of the new file
     std::map<std::string, std::string> types;  // "q4_K" by tensor name, of those that change
-    bool interrupted = false;
+    std::string error;                         // the last one
 
-  private:
-    static void receive(ggml_log_level level, const char * text, void * data) {
-        auto & self = *static_cast<LogCapture *>(data);
-        if (std::this_thread::get_id() != self.owner_) {
-            if (self.previous_ != nullptr) {
-                self.previous_(level, text, self.previous_data_);
-            }
-            return;
-        }
-        if (level == GGML_LOG_LEVEL_ERROR && !self.interrupted) {
-            self.error = text;
-            self.error.erase(self.error.find_last_not_of(" \n=") + 1);
-        }
-        if (level != GGML_LOG_LEVEL_INFO) {
-            return;
-        }
-        if (text[0] == '[') {
-            self.tensor = tensor_of(text);
-            // The progress line "[   1/  99] ..." is logged by llama_model_quantize itself between two tensors. It has
-            // no other way to be stopped: the exception passes C++ frames of llama.cpp alone, and is caught by it as
-            // any other error of its loop.
-            try {
-                self.check_interrupt_();
-            } catch (const Interrupted &) {
-                self.interrupted = true;
-                throw;
-            }
-        } else if (std::strncmp(text, "size = ", 7) == 0) {
-            const std::string line = text;
-            const size_t open = line.rfind('(');
-            const size_t close = line.rfind(')');
+    void read(ggml_log_level level, const std::string & text) {
+        if (level == GGML_LOG_LEVEL_ERROR) {
+            error = text.substr(0, text.find_last_not_of(" \n=") + 1);
+        } else if (level == GGML_LOG_LEVEL_INFO && text[0] == '[') {
+            tensors.push_back(tensor_of(text));
+        } else if (level == GGML_LOG_LEVEL_INFO && text.compare(0, 7, "size = ") == 0 && !tensors.empty()) {
+            const size_t open = text.rfind('(');
+            const size_t close = text.rfind(')');
             if (open != std::string::npos && close != std::string::npos && open < close) {
-                self.types[self.tensor] = line.substr(open + 1, close - open - 1);
+                types[tensors.back()] = text.substr(open + 1, close - open - 1);
             }
         }
     }
-
-    // "blk.0.attn_q.weight" of "[   1/  99] blk.0.attn_q.weight       - [256, 256, 1, 1], type = f32, "
-    static std::string tensor_of(const std::string & line) {
-        const size_t begin = line.find("] ");
-        const size_t end = line.rfind(" - [");
-        if (begin == std::string::npos || end == std::string::npos || end < begin + 2) {
-            return "";
-        }
-        const std::string name = line.substr(begin + 2, end - begin - 2);
-        return name.substr(0, name.find_last_not_of(' ') + 1);
-    }
-
-    const CheckInterrupt & check_interrupt_;
-    const std::thread::id owner_ = std::this_thread::get_id();
-    std::unique_lock<std::timed_mutex> lock_;
-    ggml_log_callback previous_ = nullptr;
-    void * previous_data_ = nullptr;
 };
 
+// llama.cpp chooses the types, and ggml's quantizers, which are the same, do the work: here and not in
+// llama_model_quantize, which can be neither interrupted nor trusted to notice a full disk.
 class Quantization {
   public:
     Quantization(const std::string & source, const std::string & type, const QuantizeOptions & options,
@@ -197,27 +154,31 @@ class Quantization {
             params_.token_embedding_type = given_type(*options.token_embedding_type, "token_embd.weight");
         }
         set_imatrix();
-        set_metadata();
     }
 
     void run(const std::string & output) {
         if (same_file(source_, output)) {
             throw Error(output + ": the output can't be the source itself");
         }
-        const std::map<std::string, ggml_type> types = planned_types();
-        uint64_t n_bytes = file_.data_offset;
-        for (const GgufTensor & tensor : file_.tensors) {
-            const auto planned = types.find(tensor.name);
-            if (planned != types.end()) {
-                check_tensor(tensor, planned->second);
+        HeaderEditor editor(file_);
+        plan(editor);
+        set_metadata(editor);
+        const std::vector<uint8_t> header = editor.bytes();
+        for (size_t i = 0; i < file_.tensors.size(); ++i) {
+            if (editor.tensors()[i].type != file_.tensors[i].type) {
+                check_tensor(file_.tensors[i], editor.tensors()[i].type);
             }
-            const ggml_type type = planned == types.end() ? tensor.type : planned->second;
-            n_bytes += GGML_PAD(ggml_row_size(type, tensor.ne[0]) * static_cast<uint64_t>(tensor.n_rows()),
-                                GGUF_DEFAULT_ALIGNMENT);
         }
-        OutputFile out(output, n_bytes);
-        call(out.temporary_path());
-        check_written(out.temporary_path(), output);
+        OutputFile out(output, editor.file_size());
+        out.write_at(0, header.data(), header.size());
+        ggml_cpu_init();  // the F16 tables of dequantizers on CPUs without such instructions
+        DataReader data(source_);
+        for (size_t i = 0; i < file_.tensors.size(); ++i) {
+            const GgufTensor & to = editor.tensors()[i];
+            write_tensor(file_.tensors[i], to, data, out);
+            const std::vector<uint8_t> zeros(GGML_PAD(to.n_bytes, GGUF_DEFAULT_ALIGNMENT) - to.n_bytes, 0);
+            out.write_at(to.offset + to.n_bytes, zeros.data(), zeros.size());
+        }
         out.commit();
     }
 
@@ -300,12 +261,29 @@ class Quantization {
         return values;
     }
 
-    void set_metadata() {
-        // The quantizer copies every key, but aligns by the default.
+    // Keys as llama_model_quantize leaves them: those that it sets come last.
+    void set_metadata(HeaderEditor & editor) const {
+        const auto set_number = [&](const char * key, int64_t value) {
+            editor.remove(key);
+            editor.set_u32(key, static_cast<uint32_t>(value));
+        };
+        const auto set_text = [&](const char * key, const std::string & text) {
+            if (!text.empty()) {
+                editor.remove(key);
+                editor.set_string(key, shortened(text));
+            }
+        };
+        set_number("general.quantization_version", GGML_QNT_VERSION);
+        set_number("general.file_type", params_.ftype);
+        for (const char * key : {"split.no", "split.count", "split.tensors.count"}) {
+            editor.remove(key);
+        }
+        editor.set_version(GGUF_VERSION);
+        editor.set_alignment(GGUF_DEFAULT_ALIGNMENT);
         if (file_.alignment != GGUF_DEFAULT_ALIGNMENT) {
             set_number(GGUF_KEY_GENERAL_ALIGNMENT, GGUF_DEFAULT_ALIGNMENT);
         }
-        if (params_.imatrix != nullptr) {
+        if (!imatrix_values_.empty()) {
             set_text("quantize.imatrix.file", options_.imatrix_file);
             set_text("quantize.imatrix.dataset", options_.imatrix_dataset);
             set_number("quantize.imatrix.entries_count", static_cast<int64_t>(imatrix_values_.size()));
@@ -313,45 +291,43 @@ class Quantization {
                 set_number("quantize.imatrix.chunks_count", options_.imatrix_chunks);
             }
         }
-        overrides_.push_back(llama_model_kv_override{});  // an empty key ends the list
-        params_.kv_overrides = overrides_.data();
     }
 
-    void set_number(const char * key, int64_t value) {
-        llama_model_kv_override entry{};
-        entry.tag = LLAMA_KV_OVERRIDE_TYPE_INT;
-        std::strncpy(entry.key, key, sizeof(entry.key) - 1);
-        entry.val_i64 = value;
-        overrides_.push_back(entry);
-    }
-
-    void set_text(const char * key, const std::string & text) {
-        if (text.empty()) {
-            return;
-        }
-        llama_model_kv_override entry{};
-        entry.tag = LLAMA_KV_OVERRIDE_TYPE_STR;
-        std::strncpy(entry.key, key, sizeof(entry.key) - 1);
-        size_t n = std::min(text.size(), sizeof(entry.val_str) - 1);
+    // Cut to what llama_model_kv_override holds, not inside a character.
+    static std::string shortened(const std::string & text) {
+        size_t n = std::min(text.size(), sizeof(llama_model_kv_override::val_str) - 1);
         while (n > 0 && n < text.size() && (static_cast<unsigned char>(text[n]) & 0xC0) == 0x80) {
-            --n;  // not inside a character
+            --n;
         }
-        std::memcpy(entry.val_str, text.data(), n);
-        overrides_.push_back(entry);
+        return text.substr(0, n);
     }
 
-    // The types that llama.cpp will give to the tensors that change, from a dry run of its own.
-    std::map<std::string, ggml_type> planned_types() {
-        LogCapture log(check_interrupt_);
-        params_.dry_run = true;
-        const uint32_t status = llama_model_quantize(source_.c_str(), "", &params_);
-        params_.dry_run = false;
-        check(log, status);
-        std::map<std::string, ggml_type> types;
-        for (const auto & [name, type] : log.types) {
-            types[name] = type_from_name(type);
+    // Types and order of the tensors, from a dry run of llama_model_quantize.
+    void plan(HeaderEditor & editor) {
+        QuantizerLog log;
+        uint32_t status = 1;
+        {
+            const LlamaLogCapture capture([&](ggml_log_level level, const char * text) { log.read(level, text); });
+            const AbortAsException guard;
+            params_.dry_run = true;
+            try {
+                status = llama_model_quantize(source_.c_str(), "", &params_);
+            } catch (const std::exception & e) {
+                log.error = reason(e);
+            }
         }
-        return types;
+        if (status != 0 || log.tensors.size() != file_.tensors.size()) {
+            throw Error(source_ + ": can't be quantized to " + type_name_ + ": " + log.error);
+        }
+        std::vector<size_t> order;
+        for (const std::string & name : log.tensors) {
+            order.push_back(file_.tensor_index.at(name));
+            const auto type = log.types.find(name);
+            if (type != log.types.end()) {
+                editor.set_type(order.back(), type_from_name(type->second));
+            }
+        }
+        editor.set_order(std::move(order));
     }
 
     void check_tensor(const GgufTensor & tensor, ggml_type type) const {
@@ -364,62 +340,77 @@ class Quantization {
                                       "layer with --process-output), or give it another type "
                                       "(--token-embedding-type, --output-tensor-type)"));
         }
-        if (largest_value(type) < largest_value(tensor.type)) {
-            check_range(tensor, type);
+    }
+
+    [[noreturn]] void fail(const GgufTensor & tensor, const std::string & what) const {
+        throw Error(source_ + ": can't be quantized to " + type_name_ + ": " + tensor.name + " " + what);
+    }
+
+    void check_values(const GgufTensor & tensor, ggml_type type, const float * values, int64_t n) const {
+        for (int64_t i = 0; i < n; ++i) {
+            if (!std::isfinite(values[i])) {
+                fail(tensor, "holds values that are not finite");
+            }
+            if (std::fabs(values[i]) > largest_value(type)) {
+                throw Error(source_ + ": " + tensor.name + " has the value " + std::to_string(values[i]) + ", which " +
+                            ggml_type_name(type) + " can't hold");
+            }
         }
     }
 
-    void check_range(const GgufTensor & tensor, ggml_type type) const {
-        DataReader data(source_);
-        const int64_t n_per_row = tensor.ne[0];
-        const int64_t chunk_rows = std::max<int64_t>(1, (1 << 20) / n_per_row);
-        std::vector<uint8_t> bytes;
-        std::vector<float> values;
-        for (int64_t row = 0; row < tensor.n_rows(); row += chunk_rows) {
+    void write_tensor(const GgufTensor & from, const GgufTensor & to, DataReader & data, OutputFile & out) const {
+        const int threads = params_.nthread;
+        const int64_t slab_rows = std::max<int64_t>(1, slab_elements / from.ne[0]) * threads;
+        std::vector<uint8_t> before;
+        std::vector<uint8_t> after;
+        for (int64_t first = 0; first < from.n_rows(); first += slab_rows) {
             check_interrupt_();
-            const auto n_rows = static_cast<uint64_t>(std::min(chunk_rows, tensor.n_rows() - row));
-            bytes.resize(n_rows * tensor.row_bytes());
-            values.resize(n_rows * static_cast<uint64_t>(n_per_row));
-            data.read(tensor.offset + static_cast<uint64_t>(row) * tensor.row_bytes(), bytes.data(), bytes.size());
-            kernels::dequantize_row(tensor.type, bytes.data(), values.data(), static_cast<int64_t>(values.size()));
-            for (const float value : values) {
-                if (!(std::fabs(value) <= largest_value(type))) {
-                    throw Error(source_ + ": " + tensor.name + " has the value " + std::to_string(value) + ", which " +
-                                ggml_type_name(type) + " can't hold");
+            const int64_t n_rows = std::min(slab_rows, from.n_rows() - first);
+            before.resize(static_cast<uint64_t>(n_rows) * from.row_bytes());
+            after.resize(static_cast<uint64_t>(n_rows) * to.row_bytes());
+            data.read(from.offset + static_cast<uint64_t>(first) * from.row_bytes(), before.data(), before.size());
+            parallel(threads, n_rows, [&](int64_t begin, int64_t end) {
+                const uint64_t n_bytes = static_cast<uint64_t>(end - begin) * to.row_bytes();
+                uint8_t * rows = after.data() + static_cast<uint64_t>(begin) * to.row_bytes();
+                const uint8_t * source = before.data() + static_cast<uint64_t>(begin) * from.row_bytes();
+                if (from.type == to.type) {
+                    std::copy_n(source, n_bytes, rows);
+                } else {
+                    quantize(from, to.type, first + begin, end - begin, source, rows);
                 }
-            }
+                if (!ggml_validate_row_data(to.type, rows, n_bytes)) {
+                    fail(from, from.type == to.type ? "holds values that are not finite"
+                                                    : "holds values that the scale of a block can't reach");
+                }
+            });
+            out.write_at(to.offset + static_cast<uint64_t>(first) * to.row_bytes(), after.data(), after.size());
         }
     }
 
-    void call(const std::string & path) {
-        LogCapture log(check_interrupt_);
-        const uint32_t status = llama_model_quantize(source_.c_str(), path.c_str(), &params_);
-        check(log, status);
+    // Rows [first, first + n_rows) of a tensor.
+    void quantize(const GgufTensor & from, ggml_type type, int64_t first, int64_t n_rows, const uint8_t * source,
+                  uint8_t * rows) const {
+        const int64_t n_per_row = from.ne[0];
+        std::vector<float> values(static_cast<size_t>(n_rows * n_per_row));
+        if (from.type == GGML_TYPE_F32) {
+            std::memcpy(values.data(), source, values.size() * sizeof(float));
+        } else {
+            ggml_get_type_traits(from.type)->to_float(source, values.data(), n_rows * n_per_row);
+        }
+        check_values(from, type, values.data(), n_rows * n_per_row);
+        const auto imatrix = imatrix_values_.find(from.name);
+        for (int64_t row = 0; row < n_rows;) {  // each matrix of a stack has its own importance
+            const int64_t matrix = (first + row) / from.ne[1];
+            const int64_t n = std::min(n_rows - row, (matrix + 1) * from.ne[1] - first - row);
+            ggml_quantize_chunk(
+                type, values.data() + row * n_per_row, rows, 0, n, n_per_row,
+                imatrix == imatrix_values_.end() ? nullptr : imatrix->second.data() + matrix * n_per_row);
+            rows += static_cast<uint64_t>(n) * ggml_row_size(type, n_per_row);
+            row += n;
+        }
     }
 
-    void check(const LogCapture & log, uint32_t status) const {
-        if (log.interrupted) {
-            throw Interrupted();
-        }
-        if (status != 0) {
-            const std::string & tensor = log.tensor;
-            const bool named = tensor.empty() || log.error.find(tensor) != std::string::npos;
-            throw Error(source_ + ": can't be quantized to " + type_name_ + ": " + (named ? "" : tensor + ": ") +
-                        log.error);
-        }
-    }
-
-    // The quantizer does not look whether its writes succeed.
-    void check_written(const std::string & path, const std::string & output) const {
-        try {
-            if (open_checked(path).tensors.size() == file_.tensors.size()) {
-                return;
-            }
-        } catch (const ModelFileError &) {
-        }
-        throw Error(output + ": can't be written whole: is the disk full?");
-    }
-
+    static constexpr int64_t slab_elements = 1 << 19;  // of a thread at a time, between two looks for a signal
     static constexpr int max_importance_exponent = 30;
 
     const std::string source_;
@@ -430,7 +421,6 @@ class Quantization {
     llama_model_quantize_params params_ = llama_model_quantize_default_params();
     std::map<std::string, std::vector<float>> imatrix_values_;
     std::vector<llama_model_imatrix_data> imatrix_;
-    std::vector<llama_model_kv_override> overrides_;
 };
 
 }  // namespace

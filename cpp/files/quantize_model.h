@@ -1,4 +1,4 @@
-// llama.cpp's quantization of a whole file, behind checks.
+// llama.cpp's quantization of a whole file, behind checks; interruptible, and several at a time.
 #pragma once
 
 #include <cstdint>
@@ -29,8 +29,8 @@ struct QuantizeOptions {
 // The file types that llama.cpp makes, as in file names: "Q4_K_M", ...
 std::vector<std::string> file_types();
 
-// llama.cpp's own quantizer (llama_model_quantize). `type` is one of file_types() in any case.
-// Written beside `output` and renamed. Interrupted between two tensors at the latest. One call runs at a time.
+// The bytes that llama_model_quantize would write: its types, ggml's quantizers. `type` is one of file_types() in any
+// case. Written beside `output` and renamed; interrupted within a second or so.
 // Raises ModelFileError for a source that can't be quantized, Error otherwise; the message names the tensor that needs
 // an importance matrix or holds values that its type can't.
 void quantize_model(const std::string & source, const std::string & output, const std::string & type,

@@ -1,5 +1,5 @@
 // Prints the tensors that llama.cpp makes for a model of which there is only the metadata, a GGUF file without tensors:
-// a line "name n0 n1 n2 n3" for each. scripts/architectures.py makes the tests' table of architectures with it.
+// a line "name n0 n1 n2 n3" for each. scripts/trainability.py makes the tests' table of architectures with it.
 #include <ggml.h>
 #include <gguf.h>
 #include <llama.h>

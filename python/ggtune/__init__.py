@@ -3,14 +3,7 @@
 Names are imported when they are first used, so that ``import ggtune`` loads neither NumPy nor the native module.
 """
 
-import os
 from typing import TYPE_CHECKING, Any
-
-# The native module's threads wait for each other after every operation. Waiting in a tight loop is best on an idle
-# machine; where another program holds a processor it makes a step twenty times slower. So: a few microseconds, then
-# sleep. libgomp reads this when it is loaded.
-if "OMP_WAIT_POLICY" not in os.environ:
-    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 if TYPE_CHECKING:
     from ggtune import pipeline

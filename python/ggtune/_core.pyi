@@ -60,6 +60,9 @@ class Model:
         """Token ids; with ``parse_special`` the texts of special tokens (``<s>``, ...) become those tokens."""
     def detokenize(self, tokens: IntArray | Sequence[int], *, special: bool = False) -> bytes:
         """UTF-8 bytes of the tokens (a cut sequence may end inside a character)."""
+    def check_answers(self) -> None:
+        """Raise :class:`ggtune.errors.ModelError` for a model that llama.cpp can't answer with: one with an encoder, an
+        embedding or diffusion model, one without a key that it needs. The header is enough."""
     def is_end_token(self, token: int) -> bool:
         """True for every end-of-generation token (EOS, EOT, ...)."""
 
@@ -107,7 +110,6 @@ class Trainer:
 
     def __init__(
         self,
-        model: Model,
         adapter: Adapter,
         *,
         context: int,
@@ -119,17 +121,19 @@ class Trainer:
         ggml_layers: int | None = None,
         neftune_alpha: float = 0.0,
     ) -> None:
-        """``context`` is the longest sequence (it chooses RoPE factors). ``precision="f32"`` takes no int8 dot
-        products, ``"llama.cpp"`` llama.cpp's own operations alone (slow; to compare with it: of a single sequence
-        ``evaluate`` then gives the very numbers that ``llama_decode`` gives). Raises and names each op that has no
-        gradient rule.
+        """Train ``adapter`` on the model that it was made for; ``context`` is the longest sequence (it chooses RoPE
+        factors).
 
+        ``precision="f32"`` takes no int8 dot products, ``"llama.cpp"`` llama.cpp's own operations alone (slow; to
+        compare with it: of a single sequence ``evaluate`` then gives the very numbers that ``llama_decode`` gives).
         ``ops="ggml"`` makes the graph of ggml's own operations, as for devices; of the first ``ggml_layers`` layers
         alone, the rest and the head as with ``ops="cpu"``. There products with quantized weights round activations as
         llama.cpp does, with every ``precision``.
 
         ``neftune_alpha`` puts noise on the embeddings while gradients are computed, uniform within alpha over the root
         of a sample's tokens times the width (NEFTune, arXiv:2310.05914).
+
+        Raises :class:`ggtune.errors.ModelError`, and names each op that has no gradient rule.
         """
     recompute_layers: int
     """So many of the first layers keep only their input and are computed a second time for their gradient, 0 to
@@ -175,15 +179,20 @@ class Trainer:
         self,
         lr: float,
         *,
+        divisor: float | None = None,
         beta1: float = 0.9,
         beta2: float = 0.999,
         epsilon: float = 1e-8,
         weight_decay: float = 0.0,
         clip: float = 0.0,
     ) -> float:
-        """Divide the gradients by the accumulated weight, clip to global norm ``clip`` (0: never), take one AdamW step,
-        zero the accumulators. Returns the norm before clipping. Changes nothing and raises
-        :class:`ggtune.errors.NotFiniteError` for one that is not finite.
+        """Divide the gradients by ``divisor``, clip to global norm ``clip`` (0: never), take one AdamW step, zero the
+        accumulators. Returns the norm before clipping.
+
+        ``divisor`` None is the sum of the accumulated weights, so that the loss is a weighted mean; where weights have
+        both signs (preference losses) give the number of samples or whatever else makes it a mean. Changes nothing and
+        raises :class:`ggtune.errors.GgtuneError` for a divisor that is not above 0,
+        :class:`ggtune.errors.NotFiniteError` for a norm that is not finite.
         """
     def moments(self) -> dict[str, tuple[FloatArray, FloatArray]]:
         """First and second moment by adapter tensor name, as copies."""

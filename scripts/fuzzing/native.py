@@ -71,6 +71,10 @@ def merge(path: Path) -> None:
     output.unlink(missing_ok=True)
     with _all_or_nothing(path.parent):
         core.merge(str(model), [(str(adapter), 0.5)], str(output))
+    settled = path.with_name("settled.gguf")
+    settled.unlink(missing_ok=True)
+    with _all_or_nothing(path.parent):
+        core.merge(str(model), [(str(adapter), 0.5)], str(settled), tokens=TOKENS.tolist(), sequences=[0] * 4)
     try:
         core.check_gguf(str(model))
     except GgtuneError:
@@ -88,6 +92,9 @@ def load_model(path: Path) -> None:
     _train(model)
     core.decode_log_probs(model, TOKENS)
     list(zip(range(2), core.Generator(model, TOKENS), strict=False))
+    core.Scorer(model, n_tokens=16, n_sequences=2).greedy([[1, 5], [7]], max_tokens=2)
+    collector = core.ImatrixCollector(model, context=8)
+    collector.add(TOKENS)
 
 
 def quantize(path: Path) -> None:
@@ -103,7 +110,7 @@ def quantize(path: Path) -> None:
 def _train(model: core.Model) -> None:
     kinds = sorted({linear.kind for linear in model.linears()})
     adapter = core.Adapter(model, rank=2, alpha=4.0, targets=kinds)
-    trainer = core.Trainer(model, adapter, context=8, threads=1)
+    trainer = core.Trainer(adapter, context=8, threads=1)
     n = len(TOKENS)
     rows = np.arange(n, dtype=np.int32)
     trainer.memory(n, n)

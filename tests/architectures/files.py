@@ -23,7 +23,7 @@ Shape = tuple[int, ...]  # as ggml counts dimensions: (n_in, n_out, ...)
 TABLE = Path(__file__).with_name("tensors.txt")
 
 _HEADER = """\
-# The tensors of every architecture's tiny model, made by scripts/architectures.py out of llama.cpp: name, dimensions.
+# The tensors of every architecture's tiny model, made by scripts/trainability.py out of llama.cpp: name, dimensions.
 # blk.* is every layer, blk.0,2 are those two.
 """
 _LINEARS = re.compile(r"blk\.\d+\.(attn_(q|k|v|qkv|output)|ffn_(gate|up|down))\.weight$")

@@ -18,7 +18,7 @@ _HEAD = """\
 # Which architectures train
 
 Every architecture that the pinned llama.cpp can load, tried on a tiny model with random weights; made by
-`scripts/architectures.py --write`, checked by `tests/engine/test_architectures.py`. For each one that trains the tests
+`scripts/trainability.py --write`, checked by `tests/engine/test_architectures.py`. For each one that trains the tests
 show that its gradients are the loss's slope and do not depend on how many layers are computed again. A `+` marks a
 variant of an architecture: `+experts` has a mixture of experts, `+grouped` fewer heads of keys than of queries,
 `+shared-kv` layers that share keys and values.
@@ -36,9 +36,7 @@ def make_trainer(
     for name in adapter.tensor_names():
         if name.endswith(".lora_b"):
             adapter.set(name, rng.normal(0, 0.3, adapter.get(name).shape).astype(np.float32))
-    return Trainer(
-        model, adapter, context=context, threads=1, precision=precision, dropout=dropout, seed=seed, **options
-    )
+    return Trainer(adapter, context=context, threads=1, precision=precision, dropout=dropout, seed=seed, **options)
 
 
 def refusal(path: Path) -> str:

@@ -97,6 +97,19 @@ def test_nohup_ignores_sighup(started, tmp_path) -> None:  # type: ignore[no-unt
     assert process.wait(timeout=30) == 143
 
 
+def test_a_background_shell_ignores_sigint(started, ggtune, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    """As `ggtune train ... &` in a script: Ctrl-C there is for others, and `ggtune stop` ends it."""
+    out = tmp_path / "run"
+    process = started("sh", "-c", "trap '' INT; exec \"$@\"", "sh")
+    before = steps(out)[-1]
+    process.send_signal(signal.SIGINT)
+    wait_for(lambda: steps(out)[-1] > before + 2)
+    assert process.poll() is None
+    stopped = subprocess.Popen([*GGTUNE, "stop", out], stdout=subprocess.PIPE, text=True)
+    assert process.wait(timeout=30) == 143
+    assert "interrupted" in stopped.communicate(timeout=30)[0]
+
+
 def test_a_second_sigint_leaves_at_once(tmp_path: Path) -> None:
     # a handler that takes long: saving hangs until the second signal comes
     code = """

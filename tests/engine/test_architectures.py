@@ -85,11 +85,11 @@ def test_what_is_refused_says_why(tmp_path: Path, name: str) -> None:
     why = verdict.refusal(files.write_model(tmp_path, name))
     assert len(why) > 10
     assert not re.search("unordered_map|vector|std::", why)
-    assert why == WHY_NOT.get(name), "run scripts/architectures.py --write"
+    assert why == WHY_NOT.get(name), "run scripts/trainability.py --write"
 
 
 def test_the_page_is_complete() -> None:
-    assert verdict.page(WHY_NOT) == verdict.PAGE.read_text(), "run scripts/architectures.py --write"
+    assert verdict.page(WHY_NOT) == verdict.PAGE.read_text(), "run scripts/trainability.py --write"
     assert sorted(WHY_NOT) == files.NAMES
     assert len({files.architecture_of(name) for name in TRAINABLE}) >= 61
 

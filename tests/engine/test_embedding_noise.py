@@ -27,7 +27,7 @@ def batch(lengths: list[int]) -> tuple[Any, ...]:
 def run(model: _core.Model, alpha: float, *, micro_batches: int = 1, recompute: int = 0, **options: Any) -> Any:
     adapter = _core.Adapter(model, rank=2, alpha=2.0, targets=["attn_q"], seed=1)
     trainer = _core.Trainer(
-        model, adapter, context=64, threads=2, precision="f32", neftune_alpha=alpha, **{"seed": 3, **options}
+        adapter, context=64, threads=2, precision="f32", neftune_alpha=alpha, **{"seed": 3, **options}
     )
     trainer.recompute_layers = recompute
     losses = [trainer.accumulate(*batch([20, 12])).loss_sum for _ in range(micro_batches)]

@@ -176,7 +176,7 @@ def demo_trainer(model: Model, **options: Any) -> Trainer:
     rng = np.random.default_rng(0)
     for linear in model.linears():
         adapter.set(f"{linear.name}.lora_b", rng.normal(0, 0.1, (linear.n_out, 4)).astype(np.float32))
-    return Trainer(model, adapter, context=64, threads=2, **options)
+    return Trainer(adapter, context=64, threads=2, **options)
 
 
 def test_quantized_weights() -> None:
@@ -244,8 +244,8 @@ def test_logits_in_chunks_and_weights_in_tiles(tmp_path: Path) -> None:
 
 def test_seconds_and_bytes_are_predicted() -> None:
     model = Model(str(MODEL), header_only=True)
-    cpu = Trainer(model, demo_adapter(model), context=64, threads=2)
-    ggml = Trainer(model, demo_adapter(model), context=64, threads=2, ops="ggml", **DROPOUT)
+    cpu = Trainer(demo_adapter(model), context=64, threads=2)
+    ggml = Trainer(demo_adapter(model), context=64, threads=2, ops="ggml", **DROPOUT)
     assert ggml.memory(64, 32)["compute"] > cpu.memory(64, 32)["compute"] > 0
     assert ggml.predict_seconds(*demo_batch(Model(str(MODEL)))) > 0
 
@@ -282,4 +282,4 @@ def test_every_architecture(tmp_path: Path, name: str) -> None:
 def test_what_makes_no_sense_is_refused(options: dict[str, Any], message: str) -> None:
     model = Model(str(MODEL), header_only=True)
     with pytest.raises(GgtuneError, match=message):
-        Trainer(model, demo_adapter(model), context=64, threads=1, **options)
+        Trainer(demo_adapter(model), context=64, threads=1, **options)

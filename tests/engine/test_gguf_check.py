@@ -11,6 +11,7 @@ import gguf_files
 import numpy as np
 import pytest
 from gguf_files import VOCABULARY, model_arrays, write_adapter, write_model
+from refused_models import write_recurrent
 
 from ggtune import _core
 from ggtune.errors import ModelError
@@ -170,6 +171,15 @@ def test_hyperparameters(model: Path, tmp_path: Path, key: str, old: int, new: i
         data = data.replace(text(f"{key}_kv") + struct.pack("<II", 4, 2), text(f"{key}_kv") + struct.pack("<II", 4, 1))
     path.write_bytes(data.replace(before, text(key) + struct.pack("<II", 4, new)))
     assert message in reason(path)
+
+
+def test_no_dimension_to_rotate_is_no_damage(tmp_path: Path) -> None:
+    """It is what models without RoPE say; that llama rotates is llama.cpp's to know."""
+    path = write_model(tmp_path / "model.gguf", numbers={"llama.rope.dimension_count": 0})
+    _core.check_gguf(str(path))
+    with pytest.raises(ModelError, match="n_rot"):
+        _core.Model(str(path))
+    _core.Model(str(write_recurrent(tmp_path / "mamba.gguf", numbers={"mamba.rope.dimension_count": 0})))
 
 
 def test_missing_and_unusable_parts(model: Path, tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def load(name: str) -> Golden:
         for tensor, values in lora.items():
             adapter.set(tensor, values)
         context = int(numbers["positions"].max()) + 1
-        trainer = Trainer(model, adapter, context=context, threads=threads, **options)
+        trainer = Trainer(adapter, context=context, threads=threads, **options)
         trainer.recompute_layers = recompute_layers
         return trainer
 

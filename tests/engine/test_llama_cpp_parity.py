@@ -33,7 +33,7 @@ def log_probs(
     model: Model, adapter: Adapter, texts: Sequence[NDArray[np.int32]], precision: str = "auto"
 ) -> NDArray[np.float32]:
     """log p of every token but each text's first, by the engine."""
-    trainer = Trainer(model, adapter, context=max(map(len, texts)), threads=1, precision=precision)
+    trainer = Trainer(adapter, context=max(map(len, texts)), threads=1, precision=precision)
     results = []
     for tokens in texts:
         n = len(tokens) - 1
@@ -139,7 +139,7 @@ def test_merging_keeps_what_was_learned(ggml_type: str, adapted: tuple[Model, Ad
     assert {name.upper() for name in types.values()} == {ggml_type.upper()}
 
     adapter = Adapter(model, rank=8, alpha=8.0, targets=sorted({linear.kind for linear in model.linears()}))
-    trainer = Trainer(model, adapter, context=64, threads=1)
+    trainer = Trainer(adapter, context=64, threads=1)
     samples = [model.tokenize(text) for text in TEXTS]
     lengths = [len(tokens) - 1 for tokens in samples]
     batch = (

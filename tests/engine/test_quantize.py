@@ -230,8 +230,8 @@ def test_values_out_of_range(tmp_path: Path) -> None:
             _core.quantize_model(source, str(tmp_path / "output.gguf"), file_type, imatrix=IMATRIX)
     with pytest.raises(GgtuneError, match="which iq3_s can't hold"):
         _core.quantize("iq3_s", np.full((1, 256), 1e30, np.float32))
-    # of other types it is a block's scale that no half float holds, found by llama.cpp itself
-    with pytest.raises(GgtuneError, match=rf"to Q4_0: {QUERY}: .*validation failed"):
+    # of other types it is a block's scale that no half float holds
+    with pytest.raises(GgtuneError, match=rf"to Q4_0: {QUERY} holds values that the scale of a block can't reach"):
         _core.quantize_model(source, str(tmp_path / "output.gguf"), "Q4_0", threads=2)
     assert gguf_files.names(tmp_path) == ["source.gguf"]
 

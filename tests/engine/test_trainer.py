@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import re
 import signal
 import threading
 import time
@@ -12,11 +14,12 @@ from types import FrameType
 import gguf_files
 import numpy as np
 import pytest
+import refused_models
 from numpy.typing import NDArray
 
 from ggtune._core import Adapter, Model, Trainer
 from ggtune.demo import MODEL
-from ggtune.errors import GgtuneError, NotFiniteError
+from ggtune.errors import GgtuneError, ModelError, NotFiniteError
 
 Batch = tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32], NDArray[np.int32], NDArray[np.float32]]
 
@@ -42,10 +45,21 @@ def trainer(tiny: Model) -> Trainer:
 
 
 def make_trainer(
-    model: Model, *, threads: int = 1, recompute_layers: int = 0, dropout: float = 0.0, seed: int = 0
+    model: Model,
+    *,
+    threads: int = 1,
+    recompute_layers: int = 0,
+    dropout: float = 0.0,
+    seed: int = 0,
+    precision: str = "auto",
 ) -> Trainer:
     trainer = Trainer(
-        model, gguf_files.random_adapter(model), context=CONTEXT, threads=threads, dropout=dropout, seed=seed
+        gguf_files.random_adapter(model),
+        context=CONTEXT,
+        threads=threads,
+        dropout=dropout,
+        seed=seed,
+        precision=precision,
     )
     trainer.recompute_layers = recompute_layers
     return trainer
@@ -71,7 +85,7 @@ def test_logits_in_chunks(demo: Model, precision: str, n_second: int, limit: flo
     than in the sequence alone. With integer products the last bits of a gradient decide how it is rounded before the
     next.
     """
-    trainer = Trainer(demo, gguf_files.random_adapter(demo), context=600, threads=2, precision=precision)
+    trainer = Trainer(gguf_files.random_adapter(demo), context=600, threads=2, precision=precision)
     rng = np.random.default_rng(3)
     parts: list[Batch] = []
     for n in (500, n_second):
@@ -94,7 +108,7 @@ def test_precision(demo: Model) -> None:
     batch = make_batch(2, 64, demo.n_vocab)
 
     def losses_and_gradients(precision: str) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        trainer = Trainer(demo, gguf_files.random_adapter(demo), context=128, threads=2, precision=precision)
+        trainer = Trainer(gguf_files.random_adapter(demo), context=128, threads=2, precision=precision)
         if precision == "f32":
             assert not {"int8_product", "int16_dx"} & set(trainer.profile(*batch))
             trainer.zero_gradients()
@@ -249,7 +263,36 @@ def test_gradients_follow_the_weights(tiny: Model) -> None:
 def test_wrong_trainers(tiny: Model, change: dict[str, float], message: str) -> None:
     settings: dict[str, float] = {"context": CONTEXT, "threads": 1}
     with pytest.raises(GgtuneError, match=message):
-        Trainer(tiny, gguf_files.random_adapter(tiny), **(settings | change))  # type: ignore[arg-type]
+        Trainer(gguf_files.random_adapter(tiny), **(settings | change))  # type: ignore[arg-type]
+
+
+def test_the_model_is_the_adapters(tiny: Model) -> None:
+    """It is given once, so that it can't be another; and it lives as long as the trainer."""
+    with pytest.raises(TypeError):
+        Trainer(tiny, gguf_files.random_adapter(tiny), context=CONTEXT, threads=1)  # type: ignore[call-arg,arg-type]
+
+    def made() -> Trainer:
+        model = Model(str(MODEL))
+        return Trainer(Adapter(model, rank=2, alpha=2.0, targets=["attn_q"]), context=CONTEXT, threads=1)
+
+    trainer = made()
+    gc.collect()
+    assert np.isfinite(trainer.accumulate(*make_batch()).loss_sum)
+
+
+@pytest.mark.parametrize(
+    ("write", "reason"),
+    [
+        (refused_models.write_encoder_decoder, ".*it has none of the linears that can be adapted"),
+        (refused_models.write_mixture, "llama.cpp can't compute .*dots1.expert_gating_func is missing"),
+        (refused_models.write_recurrent, ".*it has none of the linears that can be adapted"),
+    ],
+)
+def test_models_that_cannot_be_trained(write: Callable[[Path], Path], reason: str, tmp_path: Path) -> None:
+    path = write(tmp_path / "model.gguf")
+    model = Model(str(path), header_only=True)
+    with pytest.raises(ModelError, match=f"^{re.escape(str(path))}: {reason}"):
+        Trainer(Adapter(model, rank=1, alpha=1.0, targets=["attn_q"]), context=8, threads=1)
 
 
 # --- what repeats bit for bit
@@ -258,15 +301,15 @@ def test_wrong_trainers(tiny: Model, change: dict[str, float], message: str) -> 
 def test_learned_positions_limit_the_context() -> None:
     gpt2 = Model(str(Path(__file__).parents[1] / "golden" / "gpt2.gguf"))
     adapter = Adapter(gpt2, rank=1, alpha=1.0, targets=["attn_qkv"])
-    Trainer(gpt2, adapter, context=64, threads=1)
+    Trainer(adapter, context=64, threads=1)
     with pytest.raises(GgtuneError, match="knows 64 positions: a context of 65 tokens is too long"):
-        Trainer(gpt2, adapter, context=65, threads=1)
+        Trainer(adapter, context=65, threads=1)
 
 
 def test_a_header_alone_plans_and_does_nothing_else() -> None:
     model = Model(str(MODEL), header_only=True)
     adapter = Adapter(model, rank=2, alpha=2.0, targets=["attn_q"])
-    trainer = Trainer(model, adapter, context=CONTEXT, threads=1)
+    trainer = Trainer(adapter, context=CONTEXT, threads=1)
     name = adapter.tensor_names()[0]
     assert trainer.memory(8, 8)["compute"] > 0
     for call in (
@@ -352,6 +395,55 @@ def test_a_step_needs_gradients(trainer: Trainer) -> None:
     with pytest.raises(GgtuneError, match="nothing to step on"):
         trainer.step(1e-3)
     assert trainer.n_steps == 1
+
+
+def test_weights_of_both_signs(tiny: Model) -> None:
+    """As a preference loss has them: what one run pushes up and another down, in one step."""
+    batch = make_batch()
+    signs = np.where(batch[2] == 0, 0.75, -0.5).astype(np.float32)
+    both, up, down, apart = (make_trainer(tiny, precision="f32") for _ in range(4))
+    result = both.accumulate(*batch[:4], signs)
+    assert (result.weight_sum, result.n_targets) == (3.0, 24)
+    up.accumulate(*batch[:4], np.where(signs > 0, signs, 0))
+    down.accumulate(*batch[:4], np.where(signs < 0, -signs, 0))
+    expected = {name: gradient - down.gradients()[name] for name, gradient in up.gradients().items()}
+    for name, gradient in both.gradients().items():
+        assert np.linalg.norm(gradient - expected[name]) <= 1e-5 * np.linalg.norm(expected[name]), name
+    norm = both.step(1e-2, divisor=2.0)
+    total = np.sqrt(sum(np.sum(each.astype(np.float64) ** 2) for each in expected.values()))
+    assert norm == pytest.approx(total / 2.0, rel=1e-5)
+    apart.accumulate(*batch[:4], np.where(signs > 0, signs, 0))  # and in two micro-batches
+    apart.accumulate(*batch[:4], np.where(signs < 0, signs, 0))
+    assert apart.step(1e-2, divisor=2.0) == pytest.approx(norm, rel=1e-5)
+    before, after = (
+        sum(both_signs * np.nan_to_num(values))
+        for both_signs, values in ((signs, result.log_probs), (signs, both.evaluate(*batch).log_probs))
+    )
+    assert after > before
+
+
+def test_the_divisor_of_a_step(tiny: Model) -> None:
+    """By default the summed weight; without one, weights that cancel out are refused and kept."""
+    batch = make_batch()
+    given, default, halved = (make_trainer(tiny) for _ in range(3))
+    for trainer in (given, default, halved):
+        trainer.accumulate(*batch)
+    assert given.step(1e-3, divisor=24.0) == default.step(1e-3) == halved.step(1e-3, divisor=48.0) * 2
+    for name in given.adapter.tensor_names():
+        assert np.array_equal(given.adapter.get(name), default.adapter.get(name))
+
+    trainer = make_trainer(tiny)
+    signs = np.where(batch[2] == 0, 1, -1).astype(np.float32)
+    trainer.accumulate(*batch[:4], signs)
+    with pytest.raises(GgtuneError, match=r"weights of the accumulated targets sum to 0\.0*, .* give a divisor"):
+        trainer.step(1e-3)
+    for divisor in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(GgtuneError, match="divisor of a step must be a number above 0"):
+            trainer.step(1e-3, divisor=divisor)
+    assert trainer.n_steps == 0
+    assert trainer.step(1e-3, divisor=1.0) > 0
+    with pytest.raises(GgtuneError, match="nothing to step on"):
+        trainer.step(1e-3, divisor=1.0)
 
 
 def test_a_gradient_that_is_not_finite_changes_nothing(tiny: Model) -> None:

@@ -72,7 +72,7 @@ def test_live_adapter_of_the_import_computes_what_peft_computes(name: str, tmp_p
     numbers = golden_numbers(name)
     model = _core.Model(base_of(name))
     adapter = load_adapter(tmp_path / "adapter.gguf", model)
-    trainer = _core.Trainer(model, adapter, context=int(numbers["positions"].max()) + 1, threads=2)
+    trainer = _core.Trainer(adapter, context=int(numbers["positions"].max()) + 1, threads=2)
     batch = [numbers[key] for key in ("tokens", "positions", "sequences", "targets", "weights")]
     expected = np.where(numbers["weights"] == 0, np.nan, numbers["log_probs"])
     np.testing.assert_allclose(trainer.evaluate(*batch).log_probs, expected, rtol=0, atol=1e-4)

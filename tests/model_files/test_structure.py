@@ -4,8 +4,10 @@ import struct
 from pathlib import Path
 
 import gguf
+import numpy as np
 import pytest
 
+import ggtune
 from ggtune.demo import MODEL
 from ggtune.errors import ModelError
 from ggtune.gguf.structure import read_structure
@@ -108,6 +110,35 @@ def test_it_sees_what_the_reader_sees() -> None:
     assert (found.numbers("llama.block_count"), found.numbers(tokens)) == ([found.number("llama.block_count")], [])
     for key in (kinds, "general.architecture", "no.such.key"):  # no arrays of strings
         assert list(found.texts(key)) == []
+
+
+def test_floats(tmp_path: Path) -> None:
+    """The values of a tensor, of NumPy shape, as gguf-py's writer lays them down."""
+    path = tmp_path / "m.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    matrix = np.arange(6, dtype=np.float32).reshape(2, 3)
+    writer.add_tensor("a", matrix)
+    writer.add_tensor("b", (matrix / 4).astype(np.float16))
+    writer.add_tensor("c", np.arange(3, dtype=np.int32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    found = read_structure(path)
+    a, b, c = found.tensors
+    assert np.array_equal(found.floats(a), matrix)
+    assert np.array_equal(found.floats(b), matrix / 4)
+    assert found.floats(b).dtype == np.float32
+    with pytest.raises(ModelError, match="tensor c is I32, not F32 or F16"):
+        found.floats(c)
+    path.write_bytes(path.read_bytes()[: a.offset + 8])
+    with pytest.raises(ModelError, match="has become shorter"):
+        found.floats(a)
+
+
+def test_it_is_the_only_reader() -> None:
+    package = Path(ggtune.__file__).parent
+    assert not [path for path in package.rglob("*.py") if "GGUFReader" in path.read_text()]
 
 
 def test_single_values(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def test_every_operation_can_be_tried(path: Path) -> None:
     model = Model(str(path), header_only=True)
     adapter = Adapter(model, rank=2, alpha=2.0, targets=sorted({linear.kind for linear in model.linears()}))
     for precision in ("auto", "f32", "llama.cpp"):
-        engine = Trainer(model, adapter, context=24, threads=2, dropout=0.1, precision=precision)
+        engine = Trainer(adapter, context=24, threads=2, dropout=0.1, precision=precision)
         for engine.recompute_layers in (0, model.n_layer):
             assert 0 < seconds(engine, micro_batch(40, 2)) < 60
 
@@ -49,7 +49,7 @@ def test_every_operation_can_be_tried(path: Path) -> None:
 def test_a_trial_changes_nothing() -> None:
     model = Model(str(MODEL))
     adapter = Adapter(model, rank=2, alpha=2.0, targets=["attn_q", "attn_k", "attn_v"])
-    engine = Trainer(model, adapter, context=64, threads=1)
+    engine = Trainer(adapter, context=64, threads=1)
     batch = micro_batch(48)
     first = engine.accumulate(*batch.arrays)
     before = {name: values.copy() for name, values in engine.gradients().items()}
@@ -63,7 +63,7 @@ def test_a_trial_changes_nothing() -> None:
 
 def test_without_targets_nothing_is_computed() -> None:
     model = Model(str(MODEL), header_only=True)
-    engine = Trainer(model, Adapter(model, rank=2, alpha=2.0, targets=["attn_q"]), context=64, threads=1)
+    engine = Trainer(Adapter(model, rank=2, alpha=2.0, targets=["attn_q"]), context=64, threads=1)
     batch = micro_batch(8)
     batch.weights[:] = 0
     assert seconds(engine, batch) == 0

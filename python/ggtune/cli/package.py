@@ -115,6 +115,8 @@ def command(
     assert source is not None
     if which != "auto" and not source.is_dir():
         raise click.UsageError(f"--which goes with the folder of a run, and {source} is none.")
+    if source.is_file():  # the model of a run has been trained
+        _check_answers(source)
     options = pipeline.PackageOptions(
         out=out,
         # a server that makes the model has a store of its own
@@ -137,3 +139,10 @@ def command(
         assert result.modelfile is not None  # it always has a folder
         create_model(result.content, result.name, result.modelfile.parent, host=host, say=click.echo)
         click.echo(f"Ollama has made {result.name}: ollama run {result.name}")
+
+
+def _check_answers(model: Path) -> None:
+    """Raise :class:`ModelError` for a file that no llama.cpp answers with, and so no Ollama."""
+    from ggtune._native import core
+
+    core.Model(str(model), header_only=True).check_answers()

@@ -12,12 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import gguf
 import numpy as np
 from numpy.typing import NDArray
 
 from ggtune.errors import GgtuneError, ModelError
-from ggtune.gguf.io import KeyValue, open_gguf, read_number_field, read_text_field, write_gguf
+from ggtune.gguf.io import KeyValue, gguf_structure, write_gguf
 
 if TYPE_CHECKING:
     from ggtune._core import Adapter, Model
@@ -80,28 +79,26 @@ def write_adapter(path: str | os.PathLike[str], content: AdapterFile) -> None:
 
 def read_adapter(path: str | os.PathLike[str]) -> AdapterFile:
     """Read an adapter file. Raises :class:`ModelError` where it is none."""
-    reader = open_gguf(path)
-    kind = read_text_field(reader, "general.type")
-    if read_text_field(reader, "ggtune.checkpoint.state"):
+    structure = gguf_structure(path)
+    kind = structure.text("general.type")
+    if structure.text("ggtune.checkpoint.state"):
         raise ModelError(f"{path} is a checkpoint, not an adapter: make one with `ggtune finetune --only-write-lora`")
-    adapter_type = read_text_field(reader, "adapter.type")
+    adapter_type = structure.text("adapter.type")
     if (kind, adapter_type) != ("adapter", "lora"):
         found = f"general.type {kind or 'missing'}, adapter.type {adapter_type or 'missing'}"
         raise ModelError(f"{path} is not a LoRA adapter ({found})")
-    alpha = read_number_field(reader, "adapter.lora.alpha")
+    alpha = structure.number("adapter.lora.alpha")
     if alpha is None:
         raise ModelError(f"{path} has no adapter.lora.alpha")
     tensors = {}
-    for t in reader.tensors:
-        if t.tensor_type not in (gguf.GGMLQuantizationType.F32, gguf.GGMLQuantizationType.F16):
-            raise ModelError(f"{path}: tensor {t.name} is {t.tensor_type.name}; an adapter is F32 or F16")
-        tensors[t.name] = np.array(t.data, dtype=np.float32)
+    for t in structure.tensors:
+        if t.type_name not in ("F32", "F16"):
+            raise ModelError(f"{path}: tensor {t.name} is {t.type_name}; an adapter is F32 or F16")
+        tensors[t.name] = structure.floats(t)
     if not tensors:
         raise ModelError(f"{path} has no tensors")
-    notes = {
-        key.removeprefix(_PREFIX): read_text_field(reader, key) for key in reader.fields if key.startswith(_PREFIX)
-    }
-    return AdapterFile(read_text_field(reader, "general.architecture"), float(alpha), _pairs(path, tensors), notes)
+    notes = structure.ggtune_texts
+    return AdapterFile(structure.text("general.architecture"), float(alpha), _pairs(path, tensors), notes)
 
 
 def _pairs(path: str | os.PathLike[str], tensors: Mapping[str, FloatArray]) -> dict[str, FloatArray]:

@@ -41,10 +41,6 @@ def read_header(path: Path) -> GgufHeader:
     if not path.is_file():
         raise ModelError(f"{path}: there is no such file.")
     try:
-        with path.open("rb") as file:
-            magic = file.read(4)
-        if magic != b"GGUF":
-            raise ModelError(f"{path}: not a GGUF file. Give a model file as llama.cpp and Ollama use it.")
         return _header(path, read_structure(path))
     except OSError as error:
         raise ModelError(f"{path}: can't be read: {error.strerror}.") from None

@@ -1,4 +1,4 @@
-"""GGUF files: opened with a message for the user, written whole or not at all, fingerprints of models."""
+"""GGUF files: read with a message for the user, written whole or not at all, fingerprints of models."""
 
 import hashlib
 import os
@@ -28,36 +28,6 @@ def gguf_structure(path: str | os.PathLike[str]) -> Structure:
         return read_structure(Path(path))
     except OSError as error:
         raise ModelError(f"can't read {path}: {error.strerror or error}") from error
-
-
-def open_gguf(path: str | os.PathLike[str]) -> gguf.GGUFReader:
-    """Open a GGUF file. Raises as :func:`gguf_structure`."""
-    path = Path(path)
-    gguf_structure(path)
-    try:
-        return gguf.GGUFReader(path)
-    except Exception as error:  # the reader parses without checks: anything may come out of a damaged file
-        raise ModelError(f"{path} is damaged or truncated ({type(error).__name__}: {error})") from error
-
-
-def read_text_field(reader: gguf.GGUFReader, key: str) -> str:
-    """Return a string of the header, "" where there is none or where it is not UTF-8."""
-    found = reader.get_field(key)
-    if found is None or found.types != [gguf.GGUFValueType.STRING]:
-        return ""
-    try:
-        return str(found.contents())
-    except UnicodeDecodeError:
-        return ""
-
-
-def read_number_field(reader: gguf.GGUFReader, key: str) -> float | None:
-    """Return a number of the header, None where there is none."""
-    found = reader.get_field(key)
-    if found is None or len(found.types) != 1 or found.types[0] == gguf.GGUFValueType.STRING:
-        return None
-    value = found.contents()
-    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
 
 def gguf_bytes(keys: Mapping[str, KeyValue], tensors: Mapping[str, NDArray[np.float32]]) -> int:

@@ -1,7 +1,7 @@
-"""Bounds check of a GGUF file, done before a reader that checks nothing sees it, and what its header says.
+"""The reader of GGUF files on Python's side: every count, length and offset is checked before it is followed.
 
 The format is that of ggml's ``docs/gguf.md``. Memory and time are bounded by the size of the file; arrays, which hold
-the vocabulary, are passed over, and read only when they are asked for.
+the vocabulary, and the tensors' data are passed over, and read only when they are asked for.
 """
 
 import math
@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import gguf
+import numpy as np
+from numpy.typing import NDArray
 
 from ggtune.errors import ModelError
 
@@ -22,6 +24,7 @@ _UINT32, _STRING, _ARRAY = 4, 8, 9
 _MAX_DIMENSIONS = 4
 _MAX_DEPTH = 4  # of arrays in arrays
 _OWN = "ggtune."
+_FLOATS = {"F32": "<f4", "F16": "<f2"}
 
 Value = str | bytes | int | float
 """A single value of a header; bytes are a text that is not UTF-8."""
@@ -75,6 +78,20 @@ class Structure:
         with self.path.open("rb") as file:
             file.seek(offset)
             return list(struct.unpack(f"<{count}{_SCALARS[kind]}", file.read(count * _SCALAR_BYTES[kind])))
+
+    def floats(self, tensor: TensorPlace) -> NDArray[np.float32]:
+        """Read a tensor of F32 or F16, of NumPy shape: the innermost dimension last. ``OSError`` goes through.
+
+        Raises :class:`ModelError` for another type, and where the file has become shorter since it was checked.
+        """
+        if tensor.type_name not in _FLOATS:
+            raise ModelError(f"{self.path}: tensor {tensor.name} is {tensor.type_name}, not {' or '.join(_FLOATS)}")
+        with self.path.open("rb") as file:
+            file.seek(tensor.offset)
+            data = file.read(tensor.n_bytes)
+        if len(data) != tensor.n_bytes:
+            raise ModelError(f"{self.path}: the GGUF file has become shorter while it was read")
+        return np.frombuffer(data, _FLOATS[tensor.type_name]).reshape(tensor.shape[::-1]).astype(np.float32)
 
     def texts(self, key: str) -> Iterator[bytes]:
         """Read the elements of an array of strings one by one; there are none where the key is no such array.
@@ -172,12 +189,13 @@ def read_structure(path: Path) -> Structure:
     """Read where everything of a model file lies.
 
     Raises :class:`ModelError` where a count, length, type, shape or offset of the header can't be; ``OSError`` goes
-    through. Much quicker than gguf-py's reader, which takes seconds for a large vocabulary.
+    through. gguf-py's reader checks nothing, and takes seconds for a large vocabulary.
     """
     with path.open("rb") as file:
         magic = file.read(4)
         if magic != b"GGUF":
-            raise ModelError(f"{path} is not a GGUF file" + (" (it is empty)" if not magic else ""))
+            empty = "" if magic else " (it is empty)"
+            raise ModelError(f"{path}: not a GGUF file{empty}: give one as llama.cpp and Ollama use it")
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             try:
                 return _read(path, _Cursor(data), len(data))

@@ -13,12 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-import gguf
 import numpy as np
 from numpy.typing import NDArray
 
 from ggtune.errors import ModelError
-from ggtune.gguf.io import open_gguf, read_number_field, writing_gguf
+from ggtune.gguf.io import gguf_structure, writing_gguf
 from ggtune.system import resolved_threads
 
 if TYPE_CHECKING:
@@ -115,8 +114,8 @@ def read_imatrix(path: str | os.PathLike[str]) -> Imatrix:
 
 
 def _read_gguf(path: Path) -> Imatrix:
-    reader = open_gguf(path)
-    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    structure = gguf_structure(path)
+    tensors = {tensor.name: tensor for tensor in structure.tensors}
     names = [name.removesuffix(_SUMS) for name in tensors if name.endswith(_SUMS)]
     if not names:
         raise ModelError(
@@ -124,22 +123,20 @@ def _read_gguf(path: Path) -> Imatrix:
         )
     entries = {}
     for name in names:
-        sums, counts = tensors[name + _SUMS], tensors.get(name + _COUNTS)
-        if counts is None:
+        if name + _COUNTS not in tensors:
             raise ModelError(f"{path} is damaged: tensor {name}{_COUNTS} is missing")
-        if {sums.tensor_type, counts.tensor_type} != {gguf.GGMLQuantizationType.F32}:
+        places = tensors[name + _SUMS], tensors[name + _COUNTS]
+        if {place.type_name for place in places} != {"F32"}:
             raise ModelError(f"{path} is damaged: sums and counts of {name} are not F32")
-        n_mat = counts.data.size
-        if n_mat == 0 or sums.data.size == 0 or sums.data.size % n_mat:
-            raise ModelError(f"{path} is damaged: {name} has {sums.data.size} sums and {n_mat} counts")
-        entries[name] = ImatrixEntry(np.array(sums.data).reshape(n_mat, -1), np.array(counts.data).reshape(-1))
-    field = reader.get_field("imatrix.datasets")
-    datasets = field.contents() if field is not None else []
+        sums, counts = map(structure.floats, places)
+        if sums.size % counts.size:
+            raise ModelError(f"{path} is damaged: {name} has {sums.size} sums and {counts.size} counts")
+        entries[name] = ImatrixEntry(sums.reshape(counts.size, -1), counts.reshape(-1))
     return Imatrix(
         entries,
-        [text for text in datasets if isinstance(text, str)] if isinstance(datasets, list) else [],
-        int(read_number_field(reader, "imatrix.chunk_count") or 0),
-        int(read_number_field(reader, "imatrix.chunk_size") or 0),
+        [text.decode("utf-8", "replace") for text in structure.texts("imatrix.datasets")],
+        int(structure.number("imatrix.chunk_count") or 0),
+        int(structure.number("imatrix.chunk_size") or 0),
     )
 
 

@@ -13,13 +13,12 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import gguf
 import numpy as np
 
 from ggtune.config import TrainConfig
 from ggtune.errors import GgtuneError
 from ggtune.gguf.adapter_file import AdapterFile, FloatArray
-from ggtune.gguf.io import KeyValue, open_gguf, read_number_field, read_text_field, write_gguf
+from ggtune.gguf.io import KeyValue, gguf_structure, write_gguf
 from ggtune.run.outputs import numbered
 
 if TYPE_CHECKING:
@@ -138,19 +137,19 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     Raises :class:`CheckpointError` for a file that is no whole checkpoint, :class:`ggtune.errors.ModelError` for one
     that is no whole GGUF file.
     """
-    reader = open_gguf(path)
-    version = read_number_field(reader, _KEY + "version")
+    structure = gguf_structure(path)
+    version = structure.number(_KEY + "version")
     if version is None:
         raise CheckpointError(f"{path} is not a checkpoint of ggtune")
     if version != _VERSION:
         raise CheckpointError(f"{path} is a checkpoint of version {version}; this ggtune reads {_VERSION}")
-    architecture = read_text_field(reader, "general.architecture")
-    texts = [read_text_field(reader, _KEY + "state"), read_text_field(reader, _KEY + "config")]
-    alpha = float(read_number_field(reader, "adapter.lora.alpha") or 0.0)
-    if wrong := [t.name for t in reader.tensors if t.tensor_type != gguf.GGMLQuantizationType.F32]:
+    architecture = structure.text("general.architecture")
+    texts = [structure.text(_KEY + "state"), structure.text(_KEY + "config")]
+    alpha = float(structure.number("adapter.lora.alpha") or 0.0)
+    if wrong := [t.name for t in structure.tensors if t.type_name != "F32"]:
         raise CheckpointError(f"{path} is damaged: the tensor {wrong[0]} is not F32")
-    tensors = {t.name: np.array(t.data) for t in reader.tensors}
-    if _digest(architecture, alpha, texts, tensors) != read_text_field(reader, _KEY + "sha256"):
+    tensors = {t.name: structure.floats(t) for t in structure.tensors}
+    if _digest(architecture, alpha, texts, tensors) != structure.text(_KEY + "sha256"):
         raise CheckpointError(f"{path} is damaged: its checksum is wrong")
     try:
         return _content(architecture, alpha, texts, tensors)

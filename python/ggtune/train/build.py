@@ -70,7 +70,6 @@ def build(
         _check_adapter_memory(config, model)
     adapter = _adapter(config, model)
     engine = core.Trainer(
-        model,
         adapter,
         context=samples.context,
         threads=resolved_threads(config.threads),
@@ -100,7 +99,8 @@ def chosen_targets(config: TrainConfig, model: "Model") -> list[str]:
     kinds = list(dict.fromkeys(linear.kind for linear in model.linears()))
     if config.targets == (LINEAR_KINDS_ALL,):
         return kinds
-    if unknown := [name for name in config.targets if name not in kinds]:
+    unknown = [name for name in config.targets if name not in kinds]
+    if unknown and kinds:  # a model without any is the engine's to refuse
         raise GgtuneError(f"--targets: {config.model} has no linear {', '.join(unknown)}; it has {', '.join(kinds)}")
     return list(config.targets)
 

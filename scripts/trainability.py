@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Say of every architecture of the pinned llama.cpp whether it trains, and why not where it doesn't.
 
-    architectures.py [--write]
-    architectures.py --tensor-list build/cpp/cpp/tests/tensor_list
+    trainability.py [--write]
+    trainability.py --tensor-list build/cpp/cpp/tests/tensor_list
 
 The models are the tests' (``tests/architectures``): tiny, with random weights. Their tensors come from a
 committed table; with ``--tensor-list``, a program that is built with the C++ tests, that table is made anew, which a
