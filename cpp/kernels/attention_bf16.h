@@ -160,7 +160,6 @@ inline simd::IntVec lanes_within(int32_t first, int32_t begin, int32_t end) {
 // 2^x for x <= 127, relative error 3e-6, which disappears in the rounding to bf16; exactly 0 for -127 and less, NaN
 // stays NaN. Polynomial: minimax fit to [-0.5, 0.5] with 1 for x = 0.
 inline simd::Vec short_exp2(simd::Vec x) {
-    using simd::IntVec;
     using simd::Vec;
     // Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits.
     constexpr float kRound = 12582912.0f;
@@ -168,7 +167,7 @@ inline simd::Vec short_exp2(simd::Vec x) {
     x = larger(simd::splat(-127.0f), x);
     const Vec shifted = x + kRound;
     const Vec mantissa = simd::polynomial(kExp2, x - (shifted - kRound));
-    return (Vec)((IntVec)mantissa + ((IntVec)shifted << 23));
+    return simd::times_exp2(mantissa, shifted);
 }
 
 }  // namespace ggtune::kernels::detail

@@ -120,7 +120,6 @@ void cap_and_mask(const AttentionShape & shape, const TileMask & mask, float * s
 
 // 2^x for x <= 127, 0 below -125, relative error 1e-7; NaN stays NaN. Polynomial: minimax fit to [-0.5, 0.5].
 inline simd::Vec exp2(simd::Vec x) {
-    using simd::IntVec;
     using simd::Vec;
     // Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits.
     constexpr float kRound = 12582912.0f;
@@ -128,8 +127,7 @@ inline simd::Vec exp2(simd::Vec x) {
                                       0.009618488957f, 0.001339993122f, 0.0001534581196f};
     const Vec shifted = x + kRound;
     const Vec mantissa = simd::polynomial(kExp2, x - (shifted - kRound));
-    const Vec power = (Vec)((IntVec)mantissa + ((IntVec)shifted << 23));
-    return simd::select(x < simd::splat(-125.0f), simd::splat(0.0f), power);
+    return simd::select(x < simd::splat(-125.0f), simd::splat(0.0f), simd::times_exp2(mantissa, shifted));
 }
 
 // Sum of the lanes, pairwise.

@@ -24,6 +24,7 @@ inline constexpr int kPanelVectors = 2;
 
 typedef float Vec __attribute__((vector_size(kWidth * sizeof(float))));
 typedef int32_t IntVec __attribute__((vector_size(kWidth * sizeof(int32_t))));
+typedef uint32_t UintVec __attribute__((vector_size(kWidth * sizeof(uint32_t))));
 
 inline Vec load(const float * p) {
     Vec v;

@@ -28,6 +28,11 @@ inline Vec exp2_integer(IntVec n) {
     return (Vec)((n + 127) << 23);
 }
 
+// x * 2^n for the n in the low bits of `shifted`, n + 1.5 * 2^23. Unsigned: in lanes that are discarded, n is anything.
+inline Vec times_exp2(Vec x, Vec shifted) {
+    return (Vec)((UintVec)x + ((UintVec)shifted << 23));
+}
+
 // Overflows to infinity, underflows to zero, NaN stays NaN.
 inline Vec exp(Vec x) {
     // Comparisons with NaN are false: it passes through both limits.

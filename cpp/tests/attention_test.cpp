@@ -259,6 +259,19 @@ void test_bias() {
     check("bf16, bias: dv", bias(found.dv, expected.dv), 2e-4);
 }
 
+// Logits that lie hundreds apart: all but the largest weigh nothing, however far below they are.
+void test_distant_logits() {
+    const Case c = {"", 2, 1, 64, 64, Packing({150}), 1.0f, 0.0f, 100.0f};
+    const Inputs in(c);
+    const Result expected = run_reference(c, in);
+    const Result found = run_kernels(kFloat32, c, in, 1);
+    // errors of logits of order 1000
+    check("distant logits: out", relative_difference(found.out.values, expected.out.values), 1e-3);
+    check("distant logits: dq", relative_difference(found.dq.values, expected.dq.values), 1e-2);
+    check("distant logits: dk", relative_difference(found.dk.values, expected.dk.values), 1e-2);
+    check("distant logits: dv", relative_difference(found.dv.values, expected.dv.values), 1e-3);
+}
+
 // A value that is not finite shows in every token that depends on it, and in no other sample.
 void test_not_finite(const Kernels & kernels) {
     const Case c = {"", 2, 1, 64, 64, Packing({150, 151}), 0.125f, 0.0f, 1.0f};
@@ -354,6 +367,7 @@ int main() {
     test_finite_differences();
     test_against_reference();
     test_bias();
+    test_distant_logits();
     test_not_finite(kFloat32);
     test_not_finite(kBf16);
     return ggtune::test::finish();
