@@ -72,7 +72,7 @@ def check_tidy(entries: list[dict[str, str]], build: Path, jobs: int, fix: bool)
 
 def apply_fixes(folder: Path) -> None:
     """Apply the replacements that clang-tidy wrote, each once however many files it was found by."""
-    import yaml
+    import yaml  # type: ignore[import-untyped,unused-ignore]
 
     edits: dict[Path, set[tuple[int, int, bytes]]] = {}
     for file in folder.glob("*.json"):
