@@ -6,9 +6,9 @@
 #     LLAMA=1 bash scripts/sanitize.sh          llama.cpp and ggml compiled with AddressSanitizer, too
 #     CPU_FLAGS=-march=haswell bash scripts/sanitize.sh cpp
 #
-# Needs Linux, GCC and a Python environment with what `pip install '.[dev]' cmake ninja pybind11` gives; the package that
-# is tested is this tree's. The kernels are compiled once, for CPU_FLAGS (default: this machine): the objects of several
-# CPU variants can't be told apart with the sanitizers' own symbols among them. BUILD is the folder for it all.
+# Needs Linux, GCC and a Python environment with what `pip install '.[dev]' cmake ninja pybind11` gives; the package
+# that is tested is this tree's. The kernels are compiled once, for CPU_FLAGS (default: this machine): the objects of
+# several CPU variants can't be told apart with the sanitizers' own symbols among them. BUILD is the folder for it all.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -55,15 +55,19 @@ sys.meta_path[:] = [finder for finder in sys.meta_path if not hasattr(finder, "k
 END
     # The interpreter isn't linked with the sanitizers, nor with the library in which they look for C++'s exceptions.
     # It frees little when it exits, so leaks don't count. Left out is what measures how soon an interrupt is obeyed.
+    # pytest captures what Python writes alone: a report is written by the process that it ends.
+    libraries=
+    for library in libasan.so libubsan.so libstdc++.so; do
+        libraries="$libraries $(gcc -print-file-name=$library)"
+    done
     PYTHONPATH="$build/site" PYTHONDONTWRITEBYTECODE=1 ASAN_OPTIONS="$ASAN_OPTIONS:detect_leaks=0" \
-        LD_PRELOAD="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libubsan.so) $(gcc -print-file-name=libstdc++.so)" \
-        python -c '
+        LD_PRELOAD="$libraries" python -c '
 import pathlib, sys
 import pytest
 from ggtune import _core
 
 assert pathlib.Path(sys.argv[1]).resolve() in pathlib.Path(_core.__file__).resolve().parents, _core.__file__
-sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "tests/engine",
+sys.exit(pytest.main(["-q", "--capture=sys", "-p", "no:cacheprovider", "tests/engine",
                       "--deselect", "tests/engine/test_merge.py::test_interrupt_leaves_nothing_behind"]))
 ' "$build/site"
 }

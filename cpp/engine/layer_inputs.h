@@ -10,14 +10,15 @@
 
 namespace ggtune {
 
-// A text such as those that the model is to read, at most a few thousand tokens. Rows of one sequence are contiguous and in order, positions from 0.
+// A text such as those that the model is to read, at most a few thousand tokens. Rows of one sequence are contiguous
+// and in order, positions from 0.
 struct TextSample {
     std::vector<int32_t> tokens;
     std::vector<int32_t> sequences;
 };
 
-// Loads the model, runs it with the adapters (LoRA files with their scales) over the sample in one micro-batch, and hands
-// on what its linears read. Raises Error where llama.cpp can't.
+// Loads the model, runs it with the adapters (LoRA files with their scales) over the sample in one micro-batch, and
+// hands on what its linears read. Raises Error where llama.cpp can't.
 VisitLayerInputs inputs_of_sample(std::string model_path, std::vector<std::pair<std::string, float>> adapters,
                                   TextSample sample, int threads);
 

@@ -1,5 +1,5 @@
-// Puts nodes of ggtune's own in place of some of llama.cpp's: fused attention, the LoRA product fused with its scale and
-// sum, dropout in front of the adapter, and whatever else the implementation of a node (ops/ops.h) does better.
+// Puts nodes of ggtune's own in place of some of llama.cpp's: fused attention, the LoRA product fused with its scale
+// and sum, dropout in front of the adapter, and whatever else the implementation of a node (ops/ops.h) does better.
 #pragma once
 
 #include <ggml.h>
@@ -18,8 +18,8 @@ namespace ggtune {
 
 // How the graph computes.
 enum class Precision {
-    automatic,  // ggtune's nodes where they are faster or more exact; products with quantized weights in bf16 on CPUs with a
-                // matrix unit, else by integers, int8 in the forward and int16 in the backward pass
+    automatic,  // ggtune's nodes where they are faster or more exact; products with quantized weights in bf16 on CPUs
+                // with a matrix unit, else by integers, int8 in the forward and int16 in the backward pass
     f32,        // the same in float32 alone
     llama_cpp,  // llama.cpp's own nodes alone, to compare with it
 };

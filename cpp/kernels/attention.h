@@ -48,10 +48,10 @@ void attention_backward(const AttentionShape & shape, const ConstHeads & q, cons
                         const Heads & dk, const Heads & dv, bool accumulate, int ith, int nth);
 
 // The same on bf16 tiles (tile.h), several times as fast where bf16_product_fast() and right everywhere: the products
-// with sums in float32 over operands rounded to bf16, everything between them in float32. Queries, keys, values, weights
-// and gradients lose 2^-9 of a value at most, without bias: a logit moves by about 1e-3 of |q| |k| (scaled) / sqrt(dim),
-// outputs and gradients by about 3e-3 in norm for logits of order 1. attention_backward_bf16() wants the `out` and
-// `lse` of attention_forward_bf16().
+// with sums in float32 over operands rounded to bf16, everything between them in float32. Queries, keys, values,
+// weights and gradients lose 2^-9 of a value at most, without bias: a logit moves by about 1e-3 of |q| |k| (scaled) /
+// sqrt(dim), outputs and gradients by about 3e-3 in norm for logits of order 1. attention_backward_bf16() wants the
+// `out` and `lse` of attention_forward_bf16().
 void attention_forward_bf16(const AttentionShape & shape, const ConstHeads & q, const ConstHeads & k,
                             const ConstHeads & v, const Heads & out, float * lse, int ith, int nth);
 void attention_backward_bf16(const AttentionShape & shape, const ConstHeads & q, const ConstHeads & k,

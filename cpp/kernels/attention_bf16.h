@@ -69,8 +69,8 @@ void pack_block_rows(const float * x, int64_t stride, int64_t n, int64_t dim, fl
 // Two panels of B: their columns are the n <= 32 rows of X.
 void pack_block_columns(const float * x, int64_t stride, int64_t n, int64_t dim, Bf16 * panels);
 
-// One tile of every panel of B that has the n <= 32 rows of X for rows: 16 columns of X a panel, padded_to_block(dim) / 16
-// panels.
+// One tile of every panel of B that has the n <= 32 rows of X for rows: 16 columns of X a panel, padded_to_block(dim) /
+// 16 panels.
 void pack_block_pairs(const float * x, int64_t stride, int64_t n, int64_t dim, Bf16 * panels, int64_t panel_stride);
 
 // One tile of every panel of A that has the columns of X for rows, X as two panels of A from pack_block_rows():

@@ -14,7 +14,8 @@ using namespace detail;
 
 constexpr int64_t kSide = kMostRows;
 
-// Columns of L that are read at a time: whole cache lines of rows that lie far apart, and their panels fit the L2 cache.
+// Columns of L that are read at a time: whole cache lines of rows that lie far apart, and their panels fit the L2
+// cache.
 constexpr int64_t kColumns = 128;
 constexpr int64_t kTokens = 512;
 

@@ -17,8 +17,9 @@ using namespace detail;
 constexpr int64_t kSide = kMostRows;
 constexpr int64_t kBlockSums = kSide * kSide;
 
-// Cache blocking, measured: of the sum kDepth at a time, so that the weights of kSide columns of the result (32 KiB) stay in
-// the L1 cache while the tokens pass by; those of kColumns, the tokens' values and the sums stay in the L2 cache.
+// Cache blocking, measured: of the sum kDepth at a time, so that the weights of kSide columns of the result (32 KiB)
+// stay in the L1 cache while the tokens pass by; those of kColumns, the tokens' values and the sums stay in the L2
+// cache.
 constexpr int64_t kDepth = 512;
 constexpr int64_t kColumns = 512;
 constexpr int64_t kTokens = 512;

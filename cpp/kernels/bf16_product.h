@@ -1,8 +1,8 @@
-// Products with frozen weights of any ggml type, for many tokens at a time, in bf16 with sums in float32 on the CPU's matrix
-// unit (tile.h): a block of weights is dequantized to bf16 once and serves all tokens.
+// Products with frozen weights of any ggml type, for many tokens at a time, in bf16 with sums in float32 on the CPU's
+// matrix unit (tile.h): a block of weights is dequantized to bf16 once and serves all tokens.
 //
-// Row strides are in floats, rows are contiguous. A result is computed a range of its columns at a time, which threads may
-// take in any order: it has the same bits for every division.
+// Row strides are in floats, rows are contiguous. A result is computed a range of its columns at a time, which threads
+// may take in any order: it has the same bits for every division.
 // The error of a product is that of rounding both operands to 8 significant bits: 2.4e-3 in norm, without bias.
 #pragma once
 
@@ -47,8 +47,8 @@ struct Bf16Blocks {
 };
 Bf16Blocks bf16_blocks(int64_t n_tokens, int64_t n_columns, int nth);
 
-// Y[t, o] = sum over terms of sum_i X[t, i] * W[o, i], added to Y where `accumulate`, for some tokens and outputs; the ranges
-// begin at multiples of 32.
+// Y[t, o] = sum over terms of sum_i X[t, i] * W[o, i], added to Y where `accumulate`, for some tokens and outputs; the
+// ranges begin at multiples of 32.
 void bf16_forward(const Bf16Term * terms, int n_terms, int64_t n_tokens, float * y, int64_t y_row_stride,
                   bool accumulate, const Range & tokens, const Range & columns);
 
@@ -56,8 +56,8 @@ void bf16_forward(const Bf16Term * terms, int n_terms, int64_t n_tokens, float *
 void bf16_input_gradient(const Bf16Term * terms, int n_terms, int64_t n_tokens, float * dx, int64_t dx_row_stride,
                          bool accumulate, const Range & tokens, const Range & columns);
 
-// G[r, i] += scale * sum_t S[t, r] * L[t, i], the gradient of a low-rank matrix, for columns [first, end) of L; `first` is a
-// multiple of bf16_outer_block().
+// G[r, i] += scale * sum_t S[t, r] * L[t, i], the gradient of a low-rank matrix, for columns [first, end) of L; `first`
+// is a multiple of bf16_outer_block().
 //   s  [n_tokens, rank]    l  [n_tokens, n]    g  [rank, n], element (r, i) at g[r * g_row_stride + i * g_col_stride]
 int64_t bf16_outer_block();
 void bf16_outer_product(const float * s, int64_t s_row_stride, int64_t rank, const float * l, int64_t l_row_stride,

@@ -1,6 +1,6 @@
 // Where few values share a scale, as 4-bit ones do, a table of what they can be is made and rounded once, and one
-// permutation looks up 32 weights. Layouts of the types: the block structs and dequantize_row_*() of ggml (ggml-common.h,
-// ggml-quants.c).
+// permutation looks up 32 weights. Layouts of the types: the block structs and dequantize_row_*() of ggml
+// (ggml-common.h, ggml-quants.c).
 #include "kernels/bf16_unpack.h"
 
 #if defined(__AVX512BF16__) && defined(__AVX512BW__) && defined(__AVX512VL__)

@@ -25,9 +25,9 @@ struct GridMoves {
     double variance = 0;  // sum over the weights of the expected squared rounding error
 };
 
-// dst = the n weights at src moved by delta on their grid; scales, mins and the codes of weights with delta 0 are copied.
-// The random number of weight i of the row is a hash of key and first_index + i. Codes end at the ends of their grid.
-// n is a multiple of ggml_blck_size(type), and has_grid(type).
+// dst = the n weights at src moved by delta on their grid; scales, mins and the codes of weights with delta 0 are
+// copied. The random number of weight i of the row is a hash of key and first_index + i. Codes end at the ends of their
+// grid. n is a multiple of ggml_blck_size(type), and has_grid(type).
 GridMoves move_on_grid(ggml_type type, const void * src, const float * delta, int64_t n, uint64_t key,
                        int64_t first_index, Rounding rounding, void * dst);
 

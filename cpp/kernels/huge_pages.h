@@ -1,5 +1,5 @@
-// Memory on huge pages, where the system has them: the rows of a matrix and the tiles of a panel lie further apart than the few
-// entries of the CPU's tables for small pages reach.
+// Memory on huge pages, where the system has them: the rows of a matrix and the tiles of a panel lie further apart than
+// the few entries of the CPU's tables for small pages reach.
 #pragma once
 
 #include <cstddef>

@@ -8,9 +8,9 @@
 // W  ne = [n_in, n_out]: row o holds the n_in weights of output o in w_row_bytes bytes; n_in is a multiple of
 // ggml_blck_size(type), and int16_gradient_supported(type). Row strides are in floats, rows are contiguous.
 // Thread ith of nth writes its own part of the result, which has the same bits for every nth.
-// dY keeps up to 15 bits of the largest magnitude that shares its scale, as many as the sums leave room for: the error of
-// dX, relative in norm, is 3e-5 to 7e-5 for ordinary weights and gradients, 3e-4 where a single dY of the 128 or 256 holds
-// all the norm. In float32 it is 1e-7. Products of dY and a weight's scale below 1e-34 may be lost.
+// dY keeps up to 15 bits of the largest magnitude that shares its scale, as many as the sums leave room for: the error
+// of dX, relative in norm, is 3e-5 to 7e-5 for ordinary weights and gradients, 3e-4 where a single dY of the 128 or 256
+// holds all the norm. In float32 it is 1e-7. Products of dY and a weight's scale below 1e-34 may be lost.
 #pragma once
 
 #include <ggml.h>
@@ -24,8 +24,8 @@ namespace ggtune::kernels {
 // product, and NVFP4, whose scales are floats.
 bool int16_gradient_supported(ggml_type type);
 
-// True where the kernel is compiled for a CPU that multiplies int16 faster than floats (AVX2 and later on x86). Elsewhere
-// it is right but slower than weight_input_gradient().
+// True where the kernel is compiled for a CPU that multiplies int16 faster than floats (AVX2 and later on x86).
+// Elsewhere it is right but slower than weight_input_gradient().
 bool int16_gradient_fast();
 
 // dX[t, i] = sum_o dY[t, o] * W[o, i], added to dX where `accumulate`.

@@ -12,8 +12,9 @@
 
 namespace ggtune::kernels::detail {
 
-// IEEE half precision, little-endian, at src; a function call per block would cost more than the block. Subnormal halves
-// are frequent as scales of K-quants: no instruction may meet them as subnormal floats, which cost 100 cycles and more.
+// IEEE half precision, little-endian, at src; a function call per block would cost more than the block. Subnormal
+// halves are frequent as scales of K-quants: no instruction may meet them as subnormal floats, which cost 100 cycles
+// and more.
 inline float half_at(const uint8_t * src) {
     uint16_t half;
     std::memcpy(&half, src, sizeof half);
@@ -42,8 +43,9 @@ inline float half_at(const uint8_t * src) {
 #endif
 }
 
-// The Int8Format of a type that a struct describes: values per block, bytes per block, the format's numbers, the largest
-// integer of a weight, and the unpacking of one block, which returns its scale. A block that is one sub-block has no factor.
+// The Int8Format of a type that a struct describes: values per block, bytes per block, the format's numbers, the
+// largest integer of a weight, and the unpacking of one block, which returns its scale. A block that is one sub-block
+// has no factor.
 
 template <class Type>
 void unpack_row(const uint8_t * src, int64_t n, uint8_t * values, float * scales, float * mins) {

@@ -44,7 +44,8 @@ constexpr int64_t kTileK = 2048;
 constexpr int64_t kTileN = 64;
 constexpr int64_t kTileTokens = 1020;
 
-// Each lane of `sum` gains the dot product of four bytes of w and of x, x from -127 to 127. `small`: w are from 0 to 63.
+// Each lane of `sum` gains the dot product of four bytes of w and of x, x from -127 to 127. `small`: w are from 0 to
+// 63.
 #if defined(__AVX512VNNI__) && defined(__AVX512F__)
 constexpr bool kFast = true;
 constexpr bool kSignedWeights = false;
@@ -64,7 +65,8 @@ constexpr bool kFast = true;
 constexpr bool kSignedWeights = true;
 template <bool small>
 inline IntVec add_dot4(IntVec sum, IntVec w, IntVec x) {
-    // unsigned times signed bytes; two products have to fit 16 bits, which 128 * 127 * 2 does and 255 * 127 * 2 does not
+    // unsigned times signed bytes; two products have to fit 16 bits, which 128 * 127 * 2 does and 255 * 127 * 2 does
+    // not
     const __m256i magnitudes = small ? (__m256i)w : _mm256_abs_epi8((__m256i)w);
     const __m256i signed_x = small ? (__m256i)x : _mm256_sign_epi8((__m256i)x, (__m256i)w);
     const __m256i pairs = _mm256_maddubs_epi16(magnitudes, signed_x);

@@ -18,8 +18,9 @@ namespace ggtune::kernels {
 // True for the types that int8_forward() takes: all of ggml's quantized weights.
 bool int8_product_supported(ggml_type type);
 
-// True where the kernels are compiled for a CPU with int8 dot products (AVX-512 VNNI, AVX-VNNI, Arm DotProd) or AVX2, which
-// needs three instructions for one; not for AVX-512 without VNNI. Elsewhere int8_forward() is right but slower than weight_forward().
+// True where the kernels are compiled for a CPU with int8 dot products (AVX-512 VNNI, AVX-VNNI, Arm DotProd) or AVX2,
+// which needs three instructions for one; not for AVX-512 without VNNI. Elsewhere int8_forward() is right but slower
+// than weight_forward().
 bool int8_product_fast();
 
 // Values of a token that share a scale, 32 or 256, as in ggml's own quantized products.

@@ -289,7 +289,8 @@ struct Tq1_0 {
     static constexpr int kValues = 256, kBytes = 54, kSubBlock = 32, kOffset = 1, kCenter = kOffset, kLargest = 1;
     static constexpr bool kHasMin = false;
 
-    // A byte is the fraction 0.abcde of base 3, out of 256; n_digits of each of n bytes, the first one of all of them first.
+    // A byte is the fraction 0.abcde of base 3, out of 256; n_digits of each of n bytes, the first one of all of them
+    // first.
     template <int n, int n_digits>
     static void unpack_digits(const uint8_t * src, uint8_t * values) {
         uint8_t rest[n];

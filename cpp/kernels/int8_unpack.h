@@ -18,8 +18,8 @@ struct Int8Format {
     void (*unpack)(const uint8_t * src, int64_t n, uint8_t * values, float * scales, float * mins);
 
     // The same with integers alone under each scale: scale = block_scale * factor, with a block scale for each `block`
-    // values (32 to 256) and a factor for each sub_block. Of one block; returns the block scale. Null where the scales of
-    // a block are no integer multiples of one (NVFP4).
+    // values (32 to 256) and a factor for each sub_block. Of one block; returns the block scale. Null where the scales
+    // of a block are no integer multiples of one (NVFP4).
     int64_t block;
     int32_t center;   // of the values: the offset where there are no mins
     int32_t largest;  // of |factor * (value - center)|

@@ -29,9 +29,9 @@ inline Range split_range(int64_t n, int ith, int nth, int64_t unit = 1) {
     return {begin < n ? begin : n, end < n ? end : n};
 }
 
-// Deals n units of work out to the threads of an operation as they come free: large portions first, single ones at the end.
-// For results that do not depend on who computes what. Each of the nth threads calls run() once; then the dealer is ready
-// for the next time.
+// Deals n units of work out to the threads of an operation as they come free: large portions first, single ones at the
+// end. For results that do not depend on who computes what. Each of the nth threads calls run() once; then the dealer
+// is ready for the next time.
 class Dealer {
   public:
     // work(range) for portions of [0, n) until all are taken.

@@ -1,7 +1,7 @@
 // Products of small bf16 tiles with sums in float32, on the CPU's matrix unit where it has one. Private to cpp/kernels.
 //
-// C [16 m, 16 n] = A [16 m, k] * B [k, 16 n]. A and B come packed in panels of 16 rows of A or 16 columns of B, each a row of
-// tiles of 32 values of the sum (a KiB) one after another:
+// C [16 m, 16 n] = A [16 m, k] * B [k, 16 n]. A and B come packed in panels of 16 rows of A or 16 columns of B, each a
+// row of tiles of 32 values of the sum (a KiB) one after another:
 //   A tile  [16 rows][32]                 the row as it is
 //   B tile  [16 pairs][16 columns][2]     pairs of consecutive values of the sum side by side
 // bf16 is the upper half of a float32: Kalamkar et al., "A Study of BFLOAT16 for Deep Learning Training",

@@ -47,8 +47,8 @@ void release(const void * state) {
     }
 }
 
-// Registers: 0 to 3 the sums, 4 and 5 the panels of A, 6 and 7 those of B. Measured: with one operand streamed past the L1
-// cache and the other in it (depth 16: 32 KiB) the products run at the full rate, else at three quarters of it.
+// Registers: 0 to 3 the sums, 4 and 5 the panels of A, 6 and 7 those of B. Measured: with one operand streamed past the
+// L1 cache and the other in it (depth 16: 32 KiB) the products run at the full rate, else at three quarters of it.
 #define GGTUNE_LOAD(operand, tile, from)              \
     if constexpr (streamed == Streamed::operand) {    \
         _tile_stream_loadd(tile, (from), kTileBytes); \

@@ -22,7 +22,8 @@ constexpr int64_t kLanes = 8;  // values of bf16 in a register
 constexpr int64_t kStepValues = kSide * kStep;
 constexpr int64_t kSides = kTileRows / kSide;  // of a panel
 
-// So many tiles of a panel are brought into that form at a time: with two panels each of A and B 16 KiB, half an L1 cache.
+// So many tiles of a panel are brought into that form at a time: with two panels each of A and B 16 KiB, half an L1
+// cache.
 constexpr int64_t kChunk = 4;
 constexpr int64_t kChunkValues = kChunk * kTileDepth * kSide;
 

@@ -86,8 +86,8 @@ inline void transpose_16x16(__m512 (&row)[16]) {
     std::memcpy(row, t, sizeof t);
 }
 
-// A whole block, a cache line at a time; past the caches where lines are aligned, since it is not read again soon and need
-// not be fetched to be overwritten.
+// A whole block, a cache line at a time; past the caches where lines are aligned, since it is not read again soon and
+// need not be fetched to be overwritten.
 template <bool accumulate, bool past_caches>
 void store_transposed_block(const float * src, float * dst, int64_t dst_stride) {
     constexpr int64_t kSide = kMostRows;

@@ -80,8 +80,8 @@ class Ops {
     virtual bool joins_lora(const ggml_tensor * /*w*/, const ggml_tensor * /*x*/) const { return false; }
     // h = a x of such a product. a ne = [i, rank], x ne = [i, T]
     virtual ggml_tensor * low_rank(ggml_tensor * /*a*/, ggml_tensor * /*x*/) { return nullptr; }
-    // w x + scale b h. a: h is low_rank(a, x) and used here alone, so that the gradient of a is made here, too; nullptr:
-    // h is something else. w ne = [i, o], x ne = [i, T]
+    // w x + scale b h. a: h is low_rank(a, x) and used here alone, so that the gradient of a is made here, too;
+    // nullptr: h is something else. w ne = [i, o], x ne = [i, T]
     virtual ggml_tensor * lora_product(ggml_tensor * /*w*/, ggml_tensor * /*x*/, ggml_tensor * /*a*/,
                                        ggml_tensor * /*b*/, ggml_tensor * /*h*/, float /*scale*/) {
         return nullptr;
@@ -109,8 +109,8 @@ class Ops {
                                            ggml_tensor * log_probs) = 0;
 
     // ---- Gradients of products y[o, t, ...] = sum_i w[i, o, ...] x[i, t, ...], w broadcast over the outer dimensions
-    // of x as ggml does it. They are multiplied by `scale` and added to `accumulator` (contiguous, of their shape) where
-    // there is one: then the node that is returned is the accumulator's memory after the addition.
+    // of x as ggml does it. They are multiplied by `scale` and added to `accumulator` (contiguous, of their shape)
+    // where there is one: then the node that is returned is the accumulator's memory after the addition.
 
     // dx[i, t, ...], w F32
     virtual ggml_tensor * matmul_dx(ggml_tensor * w, ggml_tensor * dy, float scale, ggml_tensor * accumulator) = 0;

@@ -176,9 +176,9 @@ void test_kernels(const Kernels & kernels, const Case & c, const Inputs & in, co
 }
 
 // Rounding to bf16 moves q, k, v, d_out, the weights and their gradients by 2^-9 of a value at most, 1.1e-3 in the root
-// of the mean square. A logit of order 1 so moves by 1.6e-3 (one alone by several times that: the log-sum-exp of a token
-// with one key), and outputs, a weight's error and the value's together, by 2.5e-3 in norm; gradients have two more
-// roundings.
+// of the mean square. A logit of order 1 so moves by 1.6e-3 (one alone by several times that: the log-sum-exp of a
+// token with one key), and outputs, a weight's error and the value's together, by 2.5e-3 in norm; gradients have two
+// more roundings.
 constexpr Limits kBf16Limits = {4e-3, 1.5e-2, 5e-3};
 
 void test_case(const Case & c, const Limits & bf16_limits = kBf16Limits) {

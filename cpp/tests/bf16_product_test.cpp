@@ -1,5 +1,5 @@
-// Checks the products on bf16 tiles against sums in double: of the operands as they are rounded, which leaves the errors of
-// sums in float32, and of the operands themselves.
+// Checks the products on bf16 tiles against sums in double: of the operands as they are rounded, which leaves the
+// errors of sums in float32, and of the operands themselves.
 
 #include "kernels/bf16_product.h"
 

@@ -81,8 +81,8 @@ class CpuOps : public Ops {
     ggml_tensor * product_gradient(const CpuOp & op, const int64_t ne[4], ggml_tensor * a, ggml_tensor * b, float scale,
                                    ggml_tensor * accumulator);
 
-    // y[o, t] for a frozen matrix w of any type: in float32; by int8 dot products with rounded activations, as ggml does
-    // it but for all tokens at a time, where the type, the CPU and the number of rows make that the fastest way.
+    // y[o, t] for a frozen matrix w of any type: in float32; by int8 dot products with rounded activations, as ggml
+    // does it but for all tokens at a time, where the type, the CPU and the number of rows make that the fastest way.
     static bool can_weight_forward(const ggml_tensor * w, const ggml_tensor * x);
     ggml_tensor * weight_forward(ggml_tensor * w, ggml_tensor * x);
     static bool can_int8_product(const ggml_tensor * w, const ggml_tensor * x);
