@@ -36,9 +36,9 @@ void translate(std::exception_ptr exception) {
 // Called by the engine between nodes, on the thread that called it. Python's own signal handlers only note that a
 // signal came; what they should do happens here, at most every 100 ms, since taking the GIL is not free.
 bool check_signals() {
-    using clock = std::chrono::steady_clock;
-    thread_local clock::time_point last = clock::now();
-    const clock::time_point now = clock::now();
+    using Clock = std::chrono::steady_clock;
+    thread_local Clock::time_point last = Clock::now();
+    const Clock::time_point now = Clock::now();
     if (now - last < std::chrono::milliseconds(100)) {
         return false;
     }

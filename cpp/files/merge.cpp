@@ -5,9 +5,8 @@
 
 #include <algorithm>
 #include <array>
-#include <cctype>
+#include <charconv>
 #include <cmath>
-#include <cstdlib>
 #include <exception>
 #include <filesystem>
 #include <thread>
@@ -150,8 +149,10 @@ void set_names(HeaderEditor & editor, const GgufFile & base, const std::vector<A
     for (const auto & [key, value] : metadata) {
         editor.set_string(key, value);
         const std::string prefix = "general.dataset.";
-        if (key.rfind(prefix, 0) == 0 && key.size() > prefix.size() && std::isdigit(key[prefix.size()]) != 0) {
-            n_datasets = std::max<int64_t>(n_datasets, std::atoi(key.c_str() + prefix.size()) + 1);
+        uint16_t number = 0;  // more than that are none of ours
+        if (key.rfind(prefix, 0) == 0 &&
+            std::from_chars(key.data() + prefix.size(), key.data() + key.size(), number).ec == std::errc()) {
+            n_datasets = std::max<int64_t>(n_datasets, number + 1);
         }
     }
     if (n_datasets != n_datasets_before) {

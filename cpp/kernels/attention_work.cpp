@@ -67,9 +67,9 @@ bool more_expensive(const BackwardWork & a, const BackwardWork & b) {
 std::vector<BackwardWork> list_work(const AttentionShape & shape, const BackwardParts & parts, int nth) {
     std::vector<BackwardWork> pieces;
     double total = 0.0;
-    const auto group = static_cast<double>(shape.n_heads / shape.n_heads_kv);
+    const int64_t group = shape.n_heads / shape.n_heads_kv;
     for (const Range run : independent_runs(shape)) {
-        const double cost = kProductsAll * group * static_cast<double>(count_pairs(shape, run));
+        const double cost = kProductsAll * static_cast<double>(group * count_pairs(shape, run));
         for (int64_t head_kv = 0; head_kv < shape.n_heads_kv; ++head_kv) {
             pieces.push_back({Output::all, head_kv, 0, run, run, cost});
             total += cost;

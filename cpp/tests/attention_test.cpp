@@ -276,7 +276,7 @@ void test_distant_logits() {
 void test_not_finite(const Kernels & kernels) {
     const Case c = {"", 2, 1, 64, 64, Packing({150, 151}), 0.125f, 0.0f, 1.0f};
     const char * names[4] = {"q", "k", "v", "d_out"};
-    for (const float value : {static_cast<float>(NAN), INFINITY}) {
+    for (const float value : {NAN, INFINITY}) {
         for (int n = 0; n < 4; ++n) {
             constexpr int64_t kToken = 70;
             Inputs in(c);

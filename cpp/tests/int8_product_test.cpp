@@ -199,7 +199,7 @@ void test_special_values() {
     const Floats zeros(static_cast<size_t>(7 * (w.n_in + kPadding)), 0.0f);
     const Floats y = rows(forward(w, zeros, 7, 1), 7, w.n_out);
     check("tokens of zeros", std::any_of(y.begin(), y.end(), [](float v) { return v != 0.0f; }) ? 1.0 : 0.0, 0.0);
-    check("no tokens", forward(w, {}, 0, 1).size() == 0 ? 0.0 : 1.0, 0.0);
+    check("no tokens", forward(w, {}, 0, 1).empty() ? 0.0 : 1.0, 0.0);
 }
 
 }  // namespace
