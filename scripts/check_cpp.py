@@ -49,11 +49,16 @@ def check_tidy(entries: list[dict[str, str]], build: Path, jobs: int, fix: bool)
     """Number of findings, each printed once; with ``fix`` their replacements are applied."""
     outputs, found = build / "tidy", set()
     outputs.mkdir(exist_ok=True)
+    # last of all: of the compiler's own headers clang-tidy lacks omp.h
+    compiler = next(word for word in shlex.split(entries[0]["command"]) if word.endswith(("c++", "g++")))
+    own = run([compiler, "-print-file-name=include"], build).stdout.strip()
+
+    command = ["clang-tidy", "--quiet", "-p", build, f"--extra-arg=-idirafter{own}"]
 
     def tidy(number: int) -> str:
         exported = [f"--export-fixes={outputs / f'{number}.json'}"] if fix else []
         (outputs / f"{number}.json").unlink(missing_ok=True)
-        return run(["clang-tidy", "--quiet", "-p", build, *exported, entries[number]["file"]], ROOT).stdout
+        return run([*command, *exported, entries[number]["file"]], ROOT).stdout
 
     with ThreadPoolExecutor(jobs) as pool:
         for output in pool.map(tidy, range(len(entries))):
