@@ -43,7 +43,8 @@ PYTHON = (
     ("ggtune",),  # ggtune/__init__.py: the names that `import ggtune` offers
     ("pipeline",),
     ("publish",),
-    ("interchange", "ollama"),
+    ("interchange", "text"),
+    ("ollama",),
     ("evaluate",),
     ("train",),
     ("run",),
