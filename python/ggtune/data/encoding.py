@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from ggtune.data.conversation import Conversation, Document
+from ggtune.data.options import LoadOptions
 from ggtune.data.readers.sft_samples import SAMPLE_START
 from ggtune.data.samples import Sample
 from ggtune.data.sft import encode_text, question_tag, segments_of_turns
 from ggtune.data.templates import RenderedConversation, Segment, Template
 from ggtune.data.tokenization import Tokenizer, TurnEncoder, token_text
 from ggtune.errors import DataError
-
-if TYPE_CHECKING:
-    from ggtune.data.load import LoadOptions
-
-Learn = Literal["all-assistant", "last", "answers", "thinking"]
-"""Which of the assistant's words are learned: all, those of its last turn, all but its thinking, or that alone."""
 
 
 class SampleEncoder:

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from ggtune.data.chat_template import TemplatedTokenizer, choose_template, model_template
 from ggtune.data.conversation import Conversation, Document
 from ggtune.data.doubts import Doubt, Inspector, NearDuplicates
-from ggtune.data.encoding import Learn, SampleEncoder
+from ggtune.data.encoding import SampleEncoder
+from ggtune.data.options import Learn, LoadOptions
 from ggtune.data.readers import has_reader, reader_for
 from ggtune.data.readers.decoding import encoding_of, head_of
 from ggtune.data.readers.reader import Findings, Item, ReadOptions
@@ -106,29 +107,6 @@ class Dataset:
     template: Template | None
     report: LoadReport
     groups: NDArray[np.int64]  # (n,): the same for samples that ask the same
-
-
-@dataclass(frozen=True)
-class LoadOptions:
-    """How data become samples; ``template`` None or "" stands for the model's own, or the one a text was made with.
-
-    ``learn``: which of the assistant's words count (:class:`Learn`); ``prompt_weight`` is the weight of what the model
-    is given. ``now`` is the time for a model's template that writes the date: the same time gives the same samples.
-    """
-
-    context: int
-    template: Template | str | None = None
-    system: str | None = None
-    loss_on: LossOn = "answer"
-    learn: Learn = "all-assistant"
-    prompt_weight: float = 0.0
-    too_long: TooLong = "cut"
-    drop: tuple[str, ...] = ()
-    near_duplicates: bool = False
-    read: ReadOptions = field(default_factory=ReadOptions)
-    include_sample_start: bool = False
-    overlapping_samples: bool = False
-    now: datetime.datetime | None = None
 
 
 def load_samples(
