@@ -1,0 +1,93 @@
+"""Files of the runs, and runs that several tests look at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gguf
+import pytest
+from config_table import BASE, File
+from recorded import Seen, train
+
+from ggtune import TrainConfig, fine_tune
+from ggtune.demo import MODEL
+
+ROWS = [
+    ("Which gas do plants take in?", "Plants take in carbon dioxide."),
+    ("What does a thermometer measure?", "It measures temperature."),
+    ("How many legs has a spider?", "A spider has eight legs."),
+    ("What is frozen water called?", "Frozen water is called ice."),
+    ("Which planet is the third one?", "The third planet is Earth."),
+    ("What do bees make?", "Bees make honey and wax."),
+]
+Settled = Callable[..., dict[str, Any]]
+
+
+def write_table(path: Path, rows: list[tuple[str, str]]) -> None:
+    path.write_text("question,answer\n" + "".join(f'"{question}","{answer}"\n' for question, answer in rows))
+
+
+def write_other_model(path: Path) -> None:
+    """The demo's model with the rows of one matrix in another order."""
+    tensor = next(each for each in gguf.GGUFReader(MODEL).tensors if each.name == "blk.3.ffn_up.weight")
+    begin, half = int(tensor.data_offset), int(tensor.n_bytes) // 2
+    data = bytearray(MODEL.read_bytes())
+    data[begin : begin + half], data[begin + half : begin + 2 * half] = (
+        data[begin + half : begin + 2 * half],
+        data[begin : begin + half],
+    )
+    path.write_bytes(data)
+
+
+@pytest.fixture(autouse=True)
+def own_registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the runs of tests out of the user's list."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / ".state"))
+
+
+@pytest.fixture(scope="session")
+def wiring_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what :class:`config_table.File` names."""
+    folder = tmp_path_factory.mktemp("wiring")
+    write_table(folder / "table.csv", ROWS)
+    write_table(folder / "one_row.csv", ROWS[:1])
+    (folder / "columns.csv").write_text(
+        "question,answer,frage,antwort\n" + "Which one?,This one.,Welches?,Dieses.\n" * 4
+    )
+    for name, mark in (("marked.txt", "@@"), ("sft.txt", "<SFT>")):
+        (folder / name).write_text("".join(f"{mark}This is part {i} of the text.\n" for i in range(3)))
+    (folder / "plain.txt").write_text(" ".join(f"Number {i} is the one after {i - 1}." for i in range(30)))
+    write_other_model(folder / "other.gguf")
+    config = TrainConfig(**{**BASE, "rank": 2, "lr": 1e-2, "holdout": "0"})
+    fine_tune(config, folder / "run", quiet=True)
+    (folder / "run" / "adapter.gguf").rename(folder / "adapter.gguf")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def settled(wiring_files: Path) -> Settled:
+    """Return settings with the files in them."""
+
+    def settle(values: dict[str, Any]) -> dict[str, Any]:
+        return {
+            name: str(wiring_files / value.name) if isinstance(value, File) else value for name, value in values.items()
+        }
+
+    return settle
+
+
+@pytest.fixture(scope="session")
+def base_run(tmp_path_factory: pytest.TempPathFactory, settled: Settled) -> Callable[[dict[str, Any]], Seen]:
+    """The run that a change is compared with; each is made once."""
+    runs: dict[str, Seen] = {}
+
+    def run(changes: dict[str, Any]) -> Seen:
+        values = settled({**BASE, **changes})
+        key = repr(sorted(values.items()))
+        if key not in runs:
+            runs[key] = train(tmp_path_factory.mktemp("base") / "run", values)
+        return runs[key]
+
+    return run
