@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import gguf
 import pytest
+from click.testing import CliRunner
 from config_table import BASE, File
 from recorded import Seen, train
 
 from ggtune import TrainConfig, fine_tune
+from ggtune.cli import cli
 from ggtune.demo import MODEL
+from ggtune.train import loop
 
 ROWS = [
     ("Which gas do plants take in?", "Plants take in carbon dioxide."),
@@ -22,6 +26,8 @@ ROWS = [
     ("Which planet is the third one?", "The third planet is Earth."),
     ("What do bees make?", "Bees make honey and wax."),
 ]
+SYSTEM = "Be brief."
+TEMPLATE = "chatml"  # not the model's own
 Settled = Callable[..., dict[str, Any]]
 
 
@@ -91,3 +97,46 @@ def base_run(tmp_path_factory: pytest.TempPathFactory, settled: Settled) -> Call
         return runs[key]
 
     return run
+
+
+@dataclass(frozen=True)
+class LearnedRun:
+    """A run of ``ggtune run`` that has learned the answers of :data:`ROWS` by heart."""
+
+    folder: Path
+    template: str
+    output: str  # what the command has printed
+
+    @property
+    def adapter(self) -> Path:
+        return self.folder / "adapter.gguf"
+
+    @property
+    def merged(self) -> Path:
+        return self.folder / "model.gguf"
+
+
+@pytest.fixture(scope="session")
+def learned_run(wiring_files: Path) -> LearnedRun:
+    """With a template and a system text that are not the model's own."""
+    folder = wiring_files / "learned"
+    how = ["--template", TEMPLATE, "--system", SYSTEM, "--ctx", 96, "--batch", 2, "--rank", 4, "--lr", 4e-3]
+    end = ["--epochs", 45, "--holdout", 0, "--threads", 1, "--save-every", 0, "--name", "m", "--out", folder]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(wiring_files / ".state"))
+        arguments = ["run", wiring_files / "table.csv", "--model", MODEL, *how, *end]
+        result = CliRunner().invoke(cli, [str(argument) for argument in arguments])
+    assert result.exit_code == 0, result.output
+    return LearnedRun(folder, TEMPLATE, result.output)
+
+
+@pytest.fixture(scope="session")
+def run_of_two_epochs(tmp_path_factory: pytest.TempPathFactory, wiring_files: Path) -> Path:
+    """The folder of a run whose first epoch was the better one, as its held-out losses tell."""
+    folder = tmp_path_factory.mktemp("two") / "run"
+    losses = iter([5.0, 4.0, 4.5])  # before, and after each epoch
+    values = {**BASE, "data": str(wiring_files / "table.csv"), "holdout": "2", "batch": 2, "epochs": 2.0}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop.Loop, "_evaluate", lambda self: next(losses))
+        fine_tune(TrainConfig(**{**values, "max_steps": 0}), folder, quiet=True)
+    return folder
