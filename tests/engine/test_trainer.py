@@ -91,7 +91,8 @@ def test_logits_in_chunks(demo: Model, precision: str, n_second: int, limit: flo
     for n in (500, n_second):
         tokens = rng.integers(0, demo.n_vocab, n + 1).astype(np.int32)
         rows = np.arange(n, dtype=np.int32)
-        parts.append((tokens[:-1], rows, np.zeros_like(rows), tokens[1:], np.ones(n, np.float32)))
+        weights = rng.uniform(0.5, 2, n).astype(np.float32)  # not alike: each row has to get its own
+        parts.append((tokens[:-1], rows, np.zeros_like(rows), tokens[1:], weights))
     together = [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
     together[2][500:] = 1
     whole = trainer.accumulate(*together)  # type: ignore[arg-type]

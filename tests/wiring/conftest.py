@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import gguf
 import pytest
 from click.testing import CliRunner
 from config_table import BASE, File
+from learned import ROWS, SYSTEM, TEMPLATE, LearnedRun
 from recorded import Seen, train
 
 from ggtune import TrainConfig, fine_tune
@@ -18,16 +18,6 @@ from ggtune.cli import cli
 from ggtune.demo import MODEL
 from ggtune.train import loop
 
-ROWS = [
-    ("Which gas do plants take in?", "Plants take in carbon dioxide."),
-    ("What does a thermometer measure?", "It measures temperature."),
-    ("How many legs has a spider?", "A spider has eight legs."),
-    ("What is frozen water called?", "Frozen water is called ice."),
-    ("Which planet is the third one?", "The third planet is Earth."),
-    ("What do bees make?", "Bees make honey and wax."),
-]
-SYSTEM = "Be brief."
-TEMPLATE = "chatml"  # not the model's own
 Settled = Callable[..., dict[str, Any]]
 
 
@@ -97,23 +87,6 @@ def base_run(tmp_path_factory: pytest.TempPathFactory, settled: Settled) -> Call
         return runs[key]
 
     return run
-
-
-@dataclass(frozen=True)
-class LearnedRun:
-    """A run of ``ggtune run`` that has learned the answers of :data:`ROWS` by heart."""
-
-    folder: Path
-    template: str
-    output: str  # what the command has printed
-
-    @property
-    def adapter(self) -> Path:
-        return self.folder / "adapter.gguf"
-
-    @property
-    def merged(self) -> Path:
-        return self.folder / "model.gguf"
 
 
 @pytest.fixture(scope="session")

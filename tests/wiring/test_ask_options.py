@@ -10,7 +10,7 @@ from typing import Any
 import click
 import pytest
 from click.testing import CliRunner, Result
-from conftest import ROWS, SYSTEM, LearnedRun
+from learned import ROWS, SYSTEM, LearnedRun
 
 from ggtune import _core
 from ggtune.cli import cli

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from config_table import BASE, TABLE, Change
 from recorded import Seen, train
@@ -38,3 +39,16 @@ def test_field(
     change.check(before, after)
     if change.same_adapter is not None:
         assert after.same_adapter(before) == change.same_adapter
+
+
+def test_force_starts_where_memory_is_short(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settled: Callable[[dict[str, Any]], dict[str, Any]]
+) -> None:
+    free = psutil.virtual_memory()._replace(available=1 << 20)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
+    for rank, needed in ((4, "tokens at once"), (512, "for an adapter of rank 512")):
+        refused = train(tmp_path / "refused", settled({**BASE, "rank": rank, "targets": ("attn_q",), "max_steps": 1}))
+        assert "more memory is needed than there is" in refused.error
+        assert needed in refused.error
+        assert refused.n_steps == 0
+    assert train(tmp_path / "run", settled({**BASE, "max_steps": 1, "force": True})).n_steps == 1

@@ -13,7 +13,7 @@ import gguf
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from conftest import ROWS, LearnedRun
+from learned import ROWS, LearnedRun
 from numpy.typing import NDArray
 
 from ggtune import _core

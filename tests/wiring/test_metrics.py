@@ -48,9 +48,7 @@ def test_held_out_loss(run: Seen) -> None:
 def test_numbers_of_each_step(run: Seen) -> None:
     n_steps = run.n_steps // 2
     assert [record["step"] for record in run.metrics] == list(range(1, run.n_steps + 1))
-    assert [record["epoch"] for record in run.metrics] == pytest.approx(
-        [(i + 1) / n_steps for i in range(run.n_steps)]
-    )
+    assert [record["epoch"] for record in run.metrics] == pytest.approx([(i + 1) / n_steps for i in range(run.n_steps)])
     assert [record["grad_norm"] for record in run.metrics] == run.norms
     assert [record["lr"] for record in run.metrics] == run.rates
     for record, batches in zip(run.metrics, run.micro_batches, strict=True):

@@ -10,7 +10,7 @@ import click
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from conftest import SYSTEM, LearnedRun
+from learned import SYSTEM, LearnedRun
 
 from ggtune.cli import cli
 from ggtune.cli.package import command
