@@ -297,7 +297,7 @@ def page(faults: Sequence[Fault], verdicts: Sequence[Verdict]) -> str:
     for fault in faults:
         verdict = by_name[fault.name]
         by = f"`{verdict.by}`" if verdict.outcome == "killed" else f"**{verdict.outcome}**"
-        lines.append(f"| {fault.name} | `{verdict.file}` | {by} |".replace("|", "\\|").replace("\\|", "|"))
+        lines.append(f"| {fault.name} | `{verdict.file}` | {by} |")
     return "\n".join(lines) + "\n"
 
 
