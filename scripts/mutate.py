@@ -40,6 +40,7 @@ LIST = Path(__file__).with_name("mutations.toml")
 PAGE = ROOT / "docs" / "mutations.md"
 _LIMIT_S = 1200
 _CTEST = "ctest:"
+_MAKES_RUN = "tests/wiring/test_export_options.py::test_a_proof_of_a_run"
 # An editable install's finder would give the tests the tree that it was made from. Python runs this module at its
 # start, in the processes that tests start as well.
 _SITE = 'import sys\nsys.meta_path[:] = [f for f in sys.meta_path if "editable" not in type(f).__module__]\n'
@@ -60,6 +61,7 @@ class Fault:
     find: str
     replace: str
     tests: tuple[str, ...]  # pytest's node ids, or "ctest:" and a name of ctest's
+    after_training: bool = False  # it touches nothing of a training: the run that tests ask and merge is made once
 
     @property
     def is_cpp(self) -> bool:
@@ -111,14 +113,10 @@ class Tree:
         if not vendor.exists():
             vendor.symlink_to((ROOT / "vendor" / "llama.cpp").resolve())
         write_if_changed(folder / "build" / "site" / "sitecustomize.py", _SITE.encode())
-
-    @property
-    def environment(self) -> dict[str, str]:
-        """Variables with which Python imports this tree's package."""
-        paths = (self.folder / "build" / "site", self.folder / "python")
-        return {
+        self.learned_run = folder / "build" / "learned"
+        self.environment = {
             **os.environ,
-            "PYTHONPATH": os.pathsep.join(map(str, paths)),
+            "PYTHONPATH": os.pathsep.join(map(str, (folder / "build" / "site", folder / "python"))),
             "PYTHONDONTWRITEBYTECODE": "1",  # a fault of the same size in the same second would not be seen
         }
 
@@ -147,8 +145,17 @@ class Tree:
         except subprocess.TimeoutExpired:
             return subprocess.CompletedProcess(command, 124, "", "")
 
-    def first_failure(self, tests: Iterable[str]) -> str:
+    def keep_run(self) -> None:
+        """Make the trained run that the tests of faults after the training take. Raises :class:`MutationError`."""
+        shutil.rmtree(self.learned_run, ignore_errors=True)
+        if failed := self.first_failure([_MAKES_RUN], kept_run=True):
+            raise MutationError(f"{failed} fails without any fault")
+
+    def first_failure(self, tests: Iterable[str], *, kept_run: bool = False) -> str:
         """Run tests until one fails, and name it; "" where all pass. Raises :class:`MutationError` for none."""
+        self.environment["GGTUNE_LEARNED_RUN"] = str(self.learned_run)
+        if not kept_run:
+            del self.environment["GGTUNE_LEARNED_RUN"]
         of_pytest = [test for test in tests if not test.startswith(_CTEST)]
         of_ctest = [test.removeprefix(_CTEST) for test in tests if test.startswith(_CTEST)]
         for name in of_ctest:
@@ -213,7 +220,7 @@ def try_out(tree: Tree, fault: Fault) -> Verdict:
             path.write_bytes(original.replace(fault.find.encode(), fault.replace.encode()))
             if isinstance(tree, CppTree):
                 tree.build(fault.tests)
-            by = tree.first_failure(fault.tests)
+            by = tree.first_failure(fault.tests, kept_run=fault.after_training)
         finally:
             path.write_bytes(original)
     except MutationError as error:
@@ -255,6 +262,8 @@ def run_all(
         for i in range(min(n_jobs, len(of_python))):
             tree = Tree(work / f"python-{i}")
             tree.put_module(native_module())
+            if any(fault.after_training for fault in of_python):
+                tree.keep_run()
             free.put(tree)
         if check:
             check_tests(tree, of_python)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -91,16 +92,23 @@ def base_run(tmp_path_factory: pytest.TempPathFactory, settled: Settled) -> Call
 
 @pytest.fixture(scope="session")
 def learned_run(wiring_files: Path) -> LearnedRun:
-    """With a template and a system text that are not the model's own."""
-    folder = wiring_files / "learned"
+    """With a template and a system text that are not the model's own.
+
+    Where GGTUNE_LEARNED_RUN names a folder it is made there, once: scripts/mutate.py takes it for many faults.
+    """
+    folder = Path(os.environ.get("GGTUNE_LEARNED_RUN", wiring_files / "learned"))
+    if (folder / "proof.json").exists():
+        return LearnedRun(folder, TEMPLATE)
     how = ["--template", TEMPLATE, "--system", SYSTEM, "--ctx", 96, "--batch", 2, "--rank", 4, "--lr", 4e-3]
     end = ["--epochs", 45, "--holdout", 0, "--threads", 1, "--save-every", 0, "--name", "m", "--out", folder]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_STATE_HOME", str(wiring_files / ".state"))
-        arguments = ["run", wiring_files / "table.csv", "--model", MODEL, *how, *end]
+        table = folder.with_name(folder.name + ".csv")
+        write_table(table, ROWS)
+        arguments = ["run", table, "--model", MODEL, *how, *end]
         result = CliRunner().invoke(cli, [str(argument) for argument in arguments])
     assert result.exit_code == 0, result.output
-    return LearnedRun(folder, TEMPLATE, result.output)
+    return LearnedRun(folder, TEMPLATE)
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,6 @@ class LearnedRun:
 
     folder: Path
     template: str
-    output: str  # what the command has printed
 
     @property
     def adapter(self) -> Path:
