@@ -104,9 +104,10 @@ class Tree:
             ["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, check=True, capture_output=True, text=True
         ).stdout.split("\0")
         wanted = {name for name in names if name and (ROOT / name).is_file()}
-        for path in sorted(folder.rglob("*")) if folder.exists() else ():
-            if path.is_file() and path.suffix in (".py", ".h", ".cpp") and str(path.relative_to(folder)) not in wanted:
-                path.unlink()
+        for top in {name.split("/")[0] for name in wanted if "/" in name} - {"vendor"}:
+            for path in sorted((folder / top).rglob("*")):
+                if path.suffix in (".py", ".h", ".cpp") and str(path.relative_to(folder)) not in wanted:
+                    path.unlink()
         for name in wanted:
             write_if_changed(folder / name, (ROOT / name).read_bytes())
         vendor = folder / "vendor" / "llama.cpp"
