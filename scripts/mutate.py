@@ -175,7 +175,7 @@ class Tree:
             return ""
         if ran.returncode == 124:
             return f"a test that takes more than {_LIMIT_S} s"
-        failed = re.search(r"^(?:FAILED|ERROR) (\S+)", ran.stdout, re.MULTILINE)
+        failed = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", ran.stdout, re.MULTILINE)
         return failed[1] if failed else f"{of_pytest[0]} (exit status {ran.returncode})"
 
 

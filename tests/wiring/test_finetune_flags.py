@@ -39,6 +39,28 @@ OWN = {
 }
 
 
+# what llama.cpp's finetune called the settings that have another name today
+OLD_NAMES = {
+    "--model-base": "model",
+    "--train-data": "data",
+    "--adam-iter": "max_steps",
+    "--adam-alpha": "lr",
+    "--adam-beta1": "beta1",
+    "--adam-beta2": "beta2",
+    "--adam-decay": "weight_decay",
+    "--adam-gclip": "clip",
+    "--cos-decay-steps": "decay_steps",
+    "--cos-decay-min": "min_lr_ratio",
+    "--lora-r": "rank",
+    "--lora-alpha": "alpha",
+    "--use-checkpointing": "recompute",
+    "-c": "ctx",
+    "-b": "batch",
+    "-s": "seed",
+    "-t": "threads",
+}
+
+
 def arguments(values: dict[str, Any], *, leave_out: str = "") -> list[str]:
     """The long flags of all settings, those of today's names."""
     given = []
@@ -58,6 +80,10 @@ def test_every_option_has_a_test() -> None:
     lost = {option.name for option in OPTIONS.values() if option.opts[0] in LOST_FLAGS}
     assert FIELDS - {"from_adapter"} | set(OWN) | lost == set(OPTIONS)
     assert set(OWN.values()) <= set(globals())
+
+
+def test_old_names() -> None:
+    assert {flag: option.name for option in OPTIONS.values() for flag in option.opts if flag in OLD_NAMES} == OLD_NAMES
 
 
 @pytest.mark.parametrize(
