@@ -188,6 +188,7 @@ class CppTree(Tree):
         if not (self.folder / folder / "build.ninja").exists():
             pybind11 = self.run([sys.executable, "-m", "pybind11", "--cmakedir"]).stdout.strip()
             options = ["-DGGTUNE_BUILD_PYTHON=ON", "-DGGTUNE_BUILD_TESTS=ON", "-DGGTUNE_CPU_FLAGS=-march=native"]
+            options += ["-DCMAKE_INTERPROCEDURAL_OPTIMIZATION=OFF"]  # or each link takes as long as all the rest
             options += [f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11}"]
             self._checked(["cmake", "-S", ".", "-B", folder, "-G", "Ninja", *options])
         jobs = str(len(os.sched_getaffinity(0)))
