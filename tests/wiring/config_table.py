@@ -329,6 +329,68 @@ def dropped_out(before: Seen, after: Seen) -> None:
     assert before.evaluated[0].loss_sum == after.evaluated[0].loss_sum
 
 
+def other_files_too(before: Seen, after: Seen) -> None:
+    assert len(before.texts) == len(after.texts) - 6 == 64
+    assert any("What is frozen water called?" in text for text in after.texts)
+
+
+def taken_twice(before: Seen, after: Seen) -> None:
+    assert sorted([*before.texts, *before.texts]) == sorted(after.texts)
+
+
+def with_context(before: Seen, after: Seen) -> None:
+    assert not any("It is about rain." in text for text in before.texts)
+    assert all("It is about rain." in text and "What falls" in text for text in after.texts)
+
+
+def weighted_rows(before: Seen, after: Seen) -> None:
+    assert {weight for one in before.sequences for weight in one.weights.tolist()} == {0, 1}
+    assert {weight for one in after.sequences for weight in one.weights.tolist()} == {0, 0.25, 1}
+
+
+def read_as_text(before: Seen, after: Seen) -> None:
+    assert not any("question,answer" in text for text in before.texts)
+    assert any("question,answer" in text for text in after.texts)
+
+
+def bad_rows_left_out(before: Seen, after: Seen) -> None:
+    assert "--skip-bad" in before.error
+    assert before.n_steps == 0
+    assert len(after.texts) == 2
+    assert all("Good" in text for text in after.texts)
+
+
+def last_turn_alone(before: Seen, after: Seen) -> None:
+    (one,), (other,) = before.sequences, after.sequences
+    assert one.text == other.text
+    runs = [int(np.sum(np.diff(weights, prepend=0) > 0)) for weights in (one.weights, other.weights)]
+    assert runs == [2, 1]  # answers that are learned
+    assert np.array_equal(other.weights, np.where(np.arange(one.n_rows) > one.n_rows // 2, one.weights, 0))
+
+
+def weighted_prompts(before: Seen, after: Seen) -> None:
+    for one, other in zip(before.sequences, after.sequences, strict=True):
+        assert np.array_equal(other.weights, np.where(one.weights == 0, np.float32(0.25), one.weights))
+
+
+def duplicates_dropped(before: Seen, after: Seen) -> None:
+    assert len(before.texts) == 4
+    assert len(after.texts) == 3
+    assert set(after.texts) == set(before.texts)
+
+
+def file_held_out(before: Seen, after: Seen) -> None:
+    assert len(before.held_out) == 4
+    assert len(after.held_out) == 6
+    assert any("What is frozen water called?" in text for text in after.held_out)
+
+
+def noisy(before: Seen, after: Seen) -> None:
+    assert (before.trainer_arguments["neftune_alpha"], after.trainer_arguments["neftune_alpha"]) == (0.0, 50.0)
+    assert before.losses[0] != after.losses[0]
+    assert before.evaluated[0].loss_sum == after.evaluated[0].loss_sum
+
+
 def cosine(step: int, n_steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * step / n_steps))
 
@@ -336,6 +398,16 @@ def cosine(step: int, n_steps: int) -> float:
 TABLE: dict[str, list[Change]] = {
     "model": [Change(File("other.gguf"), other_model)],
     "data": [Change(File("table.csv"), other_data, {**ONE_EPOCH})],
+    "more_data": [Change((File("table.csv"),), other_files_too, ONE_EPOCH)],
+    "repeat": [Change(2, taken_twice, {**ONE_EPOCH, "data": File("table.csv")})],
+    "context_column": [Change("about", with_context, {**ONE_EPOCH, "data": File("about.csv")})],
+    "weight_column": [Change("importance", weighted_rows, {**ONE_EPOCH, "data": File("about.csv")})],
+    "data_format": [Change("text", read_as_text, {**ONE_EPOCH, "data": File("table.csv"), "loss_on": "all"})],
+    "skip_bad": [Change(True, bad_rows_left_out, {**ONE_EPOCH, "data": File("bad.jsonl")})],
+    "learn": [Change("last", last_turn_alone, {**ONE_EPOCH, "data": File("turns.jsonl")})],
+    "prompt_weight": [Change(0.25, weighted_prompts)],
+    "drop": [Change(("duplicate",), duplicates_dropped, {**ONE_EPOCH, "data": File("twice.csv")})],
+    "neftune_alpha": [Change(50.0, noisy)],
     "question_column": [Change("frage", other_question, TWO_COLUMNS)],
     "answer_column": [Change("antwort", other_answer, TWO_COLUMNS)],
     "sample_start": [
@@ -348,7 +420,11 @@ TABLE: dict[str, list[Change]] = {
     "system": [Change("Be brief.", with_system)],
     "loss_on": [Change("all", loss_on_all)],
     "too_long": [Change("skip", long_ones_skipped, {**ONE_EPOCH, "ctx": 36})],
-    "holdout": [Change("8", eight_held_out), Change("every:16", every_sixteenth_held_out, ONE_EPOCH)],
+    "holdout": [
+        Change("8", eight_held_out),
+        Change("every:16", every_sixteenth_held_out, ONE_EPOCH),
+        Change(File("table.csv"), file_held_out),
+    ],
     "ctx": [Change(24, shorter_context)],
     "batch": [Change(2, two_samples_per_step)],
     "micro_batch_tokens": [Change(256, longer_micro_batches, same_adapter=None)],

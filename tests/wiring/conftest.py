@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -56,6 +57,16 @@ def wiring_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, mark in (("marked.txt", "@@"), ("sft.txt", "<SFT>")):
         (folder / name).write_text("".join(f"{mark}This is part {i} of the text.\n" for i in range(3)))
     (folder / "plain.txt").write_text(" ".join(f"Number {i} is the one after {i - 1}." for i in range(30)))
+    rows = [f"What falls {i}?,Water falls.,It is about rain.,{weight}\n" for i, weight in enumerate((0.25, 1, 1, 0.25))]
+    (folder / "about.csv").write_text("question,answer,about,importance\n" + "".join(rows))
+    (folder / "twice.csv").write_text(
+        "question,answer\nOne?,The first.\nTwo?,The second.\nSix?,Sixth.\nOne?,The first.\n"
+    )
+    good = [{"question": f"Good {i}?", "answer": "Good it is."} for i in range(2)]
+    (folder / "bad.jsonl").write_text("".join(json.dumps(row) + "\n" for row in good) + '{"question": 5}\n')
+    turns = [("user", "Hello?"), ("assistant", "Hello to you."), ("user", "Who is it?"), ("assistant", "It is me.")]
+    messages = [{"role": role, "content": text} for role, text in turns]
+    (folder / "turns.jsonl").write_text(json.dumps({"messages": messages}) + "\n")
     write_other_model(folder / "other.gguf")
     config = TrainConfig(**{**BASE, "rank": 2, "lr": 1e-2, "holdout": "0"})
     fine_tune(config, folder / "run", quiet=True)
@@ -68,8 +79,11 @@ def settled(wiring_files: Path) -> Settled:
     """Return settings with the files in them."""
 
     def settle(values: dict[str, Any]) -> dict[str, Any]:
+        def path(value: Any) -> Any:
+            return str(wiring_files / value.name) if isinstance(value, File) else value
+
         return {
-            name: str(wiring_files / value.name) if isinstance(value, File) else value for name, value in values.items()
+            name: tuple(map(path, value)) if isinstance(value, tuple) else path(value) for name, value in values.items()
         }
 
     return settle

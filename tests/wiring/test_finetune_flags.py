@@ -65,7 +65,7 @@ def arguments(values: dict[str, Any], *, leave_out: str = "") -> list[str]:
     """The long flags of all settings, those of today's names."""
     given = []
     for name, value in TrainConfig(**values).to_dict().items():
-        if name in OPTIONS and name != leave_out and value is not None:
+        if name in OPTIONS and name != leave_out and value not in (None, []):
             given += flag_and_value("--" + name.replace("_", "-"), value)
     return given
 
