@@ -16,7 +16,7 @@ namespace ggtune {
 namespace {
 
 #ifdef GGTUNE_OPENMP
-constexpr bool knows_parallel_regions = true;
+constexpr bool kNowsParallelRegions = true;
 bool in_parallel_region() {
     return omp_in_parallel() != 0;
 }
@@ -46,14 +46,14 @@ void on_abort(const char * message) {
 
 }  // namespace
 
-AbortAsException::AbortAsException(Around around) : active(around == Around::calls || knows_parallel_regions) {
+AbortAsException::AbortAsException(Around around) : active_(around == Around::calls || kNowsParallelRegions) {
     static std::once_flag once;
     std::call_once(once, [] { ggml_set_abort_callback(on_abort); });
-    n_guards += active;
+    n_guards += active_;
 }
 
 AbortAsException::~AbortAsException() {
-    n_guards -= active;
+    n_guards -= active_;
 }
 
 }  // namespace ggtune

@@ -18,7 +18,7 @@ class AbortAsException {
     AbortAsException & operator=(const AbortAsException &) = delete;
 
   private:
-    const bool active;
+    const bool active_;
 };
 
 }  // namespace ggtune

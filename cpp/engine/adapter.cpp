@@ -28,10 +28,10 @@ uint64_t hash_name(const std::string & name) {
 void fill_normal(float * values, int64_t n, double deviation, uint64_t seed) {
     std::mt19937_64 engine(seed);
     const auto uniform = [&] { return (static_cast<double>(engine() >> 11) + 0.5) / 9007199254740992.0; };
-    constexpr double two_pi = 6.283185307179586;
+    constexpr double kTwoPi = 6.283185307179586;
     for (int64_t i = 0; i < n; i += 2) {
         const double radius = deviation * std::sqrt(-2.0 * std::log(uniform()));
-        const double angle = two_pi * uniform();
+        const double angle = kTwoPi * uniform();
         values[i] = static_cast<float>(radius * std::cos(angle));
         if (i + 1 < n) {
             values[i + 1] = static_cast<float>(radius * std::sin(angle));
@@ -49,13 +49,13 @@ std::string joined(const std::set<std::string> & names) {
 
 }  // namespace
 
-Adapter::Adapter(Model & model, int rank_, float alpha_, const std::vector<std::string> & targets, bool rslora,
+Adapter::Adapter(Model & model, int rank, float unscaled_alpha, const std::vector<std::string> & targets, bool rslora,
                  uint64_t seed)
-    : rank(rank_), alpha(rslora ? alpha_ * std::sqrt(static_cast<float>(rank_)) : alpha_), base(&model) {
+    : rank(rank), alpha(rslora ? unscaled_alpha * std::sqrt(static_cast<float>(rank)) : unscaled_alpha), base_(&model) {
     if (rank < 1) {
         throw Error("rank must be at least 1, not " + std::to_string(rank));
     }
-    if (!(alpha_ > 0) || !std::isfinite(alpha_)) {
+    if (!(unscaled_alpha > 0) || !std::isfinite(unscaled_alpha)) {
         throw Error("alpha must be a number above 0");
     }
     if (model.contents == Model::Contents::vocabulary) {
@@ -81,7 +81,7 @@ Adapter::Adapter(Model & model, int rank_, float alpha_, const std::vector<std::
     }
 
     const ggml_init_params params = {2 * linears.size() * ggml_tensor_overhead() + 1024, nullptr, true};
-    ctx.reset(ggml_init(params));
+    ctx_.reset(ggml_init(params));
     std::vector<LoraWeights> weights;
     for (const Linear & linear : linears) {
         if (std::find(targets.begin(), targets.end(), linear.kind) == targets.end()) {
@@ -91,31 +91,31 @@ Adapter::Adapter(Model & model, int rank_, float alpha_, const std::vector<std::
             throw Error("rank " + std::to_string(rank) + " is more than " + linear.name + " has (" +
                         std::to_string(linear.n_in) + " x " + std::to_string(linear.n_out) + ")");
         }
-        ggml_tensor * a = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, linear.n_in, rank);
-        ggml_tensor * b = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, rank, linear.n_out);
+        ggml_tensor * a = ggml_new_tensor_2d(ctx_.get(), GGML_TYPE_F32, linear.n_in, rank);
+        ggml_tensor * b = ggml_new_tensor_2d(ctx_.get(), GGML_TYPE_F32, rank, linear.n_out);
         ggml_format_name(a, "%s.lora_a", linear.name.c_str());
         ggml_format_name(b, "%s.lora_b", linear.name.c_str());
-        list.push_back({linear, a, b});
-        named.emplace_back(linear.name + ".lora_a", a);
-        named.emplace_back(linear.name + ".lora_b", b);
+        list_.push_back({linear, a, b});
+        named_.emplace_back(linear.name + ".lora_a", a);
+        named_.emplace_back(linear.name + ".lora_b", b);
         weights.push_back({linear.name, a, b});
     }
     if (!model.has_weights()) {
-        buffer = no_memory_for(ctx.get());
-        handle = make_lora(model.llama(), alpha, weights);
+        buffer_ = no_memory_for(ctx_.get());
+        handle_ = make_lora(model.llama(), alpha, weights);
         return;
     }
-    buffer.reset(ggml_backend_alloc_ctx_tensors_from_buft(ctx.get(), ggml_backend_cpu_buffer_type()));
-    if (!buffer) {
+    buffer_.reset(ggml_backend_alloc_ctx_tensors_from_buft(ctx_.get(), ggml_backend_cpu_buffer_type()));
+    if (!buffer_) {
         throw Error("not enough memory for an adapter of " + std::to_string(n_params()) + " parameters");
     }
-    ggml_backend_buffer_clear(buffer.get(), 0);
-    for (const AdapterPair & pair : list) {
+    ggml_backend_buffer_clear(buffer_.get(), 0);
+    for (const AdapterPair & pair : list_) {
         const uint64_t tensor_seed = kernels::detail::mix64(seed ^ hash_name(pair.linear.name));
         fill_normal(static_cast<float *>(pair.a->data), ggml_nelements(pair.a),
                     1.0 / std::sqrt(static_cast<double>(pair.a->ne[0])), tensor_seed);
     }
-    handle = make_lora(model.llama(), alpha, weights);
+    handle_ = make_lora(model.llama(), alpha, weights);
 }
 
 ggml_backend_buffer_ptr no_memory_for(ggml_context * ctx) {
@@ -127,7 +127,7 @@ ggml_backend_buffer_ptr no_memory_for(ggml_context * ctx) {
 }
 
 ggml_tensor * Adapter::tensor(const std::string & name) const {
-    for (const auto & [known, tensor] : named) {
+    for (const auto & [known, tensor] : named_) {
         if (known == name) {
             if (tensor->data == nullptr) {
                 throw Error("the adapter has no values: its model was loaded without weights");
@@ -140,7 +140,7 @@ ggml_tensor * Adapter::tensor(const std::string & name) const {
 
 int64_t Adapter::n_params() const {
     int64_t n = 0;
-    for (const auto & entry : named) {
+    for (const auto & entry : named_) {
         n += ggml_nelements(entry.second);
     }
     return n;

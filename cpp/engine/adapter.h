@@ -27,27 +27,28 @@ class Adapter {
     // multiplied by sqrt(rank) (Kalajdzievski 2023, arXiv:2312.03732). The model must outlive the adapter. Of a model's
     // header alone: an adapter for planning, without values. Raises Error for a kind that the model does not have, a
     // rank below 1 or above the smallest dimension, an alpha that is not > 0.
-    Adapter(Model & model, int rank, float alpha, const std::vector<std::string> & targets, bool rslora, uint64_t seed);
+    Adapter(Model & model, int rank, float unscaled_alpha, const std::vector<std::string> & targets, bool rslora,
+            uint64_t seed);
 
     const int rank;
     const float alpha;  // as stored in adapter.lora.alpha
 
-    Model & model() const { return *base; }
-    llama_adapter_lora * lora() const { return handle.get(); }
-    const std::vector<AdapterPair> & pairs() const { return list; }
+    Model & model() const { return *base_; }
+    llama_adapter_lora * lora() const { return handle_.get(); }
+    const std::vector<AdapterPair> & pairs() const { return list_; }
 
     // "<base tensor>.lora_a" and ".lora_b" with their tensors, in model order
-    const std::vector<std::pair<std::string, ggml_tensor *>> & tensors() const { return named; }
+    const std::vector<std::pair<std::string, ggml_tensor *>> & tensors() const { return named_; }
     ggml_tensor * tensor(const std::string & name) const;  // raises Error for an unknown name, or without values
     int64_t n_params() const;
 
   private:
-    Model * base;
-    ggml_context_ptr ctx;
-    ggml_backend_buffer_ptr buffer;
-    LoraHandle handle;
-    std::vector<AdapterPair> list;
-    std::vector<std::pair<std::string, ggml_tensor *>> named;
+    Model * base_;
+    ggml_context_ptr ctx_;
+    ggml_backend_buffer_ptr buffer_;
+    LoraHandle handle_;
+    std::vector<AdapterPair> list_;
+    std::vector<std::pair<std::string, ggml_tensor *>> named_;
 };
 
 }  // namespace ggtune

@@ -20,15 +20,15 @@ std::string name_of(const ggml_tensor * node) {
 }  // namespace
 
 void Autodiff::set_trainable(ggml_tensor * leaf, ggml_tensor * accumulator) {
-    accumulators[leaf] = accumulator;
-    on_path.insert(leaf);
+    accumulators_[leaf] = accumulator;
+    on_path_.insert(leaf);
 }
 
 void Autodiff::trace(const std::vector<ggml_tensor *> & nodes) {
     for (const ggml_tensor * node : nodes) {
         for (const ggml_tensor * src : node->src) {
             if (needs_gradient(src)) {
-                on_path.insert(node);
+                on_path_.insert(node);
                 break;
             }
         }
@@ -50,59 +50,59 @@ void Autodiff::add(ggml_tensor * t, ggml_tensor * dt) {
     if (!needs_gradient(t)) {
         return;
     }
-    ggml_context * ctx = implementations.otherwise.ctx;
+    ggml_context * ctx = implementations_.otherwise.ctx;
     if (ggml_tensor * acc = accumulator(t)) {
         add_result(t, ggml_add_inplace(ctx, acc, contiguous(ctx, dt)));
         return;
     }
-    const auto it = gradients.find(t);
-    if (it == gradients.end()) {
-        gradients[t] = dt;
+    const auto it = gradients_.find(t);
+    if (it == gradients_.end()) {
+        gradients_[t] = dt;
     } else {
         it->second = ggml_add(ctx, contiguous(ctx, it->second), dt);
-        owned.insert(t);
+        owned_.insert(t);
     }
 }
 
 void Autodiff::add_own(ggml_tensor * t, ggml_tensor * dt) {
     add(t, dt);
-    owned.insert(t);
+    owned_.insert(t);
 }
 
 ggml_tensor * Autodiff::own_gradient(const ggml_tensor * t) const {
-    ggml_tensor * dt = owned.count(t) != 0 ? gradient(t) : nullptr;
+    ggml_tensor * dt = owned_.count(t) != 0 ? gradient(t) : nullptr;
     return dt != nullptr && ggml_is_contiguous(dt) ? dt : nullptr;
 }
 
 void Autodiff::hand_over(const ggml_tensor * from, const ggml_tensor * to) {
-    const auto it = gradients.find(from);
-    if (it == gradients.end()) {
+    const auto it = gradients_.find(from);
+    if (it == gradients_.end()) {
         return;
     }
-    gradients[to] = it->second;
-    gradients.erase(from);
-    if (owned.erase(from) != 0) {
-        owned.insert(to);
+    gradients_[to] = it->second;
+    gradients_.erase(from);
+    if (owned_.erase(from) != 0) {
+        owned_.insert(to);
     }
 }
 
 ggml_tensor * Autodiff::gradient(const ggml_tensor * t) const {
-    const auto it = gradients.find(t);
-    return it != gradients.end() ? it->second : nullptr;
+    const auto it = gradients_.find(t);
+    return it != gradients_.end() ? it->second : nullptr;
 }
 
 ggml_tensor * Autodiff::accumulator(const ggml_tensor * leaf) const {
-    const auto it = accumulators.find(leaf);
-    return it != accumulators.end() ? it->second : nullptr;
+    const auto it = accumulators_.find(leaf);
+    return it != accumulators_.end() ? it->second : nullptr;
 }
 
 void Autodiff::add_result(ggml_tensor * leaf, ggml_tensor * accumulated) {
-    results.push_back(accumulated);
-    reached.insert(leaf);
+    results_.push_back(accumulated);
+    reached_.insert(leaf);
 }
 
 std::vector<ggml_tensor *> Autodiff::take_results() {
-    return std::exchange(results, {});
+    return std::exchange(results_, {});
 }
 
 void Autodiff::backward(const std::vector<ggml_tensor *> & nodes) {
@@ -116,7 +116,7 @@ void Autodiff::backward(const std::vector<ggml_tensor *> & nodes) {
         if (rule == nullptr) {
             throw Error("no gradient rule for " + name_of(y));
         }
-        rule({*this, implementations.of(y), y, dy});
+        rule({*this, implementations_.of(y), y, dy});
     }
 }
 

@@ -15,7 +15,7 @@ namespace ggtune {
 
 class Autodiff : public Gradients {
   public:
-    explicit Autodiff(const Implementations & implementations_) : implementations(implementations_) {}
+    explicit Autodiff(const Implementations & implementations) : implementations_(implementations) {}
 
     // A leaf whose gradient is wanted, added in place to `accumulator` (F32, same shape). Each leaf may be used by one
     // product.
@@ -24,7 +24,7 @@ class Autodiff : public Gradients {
     // Mark the nodes that depend on a trainable leaf; nodes in topological order. May be called again for further
     // nodes.
     void trace(const std::vector<ggml_tensor *> & nodes);
-    bool needs_gradient(const ggml_tensor * t) const override { return t != nullptr && on_path.count(t) != 0; }
+    bool needs_gradient(const ggml_tensor * t) const override { return t != nullptr && on_path_.count(t) != 0; }
 
     // One line per node on the path that has no rule: op and tensor name. Empty when all can be differentiated.
     std::vector<std::string> missing_rules(const std::vector<ggml_tensor *> & nodes) const;
@@ -32,7 +32,7 @@ class Autodiff : public Gradients {
     void add(ggml_tensor * t, ggml_tensor * dt) override;
     void add_own(ggml_tensor * t, ggml_tensor * dt) override;
     ggml_tensor * own_gradient(const ggml_tensor * t) const override;
-    void set_own_gradient(const ggml_tensor * t, ggml_tensor * dt) override { gradients[t] = dt; }
+    void set_own_gradient(const ggml_tensor * t, ggml_tensor * dt) override { gradients_[t] = dt; }
     // The gradient of a node goes over to a second computation of it; none may follow for the first.
     void hand_over(const ggml_tensor * from, const ggml_tensor * to);
     // d(loss)/dt as far as it has been added up; nullptr if nothing has
@@ -46,16 +46,16 @@ class Autodiff : public Gradients {
 
     // Nodes that write into accumulators, in the order in which they were made since the last call.
     std::vector<ggml_tensor *> take_results();
-    bool has_result(const ggml_tensor * leaf) const { return reached.count(leaf) != 0; }
+    bool has_result(const ggml_tensor * leaf) const { return reached_.count(leaf) != 0; }
 
   private:
-    const Implementations & implementations;
-    std::unordered_map<const ggml_tensor *, ggml_tensor *> accumulators;
-    std::unordered_map<const ggml_tensor *, ggml_tensor *> gradients;
-    std::unordered_set<const ggml_tensor *> owned;  // tensors whose gradient nothing else reads
-    std::unordered_set<const ggml_tensor *> on_path;
-    std::unordered_set<const ggml_tensor *> reached;
-    std::vector<ggml_tensor *> results;
+    const Implementations & implementations_;
+    std::unordered_map<const ggml_tensor *, ggml_tensor *> accumulators_;
+    std::unordered_map<const ggml_tensor *, ggml_tensor *> gradients_;
+    std::unordered_set<const ggml_tensor *> owned_;  // tensors whose gradient nothing else reads
+    std::unordered_set<const ggml_tensor *> on_path_;
+    std::unordered_set<const ggml_tensor *> reached_;
+    std::vector<ggml_tensor *> results_;
 };
 
 }  // namespace ggtune

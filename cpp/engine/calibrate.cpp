@@ -15,9 +15,9 @@ namespace ggtune {
 
 namespace {
 
-constexpr int max_repeats = 5;
-constexpr double enough_s = 0.1;        // of one kind of node
-constexpr uint8_t operand_byte = 0x3f;  // of floats of 0.747: zeros would be quantized too easily
+constexpr int kMaxRepeats = 5;
+constexpr double kEnoughSeconds = 0.1;  // of one kind of node
+constexpr uint8_t kOperandByte = 0x3f;  // of floats of 0.747: zeros would be quantized too easily
 
 // Whether `node` is written over a part of `src`.
 bool is_over(const ggml_tensor * node, const ggml_tensor * src) {
@@ -68,8 +68,8 @@ std::string kind_of(const ggml_tensor * node, const InputValues & inputs) {
 class Sample {
   public:
     Sample(const ggml_tensor * node, const InputValues & inputs, ggml_backend_buffer_type_t buffer_type)
-        : ctx(ggml_init({(GGML_MAX_SRC + 1) * ggml_tensor_overhead() + ggml_graph_overhead_custom(GGML_MAX_SRC, false),
-                         nullptr, true})) {
+        : ctx_(ggml_init({(GGML_MAX_SRC + 1) * ggml_tensor_overhead() + ggml_graph_overhead_custom(GGML_MAX_SRC, false),
+                          nullptr, true})) {
         ggml_tensor * copy = duplicate(node);
         copy->op = node->op;
         std::memcpy(copy->op_params, node->op_params, sizeof(copy->op_params));
@@ -95,37 +95,37 @@ class Sample {
             }
         }
         n_bytes += size(node);
-        buffer.reset(ggml_backend_buft_alloc_buffer(buffer_type, n_bytes));
-        if (!buffer) {
+        buffer_.reset(ggml_backend_buft_alloc_buffer(buffer_type, n_bytes));
+        if (!buffer_) {
             throw Error("not enough memory to time " + describe(node) + ": " + std::to_string(n_bytes >> 20) + " MiB");
         }
-        ggml_backend_buffer_clear(buffer.get(), 0);
-        ggml_tallocr places = ggml_tallocr_new(buffer.get());
+        ggml_backend_buffer_clear(buffer_.get(), 0);
+        ggml_tallocr places = ggml_tallocr_new(buffer_.get());
         for (const auto & [src, twin] : copies) {
             ggml_tallocr_alloc(&places, twin);
             const auto values = inputs.find(src);
             if (values != inputs.end()) {
                 ggml_backend_tensor_set(twin, values->second->data(), 0, ggml_nbytes(twin));
             } else if (twin->type == GGML_TYPE_F32) {
-                ggml_backend_tensor_memset(twin, operand_byte, 0, ggml_nbytes(twin));
+                ggml_backend_tensor_memset(twin, kOperandByte, 0, ggml_nbytes(twin));
             }
         }
         if (shared != nullptr) {
-            copy->buffer = buffer.get();
+            copy->buffer = buffer_.get();
             copy->data = static_cast<char *>(copies[shared]->data) + (node->view_offs - shared->view_offs);
         } else {
             ggml_tallocr_alloc(&places, copy);
         }
-        graph = ggml_new_graph_custom(ctx.get(), GGML_MAX_SRC, false);
-        ggml_build_forward_expand(graph, copy);
+        graph_ = ggml_new_graph_custom(ctx_.get(), GGML_MAX_SRC, false);
+        ggml_build_forward_expand(graph_, copy);
     }
 
     double seconds(Executor & executor) const {
         double best_s = 0;
         double total_s = 0;
-        for (int i = 0; i < max_repeats && total_s < enough_s; i++) {
+        for (int i = 0; i < kMaxRepeats && total_s < kEnoughSeconds; i++) {
             const auto start = std::chrono::steady_clock::now();
-            executor.compute(graph, 0, ggml_graph_n_nodes(graph));
+            executor.compute(graph_, 0, ggml_graph_n_nodes(graph_));
             const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
             best_s = i == 0 ? elapsed.count() : std::min(best_s, elapsed.count());
             total_s += elapsed.count();
@@ -135,14 +135,14 @@ class Sample {
 
   private:
     ggml_tensor * duplicate(const ggml_tensor * t) {
-        ggml_tensor * copy = ggml_new_tensor(ctx.get(), t->type, GGML_MAX_DIMS, t->ne);
+        ggml_tensor * copy = ggml_new_tensor(ctx_.get(), t->type, GGML_MAX_DIMS, t->ne);
         std::copy(std::begin(t->nb), std::end(t->nb), copy->nb);
         return copy;
     }
 
-    ggml_context_ptr ctx;
-    ggml_backend_buffer_ptr buffer;
-    ggml_cgraph * graph = nullptr;
+    ggml_context_ptr ctx_;
+    ggml_backend_buffer_ptr buffer_;
+    ggml_cgraph * graph_ = nullptr;
 };
 
 }  // namespace

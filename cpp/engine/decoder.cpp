@@ -37,8 +37,8 @@ void TokenBatch::add(const std::vector<int32_t> & tokens, const std::vector<int3
     }
 }
 
-Decoder::Decoder(Model & model_, const std::vector<std::pair<std::string, float>> & adapters, const Options & options)
-    : model(model_), options_(options) {
+Decoder::Decoder(Model & model, const std::vector<std::pair<std::string, float>> & adapters, const Options & options)
+    : model(model), options_(options) {
     const auto most_sequences = static_cast<int64_t>(llama_max_parallel_sequences());
     if (options.n_tokens < 1 || options.n_sequences < 1 || options.n_sequences > most_sequences) {
         throw Error("a batch needs at least one token and 1 to " + std::to_string(most_sequences) + " sequences");

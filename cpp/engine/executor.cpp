@@ -24,22 +24,22 @@ Error not_enough_memory(size_t n_bytes) {
 
 }  // namespace
 
-Executor::Executor(ggml_backend_ptr backend_)
-    : backend(std::move(backend_)), allocator(ggml_gallocr_new(buffer_type())) {}
+Executor::Executor(ggml_backend_ptr backend)
+    : backend_(std::move(backend)), allocator_(ggml_gallocr_new(buffer_type())) {}
 
 Executor::Executor(int n_threads) : Executor(ggml_backend_ptr(ggml_backend_cpu_init())) {
     ggml_threadpool_params params = ggml_threadpool_params_default(n_threads);
-    pool.reset(ggml_threadpool_new(&params));
-    ggml_backend_cpu_set_n_threads(backend.get(), n_threads);
-    ggml_backend_cpu_set_threadpool(backend.get(), pool.get());
-    ggml_backend_cpu_set_abort_callback(backend.get(), abort_callback, nullptr);
+    pool_.reset(ggml_threadpool_new(&params));
+    ggml_backend_cpu_set_n_threads(backend_.get(), n_threads);
+    ggml_backend_cpu_set_threadpool(backend_.get(), pool_.get());
+    ggml_backend_cpu_set_abort_callback(backend_.get(), abort_callback, nullptr);
 }
 
 size_t Executor::padded_bytes(const std::vector<ggml_tensor *> & tensors) const {
     size_t n_bytes = 0;
     for (const ggml_tensor * t : tensors) {
         n_bytes +=
-            GGML_PAD(ggml_backend_buft_get_alloc_size(buffer_type(), t), ggml_backend_get_alignment(backend.get()));
+            GGML_PAD(ggml_backend_buft_get_alloc_size(buffer_type(), t), ggml_backend_get_alignment(backend_.get()));
     }
     return n_bytes;
 }
@@ -61,21 +61,21 @@ size_t Executor::measure(ggml_cgraph * graph, const std::vector<ggml_tensor *> &
 
 void Executor::allocate(ggml_cgraph * graph, const std::vector<ggml_tensor *> & kept) {
     const size_t kept_bytes = padded_bytes(kept);
-    if (kept_bytes > 0 && (!kept_buffer || ggml_backend_buffer_get_size(kept_buffer.get()) < kept_bytes)) {
-        kept_buffer.reset();
-        kept_buffer.reset(ggml_backend_buft_alloc_buffer(buffer_type(), kept_bytes));
-        if (!kept_buffer) {
+    if (kept_bytes > 0 && (!kept_buffer_ || ggml_backend_buffer_get_size(kept_buffer_.get()) < kept_bytes)) {
+        kept_buffer_.reset();
+        kept_buffer_.reset(ggml_backend_buft_alloc_buffer(buffer_type(), kept_bytes));
+        if (!kept_buffer_) {
             throw not_enough_memory(measure(graph, kept));
         }
     }
     if (!kept.empty()) {
-        ggml_tallocr places = ggml_tallocr_new(kept_buffer.get());
+        ggml_tallocr places = ggml_tallocr_new(kept_buffer_.get());
         for (ggml_tensor * t : kept) {
             ggml_tallocr_alloc(&places, t);
         }
     }
     // always planned anew: alloc_graph alone would take another graph of the same size for the one planned before
-    if (!ggml_gallocr_reserve(allocator.get(), graph) || !ggml_gallocr_alloc_graph(allocator.get(), graph)) {
+    if (!ggml_gallocr_reserve(allocator_.get(), graph) || !ggml_gallocr_alloc_graph(allocator_.get(), graph)) {
         throw not_enough_memory(measure(graph, kept));
     }
     ggml_backend_buffer_t last = nullptr;
@@ -89,7 +89,7 @@ void Executor::allocate(ggml_cgraph * graph, const std::vector<ggml_tensor *> & 
 }
 
 void Executor::compute(ggml_cgraph * graph, int begin, int end) {
-    if (profile == nullptr) {
+    if (profile_ == nullptr) {
         compute_slice_checked(graph, begin, end);
         return;
     }
@@ -97,7 +97,7 @@ void Executor::compute(ggml_cgraph * graph, int begin, int end) {
         const auto start = std::chrono::steady_clock::now();
         compute_slice_checked(graph, i, i + 1);
         const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
-        (*profile)[describe(ggml_graph_node(graph, i))] += elapsed.count();
+        (*profile_)[describe(ggml_graph_node(graph, i))] += elapsed.count();
     }
 }
 
@@ -114,12 +114,12 @@ void Executor::in_parallel(const std::function<void(int ith, int nth)> & work) {
                                              const_cast<std::function<void(int, int)> *>(&work)));
     const struct Uninterrupted {
         ggml_backend_t backend;
-        explicit Uninterrupted(ggml_backend_t backend_) : backend(backend_) {
+        explicit Uninterrupted(ggml_backend_t backend) : backend(backend) {
             ggml_backend_cpu_set_abort_callback(backend, nullptr, nullptr);
         }
         ~Uninterrupted() { ggml_backend_cpu_set_abort_callback(backend, abort_callback, nullptr); }
-    } guard(backend.get());
-    const ggml_status status = ggml_backend_graph_compute(backend.get(), graph);
+    } guard(backend_.get());
+    const ggml_status status = ggml_backend_graph_compute(backend_.get(), graph);
     if (status != GGML_STATUS_SUCCESS) {
         throw Error("ggml could not compute a graph: " + std::string(ggml_status_to_string(status)));
     }
@@ -129,10 +129,10 @@ void Executor::compute_slice_checked(ggml_cgraph * graph, int begin, int end) {
     if (begin == end) {
         return;
     }
-    if (pool == nullptr && interrupted()) {
+    if (pool_ == nullptr && interrupted()) {
         throw Interrupted();
     }
-    const ggml_status status = compute_slice(backend.get(), graph, begin, end);
+    const ggml_status status = compute_slice(backend_.get(), graph, begin, end);
     if (status == GGML_STATUS_ABORTED) {
         throw Interrupted();
     }

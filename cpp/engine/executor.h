@@ -20,7 +20,7 @@ class Executor {
     explicit Executor(ggml_backend_ptr backend);
 
     // Of the memory that graphs are given.
-    ggml_backend_buffer_type_t buffer_type() const { return ggml_backend_get_default_buffer_type(backend.get()); }
+    ggml_backend_buffer_type_t buffer_type() const { return ggml_backend_get_default_buffer_type(backend_.get()); }
 
     // Bytes that the graph's own tensors need together; allocates nothing. `kept` are those of its tensors that live
     // through most of it: they get a place of their own, since among short-lived ones they would cut its memory to
@@ -35,7 +35,7 @@ class Executor {
 
     // From now on nodes are run one by one and their seconds added up under a name; nullptr ends it.
     using Profile = std::map<std::string, double>;
-    void set_profile(Profile * profile_) { profile = profile_; }
+    void set_profile(Profile * profile) { profile_ = profile; }
 
   private:
     void compute_slice_checked(ggml_cgraph * graph, int begin, int end);
@@ -45,11 +45,11 @@ class Executor {
     struct PoolDeleter {
         void operator()(ggml_threadpool * pool) const { ggml_threadpool_free(pool); }
     };
-    ggml_backend_ptr backend;
-    std::unique_ptr<ggml_threadpool, PoolDeleter> pool;  // of the CPU
-    ggml_gallocr_ptr allocator;
-    ggml_backend_buffer_ptr kept_buffer;
-    Profile * profile = nullptr;
+    ggml_backend_ptr backend_;
+    std::unique_ptr<ggml_threadpool, PoolDeleter> pool_;  // of the CPU
+    ggml_gallocr_ptr allocator_;
+    ggml_backend_buffer_ptr kept_buffer_;
+    Profile * profile_ = nullptr;
 };
 
 }  // namespace ggtune

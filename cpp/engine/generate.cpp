@@ -11,12 +11,12 @@ namespace ggtune {
 
 namespace {
 
-constexpr int default_context = 4096;
-constexpr int decode_batch = 512;
+constexpr int kDefaultContext = 4096;
+constexpr int kDecodeBatch = 512;
 
 void decode_in_batches(const Model & model, llama_context & ctx, std::vector<int32_t> & tokens) {
-    for (size_t begin = 0; begin < tokens.size(); begin += decode_batch) {
-        const size_t n = std::min<size_t>(decode_batch, tokens.size() - begin);
+    for (size_t begin = 0; begin < tokens.size(); begin += kDecodeBatch) {
+        const size_t n = std::min<size_t>(kDecodeBatch, tokens.size() - begin);
         decode(model, ctx, llama_batch_get_one(tokens.data() + begin, static_cast<int32_t>(n)));
     }
 }
@@ -34,42 +34,42 @@ llama_token sample(const Model & model, llama_context & ctx, llama_sampler & sam
 
 }  // namespace
 
-Generator::Generator(Model & model_, const std::vector<int32_t> & prompt, Adapter * adapter, int context, int threads,
+Generator::Generator(Model & model, const std::vector<int32_t> & prompt, Adapter * adapter, int context, int threads,
                      const Sampling & sampling)
-    : model(model_), pending(prompt) {
-    n_context = context > 0 ? context : std::min(model.n_ctx_train(), default_context);
+    : model_(model), pending_(prompt) {
+    n_context_ = context > 0 ? context : std::min(model_.n_ctx_train(), kDefaultContext);
     if (prompt.empty()) {
         throw Error("the prompt is empty");
     }
-    if (static_cast<int64_t>(prompt.size()) >= n_context) {
+    if (static_cast<int64_t>(prompt.size()) >= n_context_) {
         throw Error("the prompt of " + std::to_string(prompt.size()) + " tokens does not fit the context of " +
-                    std::to_string(n_context));
+                    std::to_string(n_context_));
     }
-    model.check_tokens(prompt);
-    model.check_positions(n_context);
-    llama_context_params params = inference_params(n_context, threads);
-    params.n_batch = params.n_ubatch = static_cast<uint32_t>(std::min<int64_t>(n_context, decode_batch));
-    ctx = make_context(model, params, adapter != nullptr ? ScaledLoras{{adapter->lora(), 1.0f}} : ScaledLoras{});
-    sampler.reset(llama_sampler_chain_init(llama_sampler_chain_default_params()));
+    model_.check_tokens(prompt);
+    model_.check_positions(n_context_);
+    llama_context_params params = inference_params(n_context_, threads);
+    params.n_batch = params.n_ubatch = static_cast<uint32_t>(std::min<int64_t>(n_context_, kDecodeBatch));
+    ctx_ = make_context(model_, params, adapter != nullptr ? ScaledLoras{{adapter->lora(), 1.0f}} : ScaledLoras{});
+    sampler_.reset(llama_sampler_chain_init(llama_sampler_chain_default_params()));
     if (sampling.temperature > 0) {
-        llama_sampler_chain_add(sampler.get(), llama_sampler_init_top_k(sampling.top_k));
-        llama_sampler_chain_add(sampler.get(), llama_sampler_init_top_p(sampling.top_p, 1));
-        llama_sampler_chain_add(sampler.get(), llama_sampler_init_temp(sampling.temperature));
-        llama_sampler_chain_add(sampler.get(), llama_sampler_init_dist(sampling.seed));
+        llama_sampler_chain_add(sampler_.get(), llama_sampler_init_top_k(sampling.top_k));
+        llama_sampler_chain_add(sampler_.get(), llama_sampler_init_top_p(sampling.top_p, 1));
+        llama_sampler_chain_add(sampler_.get(), llama_sampler_init_temp(sampling.temperature));
+        llama_sampler_chain_add(sampler_.get(), llama_sampler_init_dist(sampling.seed));
     } else {
-        llama_sampler_chain_add(sampler.get(), llama_sampler_init_greedy());
+        llama_sampler_chain_add(sampler_.get(), llama_sampler_init_greedy());
     }
 }
 
 std::optional<int32_t> Generator::next() {
-    if (n_used + static_cast<int64_t>(pending.size()) > n_context) {
+    if (n_used_ + static_cast<int64_t>(pending_.size()) > n_context_) {
         return std::nullopt;
     }
-    decode_in_batches(model, *ctx, pending);
-    n_used += pending.size();
-    const llama_token token = sample(model, *ctx, *sampler);
-    pending = {token};
-    if (llama_vocab_is_eog(&model.vocab(), token)) {
+    decode_in_batches(model_, *ctx_, pending_);
+    n_used_ += pending_.size();
+    const llama_token token = sample(model_, *ctx_, *sampler_);
+    pending_ = {token};
+    if (llama_vocab_is_eog(&model_.vocab(), token)) {
         return std::nullopt;
     }
     return token;
@@ -83,7 +83,7 @@ std::vector<float> decode_log_probs(Model & model, const std::vector<int32_t> & 
     model.check_tokens(tokens);
     model.check_positions(static_cast<int64_t>(tokens.size()));
     llama_context_params params = inference_params(static_cast<int64_t>(tokens.size()), threads);
-    params.n_batch = params.n_ubatch = std::min<uint32_t>(params.n_ctx, decode_batch);
+    params.n_batch = params.n_ubatch = std::min<uint32_t>(params.n_ctx, kDecodeBatch);
     params.type_k = params.type_v = GGML_TYPE_F32;
     params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_DISABLED;  // it works in half precision
     llama_adapter_lora_ptr adapter;
@@ -95,13 +95,13 @@ std::vector<float> decode_log_probs(Model & model, const std::vector<int32_t> & 
     const llama_context_ptr ctx = make_context(model, params, loras);
     std::vector<float> log_probs;
     const int32_t n_vocab = model.n_vocab();
-    llama_batch batch = llama_batch_init(decode_batch, 0, 1);
+    llama_batch batch = llama_batch_init(kDecodeBatch, 0, 1);
     const struct BatchGuard {
         llama_batch & batch;
         ~BatchGuard() { llama_batch_free(batch); }
     } guard{batch};
-    for (size_t begin = 0; begin + 1 < tokens.size(); begin += decode_batch) {
-        const size_t n = std::min<size_t>(decode_batch, tokens.size() - 1 - begin);
+    for (size_t begin = 0; begin + 1 < tokens.size(); begin += kDecodeBatch) {
+        const size_t n = std::min<size_t>(kDecodeBatch, tokens.size() - 1 - begin);
         batch.n_tokens = n;
         for (size_t i = 0; i < n; i++) {
             batch.token[i] = tokens[begin + i];

@@ -31,12 +31,12 @@ class Generator {
     std::optional<int32_t> next();
 
   private:
-    Model & model;
-    llama_context_ptr ctx;
-    llama_sampler_ptr sampler;
-    std::vector<int32_t> pending;  // tokens to be decoded before the next one can be sampled
-    int64_t n_context = 0;
-    int64_t n_used = 0;
+    Model & model_;
+    llama_context_ptr ctx_;
+    llama_sampler_ptr sampler_;
+    std::vector<int32_t> pending_;  // tokens to be decoded before the next one can be sampled
+    int64_t n_context_ = 0;
+    int64_t n_used_ = 0;
 };
 
 // log p(tokens[i + 1] | tokens[..i]), n - 1 values. adapter_path: a LoRA file, loaded by llama.cpp; may be empty.

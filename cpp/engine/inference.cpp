@@ -102,9 +102,9 @@ llama_context_ptr make_context(Model & model, const llama_context_params & param
 }
 
 void check_answers(Model & model) {
-    constexpr int64_t n_tokens = 32;  // the graphs are the same for any number
+    constexpr int64_t kNTokens = 32;  // the graphs are the same for any number
     model.tokenize("A b\n", true, true);
-    new_context(model, inference_params(n_tokens, 1), {});
+    new_context(model, inference_params(kNTokens, 1), {});
 }
 
 llama_adapter_lora_ptr load_lora(Model & model, const std::string & path) {

@@ -9,7 +9,7 @@ namespace ggtune {
 
 namespace {
 
-constexpr int64_t logit_bytes = 256 << 20;
+constexpr int64_t kLogitBytes = 256 << 20;
 
 struct Visit {
     const std::function<bool(const char *)> & wanted;
@@ -46,7 +46,7 @@ bool on_node(ggml_tensor * node, bool ask, void * data) {
 
 // The rows that the last layer computes to its end: those that get logits, as many as have room, evenly spread.
 std::vector<uint8_t> some_rows(int64_t n_tokens, int64_t n_vocab) {
-    const int64_t room = std::max<int64_t>(1, logit_bytes / (static_cast<int64_t>(sizeof(float)) * n_vocab));
+    const int64_t room = std::max<int64_t>(1, kLogitBytes / (static_cast<int64_t>(sizeof(float)) * n_vocab));
     const int64_t every = (n_tokens + room - 1) / room;
     std::vector<uint8_t> rows(static_cast<size_t>(n_tokens), 0);
     for (int64_t i = every - 1; i < n_tokens; i += every) {
@@ -57,8 +57,9 @@ std::vector<uint8_t> some_rows(int64_t n_tokens, int64_t n_vocab) {
 
 }  // namespace
 
-VisitLayerInputs inputs_of_sample(std::string model_path, std::vector<std::pair<std::string, float>> adapters,
-                                  TextSample sample, int threads) {
+VisitLayerInputs inputs_of_sample(const std::string & model_path,
+                                  const std::vector<std::pair<std::string, float>> & adapters,
+                                  const TextSample & sample, int threads) {
     return [=](const auto & wanted, const auto & visit) {
         Model model(model_path, 0, Model::Contents::all);
         Visit state{wanted, visit, nullptr, {}, nullptr};

@@ -53,8 +53,8 @@ namespace {
 std::string problem_of_rope(const llama_model & model, ggml_cgraph * graph) {
     for (int i = 0; i < ggml_graph_n_nodes(graph); i++) {
         const ggml_tensor * node = ggml_graph_node(graph, i);
-        constexpr int n_dims = 1;  // its place among the op's parameters
-        if (node->op == GGML_OP_ROPE && ggml_get_op_params_i32(node, n_dims) <= 0) {
+        constexpr int kNDims = 1;  // its place among the op's parameters
+        if (node->op == GGML_OP_ROPE && ggml_get_op_params_i32(node, kNDims) <= 0) {
             return "RoPE can't rotate 0 of the " + std::to_string(node->ne[0]) + " dimensions of a head (" +
                    model_architecture(model) + ".rope.dimension_count): convert the model again";
         }
@@ -64,8 +64,8 @@ std::string problem_of_rope(const llama_model & model, ggml_cgraph * graph) {
 
 class LlamaForwardGraph final : public ForwardGraph {
   public:
-    LlamaForwardGraph(std::unique_ptr<llama_memory_i> memory_, uint32_t n_pos_per_embd, int64_t max_nodes)
-        : memory(std::move(memory_)), allocr(n_pos_per_embd), result(max_nodes) {}
+    LlamaForwardGraph(std::unique_ptr<llama_memory_i> memory, uint32_t n_pos_per_embd, int64_t max_nodes)
+        : memory(std::move(memory)), allocr(n_pos_per_embd), result(max_nodes) {}
 
     ggml_cgraph * graph() const override { return result.get_gf(); }
     ggml_tensor * hidden() const override { return result.t_embd; }
@@ -132,7 +132,7 @@ struct ForwardGraphBuilder::Impl {
     bool sliding_window = false;
     int64_t max_nodes;
 
-    explicit Impl(llama_model & model_) : model(model_) {}
+    explicit Impl(llama_model & model) : model(model) {}
     ~Impl() {
         if (context != nullptr) {
             llama_free(context);
@@ -154,7 +154,7 @@ struct ForwardGraphBuilder::Impl {
 };
 
 ForwardGraphBuilder::ForwardGraphBuilder(llama_model & model, uint32_t context, llama_adapter_lora * lora)
-    : impl(std::make_unique<Impl>(model)) {
+    : impl_(std::make_unique<Impl>(model)) {
     const std::string arch = model_architecture(model);
     if (llama_model_has_encoder(&model)) {
         throw untrainable(arch, "it has an encoder, only decoders can");
@@ -177,50 +177,50 @@ ForwardGraphBuilder::ForwardGraphBuilder(llama_model & model, uint32_t context, 
     {
         const AbortAsException guard;
         try {
-            impl->context = llama_init_from_model(&model, params);
+            impl_->context = llama_init_from_model(&model, params);
         } catch (const std::exception & e) {
             throw Error(reason_of_no_graph(model, reason(e)));
         }
     }
-    if (impl->context == nullptr) {
+    if (impl_->context == nullptr) {
         throw Error(reason_of_no_graph(model, take_llama_log()));
     }
-    llama_memory_t memory = llama_get_memory(impl->context);
+    llama_memory_t memory = llama_get_memory(impl_->context);
     if (memory == nullptr) {
         throw untrainable(arch, "it does not predict a token from those before it");
     }
-    impl->sliding_window = dynamic_cast<llama_kv_cache_iswa *>(memory) != nullptr;
-    if (!impl->sliding_window && dynamic_cast<llama_kv_cache *>(memory) == nullptr) {
+    impl_->sliding_window = dynamic_cast<llama_kv_cache_iswa *>(memory) != nullptr;
+    if (!impl_->sliding_window && dynamic_cast<llama_kv_cache *>(memory) == nullptr) {
         throw untrainable(arch, "its attention is not plain multi-head attention");
     }
-    impl->cparams = impl->context->get_cparams();
-    impl->cparams.n_ctx = context;
-    impl->cparams.n_ctx_seq = context;
-    impl->cparams.n_seq_max = LLAMA_MAX_SEQ;
-    impl->cparams.training = true;
-    impl->cparams.flash_attn = false;
-    impl->cparams.auto_fa = false;
-    impl->cparams.kv_unified = true;
-    impl->cparams.embeddings_layer_inp.assign(model.hparams.n_layer_all, false);
-    impl->max_nodes = 1024 + 32 * (int64_t)model.tensors_by_name.size();
+    impl_->cparams = impl_->context->get_cparams();
+    impl_->cparams.n_ctx = context;
+    impl_->cparams.n_ctx_seq = context;
+    impl_->cparams.n_seq_max = LLAMA_MAX_SEQ;
+    impl_->cparams.training = true;
+    impl_->cparams.flash_attn = false;
+    impl_->cparams.auto_fa = false;
+    impl_->cparams.kv_unified = true;
+    impl_->cparams.embeddings_layer_inp.assign(model.hparams.n_layer_all, false);
+    impl_->max_nodes = 1024 + 32 * (int64_t)model.tensors_by_name.size();
     if (lora != nullptr) {
-        impl->loras[lora] = 1.0f;
-        impl->max_nodes += lora->get_n_nodes();
+        impl_->loras[lora] = 1.0f;
+        impl_->max_nodes += lora->get_n_nodes();
     }
 }
 
 ForwardGraphBuilder::~ForwardGraphBuilder() = default;
 
 std::unique_ptr<ForwardGraph> ForwardGraphBuilder::build(const GraphBatch & batch) const {
-    const llama_model & model = impl->model;
+    const llama_model & model = impl_->model;
     const std::string arch = model_architecture(model);
     const uint32_t n_tokens = batch.n_tokens;
     // llama.cpp asserts on architectures that it can't build a training graph for.
     const AbortAsException guard;
     try {
-        auto built = std::make_unique<LlamaForwardGraph>(impl->make_memory(n_tokens), model.hparams.n_pos_per_embd(),
-                                                         impl->max_nodes);
-        llama_cparams cparams = impl->cparams;
+        auto built = std::make_unique<LlamaForwardGraph>(impl_->make_memory(n_tokens), model.hparams.n_pos_per_embd(),
+                                                         impl_->max_nodes);
+        llama_cparams cparams = impl_->cparams;
         cparams.n_batch = n_tokens;
         cparams.n_ubatch = n_tokens;
         cparams.n_outputs_max = n_tokens;
@@ -262,12 +262,12 @@ std::unique_ptr<ForwardGraph> ForwardGraphBuilder::build(const GraphBatch & batc
         params.cparams = cparams;
         params.ubatch = built->memory_context->get_ubatch();
         params.gtype = LLM_GRAPH_TYPE_DEFAULT;
-        params.sched = impl->context->get_sched();
+        params.sched = impl_->context->get_sched();
         params.backend_cpu = nullptr;
-        params.cvec = &impl->control_vector;
-        params.loras = &impl->loras;
+        params.cvec = &impl_->control_vector;
+        params.loras = &impl_->loras;
         params.mctx = built->memory_context.get();
-        params.cross = &impl->cross;
+        params.cross = &impl_->cross;
         params.prec_policy = &model.prec_policy;
         params.n_outputs = n_outputs;
         params.cb = name_tensor;

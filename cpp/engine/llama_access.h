@@ -76,7 +76,7 @@ class ForwardGraphBuilder {
 
   private:
     struct Impl;
-    std::unique_ptr<Impl> impl;
+    std::unique_ptr<Impl> impl_;
 };
 
 // Why llama.cpp could not build this model's graphs, for the user; said: what it logged or asserted.

@@ -68,7 +68,7 @@ bool is_linear_kind(const std::string & kind) {
 
 }  // namespace
 
-Model::Model(const std::string & path_, int gpu_layers, Contents contents_) : path(path_), contents(contents_) {
+Model::Model(const std::string & path, int gpu_layers, Contents contents) : path(path), contents(contents) {
     const GgufFile file = open_checked(path);
     check_model(file, contents == Contents::vocabulary);
     initialize_backend();
@@ -85,55 +85,55 @@ Model::Model(const std::string & path_, int gpu_layers, Contents contents_) : pa
     params.use_extra_bufts = false;  // repacked weights could not be read by the gradient kernels
     try {
         const AbortAsException guard;  // what check_model does not know of
-        handle = llama_model_load_from_file(path.c_str(), params);
+        handle_ = llama_model_load_from_file(path.c_str(), params);
     } catch (const std::exception & e) {
         fail_to_load(path, reason(e));
     }
-    if (handle == nullptr) {
+    if (handle_ == nullptr) {
         fail_to_load(path, take_llama_log());
     }
-    const llama_rope_type rope = llama_model_rope_type(handle);
+    const llama_rope_type rope = llama_model_rope_type(handle_);
     if (contents != Contents::vocabulary && (rope == LLAMA_ROPE_TYPE_MROPE || rope == LLAMA_ROPE_TYPE_IMROPE)) {
         try {
             check_rope_sections(file);
         } catch (...) {
-            llama_model_free(handle);
+            llama_model_free(handle_);
             throw;
         }
     }
-    arch = model_architecture(*handle);
+    arch_ = model_architecture(*handle_);
 }
 
 Model::~Model() {
-    llama_model_free(handle);
+    llama_model_free(handle_);
 }
 
 const llama_vocab & Model::vocab() const {
-    return *llama_model_get_vocab(handle);
+    return *llama_model_get_vocab(handle_);
 }
 
 std::optional<std::string> Model::chat_template() const {
-    const char * text = llama_model_chat_template(handle, nullptr);
+    const char * text = llama_model_chat_template(handle_, nullptr);
     return text != nullptr ? std::optional<std::string>(valid_utf8(text)) : std::nullopt;
 }
 
 uint64_t Model::n_params() const {
-    return llama_model_n_params(handle);
+    return llama_model_n_params(handle_);
 }
 uint64_t Model::n_bytes() const {
-    return llama_model_size(handle);
+    return llama_model_size(handle_);
 }
 int32_t Model::n_layer() const {
-    return llama_model_n_layer(handle);
+    return llama_model_n_layer(handle_);
 }
 int32_t Model::n_embd() const {
-    return llama_model_n_embd(handle);
+    return llama_model_n_embd(handle_);
 }
 int32_t Model::n_vocab() const {
     return llama_vocab_n_tokens(&vocab());
 }
 int32_t Model::n_ctx_train() const {
-    return llama_model_n_ctx_train(handle);
+    return llama_model_n_ctx_train(handle_);
 }
 
 std::map<std::string, std::string> Model::metadata() const {
@@ -148,17 +148,17 @@ std::map<std::string, std::string> Model::metadata() const {
         text.resize(length > 0 ? length : 0);
         return text;
     };
-    for (int32_t i = 0; i < llama_model_meta_count(handle); i++) {
+    for (int32_t i = 0; i < llama_model_meta_count(handle_); i++) {
         const std::string key =
-            read([&](char * buf, size_t n) { return llama_model_meta_key_by_index(handle, i, buf, n); });
+            read([&](char * buf, size_t n) { return llama_model_meta_key_by_index(handle_, i, buf, n); });
         result[key] = valid_utf8(
-            read([&](char * buf, size_t n) { return llama_model_meta_val_str_by_index(handle, i, buf, n); }));
+            read([&](char * buf, size_t n) { return llama_model_meta_val_str_by_index(handle_, i, buf, n); }));
     }
     return result;
 }
 
 std::vector<std::pair<std::string, ggml_tensor *>> Model::tensors() const {
-    return model_tensors(*handle);
+    return model_tensors(*handle_);
 }
 
 std::vector<Linear> Model::linears() const {

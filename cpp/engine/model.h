@@ -40,10 +40,10 @@ class Model {
     const Contents contents;
     bool has_weights() const { return contents == Contents::all; }
 
-    llama_model & llama() const { return *handle; }
+    llama_model & llama() const { return *handle_; }
     const llama_vocab & vocab() const;
 
-    std::string architecture() const { return arch; }
+    std::string architecture() const { return arch_; }
     std::optional<std::string> chat_template() const;
     uint64_t n_params() const;
     uint64_t n_bytes() const;  // of the weights
@@ -64,8 +64,8 @@ class Model {
     std::string detokenize(const std::vector<int32_t> & tokens, bool special) const;  // bytes
 
   private:
-    llama_model * handle = nullptr;
-    std::string arch;
+    llama_model * handle_ = nullptr;
+    std::string arch_;
 };
 
 }  // namespace ggtune

@@ -27,50 +27,50 @@ bool is_heads(const ggml_tensor * t) {
 
 }  // namespace
 
-Rewriter::Rewriter(Implementations & implementations_, const ForwardGraph & forward_, const Adapter & adapter,
-                   const DropoutOptions & dropout_, Precision precision_)
-    : implementations(implementations_), forward(forward_), dropout(dropout_), precision(precision_) {
+Rewriter::Rewriter(Implementations & implementations, const ForwardGraph & forward, const Adapter & adapter,
+                   const DropoutOptions & dropout, Precision precision)
+    : implementations_(implementations), forward_(forward), dropout_(dropout), precision_(precision) {
     for (size_t i = 0; i < adapter.pairs().size(); i++) {
-        lora_a[adapter.pairs()[i].a] = i;
-        lora_b.insert(adapter.pairs()[i].b);
+        lora_a_[adapter.pairs()[i].a] = i;
+        lora_b_.insert(adapter.pairs()[i].b);
     }
 }
 
 ggml_tensor * Rewriter::current(ggml_tensor * node) const {
-    const auto it = replaced.find(node);
-    return it != replaced.end() ? it->second : node;
+    const auto it = replaced_.find(node);
+    return it != replaced_.end() ? it->second : node;
 }
 
 void Rewriter::count_uses(const std::vector<ggml_tensor *> & nodes) {
     for (const ggml_tensor * node : nodes) {
         for (const ggml_tensor * src : node->src) {
-            n_uses[src]++;
+            n_uses_[src]++;
         }
     }
 }
 
 bool Rewriter::used_once(const ggml_tensor * node) const {
-    const auto it = n_uses.find(node);
-    return it != n_uses.end() && it->second == 1;
+    const auto it = n_uses_.find(node);
+    return it != n_uses_.end() && it->second == 1;
 }
 
 bool Rewriter::find_ranges(const ggml_tensor * mask, int64_t n_tokens, size_t & index) {
-    const auto known = ranges_of_mask.find(mask);
-    if (known != ranges_of_mask.end()) {
+    const auto known = ranges_of_mask_.find(mask);
+    if (known != ranges_of_mask_.end()) {
         index = known->second;
         return true;
     }
     KeyRanges found;
-    if (!forward.visible_keys(mask, found.first_values, found.end_values)) {
+    if (!forward_.visible_keys(mask, found.first_values, found.end_values)) {
         return false;
     }
     for (ggml_tensor ** t : {&found.first, &found.end}) {
-        *t = ggml_new_tensor_1d(implementations.otherwise.ctx, GGML_TYPE_I32, n_tokens);
+        *t = ggml_new_tensor_1d(implementations_.otherwise.ctx, GGML_TYPE_I32, n_tokens);
         ggml_set_input(*t);
     }
-    index = ranges.size();
-    ranges_of_mask[mask] = index;
-    ranges.push_back(std::move(found));
+    index = ranges_.size();
+    ranges_of_mask_[mask] = index;
+    ranges_.push_back(std::move(found));
     return true;
 }
 
@@ -78,7 +78,7 @@ bool Rewriter::find_ranges(const ggml_tensor * mask, int64_t n_tokens, size_t & 
 std::optional<Rewriter::Attention> Rewriter::match_attention(const ggml_tensor * node) {
     static const int32_t swap_tokens_and_heads[4] = {0, 2, 1, 3};
     const ggml_tensor * permuted = is_op(node, GGML_OP_CONT) ? node->src[0] : nullptr;
-    if (!implementations.of(node).has_attention() || !is_op(permuted, GGML_OP_PERMUTE) ||
+    if (!implementations_.of(node).has_attention() || !is_op(permuted, GGML_OP_PERMUTE) ||
         std::memcmp(permuted->op_params, swap_tokens_and_heads, sizeof(swap_tokens_and_heads)) != 0) {
         return std::nullopt;
     }
@@ -129,7 +129,7 @@ std::optional<Rewriter::Attention> Rewriter::match_attention(const ggml_tensor *
 const ggml_tensor * Rewriter::low_rank_product(const ggml_tensor * sum) const {
     const ggml_tensor * scaled = is_op(sum, GGML_OP_ADD) ? sum->src[1] : nullptr;
     const ggml_tensor * product = scaled != nullptr && is_multiple(scaled) ? scaled->src[0] : nullptr;
-    const bool fits = is_float_product(product) && lora_b.count(product->src[0]) != 0 && ggml_is_matrix(product) &&
+    const bool fits = is_float_product(product) && lora_b_.count(product->src[0]) != 0 && ggml_is_matrix(product) &&
                       used_once(product) && used_once(scaled) && used_once(sum->src[0]);
     return fits ? product : nullptr;
 }
@@ -147,7 +147,7 @@ void Rewriter::use_current_operands(ggml_tensor * node) {
 }
 
 void Rewriter::list(ggml_tensor * node, Ops & ops, std::vector<ggml_tensor *> & nodes) {
-    if (node->op == GGML_OP_NONE || !listed.insert(node).second) {
+    if (node->op == GGML_OP_NONE || !listed_.insert(node).second) {
         return;
     }
     for (ggml_tensor * src : node->src) {
@@ -155,41 +155,41 @@ void Rewriter::list(ggml_tensor * node, Ops & ops, std::vector<ggml_tensor *> & 
             list(src, ops, nodes);
         }
     }
-    implementations.assign(node, ops);
+    implementations_.assign(node, ops);
     nodes.push_back(node);
 }
 
 bool Rewriter::joins(const ggml_tensor * sum) const {
     const ggml_tensor * base = sum->src[0];
-    return is_op(base, GGML_OP_MUL_MAT) && implementations.of(sum).joins_lora(base->src[0], base->src[1]);
+    return is_op(base, GGML_OP_MUL_MAT) && implementations_.of(sum).joins_lora(base->src[0], base->src[1]);
 }
 
 // What it is made of has its operands already.
 ggml_tensor * Rewriter::lora_sum(const ggml_tensor * sum, const ggml_tensor * product) {
-    Ops & ops = implementations.of(sum);
+    Ops & ops = implementations_.of(sum);
     ggml_tensor *base = sum->src[0], *b = product->src[0], *h = product->src[1];
     const float scale = float_param(sum->src[1], 0);
-    if (joined_sums.count(sum) == 0) {
+    if (joined_sums_.count(sum) == 0) {
         return ops.lora_add(base, b, h, scale);
     }
-    ggml_tensor * a = joined_inner.count(h) != 0 ? h->src[0] : nullptr;
+    ggml_tensor * a = joined_inner_.count(h) != 0 ? h->src[0] : nullptr;
     return ops.lora_product(base->src[0], base->src[1], a, b, h, scale);
 }
 
 // The node that does what ggml's does, but better; nullptr where ggml's will do.
 ggml_tensor * Rewriter::own_node(ggml_tensor * node) {
-    Ops & ops = implementations.of(node);
-    if (joined_inner.count(node) == 0) {
+    Ops & ops = implementations_.of(node);
+    if (joined_inner_.count(node) == 0) {
         return ops.replacement(node);
     }
     ggml_tensor * own = ops.low_rank(node->src[0], node->src[1]);
-    joined_inner.insert(own);
+    joined_inner_.insert(own);
     return own;
 }
 
 void Rewriter::rewrite(std::vector<ggml_tensor *> & nodes) {
     count_uses(nodes);
-    for (Ops * ops : implementations.all()) {
+    for (Ops * ops : implementations_.all()) {
         ops->begin_stretch(nodes);
     }
     // what is fused is found on llama.cpp's own nodes, before any of them changes
@@ -197,7 +197,7 @@ void Rewriter::rewrite(std::vector<ggml_tensor *> & nodes) {
     std::unordered_map<const ggml_tensor *, const ggml_tensor *> low_rank_products;
     std::unordered_set<const ggml_tensor *> superfluous;
     for (const ggml_tensor * node : nodes) {
-        if (precision == Precision::llama_cpp) {
+        if (precision_ == Precision::llama_cpp) {
             break;
         }
         if (auto attention = match_attention(node)) {
@@ -209,11 +209,11 @@ void Rewriter::rewrite(std::vector<ggml_tensor *> & nodes) {
             if (joins(node)) {
                 const ggml_tensor *base = node->src[0], *h = product->src[1];
                 superfluous.insert(base);
-                joined_sums.insert(node);
+                joined_sums_.insert(node);
                 // with dropout, a is applied to another x
-                if (dropout.p == 0 && is_float_product(h) && lora_a.count(h->src[0]) != 0 && used_once(h) &&
+                if (dropout_.p == 0 && is_float_product(h) && lora_a_.count(h->src[0]) != 0 && used_once(h) &&
                     h->src[1] == base->src[1]) {
-                    joined_inner.insert(h);
+                    joined_inner_.insert(h);
                 }
             }
         }
@@ -224,24 +224,24 @@ void Rewriter::rewrite(std::vector<ggml_tensor *> & nodes) {
         if (superfluous.count(node) != 0) {
             continue;
         }
-        Ops & ops = implementations.of(node);
+        Ops & ops = implementations_.of(node);
         ggml_tensor * own = nullptr;
         if (const auto found = attentions.find(node); found != attentions.end()) {
             const Attention & a = found->second;
-            own = ops.attention(a.q, a.k, a.v, ranges[a.ranges], a.params);
+            own = ops.attention(a.q, a.k, a.v, ranges_[a.ranges], a.params);
         } else if (const auto product = low_rank_products.find(node); product != low_rank_products.end()) {
             own = lora_sum(node, product->second);
         } else {
-            const auto a = lora_a.find(node->src[0]);
-            if (is_op(node, GGML_OP_MUL_MAT) && a != lora_a.end() && dropout.p > 0) {
-                node->src[1] =
-                    ops.dropout(node->src[1], {dropout.seed, dropout.counter * lora_a.size() + a->second, dropout.p});
+            const auto a = lora_a_.find(node->src[0]);
+            if (is_op(node, GGML_OP_MUL_MAT) && a != lora_a_.end() && dropout_.p > 0) {
+                node->src[1] = ops.dropout(node->src[1],
+                                           {dropout_.seed, dropout_.counter * lora_a_.size() + a->second, dropout_.p});
             }
-            own = precision == Precision::llama_cpp ? nullptr : own_node(node);
+            own = precision_ == Precision::llama_cpp ? nullptr : own_node(node);
         }
         if (own != nullptr) {
             ggml_set_name(own, node->name);
-            replaced[node] = own;
+            replaced_[node] = own;
         }
         list(own != nullptr ? own : node, ops, result);
     }

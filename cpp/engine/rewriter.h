@@ -40,7 +40,7 @@ class Rewriter {
 
     // The node that stands for a node of the original graph.
     ggml_tensor * current(ggml_tensor * node) const;
-    const std::vector<KeyRanges> & key_ranges() const { return ranges; }
+    const std::vector<KeyRanges> & key_ranges() const { return ranges_; }
 
   private:
     struct Attention {
@@ -64,19 +64,19 @@ class Rewriter {
     // Adds a node that a maker has returned, and what lies between it and what is there already.
     void list(ggml_tensor * node, Ops & ops, std::vector<ggml_tensor *> & nodes);
 
-    Implementations & implementations;
-    const ForwardGraph & forward;
-    const DropoutOptions dropout;
-    const Precision precision;
-    std::unordered_map<const ggml_tensor *, uint64_t> lora_a;  // with the adapter pair's number
-    std::unordered_set<const ggml_tensor *> lora_b;
-    std::unordered_map<const ggml_tensor *, int> n_uses;
-    std::unordered_map<const ggml_tensor *, ggml_tensor *> replaced;
-    std::vector<KeyRanges> ranges;
-    std::unordered_map<const ggml_tensor *, size_t> ranges_of_mask;
-    std::unordered_set<const ggml_tensor *> joined_sums;
-    std::unordered_set<const ggml_tensor *> joined_inner;  // products a x that go into such sums alone
-    std::unordered_set<const ggml_tensor *> listed;        // all nodes of the rewritten stretches
+    Implementations & implementations_;
+    const ForwardGraph & forward_;
+    const DropoutOptions dropout_;
+    const Precision precision_;
+    std::unordered_map<const ggml_tensor *, uint64_t> lora_a_;  // with the adapter pair's number
+    std::unordered_set<const ggml_tensor *> lora_b_;
+    std::unordered_map<const ggml_tensor *, int> n_uses_;
+    std::unordered_map<const ggml_tensor *, ggml_tensor *> replaced_;
+    std::vector<KeyRanges> ranges_;
+    std::unordered_map<const ggml_tensor *, size_t> ranges_of_mask_;
+    std::unordered_set<const ggml_tensor *> joined_sums_;
+    std::unordered_set<const ggml_tensor *> joined_inner_;  // products a x that go into such sums alone
+    std::unordered_set<const ggml_tensor *> listed_;        // all nodes of the rewritten stretches
 };
 
 }  // namespace ggtune

@@ -8,7 +8,7 @@ namespace ggtune {
 
 namespace {
 
-constexpr int64_t micro_batch_tokens = 512;
+constexpr int64_t kMicroBatchTokens = 512;
 
 int32_t most_probable(const float * logits, int32_t n_vocab) {
     return static_cast<int32_t>(std::max_element(logits, logits + n_vocab) - logits);
@@ -18,19 +18,19 @@ int32_t most_probable(const float * logits, int32_t n_vocab) {
 
 Scorer::Scorer(Model & model, const std::vector<std::pair<std::string, float>> & adapters, int64_t n_tokens,
                int64_t n_sequences, int threads)
-    : decoder(model, adapters, {n_tokens, micro_batch_tokens, n_sequences, threads, nullptr, nullptr}),
-      n_tokens_max(n_tokens),
-      n_sequences_max(n_sequences) {}
+    : decoder_(model, adapters, {n_tokens, kMicroBatchTokens, n_sequences, threads, nullptr, nullptr}),
+      n_tokens_max_(n_tokens),
+      n_sequences_max_(n_sequences) {}
 
 void Scorer::logits(const std::vector<int32_t> & tokens, const std::vector<int32_t> & sequences,
                     const std::vector<uint8_t> & outputs, float * logits) {
-    TokenBatch batch(n_tokens_max);
+    TokenBatch batch(n_tokens_max_);
     batch.add(tokens, sequences, outputs);
-    decoder.clear();
-    decoder.decode(batch);
+    decoder_.clear();
+    decoder_.decode(batch);
     for (size_t i = 0; i < tokens.size(); ++i) {
         if (outputs[i] != 0) {
-            const float * row = decoder.logits(static_cast<int32_t>(i));
+            const float * row = decoder_.logits(static_cast<int32_t>(i));
             logits = std::copy(row, row + n_vocab(), logits);
         }
     }
@@ -45,16 +45,16 @@ std::vector<std::vector<int32_t>> Scorer::greedy(const std::vector<std::vector<i
         }
         n_tokens += static_cast<int64_t>(prompt.size()) + max_tokens;
     }
-    if (static_cast<int64_t>(prompts.size()) > n_sequences_max || n_tokens > n_tokens_max) {
+    if (static_cast<int64_t>(prompts.size()) > n_sequences_max_ || n_tokens > n_tokens_max_) {
         throw Error(std::to_string(prompts.size()) + " prompts and their answers of up to " +
-                    std::to_string(max_tokens) + " tokens don't fit the context of " + std::to_string(n_tokens_max));
+                    std::to_string(max_tokens) + " tokens don't fit the context of " + std::to_string(n_tokens_max_));
     }
     std::vector<std::vector<int32_t>> answers(prompts.size());
     if (prompts.empty() || max_tokens < 1) {
         return answers;
     }
-    decoder.clear();
-    TokenBatch batch(n_tokens_max);
+    decoder_.clear();
+    TokenBatch batch(n_tokens_max_);
     std::vector<size_t> active;  // prompts whose last row is in the batch, in its order
     std::vector<int32_t> last;   // those rows
     for (size_t i = 0; i < prompts.size(); ++i) {
@@ -65,10 +65,10 @@ std::vector<std::vector<int32_t>> Scorer::greedy(const std::vector<std::vector<i
         last.push_back(batch.size() - 1);
     }
     while (!active.empty()) {
-        decoder.decode(batch);
+        decoder_.decode(batch);
         std::vector<int32_t> chosen;
         for (const int32_t row : last) {
-            chosen.push_back(most_probable(decoder.logits(row), n_vocab()));
+            chosen.push_back(most_probable(decoder_.logits(row), n_vocab()));
         }
         batch.clear();
         last.clear();
@@ -76,7 +76,7 @@ std::vector<std::vector<int32_t>> Scorer::greedy(const std::vector<std::vector<i
         for (size_t k = 0; k < active.size(); ++k) {
             std::vector<int32_t> & answer = answers[active[k]];
             answer.push_back(chosen[k]);
-            if (llama_vocab_is_eog(&decoder.model.vocab(), chosen[k]) ||
+            if (llama_vocab_is_eog(&decoder_.model.vocab(), chosen[k]) ||
                 static_cast<int64_t>(answer.size()) == max_tokens) {
                 continue;
             }

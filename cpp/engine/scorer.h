@@ -27,12 +27,12 @@ class Scorer {
     // is part of the result, or max_tokens.
     std::vector<std::vector<int32_t>> greedy(const std::vector<std::vector<int32_t>> & prompts, int64_t max_tokens);
 
-    int32_t n_vocab() const { return decoder.model.n_vocab(); }
+    int32_t n_vocab() const { return decoder_.model.n_vocab(); }
 
   private:
-    Decoder decoder;
-    int64_t n_tokens_max;
-    int64_t n_sequences_max;
+    Decoder decoder_;
+    int64_t n_tokens_max_;
+    int64_t n_sequences_max_;
 };
 
 }  // namespace ggtune

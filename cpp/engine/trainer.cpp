@@ -14,9 +14,9 @@ namespace ggtune {
 
 namespace {
 
-constexpr int64_t max_sequences = 256;  // llama.cpp's LLAMA_MAX_SEQ
-constexpr int64_t row_padding = 64;
-constexpr int64_t piece_size = 16384;  // parameters that a thread updates at a time
+constexpr int64_t kMaxSequences = 256;  // llama.cpp's LLAMA_MAX_SEQ
+constexpr int64_t kRowPadding = 64;
+constexpr int64_t kPieceSize = 16384;  // parameters that a thread updates at a time
 
 struct BatchArrays {
     std::vector<int32_t> tokens, positions, sequences, targets;
@@ -53,9 +53,9 @@ BatchArrays padded(const MicroBatch & from, int64_t context) {
         batch.add(from.tokens[i], from.positions[i], from.sequences[i], from.targets[i], from.weights[i]);
     }
     int32_t sequence = *std::max_element(from.sequences, from.sequences + from.n_tokens);
-    for (int64_t i = 0; batch.n_tokens() % row_padding != 0; i++) {
+    for (int64_t i = 0; batch.n_tokens() % kRowPadding != 0; i++) {
         sequence += i % context == 0;
-        if (sequence >= max_sequences) {
+        if (sequence >= kMaxSequences) {
             break;
         }
         batch.add(from.tokens[0], i % context, sequence, 0, 0.0f);
@@ -75,28 +75,28 @@ auto naming_model(const Model & model, const Make & make) {
 
 }  // namespace
 
-Trainer::Trainer(std::shared_ptr<Adapter> adapter_, const Options & options_)
-    : adapter(std::move(adapter_)),
-      options(options_),
-      builder(naming_model(adapter->model(),
-                           [&] {
-                               return ForwardGraphBuilder(adapter->model().llama(),
-                                                          static_cast<uint32_t>(std::max<int64_t>(options.context, 1)),
-                                                          adapter->lora());
-                           })),
-      executor(std::max(options.threads, 1)) {
-    if (options.context < 1) {
+Trainer::Trainer(std::shared_ptr<Adapter> shared_adapter, const Options & options)
+    : adapter(std::move(shared_adapter)),
+      options_(options),
+      builder_(naming_model(adapter->model(),
+                            [&] {
+                                return ForwardGraphBuilder(
+                                    adapter->model().llama(),
+                                    static_cast<uint32_t>(std::max<int64_t>(options_.context, 1)), adapter->lora());
+                            })),
+      executor_(std::max(options_.threads, 1)) {
+    if (options_.context < 1) {
         throw Error("the context must be at least 1 token");
     }
-    adapter->model().check_positions(options.context);
-    if (!(options.neftune_alpha >= 0 && std::isfinite(options.neftune_alpha))) {
+    adapter->model().check_positions(options_.context);
+    if (!(options_.neftune_alpha >= 0 && std::isfinite(options_.neftune_alpha))) {
         throw Error("neftune_alpha must be a number of at least 0");
     }
-    if (!(options.dropout >= 0 && options.dropout < 1)) {
+    if (!(options_.dropout >= 0 && options_.dropout < 1)) {
         throw Error("dropout must be at least 0 and below 1");
     }
     check_ops();
-    if (options.threads < 1) {
+    if (options_.threads < 1) {
         throw Error("there must be at least 1 thread");
     }
     for (const auto & [name, tensor] : adapter->model().tensors()) {
@@ -107,27 +107,27 @@ Trainer::Trainer(std::shared_ptr<Adapter> adapter_, const Options & options_)
     }
     const auto & tensors = adapter->tensors();
     const ggml_init_params params = {tensors.size() * ggml_tensor_overhead() + 1024, nullptr, true};
-    ctx.reset(ggml_init(params));
+    ctx_.reset(ggml_init(params));
     for (const auto & [name, tensor] : tensors) {
-        ggml_tensor * gradient = ggml_dup_tensor(ctx.get(), tensor);
+        ggml_tensor * gradient = ggml_dup_tensor(ctx_.get(), tensor);
         const size_t n = adapter->model().has_weights() ? ggml_nelements(tensor) : 0;
-        list.push_back({name, tensor, gradient, std::vector<float>(n), std::vector<float>(n)});
-        accumulators[tensor] = gradient;
-        n_pieces += (n + piece_size - 1) / piece_size;
+        list_.push_back({name, tensor, gradient, std::vector<float>(n), std::vector<float>(n)});
+        accumulators_[tensor] = gradient;
+        n_pieces_ += (n + kPieceSize - 1) / kPieceSize;
     }
     const bool has_weights = adapter->model().has_weights();
     if (has_weights) {
-        buffer.reset(ggml_backend_alloc_ctx_tensors_from_buft(ctx.get(), ggml_backend_cpu_buffer_type()));
+        buffer_.reset(ggml_backend_alloc_ctx_tensors_from_buft(ctx_.get(), ggml_backend_cpu_buffer_type()));
     } else {
-        buffer = no_memory_for(ctx.get());
+        buffer_ = no_memory_for(ctx_.get());
     }
-    if (!buffer) {
+    if (!buffer_) {
         throw Error("not enough memory for the gradients of " + std::to_string(adapter->n_params()) + " parameters");
     }
     zero_gradients();
     const BatchArrays probe = batch_of_shape(2, 1, 1);
-    n_recomputable = naming_model(adapter->model(), [&] {
-        return TrainingGraph(builder, *adapter, accumulators, probe.view(), graph_options(true))
+    n_recomputable_ = naming_model(adapter->model(), [&] {
+        return TrainingGraph(builder_, *adapter, accumulators_, probe.view(), graph_options(true))
             .n_recomputable_layers();
     });
 }
@@ -137,23 +137,23 @@ GraphOptions Trainer::graph_options(bool gradients) const {
     graph.gradients = gradients;
     if (gradients) {
         graph.recompute_layers = recompute_layers;
-        graph.dropout = {options.dropout, options.seed, static_cast<uint64_t>(n_micro_batches)};
-        graph.noise = {options.neftune_alpha, options.seed, static_cast<uint64_t>(n_micro_batches)};
+        graph.dropout = {options_.dropout, options_.seed, static_cast<uint64_t>(n_micro_batches)};
+        graph.noise = {options_.neftune_alpha, options_.seed, static_cast<uint64_t>(n_micro_batches)};
     }
-    graph.precision = options.precision;
-    graph.ops = options.ops;
-    graph.ops_layers = options.ops_layers;
+    graph.precision = options_.precision;
+    graph.ops = options_.ops;
+    graph.ops_layers = options_.ops_layers;
     return graph;
 }
 
 void Trainer::check_ops() const {
-    if (!options.ops_layers) {
+    if (!options_.ops_layers) {
         return;
     }
-    if (options.ops == OpsKind::cpu) {
+    if (options_.ops == OpsKind::cpu) {
         throw Error("ggml_layers is a number of layers for ops=\"ggml\"");
     }
-    const int n = *options.ops_layers, n_layer = adapter->model().n_layer();
+    const int n = *options_.ops_layers, n_layer = adapter->model().n_layer();
     if (n < 0 || n > n_layer) {
         throw Error("ggml_layers must be 0 to the model's " + std::to_string(n_layer) + ", not " + std::to_string(n));
     }
@@ -171,10 +171,10 @@ void Trainer::check(const MicroBatch & batch) const {
     if (batch.n_tokens < 1) {
         throw Error("a micro-batch needs at least one token");
     }
-    std::vector<bool> seen(max_sequences, false);
+    std::vector<bool> seen(kMaxSequences, false);
     for (int64_t i = 0; i < batch.n_tokens; i++) {
         const int32_t sequence = batch.sequences[i];
-        if (sequence < 0 || sequence >= max_sequences) {
+        if (sequence < 0 || sequence >= kMaxSequences) {
             throw Error(row(i) + "sequence " + std::to_string(sequence) + " is not in 0 to 255");
         }
         const bool starts = i == 0 || batch.sequences[i - 1] != sequence;
@@ -187,8 +187,8 @@ void Trainer::check(const MicroBatch & batch) const {
             throw Error(row(i) + "position " + std::to_string(batch.positions[i]) + " where " +
                         std::to_string(expected) + " was expected");
         }
-        if (batch.positions[i] >= options.context) {
-            throw Error(row(i) + "the sequence is longer than the context of " + std::to_string(options.context) +
+        if (batch.positions[i] >= options_.context) {
+            throw Error(row(i) + "the sequence is longer than the context of " + std::to_string(options_.context) +
                         " tokens");
         }
         if (batch.tokens[i] < 0 || batch.tokens[i] >= n_vocab) {
@@ -215,9 +215,9 @@ BatchResult Trainer::run(const MicroBatch & batch, bool gradients) {
     if (result.n_targets == 0) {
         return result;
     }
-    TrainingGraph graph(builder, *adapter, accumulators, batch, graph_options(gradients));
+    TrainingGraph graph(builder_, *adapter, accumulators_, batch, graph_options(gradients));
     std::vector<float> log_probs;
-    const TrainingGraph::Times times = graph.run(executor, log_probs);
+    const TrainingGraph::Times times = graph.run(executor_, log_probs);
     result.forward_s = times.forward_s;
     result.backward_s = times.backward_s;
     size_t next = 0;
@@ -234,18 +234,18 @@ BatchResult Trainer::run(const MicroBatch & batch, bool gradients) {
 
 BatchResult Trainer::accumulate(const MicroBatch & batch) {
     BatchResult result = run(batch, true);
-    weight_sum += result.weight_sum;
-    n_accumulated += result.n_targets;
+    weight_sum_ += result.weight_sum;
+    n_accumulated_ += result.n_targets;
     n_micro_batches++;
     return result;
 }
 
 BatchResult Trainer::evaluate(const MicroBatch & batch) {
-    if (options.precision != Precision::llama_cpp || batch.n_tokens < 1) {
+    if (options_.precision != Precision::llama_cpp || batch.n_tokens < 1) {
         return run(batch, false);
     }
     check(batch);
-    BatchResult result = run(padded(batch, options.context).view(), false);
+    BatchResult result = run(padded(batch, options_.context).view(), false);
     result.n_tokens = batch.n_tokens;
     result.log_probs.resize(batch.n_tokens);
     return result;
@@ -255,8 +255,8 @@ BatchResult Trainer::accumulate_profiled(const MicroBatch & batch, Executor::Pro
     const struct ProfileGuard {
         Executor & executor;
         ~ProfileGuard() { executor.set_profile(nullptr); }
-    } guard{executor};
-    executor.set_profile(&seconds);
+    } guard{executor_};
+    executor_.set_profile(&seconds);
     return accumulate(batch);
 }
 
@@ -266,34 +266,34 @@ double Trainer::predict_seconds(const MicroBatch & batch, bool gradients) {
         return 0;
     }
     const auto start = std::chrono::steady_clock::now();
-    const TrainingGraph graph(builder, *adapter, accumulators, batch, graph_options(gradients));
+    const TrainingGraph graph(builder_, *adapter, accumulators_, batch, graph_options(gradients));
     const std::chrono::duration<double> building = std::chrono::steady_clock::now() - start;
-    return building.count() + graph.measure_seconds(executor);
+    return building.count() + graph.measure_seconds(executor_);
 }
 
 std::vector<Trainer::State> & Trainer::states() {
     check_weights();
-    return list;
+    return list_;
 }
 
 void Trainer::zero_gradients() {
-    ggml_backend_buffer_clear(buffer.get(), 0);
-    weight_sum = 0;
-    n_accumulated = 0;
+    ggml_backend_buffer_clear(buffer_.get(), 0);
+    weight_sum_ = 0;
+    n_accumulated_ = 0;
 }
 
 // Calls work(state, begin, end, index) for each piece of the parameters, on all threads. The pieces are the same for
 // any number of threads.
 template <typename Work>
 void Trainer::for_each_piece(const Work & work) {
-    executor.in_parallel([&](int ith, int nth) {
-        const kernels::Range own = kernels::split_range(n_pieces, ith, nth);
+    executor_.in_parallel([&](int ith, int nth) {
+        const kernels::Range own = kernels::split_range(n_pieces_, ith, nth);
         int64_t index = 0;
-        for (State & state : list) {
+        for (State & state : list_) {
             const int64_t n = state.first_moment.size();
-            for (int64_t begin = 0; begin < n; begin += piece_size, index++) {
+            for (int64_t begin = 0; begin < n; begin += kPieceSize, index++) {
                 if (index >= own.begin && index < own.end) {
-                    work(state, begin, std::min(begin + piece_size, n), index);
+                    work(state, begin, std::min(begin + kPieceSize, n), index);
                 }
             }
         }
@@ -302,17 +302,17 @@ void Trainer::for_each_piece(const Work & work) {
 
 double Trainer::step(const AdamW & o, std::optional<double> divisor) {
     check_weights();
-    if (n_accumulated == 0) {
+    if (n_accumulated_ == 0) {
         throw Error("there is nothing to step on: no target with a weight has been accumulated");
     }
-    const double scale = divisor.value_or(weight_sum);
+    const double scale = divisor.value_or(weight_sum_);
     if (!(scale > 0) || !std::isfinite(scale)) {
         throw Error(divisor ? "the divisor of a step must be a number above 0, not " + std::to_string(scale)
                             : "the weights of the accumulated targets sum to " + std::to_string(scale) +
                                   ", by which no gradient can be divided: give a divisor");
     }
     const auto gradients = [](const State & state) { return static_cast<float *>(state.gradient->data); };
-    std::vector<double> square_sums(n_pieces);
+    std::vector<double> square_sums(n_pieces_);
     for_each_piece([&](const State & state, int64_t begin, int64_t end, int64_t index) {
         square_sums[index] = kernels::square_sum(end - begin, gradients(state) + begin);
     });
@@ -333,27 +333,27 @@ double Trainer::step(const AdamW & o, std::optional<double> divisor) {
                               state.first_moment.data() + begin, state.second_moment.data() + begin, factors);
         std::fill_n(gradient, end - begin, 0.0f);
     });
-    weight_sum = 0;
-    n_accumulated = 0;
+    weight_sum_ = 0;
+    n_accumulated_ = 0;
     n_steps++;
     return norm;
 }
 
 TrainingGraph Trainer::graph_of_shape(int64_t n_tokens, int64_t n_targets, int64_t n_sequences) const {
     if (n_tokens < 1 || n_targets < 1 || n_targets > n_tokens || n_sequences < 1 ||
-        n_sequences > std::min(n_tokens, max_sequences)) {
+        n_sequences > std::min(n_tokens, kMaxSequences)) {
         throw Error(
             "a micro-batch has at least one token, target and sequence, at most 256 sequences, and no more targets "
             "than tokens");
     }
     const BatchArrays shape = batch_of_shape(n_tokens, n_targets, n_sequences);
-    return TrainingGraph(builder, *adapter, accumulators, shape.view(), graph_options(true));
+    return TrainingGraph(builder_, *adapter, accumulators_, shape.view(), graph_options(true));
 }
 
 MemoryParts Trainer::memory(int64_t n_tokens, int64_t n_targets, int64_t n_sequences) const {
     const TrainingGraph graph = graph_of_shape(n_tokens, n_targets, n_sequences);
     const uint64_t n = adapter->n_params();
-    return {adapter->model().n_bytes(), n * sizeof(float), 3 * n * sizeof(float), graph.measure(executor)};
+    return {adapter->model().n_bytes(), n * sizeof(float), 3 * n * sizeof(float), graph.measure(executor_)};
 }
 
 int Trainer::n_custom_nodes(int64_t n_tokens, int64_t n_targets, int64_t n_sequences) const {

@@ -55,7 +55,7 @@ class Trainer {
         float neftune_alpha = 0.0f;                    // as in EmbeddingNoise; `seed` is the noise's, too
     };
     // Builds one small graph and raises ModelFileError where the model can't be trained.
-    Trainer(std::shared_ptr<Adapter> adapter, const Options & options);
+    Trainer(std::shared_ptr<Adapter> shared_adapter, const Options & options);
 
     int recompute_layers = 0;     // so many of the first layers are computed again for their gradient, to save memory
     int64_t n_steps = 0;          // optimizer steps taken
@@ -89,7 +89,7 @@ class Trainer {
     std::vector<State> & states();  // raises Error where the model was loaded without its weights
 
     // So many of the first layers can be computed again: all, or none where the graph can't be cut between them.
-    int n_recomputable_layers() const { return n_recomputable; }
+    int n_recomputable_layers() const { return n_recomputable_; }
 
     MemoryParts memory(int64_t n_tokens, int64_t n_targets, int64_t n_sequences) const;
     // Nodes of accumulate()'s graph that only ggml's CPU backend runs.
@@ -106,18 +106,18 @@ class Trainer {
     template <typename Work>
     void for_each_piece(const Work & work);
 
-    const Options options;
-    double weight_sum = 0;      // of the accumulated gradients
-    int64_t n_accumulated = 0;  // targets in them
-    int n_recomputable = 0;
+    const Options options_;
+    double weight_sum_ = 0;      // of the accumulated gradients
+    int64_t n_accumulated_ = 0;  // targets in them
+    int n_recomputable_ = 0;
 
-    std::vector<State> list;
-    int64_t n_pieces = 0;  // of the parameters, for the threads of step()
-    ggml_context_ptr ctx;
-    ggml_backend_buffer_ptr buffer;
-    std::unordered_map<ggml_tensor *, ggml_tensor *> accumulators;
-    ForwardGraphBuilder builder;
-    mutable Executor executor;
+    std::vector<State> list_;
+    int64_t n_pieces_ = 0;  // of the parameters, for the threads of step()
+    ggml_context_ptr ctx_;
+    ggml_backend_buffer_ptr buffer_;
+    std::unordered_map<ggml_tensor *, ggml_tensor *> accumulators_;
+    ForwardGraphBuilder builder_;
+    Executor executor_;
 };
 
 }  // namespace ggtune

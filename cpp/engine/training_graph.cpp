@@ -17,15 +17,15 @@ namespace {
 
 // Logits and their gradient exist for one chunk of rows at a time: at most so many floats, and enough rows for the
 // product with the output matrix to run at matrix speed.
-constexpr int64_t max_chunk_logits = 8 << 20;
-constexpr int64_t min_chunk_rows = 64;
+constexpr int64_t kMaxChunkLogits = 8 << 20;
+constexpr int64_t kMinChunkRows = 64;
 
 // Nodes of the whole graph, at most. n_chunks: of the head, which is made for each.
 int64_t max_nodes(ggml_cgraph * forward, int64_t n_chunks, OpsKind ops) {
-    constexpr int64_t per_forward_node = 8, per_chunk = 32, others = 1024;
-    constexpr int64_t per_plain_chunk = 256;  // without what a product gives rise to
+    constexpr int64_t kPerForwardNode = 8, kPerChunk = 32, kOthers = 1024;
+    constexpr int64_t kPerPlainChunk = 256;  // without what a product gives rise to
     const int n_forward = ggml_graph_n_nodes(forward);
-    int64_t sum = per_forward_node * n_forward + per_chunk * n_chunks + others;
+    int64_t sum = kPerForwardNode * n_forward + kPerChunk * n_chunks + kOthers;
     if (ops == OpsKind::ggml) {
         int64_t most = 0;
         for (int i = 0; i < n_forward; i++) {
@@ -33,7 +33,7 @@ int64_t max_nodes(ggml_cgraph * forward, int64_t n_chunks, OpsKind ops) {
             sum += n;
             most = std::max(most, n);
         }
-        sum += n_chunks * (most + per_plain_chunk);
+        sum += n_chunks * (most + kPerPlainChunk);
     }
     return sum;
 }
@@ -66,11 +66,11 @@ void set_if_read(ggml_tensor * input, const void * values) {
 
 std::string joined(const std::vector<std::string> & items) {
     std::string text;
-    constexpr size_t most = 12;
-    for (size_t i = 0; i < items.size() && i < most; i++) {
+    constexpr size_t kMost = 12;
+    for (size_t i = 0; i < items.size() && i < kMost; i++) {
         text += (i ? ", " : "") + items[i];
     }
-    return items.size() > most ? text + ", ..." : text;
+    return items.size() > kMost ? text + ", ..." : text;
 }
 
 // Of lines "OP (tensor NAME)" the first of each op: mixtures of experts have dozens.
@@ -95,29 +95,29 @@ TrainingGraph::TrainingGraph(const ForwardGraphBuilder & builder, const Adapter 
     for (int64_t i = 0; i < batch.n_tokens; i++) {
         outputs[i] = batch.weights[i] != 0.0f;
         if (outputs[i]) {
-            target_values.push_back(batch.targets[i]);
-            weight_values.push_back(batch.weights[i]);
+            target_values_.push_back(batch.targets[i]);
+            weight_values_.push_back(batch.weights[i]);
         }
     }
-    forward = builder.build({batch.n_tokens, batch.tokens, batch.positions, batch.sequences, outputs.data()});
-    hidden = forward->hidden();
-    logits = forward->logits();
-    const int64_t n_outputs = target_values.size();
-    if (logits->ne[1] != n_outputs || logits->type != GGML_TYPE_F32) {
+    forward_ = builder.build({batch.n_tokens, batch.tokens, batch.positions, batch.sequences, outputs.data()});
+    hidden_ = forward_->hidden();
+    logits_ = forward_->logits();
+    const int64_t n_outputs = target_values_.size();
+    if (logits_->ne[1] != n_outputs || logits_->type != GGML_TYPE_F32) {
         throw untrainable(arch, "it computes logits of other rows than those asked for");
     }
 
-    const int64_t n_chunks = 2 + n_outputs / min_chunk_rows;
-    const int64_t n_nodes = max_nodes(forward->graph(), n_chunks, options.ops);
+    const int64_t n_chunks = 2 + n_outputs / kMinChunkRows;
+    const int64_t n_nodes = max_nodes(forward_->graph(), n_chunks, options.ops);
     const ggml_init_params params = {n_nodes * ggml_tensor_overhead() + ggml_graph_overhead_custom(n_nodes, false),
                                      nullptr, true};
-    ctx.reset(ggml_init(params));
+    ctx_.reset(ggml_init(params));
     choose_ops(options);
-    gf = ggml_new_graph_custom(ctx.get(), n_nodes, false);
-    targets = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_I32, n_outputs);
-    weights = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_F32, n_outputs);
-    ggml_set_input(targets);
-    ggml_set_input(weights);
+    gf_ = ggml_new_graph_custom(ctx_.get(), n_nodes, false);
+    targets_ = ggml_new_tensor_1d(ctx_.get(), GGML_TYPE_I32, n_outputs);
+    weights_ = ggml_new_tensor_1d(ctx_.get(), GGML_TYPE_F32, n_outputs);
+    ggml_set_input(targets_);
+    ggml_set_input(weights_);
 
     if (!collect_forward_nodes()) {
         throw untrainable(arch, "its logits are not computed from its last hidden state");
@@ -126,28 +126,28 @@ TrainingGraph::TrainingGraph(const ForwardGraphBuilder & builder, const Adapter 
     if (options.noise.alpha != 0) {
         add_noise(options.noise, batch);
     }
-    Rewriter rewriter(*implementations, *forward, adapter, options.dropout, options.precision);
-    rewriter.rewrite(body);
-    rewriter.rewrite(head);
-    hidden = rewriter.current(hidden);
-    logits = rewriter.current(logits);
-    key_ranges = rewriter.key_ranges();
+    Rewriter rewriter(*implementations_, *forward_, adapter, options.dropout, options.precision);
+    rewriter.rewrite(body_);
+    rewriter.rewrite(head_);
+    hidden_ = rewriter.current(hidden_);
+    logits_ = rewriter.current(logits_);
+    key_ranges_ = rewriter.key_ranges();
 
     if (!options.gradients) {
         build_head(nullptr);
         return;
     }
-    Autodiff ad(*implementations);
+    Autodiff ad(*implementations_);
     for (const auto & [name, tensor] : adapter.tensors()) {
         ad.set_trainable(tensor, accumulators.at(tensor));
     }
-    ad.trace(body);
-    ad.trace(head);
-    if (!ad.needs_gradient(hidden)) {
+    ad.trace(body_);
+    ad.trace(head_);
+    if (!ad.needs_gradient(hidden_)) {
         throw untrainable(arch, "llama.cpp does not apply adapters to its linears");
     }
-    std::vector<std::string> missing = ad.missing_rules(body);
-    const std::vector<std::string> missing_in_head = ad.missing_rules(head);
+    std::vector<std::string> missing = ad.missing_rules(body_);
+    const std::vector<std::string> missing_in_head = ad.missing_rules(head_);
     missing.insert(missing.end(), missing_in_head.begin(), missing_in_head.end());
     if (!missing.empty()) {
         throw untrainable(arch, "there is no gradient rule for " + joined(first_of_each_op(missing)));
@@ -167,32 +167,33 @@ TrainingGraph::TrainingGraph(const ForwardGraphBuilder & builder, const Adapter 
 
 void TrainingGraph::choose_ops(const GraphOptions & options) {
     if (options.ops == OpsKind::ggml) {
-        makers.push_back(std::make_unique<GgmlOps>(ctx.get()));
+        makers_.push_back(std::make_unique<GgmlOps>(ctx_.get()));
     }
     if (options.ops == OpsKind::cpu || options.ops_layers.has_value()) {
-        makers.push_back(std::make_unique<CpuOps>(ctx.get(), options.precision == Precision::automatic));
+        makers_.push_back(std::make_unique<CpuOps>(ctx_.get(), options.precision == Precision::automatic));
     }
-    implementations = std::make_unique<Implementations>(*makers.back());
+    implementations_ = std::make_unique<Implementations>(*makers_.back());
 }
 
 // Nodes up to the end of a layer by the first of the makers; the last one's are all others.
 void TrainingGraph::assign_layers(const GraphOptions & options) {
-    if (makers.size() == 1 || options.ops_layers == 0) {
+    if (makers_.size() == 1 || options.ops_layers == 0) {
         return;
     }
     const std::string name = "l_out-" + std::to_string(*options.ops_layers - 1);
-    const auto end = std::find_if(body.begin(), body.end(), [&](const ggml_tensor * t) { return t->name == name; });
-    if (end == body.end()) {
+    const auto end = std::find_if(body_.begin(), body_.end(), [&](const ggml_tensor * t) { return t->name == name; });
+    if (end == body_.end()) {
         throw Error("the layers can't be shared out: this architecture's graph does not mark the end of layer " +
                     std::to_string(*options.ops_layers));
     }
-    std::for_each(body.begin(), end + 1, [&](const ggml_tensor * t) { implementations->assign(t, *makers.front()); });
+    std::for_each(body_.begin(), end + 1,
+                  [&](const ggml_tensor * t) { implementations_->assign(t, *makers_.front()); });
 }
 
 int TrainingGraph::n_custom_nodes() const {
     int n = 0;
-    for (int i = 0; i < ggml_graph_n_nodes(gf); i++) {
-        switch (ggml_graph_node(gf, i)->op) {
+    for (int i = 0; i < ggml_graph_n_nodes(gf_); i++) {
+        switch (ggml_graph_node(gf_, i)->op) {
             case GGML_OP_CUSTOM:
             case GGML_OP_MAP_CUSTOM1:
             case GGML_OP_MAP_CUSTOM2:
@@ -209,11 +210,11 @@ int TrainingGraph::n_custom_nodes() const {
 // The nodes that the logits depend on, split at the final hidden state. llama.cpp lists others too (inputs it does not
 // use). False where there is no such split.
 bool TrainingGraph::collect_forward_nodes() {
-    std::unordered_set<const ggml_tensor *> needed = {logits};
-    const int n_nodes = ggml_graph_n_nodes(forward->graph());
+    std::unordered_set<const ggml_tensor *> needed = {logits_};
+    const int n_nodes = ggml_graph_n_nodes(forward_->graph());
     std::vector<ggml_tensor *> nodes;
     for (int i = n_nodes - 1; i >= 0; i--) {
-        ggml_tensor * node = ggml_graph_node(forward->graph(), i);
+        ggml_tensor * node = ggml_graph_node(forward_->graph(), i);
         if (needed.count(node) != 0) {
             nodes.push_back(node);
             for (ggml_tensor * src : node->src) {
@@ -222,31 +223,31 @@ bool TrainingGraph::collect_forward_nodes() {
         }
     }
     std::reverse(nodes.begin(), nodes.end());
-    const auto end_of_body = std::find(nodes.begin(), nodes.end(), hidden);
-    if (end_of_body == nodes.end() || hidden == logits) {
+    const auto end_of_body = std::find(nodes.begin(), nodes.end(), hidden_);
+    if (end_of_body == nodes.end() || hidden_ == logits_) {
         return false;
     }
-    body.assign(nodes.begin(), end_of_body + 1);
-    head.assign(end_of_body + 1, nodes.end());
+    body_.assign(nodes.begin(), end_of_body + 1);
+    head_.assign(end_of_body + 1, nodes.end());
     return true;
 }
 
 // Between the token embeddings and all that reads them.
 void TrainingGraph::add_noise(const EmbeddingNoise & options, const MicroBatch & batch) {
-    const auto looked_up = std::find_if(body.begin(), body.end(), [](const ggml_tensor * node) {
+    const auto looked_up = std::find_if(body_.begin(), body_.end(), [](const ggml_tensor * node) {
         return node->op == GGML_OP_GET_ROWS && std::strcmp(node->src[0]->name, "token_embd.weight") == 0;
     });
-    if (looked_up == body.end()) {
+    if (looked_up == body_.end()) {
         throw Error("this model's graph does not look its tokens up: there is nothing to put NEFTune's noise on");
     }
     ggml_tensor * embeddings = *looked_up;
-    noise = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, embeddings->ne[0], embeddings->ne[1]);
-    ggml_set_input(noise);
-    noise_values = ggtune::noise_values(options, embeddings->ne[0], embeddings->ne[1], batch.sequences);
-    ggml_tensor * sum = ggml_add(ctx.get(), embeddings, noise);
+    noise_ = ggml_new_tensor_2d(ctx_.get(), GGML_TYPE_F32, embeddings->ne[0], embeddings->ne[1]);
+    ggml_set_input(noise_);
+    noise_values_ = ggtune::noise_values(options, embeddings->ne[0], embeddings->ne[1], batch.sequences);
+    ggml_tensor * sum = ggml_add(ctx_.get(), embeddings, noise_);
     ggml_format_name(sum, "%s (with noise)", embeddings->name);
-    implementations->assign(sum, implementations->of(embeddings));
-    for (auto later = looked_up + 1; later != body.end(); ++later) {
+    implementations_->assign(sum, implementations_->of(embeddings));
+    for (auto later = looked_up + 1; later != body_.end(); ++later) {
         for (ggml_tensor *& src : (*later)->src) {
             src = src == embeddings ? sum : src;
         }
@@ -254,7 +255,7 @@ void TrainingGraph::add_noise(const EmbeddingNoise & options, const MicroBatch &
             (*later)->view_src = sum;
         }
     }
-    body.insert(looked_up + 1, sum);
+    body_.insert(looked_up + 1, sum);
 }
 
 // A second computation of a node from substituted operands; n_rows >= 0 cuts it to so many rows.
@@ -266,7 +267,7 @@ ggml_tensor * TrainingGraph::clone(const ggml_tensor * node,
     if (n_rows >= 0) {
         ne[1] = cut_rows(node, n_rows);
     }
-    ggml_tensor * copy = ggml_new_tensor(ctx.get(), node->type, GGML_MAX_DIMS, ne);
+    ggml_tensor * copy = ggml_new_tensor(ctx_.get(), node->type, GGML_MAX_DIMS, ne);
     copy->op = node->op;
     std::memcpy(copy->op_params, node->op_params, sizeof(copy->op_params));
     const auto substitute = [&](ggml_tensor * t) {
@@ -282,51 +283,51 @@ ggml_tensor * TrainingGraph::clone(const ggml_tensor * node,
         copy->view_offs = node->view_offs;
     }
     ggml_format_name(copy, "%s (again)", node->name);
-    implementations->assign(copy, implementations->of(node));
+    implementations_->assign(copy, implementations_->of(node));
     return copy;
 }
 
 void TrainingGraph::expand(ggml_tensor * node, bool forward_pass) {
-    ggml_build_forward_expand(gf, node);
-    const int end = ggml_graph_n_nodes(gf);
-    if (!phases.empty() && phases.back().forward == forward_pass) {
-        phases.back().end = end;
+    ggml_build_forward_expand(gf_, node);
+    const int end = ggml_graph_n_nodes(gf_);
+    if (!phases_.empty() && phases_.back().forward == forward_pass) {
+        phases_.back().end = end;
     } else {
-        phases.push_back({end, forward_pass});
+        phases_.push_back({end, forward_pass});
     }
 }
 
 // From the hidden state to the loss, a chunk of rows at a time, and back to the gradient of the hidden state.
 void TrainingGraph::build_head(Autodiff * ad) {
-    expand(hidden, true);
-    Ops & ops = implementations->otherwise;
-    const int64_t n_rows = hidden->ne[1];
+    expand(hidden_, true);
+    Ops & ops = implementations_->otherwise;
+    const int64_t n_rows = hidden_->ne[1];
     int64_t chunk_rows = n_rows;
     const auto can_be_cut = [&](const ggml_tensor * node) {
         const bool of_hidden_alone = std::none_of(std::begin(node->src), std::end(node->src), [&](ggml_tensor * src) {
-            return src != hidden && std::find(body.begin(), body.end(), src) != body.end();
+            return src != hidden_ && std::find(body_.begin(), body_.end(), src) != body_.end();
         });
         return of_hidden_alone && is_row_wise(node);
     };
-    if (std::all_of(head.begin(), head.end(), can_be_cut)) {
+    if (std::all_of(head_.begin(), head_.end(), can_be_cut)) {
         chunk_rows =
-            std::clamp<int64_t>(max_chunk_logits / logits->ne[0], min_chunk_rows, std::max(n_rows, min_chunk_rows));
+            std::clamp<int64_t>(kMaxChunkLogits / logits_->ne[0], kMinChunkRows, std::max(n_rows, kMinChunkRows));
     }
     ggml_tensor * d_hidden = nullptr;
     for (int64_t row = 0; row < n_rows; row += chunk_rows) {
         const int64_t n = std::min(chunk_rows, n_rows - row);
         const bool whole = n == n_rows;
-        ggml_tensor * rows = hidden;
-        ggml_tensor * chunk_targets = targets;
-        ggml_tensor * chunk_weights = weights;
-        std::vector<ggml_tensor *> nodes = head;
+        ggml_tensor * rows = hidden_;
+        ggml_tensor * chunk_targets = targets_;
+        ggml_tensor * chunk_weights = weights_;
+        std::vector<ggml_tensor *> nodes = head_;
         if (!whole) {
-            rows = ggml_view_2d(ctx.get(), hidden, hidden->ne[0], n, hidden->nb[1], row * hidden->nb[1]);
-            chunk_targets = ggml_view_1d(ctx.get(), targets, n, row * targets->nb[0]);
-            chunk_weights = ggml_view_1d(ctx.get(), weights, n, row * weights->nb[0]);
-            std::unordered_map<const ggml_tensor *, ggml_tensor *> substitutes = {{hidden, rows}};
+            rows = ggml_view_2d(ctx_.get(), hidden_, hidden_->ne[0], n, hidden_->nb[1], row * hidden_->nb[1]);
+            chunk_targets = ggml_view_1d(ctx_.get(), targets_, n, row * targets_->nb[0]);
+            chunk_weights = ggml_view_1d(ctx_.get(), weights_, n, row * weights_->nb[0]);
+            std::unordered_map<const ggml_tensor *, ggml_tensor *> substitutes = {{hidden_, rows}};
             nodes.clear();
-            for (const ggml_tensor * node : head) {
+            for (const ggml_tensor * node : head_) {
                 substitutes[node] = clone(node, substitutes, n);
                 nodes.push_back(substitutes[node]);
             }
@@ -334,7 +335,7 @@ void TrainingGraph::build_head(Autodiff * ad) {
         ggml_tensor * chunk_logits = nodes.back();
         ggml_tensor * log_probs = ops.log_probabilities(chunk_logits, chunk_targets);
         ggml_set_output(log_probs);
-        log_probabilities.push_back(log_probs);
+        log_probabilities_.push_back(log_probs);
         expand(log_probs, true);
         if (ad == nullptr) {
             continue;
@@ -356,13 +357,14 @@ void TrainingGraph::build_head(Autodiff * ad) {
             return;
         }
         if (d_hidden == nullptr) {
-            d_hidden = ops.zeros_like(hidden);
+            d_hidden = ops.zeros_like(hidden_);
         }
-        d_hidden = ggml_set_2d_inplace(ctx.get(), d_hidden, ops.contiguous(d_rows), hidden->nb[1], row * hidden->nb[1]);
+        d_hidden =
+            ggml_set_2d_inplace(ctx_.get(), d_hidden, ops.contiguous(d_rows), hidden_->nb[1], row * hidden_->nb[1]);
         expand(d_hidden, false);
     }
     if (ad != nullptr) {
-        ad->add(hidden, d_hidden);
+        ad->add(hidden_, d_hidden);
     }
 }
 
@@ -370,11 +372,11 @@ void TrainingGraph::build_head(Autodiff * ad) {
 // the last of them (the final norm), is not worth recomputing.
 std::vector<size_t> TrainingGraph::layer_ends() const {
     std::vector<size_t> ends;
-    for (size_t i = 0; i < body.size(); i++) {
-        if (writes_over_operand(body[i])) {
+    for (size_t i = 0; i < body_.size(); i++) {
+        if (writes_over_operand(body_[i])) {
             return {};  // what is computed again would start from other values than the first time
         }
-        if (std::strncmp(body[i]->name, "l_out-", 6) == 0) {
+        if (std::strncmp(body_[i]->name, "l_out-", 6) == 0) {
             ends.push_back(i + 1);
         }
     }
@@ -385,9 +387,9 @@ std::vector<size_t> TrainingGraph::layer_ends() const {
 std::vector<std::vector<ggml_tensor *>> TrainingGraph::segment_inputs(const std::vector<size_t> & ends) const {
     std::vector<std::vector<ggml_tensor *>> inputs;
     std::unordered_set<const ggml_tensor *> earlier;
-    auto begin = body.begin();
+    auto begin = body_.begin();
     for (size_t segment = 0; segment <= ends.size(); segment++) {
-        const auto end = segment < ends.size() ? body.begin() + ends[segment] : body.end();
+        const auto end = segment < ends.size() ? body_.begin() + ends[segment] : body_.end();
         inputs.emplace_back();
         for (auto node = begin; node != end; ++node) {
             std::copy_if(std::begin((*node)->src), std::end((*node)->src), std::back_inserter(inputs.back()),
@@ -413,14 +415,14 @@ void TrainingGraph::build_backward(Autodiff & ad, int recompute_layers) {
         crossing.insert(of_segment.begin(), of_segment.end());
     }
     for (size_t i = 0; i < (n_again > 0 ? ends[n_again - 1] : 0); i++) {
-        if (crossing.count(body[i]) != 0 && ad.needs_gradient(body[i]) && !is_view_op(body[i])) {
-            kept.push_back(body[i]);
+        if (crossing.count(body_[i]) != 0 && ad.needs_gradient(body_[i]) && !is_view_op(body_[i])) {
+            kept_.push_back(body_[i]);
         }
     }
-    size_t end = body.size();
+    size_t end = body_.size();
     for (size_t segment = ends.size() + 1; segment-- > 0;) {
         const size_t begin = segment > 0 ? ends[segment - 1] : 0;
-        std::vector<ggml_tensor *> nodes(body.begin() + begin, body.begin() + end);
+        std::vector<ggml_tensor *> nodes(body_.begin() + begin, body_.begin() + end);
         end = begin;
         if (segment < n_again) {
             std::unordered_map<const ggml_tensor *, ggml_tensor *> copies;
@@ -431,8 +433,8 @@ void TrainingGraph::build_backward(Autodiff & ad, int recompute_layers) {
             }
             ad.trace(nodes);
             // Later segments have left their gradients with the first computation's nodes.
-            for (const auto & [node, copy] : copies) {
-                ad.hand_over(node, copy);
+            for (size_t i = 0; i < nodes.size(); i++) {
+                ad.hand_over(body[begin + i], nodes[i]);
             }
         }
         ad.backward(nodes);
@@ -450,41 +452,41 @@ void TrainingGraph::build_backward(Autodiff & ad, int recompute_layers) {
 
 double TrainingGraph::measure_seconds(Executor & executor) const {
     InputValues inputs;
-    for (const KeyRanges & ranges : key_ranges) {
+    for (const KeyRanges & ranges : key_ranges_) {
         inputs[ranges.first] = &ranges.first_values;
         inputs[ranges.end] = &ranges.end_values;
     }
-    return ggtune::measure_seconds(executor, gf, inputs);
+    return ggtune::measure_seconds(executor, gf_, inputs);
 }
 
 TrainingGraph::Times TrainingGraph::run(Executor & executor, std::vector<float> & log_probs) {
-    executor.allocate(gf, kept);
-    forward->set_inputs();
-    ggml_backend_tensor_set(targets, target_values.data(), 0, ggml_nbytes(targets));
-    set_if_read(weights, weight_values.data());
-    if (noise != nullptr) {
-        ggml_backend_tensor_set(noise, noise_values.data(), 0, ggml_nbytes(noise));
+    executor.allocate(gf_, kept_);
+    forward_->set_inputs();
+    ggml_backend_tensor_set(targets_, target_values_.data(), 0, ggml_nbytes(targets_));
+    set_if_read(weights_, weight_values_.data());
+    if (noise_ != nullptr) {
+        ggml_backend_tensor_set(noise_, noise_values_.data(), 0, ggml_nbytes(noise_));
     }
-    for (const KeyRanges & ranges : key_ranges) {
+    for (const KeyRanges & ranges : key_ranges_) {
         set_if_read(ranges.first, ranges.first_values.data());
         set_if_read(ranges.end, ranges.end_values.data());
     }
-    for (const Ops * implementation : implementations->all()) {
+    for (const Ops * implementation : implementations_->all()) {
         for (const Ops::HostInput & input : implementation->host_inputs()) {
             set_if_read(input.tensor, input.bytes.data());
         }
     }
     Times times;
     int begin = 0;
-    for (const Phase & phase : phases) {
+    for (const Phase & phase : phases_) {
         const auto start = std::chrono::steady_clock::now();
-        executor.compute(gf, begin, phase.end);
+        executor.compute(gf_, begin, phase.end);
         const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
         (phase.forward ? times.forward_s : times.backward_s) += elapsed.count();
         begin = phase.end;
     }
     log_probs.clear();
-    for (const ggml_tensor * chunk : log_probabilities) {
+    for (const ggml_tensor * chunk : log_probabilities_) {
         const size_t n = log_probs.size();
         log_probs.resize(n + ggml_nelements(chunk));
         ggml_backend_tensor_get(chunk, log_probs.data() + n, 0, ggml_nbytes(chunk));

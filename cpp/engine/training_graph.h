@@ -55,7 +55,7 @@ class TrainingGraph {
                   const GraphOptions & options);
 
     // Bytes of memory for all that is computed.
-    size_t measure(const Executor & executor) const { return executor.measure(gf, kept); }
+    size_t measure(const Executor & executor) const { return executor.measure(gf_, kept_); }
 
     // So many layers can be computed again for their gradient: 0 where the graph can't be cut between its layers.
     int n_recomputable_layers() const { return static_cast<int>(layer_ends().size()); }
@@ -92,27 +92,27 @@ class TrainingGraph {
                         const std::unordered_map<const ggml_tensor *, ggml_tensor *> & substitutes, int64_t n_rows);
     void expand(ggml_tensor * node, bool forward);
 
-    std::unique_ptr<ForwardGraph> forward;
-    ggml_context_ptr ctx;
-    std::vector<std::unique_ptr<Ops>> makers;
-    std::unique_ptr<Implementations> implementations;  // the nodes of the head are `otherwise`'s
-    ggml_cgraph * gf = nullptr;
-    std::vector<Phase> phases;
+    std::unique_ptr<ForwardGraph> forward_;
+    ggml_context_ptr ctx_;
+    std::vector<std::unique_ptr<Ops>> makers_;
+    std::unique_ptr<Implementations> implementations_;  // the nodes of the head are `otherwise`'s
+    ggml_cgraph * gf_ = nullptr;
+    std::vector<Phase> phases_;
 
-    std::vector<ggml_tensor *> body;  // forward nodes up to and including `hidden`, in topological order
-    std::vector<ggml_tensor *> kept;  // of the layers that are computed again: what later ones read
-    std::vector<ggml_tensor *> head;  // nodes from there to the logits
-    ggml_tensor * hidden = nullptr;
-    ggml_tensor * logits = nullptr;
+    std::vector<ggml_tensor *> body_;  // forward nodes up to and including `hidden`, in topological order
+    std::vector<ggml_tensor *> kept_;  // of the layers that are computed again: what later ones read
+    std::vector<ggml_tensor *> head_;  // nodes from there to the logits
+    ggml_tensor * hidden_ = nullptr;
+    ggml_tensor * logits_ = nullptr;
 
-    ggml_tensor * targets = nullptr;  // I32 [n_outputs]
-    ggml_tensor * weights = nullptr;  // F32 [n_outputs]
-    ggml_tensor * noise = nullptr;    // F32 [n_embd, T], added to the embeddings
-    std::vector<float> noise_values;
-    std::vector<KeyRanges> key_ranges;
-    std::vector<int32_t> target_values;
-    std::vector<float> weight_values;
-    std::vector<ggml_tensor *> log_probabilities;  // one tensor per chunk of rows
+    ggml_tensor * targets_ = nullptr;  // I32 [n_outputs]
+    ggml_tensor * weights_ = nullptr;  // F32 [n_outputs]
+    ggml_tensor * noise_ = nullptr;    // F32 [n_embd, T], added to the embeddings
+    std::vector<float> noise_values_;
+    std::vector<KeyRanges> key_ranges_;
+    std::vector<int32_t> target_values_;
+    std::vector<float> weight_values_;
+    std::vector<ggml_tensor *> log_probabilities_;  // one tensor per chunk of rows
 };
 
 }  // namespace ggtune

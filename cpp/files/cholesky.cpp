@@ -7,7 +7,7 @@ namespace ggtune {
 
 namespace {
 
-constexpr double ridge = 1e-6;
+constexpr double kRidge = 1e-6;
 
 }  // namespace
 
@@ -16,7 +16,7 @@ void cholesky(std::vector<double> & m, size_t n) {
     for (size_t i = 0; i < n; ++i) {
         trace += m[i * n + i];
     }
-    const double least = std::max(ridge * trace / static_cast<double>(n), 1e-300);
+    const double least = std::max(kRidge * trace / static_cast<double>(n), 1e-300);
     for (size_t j = 0; j < n; ++j) {
         for (size_t i = j; i < n; ++i) {
             double sum = m[i * n + j] + (i == j ? least : 0.0);

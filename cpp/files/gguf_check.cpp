@@ -13,12 +13,12 @@ namespace ggtune {
 namespace {
 
 // Compile-time limits of llama.cpp (src/llama-hparams.h).
-constexpr int64_t max_layers = 512;
-constexpr int64_t max_experts = 1024;
+constexpr int64_t kMaxLayers = 512;
+constexpr int64_t kMaxExperts = 1024;
 // Tokens in a sliding window: far beyond any model; llama.cpp multiplies it by 256 sequences in 32 bits.
-constexpr int64_t max_window = 1 << 23;
+constexpr int64_t kMaxWindow = 1 << 23;
 // Tensor data is mapped in place, and ggml wants its buffers aligned to this (ggml/src/ggml-impl.h).
-constexpr uint64_t min_alignment = 32;
+constexpr uint64_t kMinAlignment = 32;
 
 [[noreturn]] void fail(const GgufFile & file, const std::string & what) {
     throw ModelFileError(file.path + ": " + what);
@@ -96,7 +96,7 @@ void check_experts(const GgufFile & file, const std::string & arch) {
     }
     const bool dense = n_expert == 0 && n_used == 0 && n_groups == 0;
     const bool grouped = n_groups <= 1 || (n_expert % n_groups == 0 && n_groups_used > 0 && n_groups_used < n_groups);
-    const bool routed = n_expert > 0 && n_expert <= max_experts && n_used > 0 && n_used <= n_expert && n_groups >= 0 &&
+    const bool routed = n_expert > 0 && n_expert <= kMaxExperts && n_used > 0 && n_used <= n_expert && n_groups >= 0 &&
                         n_groups < n_expert && grouped;
     if (!dense && !routed) {
         fail_damaged(file, "the keys " + arch + ".expert_* contradict each other");
@@ -172,15 +172,15 @@ void check_attention(const GgufFile & file, const std::string & arch, int64_t n_
                file.integer(arch + ".attention.key_length_swa").value_or(n_head_embd),
                file.integer(arch + ".rope.dimension_count_swa").value_or(n_rot));
     const int64_t n_window = file.integer(arch + ".attention.sliding_window").value_or(0);
-    if (n_window < 0 || n_window > max_window) {
+    if (n_window < 0 || n_window > kMaxWindow) {
         fail_damaged(file, "the key " + arch + ".attention.sliding_window is out of range");
     }
 }
 
 void check_hyperparameters(const GgufFile & file) {
     const std::string arch = file.architecture();
-    if (positive(file, arch + ".block_count") > max_layers) {
-        fail_damaged(file, "has more than the " + std::to_string(max_layers) + " layers that llama.cpp takes");
+    if (positive(file, arch + ".block_count") > kMaxLayers) {
+        fail_damaged(file, "has more than the " + std::to_string(kMaxLayers) + " layers that llama.cpp takes");
     }
     if (positive(file, arch + ".context_length") > std::numeric_limits<int32_t>::max()) {
         fail_damaged(file, "the key " + arch + ".context_length is out of range");
@@ -304,9 +304,9 @@ void check_model(const GgufFile & file, bool vocab_only) {
     if (!vocab_only) {
         check_hyperparameters(file);
         check_tensor_types(file);
-        if (file.alignment < min_alignment) {
+        if (file.alignment < kMinAlignment) {
             fail(file, "has an alignment of " + std::to_string(file.alignment) +
-                           "; llama.cpp maps files with at least " + std::to_string(min_alignment));
+                           "; llama.cpp maps files with at least " + std::to_string(kMinAlignment));
         }
     }
 }

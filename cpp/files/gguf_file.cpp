@@ -15,13 +15,13 @@ namespace ggtune {
 namespace {
 
 // ggml's reader has the same two bounds on strings and arrays.
-constexpr uint64_t max_string_bytes = 1u << 30;
-constexpr uint64_t max_array_elements = 1u << 30;
+constexpr uint64_t kMaxStringBytes = 1u << 30;
+constexpr uint64_t kMaxArrayElements = 1u << 30;
 // A header is a few MiB, nearly all of it the vocabulary. Far more than that is a damaged length, not to be read into
 // memory.
-constexpr uint64_t max_header_bytes = 1u << 30;
-constexpr uint64_t min_value_bytes = 8 + 1 + 4 + 1;       // key length, key, type, value
-constexpr uint64_t min_tensor_bytes = 8 + 4 + 8 + 4 + 8;  // name length, n_dims, one dimension, type, offset
+constexpr uint64_t kMaxHeaderBytes = 1u << 30;
+constexpr uint64_t kMinValueBytes = 8 + 1 + 4 + 1;       // key length, key, type, value
+constexpr uint64_t kMinTensorBytes = 8 + 4 + 8 + 4 + 8;  // name length, n_dims, one dimension, type, offset
 
 size_t scalar_bytes(gguf_type type) {
     switch (type) {
@@ -66,15 +66,15 @@ class HeaderReader {
                  " bytes; download or copy it again)");
         }
         const uint64_t end = position_ + n;
-        if (end > max_header_bytes) {
+        if (end > kMaxHeaderBytes) {
             fail("the header is damaged: it would be longer than 1 GiB at " + what);
         }
         if (end <= file_.header.size()) {
             return;
         }
-        constexpr uint64_t step = 1u << 20;
+        constexpr uint64_t kStep = 1u << 20;
         const size_t old_size = file_.header.size();
-        const uint64_t new_size = std::min(file_.file_size, std::max(end, static_cast<uint64_t>(old_size) + step));
+        const uint64_t new_size = std::min(file_.file_size, std::max(end, static_cast<uint64_t>(old_size) + kStep));
         file_.header.resize(new_size);
         in_.read(reinterpret_cast<char *>(file_.header.data() + old_size),
                  static_cast<std::streamsize>(new_size - old_size));
@@ -101,7 +101,7 @@ class HeaderReader {
     // Returns the string's length; the position is then past it.
     size_t skip_string(const std::string & what) {
         const uint64_t n = read<uint64_t>(what);
-        if (n > max_string_bytes) {
+        if (n > kMaxStringBytes) {
             fail("the header is damaged: a string of " + std::to_string(n) + " bytes in " + what);
         }
         skip(n, what);
@@ -143,7 +143,7 @@ void read_value(HeaderReader & reader, GgufFile & file, uint64_t index) {
     }
     value.element_type = static_cast<gguf_type>(type);
     value.type = is_array ? GGUF_TYPE_ARRAY : value.element_type;
-    if (value.count > max_array_elements) {
+    if (value.count > kMaxArrayElements) {
         reader.fail("the header is damaged: " + what + " has " + std::to_string(value.count) + " elements");
     }
     value.data = reader.position();
@@ -166,10 +166,10 @@ uint64_t padded(uint64_t n, uint64_t alignment) {
 void check_shape(const HeaderReader & reader, GgufTensor & tensor) {
     const std::string name = "tensor " + printable(tensor.name);
     // Far below the overflow of 64 bits, in whatever order ggml multiplies.
-    constexpr int64_t max_elements = int64_t{1} << 56;
+    constexpr int64_t kMaxElements = int64_t{1} << 56;
     int64_t n_elements = 1;
     for (const int64_t ne : tensor.ne) {
-        if (ne <= 0 || ne > max_elements / n_elements) {
+        if (ne <= 0 || ne > kMaxElements / n_elements) {
             reader.fail("the header is damaged: " + name + " has the shape " + tensor.shape());
         }
         n_elements *= ne;
@@ -317,7 +317,7 @@ GgufFile open_checked(const std::string & path) {
     }
     const uint64_t n_tensors = reader.read<uint64_t>("the number of tensors");
     const uint64_t n_values = reader.read<uint64_t>("the number of keys");
-    if (n_values > file.file_size / min_value_bytes || n_tensors > file.file_size / min_tensor_bytes) {
+    if (n_values > file.file_size / kMinValueBytes || n_tensors > file.file_size / kMinTensorBytes) {
         reader.fail("the header is damaged: " + std::to_string(n_values) + " keys and " + std::to_string(n_tensors) +
                     " tensors can't be in a file of " + std::to_string(file.file_size) + " bytes");
     }

@@ -31,9 +31,9 @@ void on_log(ggml_log_level level, const char * text, void *) {
         return;
     }
     log_tail += text;
-    constexpr size_t max_length = 600;
-    if (log_tail.size() > max_length) {
-        log_tail.erase(0, log_tail.size() - max_length);
+    constexpr size_t kMaxLength = 600;
+    if (log_tail.size() > kMaxLength) {
+        log_tail.erase(0, log_tail.size() - kMaxLength);
     }
 }
 

@@ -28,12 +28,12 @@ namespace ggtune {
 
 namespace {
 
-constexpr uint64_t copy_chunk_bytes = 4u << 20;
+constexpr uint64_t kCopyChunkBytes = 4u << 20;
 // Rows of one stripe see each other's errors, and stripes are shared among threads: as many on every machine.
-constexpr int64_t stripe_rows = 256;
-constexpr int64_t least_moves_per_row = 8;
+constexpr int64_t kStripeRows = 256;
+constexpr int64_t kLeastMovesPerRow = 8;
 // Fewer rows of an input say too little about it.
-constexpr int64_t least_sample_rows = 64;
+constexpr int64_t kLeastSampleRows = 64;
 
 // Elements per thread and between two looks for Ctrl-C, for less than a tenth of a second: most quantizers do millions
 // of them in a second, those that search a grid of patterns a hundred thousand.
@@ -56,7 +56,7 @@ bool lacks_grid(ggml_type from, ggml_type to) {
 
 // Whether there are moves to choose from: with few in a row the best choice for the outputs would be none.
 bool many_moves(int64_t n_moved, int64_t n_rows) {
-    return n_moved >= least_moves_per_row * n_rows;
+    return n_moved >= kLeastMovesPerRow * n_rows;
 }
 
 int64_t moves_of(const std::vector<RowCounts> & counts) {
@@ -296,10 +296,10 @@ class Merger {
 
     void copy_tensor(size_t index, OutputFile & out) {
         const GgufTensor & tensor = base_.tensors[index];
-        std::vector<uint8_t> buffer(std::min(tensor.n_bytes, copy_chunk_bytes));
+        std::vector<uint8_t> buffer(std::min(tensor.n_bytes, kCopyChunkBytes));
         for (uint64_t done = 0; done < tensor.n_bytes; done += buffer.size()) {
             check_interrupt_();
-            buffer.resize(std::min(tensor.n_bytes - done, copy_chunk_bytes));
+            buffer.resize(std::min(tensor.n_bytes - done, kCopyChunkBytes));
             data_.read(tensor.offset + done, buffer.data(), buffer.size());
             out.write_at(editor_.tensors()[index].offset + done, buffer.data(), buffer.size());
         }
@@ -318,7 +318,7 @@ class Merger {
         std::vector<float> moment;
         options_.visit_inputs(can_settle, [&](const char * name, const LayerInput & input) {
             check_interrupt_();
-            if (input.n_tokens < least_sample_rows) {
+            if (input.n_tokens < kLeastSampleRows) {
                 return;
             }
             if (input.is_new) {
@@ -379,7 +379,7 @@ class Merger {
             });
             if (moment != nullptr && many_moves(moves_of(counts), n_rows)) {
                 const GridDescent descent(from.type, products, moment, options_.weights);
-                const int64_t n_stripes = std::max<int64_t>(1, n_rows / stripe_rows);
+                const int64_t n_stripes = std::max<int64_t>(1, n_rows / kStripeRows);
                 parallel(threads, n_stripes, [&](int64_t begin, int64_t end) {
                     for (int64_t i = begin; i < end; ++i) {
                         GridDescent::Stripe stripe(descent);

@@ -28,7 +28,7 @@ struct FileType {
 };
 
 // All that llama-quantize knows; its three aliases last.
-constexpr FileType known_file_types[] = {
+constexpr FileType kNownFileTypes[] = {
     {"F32", LLAMA_FTYPE_ALL_F32},
     {"F16", LLAMA_FTYPE_MOSTLY_F16},
     {"BF16", LLAMA_FTYPE_MOSTLY_BF16},
@@ -76,7 +76,7 @@ std::string upper(std::string text) {
 
 llama_ftype file_type_from_name(const std::string & name) {
     std::string known;
-    for (const FileType & type : known_file_types) {
+    for (const FileType & type : kNownFileTypes) {
         if (upper(name) == type.name) {
             return type.value;
         }
@@ -253,7 +253,7 @@ class Quantization {
             sum += value;
         }
         const int exponent = sum > 0 ? std::ilogb(sum / static_cast<double>(values.size())) : 0;
-        if (std::abs(exponent) > max_importance_exponent) {
+        if (std::abs(exponent) > kMaxImportanceExponent) {
             for (float & value : values) {
                 value = std::ldexp(value, -exponent);
             }
@@ -360,7 +360,7 @@ class Quantization {
 
     void write_tensor(const GgufTensor & from, const GgufTensor & to, DataReader & data, OutputFile & out) const {
         const int threads = params_.nthread;
-        const int64_t slab_rows = std::max<int64_t>(1, slab_elements / from.ne[0]) * threads;
+        const int64_t slab_rows = std::max<int64_t>(1, kSlabElements / from.ne[0]) * threads;
         std::vector<uint8_t> before;
         std::vector<uint8_t> after;
         for (int64_t first = 0; first < from.n_rows(); first += slab_rows) {
@@ -410,8 +410,8 @@ class Quantization {
         }
     }
 
-    static constexpr int64_t slab_elements = 1 << 19;  // of a thread at a time, between two looks for a signal
-    static constexpr int max_importance_exponent = 30;
+    static constexpr int64_t kSlabElements = 1 << 19;  // of a thread at a time, between two looks for a signal
+    static constexpr int kMaxImportanceExponent = 30;
 
     const std::string source_;
     const std::string type_name_;
@@ -427,7 +427,7 @@ class Quantization {
 
 std::vector<std::string> file_types() {
     std::vector<std::string> names;
-    for (const FileType & type : known_file_types) {
+    for (const FileType & type : kNownFileTypes) {
         names.emplace_back(type.name);
     }
     return names;

@@ -264,9 +264,9 @@ class BlockWorker {
     }
 
     template <bool masked, bool capped>
-    inline __attribute__((always_inline)) void weigh_row(int64_t query_block, int64_t block, int64_t i,
-                                                         const float * scores, const float * d_scores,
-                                                         BlockRow & weights, BlockRow & d_weights) const {
+    __attribute__((always_inline)) void weigh_row(int64_t query_block, int64_t block, int64_t i, const float * scores,
+                                                  const float * d_scores, BlockRow & weights,
+                                                  BlockRow & d_weights) const {
         weights = load_row(scores + i * kBlock);
         d_weights = load_row(d_scores + i * kBlock);
         const float log_sum = log_sum_[query_block * kBlock + i];

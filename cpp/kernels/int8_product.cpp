@@ -212,7 +212,7 @@ inline IntVec load_bytes(const uint8_t * p) {
 // The sums are taken block by block in order: they do not depend on the register block.
 template <int n_vectors, int sub_block, bool has_min, int scale_block>
 void multiply(int64_t k, const Panel & w, const Tokens & x, const Output & out) {
-    constexpr int64_t width = n_vectors * kWidth;
+    constexpr int64_t kSumWidth = n_vectors * kWidth;
     const uint8_t * w_values = w.values;
     const int8_t * x_values = x.values;
     const float * x_scales = x.scales;
@@ -244,13 +244,13 @@ void multiply(int64_t k, const Panel & w, const Tokens & x, const Output & out) 
                         dot[t][v] = add_dot4<has_min>(dot[t][v], weights[v], element);
                     }
                 }
-                w_values += 4 * width;
+                w_values += 4 * kSumWidth;
                 x_values += 4 * kTokens;
             }
 #pragma GCC unroll 2
             for (int v = 0; v < n_vectors; ++v) {
-                const Vec scale = simd::load(w.scales + block * width + v * kWidth);
-                const Vec min = has_min ? simd::load(w.mins + block * width + v * kWidth) : Vec{};
+                const Vec scale = simd::load(w.scales + block * kSumWidth + v * kWidth);
+                const Vec min = has_min ? simd::load(w.mins + block * kSumWidth + v * kWidth) : Vec{};
 #pragma GCC unroll 6
                 for (int t = 0; t < kTokens; ++t) {
                     scaled[t][v] += __builtin_convertvector(dot[t][v], Vec) * scale;
@@ -269,7 +269,7 @@ void multiply(int64_t k, const Panel & w, const Tokens & x, const Output & out) 
         }
         x_scales += kTokens;
     }
-    if (out.n_rows == kTokens && out.n_cols == width) {
+    if (out.n_rows == kTokens && out.n_cols == kSumWidth) {
 #pragma GCC unroll 6
         for (int t = 0; t < kTokens; ++t) {
             float * y = out.y + t * out.row_stride;
@@ -280,7 +280,7 @@ void multiply(int64_t k, const Panel & w, const Tokens & x, const Output & out) 
         }
         return;
     }
-    float product[kTokens][width];
+    float product[kTokens][kSumWidth];
     std::memcpy(product, sum, sizeof product);
     for (int64_t t = 0; t < out.n_rows; ++t) {
         float * y = out.y + t * out.row_stride;

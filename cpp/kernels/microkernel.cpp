@@ -51,11 +51,11 @@ void block(int64_t k, const float * a, int64_t a_row_stride, int64_t a_col_strid
         a += a_col_stride;
         b += b_row_stride;
     }
-    constexpr int row_width = n_vectors * kWidth;
-    if (out.col_stride != 1 || out.n_cols < row_width) {
-        float product[n_rows * row_width];
+    constexpr int kRowWidth = n_vectors * kWidth;
+    if (out.col_stride != 1 || out.n_cols < kRowWidth) {
+        float product[n_rows * kRowWidth];
         std::memcpy(product, sum, sizeof product);
-        write_scattered(out, product, n_rows, row_width);
+        write_scattered(out, product, n_rows, kRowWidth);
         return;
     }
 #pragma GCC unroll 12

@@ -140,9 +140,9 @@ void multiply_streamed(const TileProduct & product) {
 }
 
 void multiply(const TileProduct & product) {
-    static constexpr void (*kernels[kMostPanels][kMostPanels])(const TileProduct &) = {
+    static constexpr void (*kKernels[kMostPanels][kMostPanels])(const TileProduct &) = {
         {multiply_streamed<1, 1>, multiply_streamed<1, 2>}, {multiply_streamed<2, 1>, multiply_streamed<2, 2>}};
-    kernels[product.a_panels - 1][product.b_panels - 1](product);
+    kKernels[product.a_panels - 1][product.b_panels - 1](product);
 }
 
 // CPUID leaf 7: AMX-BF16, AMX-TILE. Then Linux has to be asked for the permission to use the tiles' registers, for the

@@ -13,8 +13,8 @@ struct Known {
     Activation activation;
 };
 
-constexpr Known known[] = {
-    {GGML_OP_SQR, any_function, Activation::sqr},
+constexpr Known kNown[] = {
+    {GGML_OP_SQR, kAnyFunction, Activation::sqr},
     {GGML_OP_UNARY, GGML_UNARY_OP_SILU, Activation::silu},
     {GGML_OP_UNARY, GGML_UNARY_OP_GELU, Activation::gelu},
     {GGML_OP_UNARY, GGML_UNARY_OP_GELU_ERF, Activation::gelu_erf},
@@ -67,7 +67,7 @@ void add_glu_gradient(const BackwardStep & s, Activation f, bool swapped) {
 }
 
 bool activation_of(const ggml_tensor * node, Activation & f) {
-    for (const Known & k : known) {
+    for (const Known & k : kNown) {
         const bool same_op = node->op == k.op;
         const bool same_function = k.op == GGML_OP_UNARY ? same_op && ggml_get_unary_op(node) == k.function
                                    : k.op == GGML_OP_GLU ? same_op && ggml_get_glu_op(node) == k.function
@@ -82,7 +82,7 @@ bool activation_of(const ggml_tensor * node, Activation & f) {
 
 std::vector<GgmlOp> activation_ops() {
     std::vector<GgmlOp> ops = {{GGML_OP_UNARY, nullptr, Rows::singly}};
-    for (const Known & k : known) {
+    for (const Known & k : kNown) {
         const Rows rows = k.op == GGML_OP_UNARY ? Rows::singly : Rows::together;
         ops.push_back({k.op, k.op == GGML_OP_GLU ? glu_rule : activation_rule, rows, nullptr, k.function});
     }

@@ -31,7 +31,7 @@ int function_of(const ggml_tensor * node) {
         case GGML_OP_GLU:
             return ggml_get_glu_op(node);
         default:
-            return any_function;
+            return kAnyFunction;
     }
 }
 
@@ -40,7 +40,7 @@ const Op & ggml_op_of(const ggml_tensor * node) {
     static const Op unknown;
     auto found = known.find({node->op, function_of(node)});
     if (found == known.end()) {
-        found = known.find({node->op, any_function});
+        found = known.find({node->op, kAnyFunction});
     }
     return found != known.end() ? found->second : unknown;
 }

@@ -70,13 +70,13 @@ struct Op {
 
 // An op of ggml's. `function`: of GGML_OP_UNARY and GGML_OP_GLU, which one; any_function: all that have no entry of
 // their own.
-constexpr int any_function = -1;
+constexpr int kAnyFunction = -1;
 struct GgmlOp {
     ggml_op op;
     GradientRule rule;
     Rows rows = Rows::together;
     bool (*can_differentiate)(const ggml_tensor * node) = nullptr;
-    int function = any_function;
+    int function = kAnyFunction;
 };
 
 // What the userdata of a custom node of ours points to. Copies of a node share it.

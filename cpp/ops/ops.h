@@ -43,7 +43,7 @@ ggml_tensor * contiguous(ggml_context * ctx, ggml_tensor * t);
 
 class Ops {
   public:
-    explicit Ops(ggml_context * ctx_) : ctx(ctx_) {}
+    explicit Ops(ggml_context * ctx) : ctx(ctx) {}
     virtual ~Ops() = default;
     Ops(const Ops &) = delete;
     Ops & operator=(const Ops &) = delete;
@@ -149,28 +149,28 @@ class Ops {
 // Which implementation serves a node: one for all but those that are said to be another's.
 class Implementations {
   public:
-    explicit Implementations(Ops & otherwise_) : otherwise(otherwise_), list{&otherwise_} {}
+    explicit Implementations(Ops & otherwise) : otherwise(otherwise), list_{&otherwise} {}
 
     Ops & otherwise;
 
-    const std::vector<Ops *> & all() const { return list; }
+    const std::vector<Ops *> & all() const { return list_; }
     Ops & of(const ggml_tensor * node) const {
-        const auto it = assigned.find(node);
-        return it != assigned.end() ? *it->second : otherwise;
+        const auto it = assigned_.find(node);
+        return it != assigned_.end() ? *it->second : otherwise;
     }
     void assign(const ggml_tensor * node, Ops & ops) {
         if (&ops == &otherwise) {
             return;
         }
-        assigned[node] = &ops;
-        if (std::find(list.begin(), list.end(), &ops) == list.end()) {
-            list.push_back(&ops);
+        assigned_[node] = &ops;
+        if (std::find(list_.begin(), list_.end(), &ops) == list_.end()) {
+            list_.push_back(&ops);
         }
     }
 
   private:
-    std::vector<Ops *> list;
-    std::unordered_map<const ggml_tensor *, Ops *> assigned;
+    std::vector<Ops *> list_;
+    std::unordered_map<const ggml_tensor *, Ops *> assigned_;
 };
 
 }  // namespace ggtune

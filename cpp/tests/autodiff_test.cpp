@@ -28,7 +28,7 @@ struct Builder {
     std::vector<ggml_tensor *> nodes;
     ggml_context * input_ctx;
 
-    Builder(Ops & ops_, ggml_context * inputs_ctx) : ops(ops_), ctx(ops_.ctx), input_ctx(inputs_ctx) {}
+    Builder(Ops & ops, ggml_context * inputs_ctx) : ops(ops), ctx(ops.ctx), input_ctx(inputs_ctx) {}
 
     ggml_tensor * input(bool train, std::vector<int64_t> ne, ggml_type type = GGML_TYPE_F32) {
         ggml_tensor * t = ggml_new_tensor(input_ctx, type, ne.size(), ne.data());
@@ -232,51 +232,51 @@ std::vector<Case> cases() {
     std::vector<Case> list;
     const auto add = [&](std::string name, double tolerance, std::function<ggml_tensor *(Builder &)> make,
                          float h = 4e-3f) { list.push_back({std::move(name), tolerance, std::move(make), h}); };
-    constexpr double linear = 2e-4;  // exact but for rounding
-    constexpr double curved = 1e-3;
+    constexpr double kLinear = 2e-4;  // exact but for rounding
+    constexpr double kCurved = 1e-3;
 
-    add("add", linear,
+    add("add", kLinear,
         [](Builder & b) { return b.node(ggml_add(b.ctx, b.input(true, {8, 3}), b.input(true, {8, 3}))); });
-    add("add, repeated", linear,
+    add("add, repeated", kLinear,
         [](Builder & b) { return b.node(ggml_add(b.ctx, b.input(true, {8, 3, 2}), b.input(true, {8}))); });
-    add("add to itself", linear, [](Builder & b) {
+    add("add to itself", kLinear, [](Builder & b) {
         ggml_tensor * x = b.node(ggml_scale(b.ctx, b.input(true, {8, 3}), 1.0f));
         return b.node(ggml_add(b.ctx, x, x));
     });
-    add("sub", linear, [](Builder & b) { return b.node(ggml_sub(b.ctx, b.input(true, {8, 3}), b.input(true, {8}))); });
-    add("mul", curved,
+    add("sub", kLinear, [](Builder & b) { return b.node(ggml_sub(b.ctx, b.input(true, {8, 3}), b.input(true, {8}))); });
+    add("mul", kCurved,
         [](Builder & b) { return b.node(ggml_mul(b.ctx, b.input(true, {8, 3}), b.input(true, {8, 3}))); });
-    add("mul, repeated", curved,
+    add("mul, repeated", kCurved,
         [](Builder & b) { return b.node(ggml_mul(b.ctx, b.input(true, {8, 3, 2}), b.input(true, {8, 1, 2}))); });
     add("div", 5e-3, [](Builder & b) {
         ggml_tensor * below = b.node(ggml_scale_bias(b.ctx, b.input(true, {8, 3}), 0.1f, 2.0f));
         return b.node(ggml_div(b.ctx, b.input(true, {8, 3}), below));
     });
-    add("scale", linear,
+    add("scale", kLinear,
         [](Builder & b) { return b.node(ggml_scale_bias(b.ctx, b.input(true, {8, 3}), -1.7f, 0.3f)); });
-    add("repeat", linear, [](Builder & b) {
+    add("repeat", kLinear, [](Builder & b) {
         ggml_tensor * shape = ggml_new_tensor_3d(b.ctx, GGML_TYPE_F32, 8, 6, 2);
         return b.node(ggml_repeat(b.ctx, b.input(true, {8, 3}), shape));
     });
-    add("repeat, all dimensions", linear, [](Builder & b) {
+    add("repeat, all dimensions", kLinear, [](Builder & b) {
         ggml_tensor * shape = ggml_new_tensor_4d(b.ctx, GGML_TYPE_F32, 8, 6, 4, 6);
         return b.node(ggml_repeat(b.ctx, b.input(true, {4, 3, 2, 3}), shape));
     });
-    add("mul_mat", linear,
+    add("mul_mat", kLinear,
         [](Builder & b) { return b.node(ggml_mul_mat(b.ctx, b.input(true, {12, 7}), b.input(true, {12, 5}))); });
-    add("mul_mat, grouped", linear,
+    add("mul_mat, grouped", kLinear,
         [](Builder & b) { return b.node(ggml_mul_mat(b.ctx, b.input(true, {12, 7, 2}), b.input(true, {12, 5, 6}))); });
-    add("mul_mat, permuted", linear, [](Builder & b) {
+    add("mul_mat, permuted", kLinear, [](Builder & b) {
         ggml_tensor * w = b.node(ggml_permute(b.ctx, b.input(true, {6, 2, 7}), 0, 2, 1, 3));
         ggml_tensor * x = b.node(ggml_permute(b.ctx, b.input(true, {6, 4, 5}), 0, 2, 1, 3));
         return b.node(ggml_mul_mat(b.ctx, w, x));
     });
-    add("mul_mat, one matrix for all", linear,
+    add("mul_mat, one matrix for all", kLinear,
         [](Builder & b) { return b.node(ggml_mul_mat(b.ctx, b.input(true, {12, 7}), b.input(true, {12, 5, 2, 3}))); });
-    add("mul_mat, grouped and stacked", linear, [](Builder & b) {
+    add("mul_mat, grouped and stacked", kLinear, [](Builder & b) {
         return b.node(ggml_mul_mat(b.ctx, b.input(true, {12, 7, 2, 3}), b.input(true, {12, 5, 4, 3})));
     });
-    add("mul_mat, frozen F32", linear,
+    add("mul_mat, frozen F32", kLinear,
         [](Builder & b) { return b.node(ggml_mul_mat(b.ctx, b.input(false, {12, 7}), b.input(true, {12, 5, 2}))); });
     // ggml rounds x to half precision: a wide step, which a linear function does not mind
     add(
@@ -285,32 +285,32 @@ std::vector<Case> cases() {
             return b.node(ggml_mul_mat(b.ctx, b.input(false, {32, 7}, GGML_TYPE_F16), b.input(true, {32, 5})));
         },
         1.0f);
-    add("mul_mat, ggtune's", linear, [](Builder & b) {
+    add("mul_mat, ggtune's", kLinear, [](Builder & b) {
         ggml_tensor * w = b.input(true, {12, 7, 2});
         ggml_tensor * x = b.input(true, {12, 5, 4});
         return b.own(ggml_mul_mat(b.ctx, w, x));
     });
-    add("silu", curved, [](Builder & b) { return b.node(ggml_silu(b.ctx, b.input(true, {33, 5}))); });
-    add("gelu", curved,
+    add("silu", kCurved, [](Builder & b) { return b.node(ggml_silu(b.ctx, b.input(true, {33, 5}))); });
+    add("gelu", kCurved,
         [](Builder & b) { return b.own(ggml_unary(b.ctx, b.input(true, {33, 5}), GGML_UNARY_OP_GELU)); });
-    add("gelu_erf", curved, [](Builder & b) { return b.node(ggml_gelu_erf(b.ctx, b.input(true, {33, 5}))); });
-    add("gelu_quick", curved,
+    add("gelu_erf", kCurved, [](Builder & b) { return b.node(ggml_gelu_erf(b.ctx, b.input(true, {33, 5}))); });
+    add("gelu_quick", kCurved,
         [](Builder & b) { return b.own(ggml_unary(b.ctx, b.input(true, {33, 5}), GGML_UNARY_OP_GELU_QUICK)); });
     add("relu", 3e-2, [](Builder & b) { return b.node(ggml_relu(b.ctx, b.input(true, {33, 5}))); });  // a kink at 0
-    add("tanh", curved, [](Builder & b) { return b.node(ggml_tanh(b.ctx, b.input(true, {33, 5}))); });
-    add("sigmoid", curved, [](Builder & b) { return b.node(ggml_sigmoid(b.ctx, b.input(true, {33, 5}))); });
-    add("exp", curved, [](Builder & b) { return b.node(ggml_exp(b.ctx, b.input(true, {33, 5}))); });
-    add("sqr", curved, [](Builder & b) { return b.node(ggml_sqr(b.ctx, b.input(true, {33, 5}))); });
-    add("swiglu, split", curved,
+    add("tanh", kCurved, [](Builder & b) { return b.node(ggml_tanh(b.ctx, b.input(true, {33, 5}))); });
+    add("sigmoid", kCurved, [](Builder & b) { return b.node(ggml_sigmoid(b.ctx, b.input(true, {33, 5}))); });
+    add("exp", kCurved, [](Builder & b) { return b.node(ggml_exp(b.ctx, b.input(true, {33, 5}))); });
+    add("sqr", kCurved, [](Builder & b) { return b.node(ggml_sqr(b.ctx, b.input(true, {33, 5}))); });
+    add("swiglu, split", kCurved,
         [](Builder & b) { return b.node(ggml_swiglu_split(b.ctx, b.input(true, {11, 5}), b.input(true, {11, 5}))); });
-    add("swiglu, fused", curved, [](Builder & b) { return b.node(ggml_swiglu(b.ctx, b.input(true, {22, 5}))); });
-    add("swiglu, swapped", curved,
+    add("swiglu, fused", kCurved, [](Builder & b) { return b.node(ggml_swiglu(b.ctx, b.input(true, {22, 5}))); });
+    add("swiglu, swapped", kCurved,
         [](Builder & b) { return b.node(ggml_swiglu_swapped(b.ctx, b.input(true, {22, 5}))); });
-    add("geglu, split", curved, [](Builder & b) { return own_glu(b, GGML_GLU_OP_GEGLU, false, false); });
-    add("geglu, fused", curved, [](Builder & b) { return own_glu(b, GGML_GLU_OP_GEGLU, true, false); });
-    add("geglu, swapped", curved, [](Builder & b) { return own_glu(b, GGML_GLU_OP_GEGLU, true, true); });
-    add("geglu_quick", curved, [](Builder & b) { return own_glu(b, GGML_GLU_OP_GEGLU_QUICK, false, false); });
-    add("geglu_erf", curved, [](Builder & b) {
+    add("geglu, split", kCurved, [](Builder & b) { return own_glu(b, GGML_GLU_OP_GEGLU, false, false); });
+    add("geglu, fused", kCurved, [](Builder & b) { return own_glu(b, GGML_GLU_OP_GEGLU, true, false); });
+    add("geglu, swapped", kCurved, [](Builder & b) { return own_glu(b, GGML_GLU_OP_GEGLU, true, true); });
+    add("geglu_quick", kCurved, [](Builder & b) { return own_glu(b, GGML_GLU_OP_GEGLU_QUICK, false, false); });
+    add("geglu_erf", kCurved, [](Builder & b) {
         return b.node(ggml_geglu_erf_split(b.ctx, b.input(true, {11, 5}), b.input(true, {11, 5})));
     });
     add("reglu", 3e-2,
@@ -323,75 +323,75 @@ std::vector<Case> cases() {
         ggml_soft_max_add_sinks(y, b.input(false, {3}));
         return b.node(y);
     });
-    add("rms_norm", curved, [](Builder & b) { return b.node(ggml_rms_norm(b.ctx, b.input(true, {16, 5}), 1e-5f)); });
-    add("norm", curved, [](Builder & b) { return b.node(ggml_norm(b.ctx, b.input(true, {16, 5}), 1e-5f)); });
-    add("rms_norm, large epsilon", curved,
+    add("rms_norm", kCurved, [](Builder & b) { return b.node(ggml_rms_norm(b.ctx, b.input(true, {16, 5}), 1e-5f)); });
+    add("norm", kCurved, [](Builder & b) { return b.node(ggml_norm(b.ctx, b.input(true, {16, 5}), 1e-5f)); });
+    add("rms_norm, large epsilon", kCurved,
         [](Builder & b) { return b.node(ggml_rms_norm(b.ctx, b.input(true, {16, 5}), 0.5f)); });
-    add("norm, large epsilon", curved,
+    add("norm, large epsilon", kCurved,
         [](Builder & b) { return b.node(ggml_norm(b.ctx, b.input(true, {16, 5}), 0.5f)); });
     for (const int mode : {GGML_ROPE_TYPE_NORMAL, GGML_ROPE_TYPE_NEOX}) {
-        add("rope, mode " + std::to_string(mode), linear, [mode](Builder & b) {
+        add("rope, mode " + std::to_string(mode), kLinear, [mode](Builder & b) {
             ggml_tensor * x = b.input(true, {16, 3, 5});
             return b.node(ggml_rope_ext(b.ctx, x, b.input(false, {5}, GGML_TYPE_I32), nullptr, 12, mode, 64, 10000.0f,
                                         0.5f, 1.0f, 1.2f, 32.0f, 1.0f));
         });
     }
-    add("rope, frequency factors", linear, [](Builder & b) {
+    add("rope, frequency factors", kLinear, [](Builder & b) {
         ggml_tensor * factors = b.input(false, {8});
         return b.node(ggml_rope_ext(b.ctx, b.input(true, {16, 3, 5}), b.input(false, {5}, GGML_TYPE_I32), factors, 16,
                                     GGML_ROPE_TYPE_NEOX, 64, 10000.0f, 1.0f, 0.0f, 1.0f, 32.0f, 1.0f));
     });
     add("clamp", 5e-2, [](Builder & b) { return b.node(ggml_clamp(b.ctx, b.input(true, {33, 5}), -0.5f, 0.8f)); });
-    add("cont, reshape", linear, [](Builder & b) {
+    add("cont, reshape", kLinear, [](Builder & b) {
         ggml_tensor * t =
             b.node(ggml_cont_2d(b.ctx, b.node(ggml_permute(b.ctx, b.input(true, {4, 3, 5}), 0, 2, 1, 3)), 20, 3));
         return b.node(ggml_reshape_3d(b.ctx, t, 4, 5, 3));
     });
-    add("permute", linear, [](Builder & b) {
+    add("permute", kLinear, [](Builder & b) {
         ggml_tensor * t = b.node(ggml_permute(b.ctx, b.input(true, {4, 3, 5, 2}), 2, 0, 3, 1));
         return b.node(ggml_cont(b.ctx, t));
     });
-    add("transpose", linear,
+    add("transpose", kLinear,
         [](Builder & b) { return b.node(ggml_cont(b.ctx, b.node(ggml_transpose(b.ctx, b.input(true, {4, 7, 3}))))); });
-    add("view, rows", linear, [](Builder & b) {
+    add("view, rows", kLinear, [](Builder & b) {
         ggml_tensor * x = b.input(true, {10, 6});
         return b.node(ggml_cont(b.ctx, b.node(ggml_view_2d(b.ctx, x, 10, 3, x->nb[1], 2 * x->nb[1]))));
     });
-    add("view, fused heads", linear, [](Builder & b) {
+    add("view, fused heads", kLinear, [](Builder & b) {
         ggml_tensor * x = b.node(ggml_scale(b.ctx, b.input(true, {12, 5}), 2.0f));
         ggml_tensor * q = b.node(ggml_view_3d(b.ctx, x, 4, 2, 5, 4 * sizeof(float), x->nb[1], 0));
         ggml_tensor * k = b.node(ggml_view_3d(b.ctx, x, 4, 1, 5, 4 * sizeof(float), x->nb[1], 8 * sizeof(float)));
         return b.node(ggml_mul(b.ctx, b.node(ggml_cont(b.ctx, q)), b.node(ggml_cont(b.ctx, k))));
     });
-    add("view of a view", linear, [](Builder & b) {
+    add("view of a view", kLinear, [](Builder & b) {
         ggml_tensor * x = b.input(true, {10, 6});
         ggml_tensor * outer = b.node(ggml_view_2d(b.ctx, x, 8, 5, x->nb[1], x->nb[1] + 4));
         ggml_tensor * inner = b.node(ggml_view_2d(b.ctx, outer, 3, 4, outer->nb[1], outer->nb[1] + 8));
         return b.node(ggml_cont(b.ctx, inner));
     });
-    add("view of a permuted tensor", linear, [](Builder & b) {
+    add("view of a permuted tensor", kLinear, [](Builder & b) {
         ggml_tensor * x = b.node(ggml_permute(b.ctx, b.input(true, {4, 6, 3}), 1, 0, 2, 3));
         return b.node(
             ggml_cont(b.ctx, b.node(ggml_view_3d(b.ctx, x, 5, 4, 2, x->nb[1], x->nb[2], x->nb[0] + x->nb[2]))));
     });
     list.back().adds_elements = true;
-    add("view of overlapping rows", linear, [](Builder & b) {
+    add("view of overlapping rows", kLinear, [](Builder & b) {
         return b.node(
             ggml_cont(b.ctx, b.node(ggml_view_2d(b.ctx, b.input(true, {10, 6}), 10, 5, 5 * sizeof(float), 0))));
     });
     list.back().adds_elements = true;
-    add("view across a permuted tensor", linear, [](Builder & b) {
+    add("view across a permuted tensor", kLinear, [](Builder & b) {
         ggml_tensor * x = b.node(ggml_permute(b.ctx, b.input(true, {4, 3, 5}), 0, 2, 1, 3));
         return b.node(ggml_cont(b.ctx, b.node(ggml_view_2d(b.ctx, x, 4, 13, x->nb[2], x->nb[2]))));
     });
-    add("view of a permuted tensor, each element once", linear, [](Builder & b) {
+    add("view of a permuted tensor, each element once", kLinear, [](Builder & b) {
         ggml_tensor * x = b.node(ggml_permute(b.ctx, b.input(true, {4, 6, 3}), 1, 0, 2, 3));
         return b.node(ggml_cont(b.ctx, b.node(ggml_view_3d(b.ctx, x, 3, 5, 2, x->nb[0], x->nb[2], x->nb[1]))));
     });
-    add("get_rows", linear, [](Builder & b) {
+    add("get_rows", kLinear, [](Builder & b) {
         return b.node(ggml_get_rows(b.ctx, b.input(true, {10, 6}), b.input(false, {4}, GGML_TYPE_I32)));
     });
-    add("dropout", linear, [](Builder & b) { return b.all(b.ops.dropout(b.input(true, {33, 5}), {7, 3, 0.3f})); });
+    add("dropout", kLinear, [](Builder & b) { return b.all(b.ops.dropout(b.input(true, {33, 5}), {7, 3, 0.3f})); });
     return list;
 }
 

@@ -20,23 +20,23 @@ using Values = std::vector<float>;
 class Computation {
   public:
     ggml_tensor * floats(const std::vector<int64_t> & ne, const Values & values) {
-        ggml_tensor * t = ggml_new_tensor(context.get(), GGML_TYPE_F32, static_cast<int>(ne.size()), ne.data());
+        ggml_tensor * t = ggml_new_tensor(context_.get(), GGML_TYPE_F32, static_cast<int>(ne.size()), ne.data());
         return filled(t, values.data());
     }
     ggml_tensor * integers(const std::vector<int32_t> & values) {
-        ggml_tensor * t = ggml_new_tensor_1d(context.get(), GGML_TYPE_I32, values.size());
+        ggml_tensor * t = ggml_new_tensor_1d(context_.get(), GGML_TYPE_I32, values.size());
         return filled(t, values.data());
     }
     // The values of the nodes, which are computed one after another.
     std::vector<Values> compute(const std::vector<ggml_tensor *> & nodes) {
-        ggml_cgraph * graph = ggml_new_graph_custom(context.get(), 256, false);
+        ggml_cgraph * graph = ggml_new_graph_custom(context_.get(), 256, false);
         for (ggml_tensor * node : nodes) {
             ggml_set_output(node);
             ggml_build_forward_expand(graph, node);
         }
         Executor executor(2);
         executor.allocate(graph);
-        for (const auto & [tensor, bytes] : contents) {
+        for (const auto & [tensor, bytes] : contents_) {
             ggml_backend_tensor_set(tensor, bytes.data(), 0, bytes.size());
         }
         executor.compute(graph, 0, ggml_graph_n_nodes(graph));
@@ -52,16 +52,16 @@ class Computation {
     ggml_tensor * filled(ggml_tensor * t, const void * values) {
         ggml_set_input(t);
         const auto * bytes = static_cast<const uint8_t *>(values);
-        contents.push_back({t, {bytes, bytes + ggml_nbytes(t)}});
+        contents_.push_back({t, {bytes, bytes + ggml_nbytes(t)}});
         return t;
     }
 
-    const ggml_context_ptr context{ggml_init({1 << 20, nullptr, true})};
-    std::vector<std::pair<ggml_tensor *, std::vector<uint8_t>>> contents;
+    const ggml_context_ptr context_{ggml_init({1 << 20, nullptr, true})};
+    std::vector<std::pair<ggml_tensor *, std::vector<uint8_t>>> contents_;
 
   public:
-    CpuOps cpu{context.get()};
-    GgmlOps ggml{context.get()};
+    CpuOps cpu{context_.get()};
+    GgmlOps ggml{context_.get()};
 };
 
 void test_derivatives_at_zero_and_far_out() {
@@ -100,35 +100,35 @@ void test_limits_belong_to_the_range() {
 
 // Targets from likely to impossible for a float: log p = -200.
 void test_loss() {
-    constexpr int64_t n_vocab = 50, n_rows = 4;
-    Values logits = random_values(n_vocab * n_rows, 3, 3.0f);
+    constexpr int64_t kNVocab = 50, kNRows = 4;
+    Values logits = random_values(kNVocab * kNRows, 3, 3.0f);
     const std::vector<int32_t> targets = {7, 0, 49, 20};
     const Values weights = {1.0f, -0.5f, 2.0f, 0.25f};
-    logits[0 * n_vocab + 7] = 30.0f;
-    logits[2 * n_vocab + 49] = -200.0f;
-    for (int64_t i = 0; i < n_vocab; i++) {
-        logits[3 * n_vocab + i] += 5000.0f;  // what is common to a row counts nothing
+    logits[0 * kNVocab + 7] = 30.0f;
+    logits[2 * kNVocab + 49] = -200.0f;
+    for (int64_t i = 0; i < kNVocab; i++) {
+        logits[3 * kNVocab + i] += 5000.0f;  // what is common to a row counts nothing
     }
     std::vector<double> log_probs, gradient;
-    for (int64_t row = 0; row < n_rows; row++) {
-        const float * of_row = logits.data() + row * n_vocab;
-        const double largest = *std::max_element(of_row, of_row + n_vocab);
+    for (int64_t row = 0; row < kNRows; row++) {
+        const float * of_row = logits.data() + row * kNVocab;
+        const double largest = *std::max_element(of_row, of_row + kNVocab);
         double sum = 0;
-        for (int64_t i = 0; i < n_vocab; i++) {
+        for (int64_t i = 0; i < kNVocab; i++) {
             sum += std::exp(of_row[i] - largest);
         }
         log_probs.push_back(of_row[targets[row]] - largest - std::log(sum));
-        for (int64_t i = 0; i < n_vocab; i++) {
+        for (int64_t i = 0; i < kNVocab; i++) {
             gradient.push_back(weights[row] * (std::exp(of_row[i] - largest) / sum - (i == targets[row])));
         }
     }
     Computation c;
-    ggml_tensor * l = c.floats({n_vocab, n_rows}, logits);
+    ggml_tensor * l = c.floats({kNVocab, kNRows}, logits);
     ggml_tensor * t = c.integers(targets);
-    ggml_tensor * w = c.floats({n_rows}, weights);
+    ggml_tensor * w = c.floats({kNRows}, weights);
     ggml_tensor * values = c.ggml.log_probabilities(l, t);
     const auto found = c.compute({values, c.ggml.cross_entropy_dx(l, t, w, values)});
-    for (int64_t row = 0; row < n_rows; row++) {
+    for (int64_t row = 0; row < kNRows; row++) {
         check("log p of row " + std::to_string(row), std::abs(found[0][row] - log_probs[row]),
               1e-6 * std::max(1.0, std::abs(log_probs[row])));
     }

@@ -198,13 +198,13 @@ void test_moves_stay_on_the_grid(const Row & row, double steps) {
 
 // The mean over many keys is what it should be, and so is the variance.
 void test_unbiased(const Row & row, double steps) {
-    constexpr int n_keys = 1000;
+    constexpr int kNKeys = 1000;
     const Floats delta = row.changes(steps, 13);
     std::vector<double> sum(delta.size());
     std::mt19937_64 keys(17);
     Bytes moved;
     double stated_variance = 0;
-    for (int k = 0; k < n_keys; ++k) {
+    for (int k = 0; k < kNKeys; ++k) {
         stated_variance = move(row, delta, keys(), Rounding::unbiased, moved).variance;
         const Floats found = dequantized(row.type, moved);
         for (size_t i = 0; i < found.size(); ++i) {
@@ -226,11 +226,11 @@ void test_unbiased(const Row & row, double steps) {
         if (variance < 0.05 * (high - low) * (high - low)) {
             continue;  // too few moves for a mean that is normal
         }
-        const double mean = sum[i] / n_keys, step = high - low;
+        const double mean = sum[i] / kNKeys, step = high - low;
         total += mean / step;
-        total_variance += variance / n_keys / (step * step);
-        chi_square += mean * mean / (variance / n_keys);
-        worst = std::max(worst, std::abs(mean) / std::sqrt(variance / n_keys));
+        total_variance += variance / kNKeys / (step * step);
+        chi_square += mean * mean / (variance / kNKeys);
+        worst = std::max(worst, std::abs(mean) / std::sqrt(variance / kNKeys));
         ++n;
     }
     check(row.name("weights looked at"), 100, n);
@@ -405,13 +405,13 @@ void test_minus_zero_of_mxfp4() {
 }
 
 void test_bf16() {
-    constexpr int n_keys = 2000;
+    constexpr int kNKeys = 2000;
     Floats source = random_values(kRow, 37);
     std::vector<double> sum(source.size());
     std::vector<ggml_bf16_t> rounded(source.size());
     std::mt19937_64 keys(41);
     size_t far = 0;
-    for (int k = 0; k < n_keys; ++k) {
+    for (int k = 0; k < kNKeys; ++k) {
         round_to_bf16(source.data(), kRow, keys(), 0, rounded.data());
         for (size_t i = 0; i < source.size(); ++i) {
             const double found = ggml_bf16_to_fp32(rounded[i]);
@@ -423,10 +423,10 @@ void test_bf16() {
     for (size_t i = 0; i < source.size(); ++i) {
         const double step = std::ldexp(1.0, std::ilogb(source[i]) - 7);
         const double up = std::abs(source[i]) / step - std::floor(std::abs(source[i]) / step);
-        const double mean = sum[i] / n_keys / step, variance = up * (1 - up) / n_keys;
+        const double mean = sum[i] / kNKeys / step, variance = up * (1 - up) / kNKeys;
         total += mean * (source[i] < 0 ? -1 : 1);
         total_variance += variance;
-        if (variance * n_keys > 0.05) {
+        if (variance * kNKeys > 0.05) {
             worst = std::max(worst, std::abs(mean) / std::sqrt(variance));
         }
     }

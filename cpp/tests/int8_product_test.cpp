@@ -78,13 +78,13 @@ Floats forward(const Weight & w, const Floats & x, int64_t n_tokens, int nth) {
     const int64_t block = int8_activation_block(w.type);
     std::vector<char> quantized(
         static_cast<size_t>(int8_token_blocks(n_tokens)) * int8_token_block_bytes(w.n_in, block), '\x55');
-    run_parts(nth, [&](int ith, int nth_) {
-        int8_quantize(x.data(), w.n_in + kPadding, w.n_in, block, n_tokens, quantized.data(), ith, nth_);
+    run_parts(nth, [&](int ith, int nth) {
+        int8_quantize(x.data(), w.n_in + kPadding, w.n_in, block, n_tokens, quantized.data(), ith, nth);
     });
     Floats y(static_cast<size_t>(n_tokens * (w.n_out + kPadding)), 0.25f);
-    run_parts(nth, [&](int ith, int nth_) {
+    run_parts(nth, [&](int ith, int nth) {
         int8_forward(w.type, w.data.data(), w.row_bytes, w.n_in, w.n_out, quantized.data(), n_tokens, y.data(),
-                     w.n_out + kPadding, ith, nth_);
+                     w.n_out + kPadding, ith, nth);
     });
     return y;
 }

@@ -72,7 +72,7 @@ ggml_tensor * CpuOps::attention(ggml_tensor * q, ggml_tensor * k, ggml_tensor * 
     const int64_t width = v->ne[0] * q->ne[2];
     const int64_t n_tokens = q->ne[1];
     const int64_t ne[4] = {(width + q->ne[2]) * n_tokens, 1, 1, 1};
-    ggml_tensor * packed = node(op, ne, {q, k, v, keys.first, keys.end}, keep(CpuAttention{params, bf16_stretch}));
+    ggml_tensor * packed = node(op, ne, {q, k, v, keys.first, keys.end}, keep(CpuAttention{params, bf16_stretch_}));
     return ggml_view_2d(ctx, packed, width, n_tokens, width * sizeof(float), 0);
 }
 

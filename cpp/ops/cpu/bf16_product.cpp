@@ -120,7 +120,7 @@ const CpuOp bf16_dw_op = {{"bf16_dw"}, run_bf16_dw};
 }  // namespace
 
 bool CpuOps::can_bf16_product(const ggml_tensor * w, const ggml_tensor * x) const {
-    return bf16 && w->type != GGML_TYPE_F32 && can_weight_forward(w, x) && ggml_nrows(x) >= min_unpacking_rows;
+    return bf16_ && w->type != GGML_TYPE_F32 && can_weight_forward(w, x) && ggml_nrows(x) >= kMinUnpackingRows;
 }
 
 ggml_tensor * CpuOps::bf16_product(ggml_tensor * w, ggml_tensor * x) {
@@ -129,7 +129,7 @@ ggml_tensor * CpuOps::bf16_product(ggml_tensor * w, ggml_tensor * x) {
 }
 
 ggml_tensor * CpuOps::packed_operand(ggml_tensor * x) {
-    ggml_tensor *& rows = packed[x];
+    ggml_tensor *& rows = packed_[x];
     if (rows == nullptr) {
         rows = packed_tensor(bf16_pack_op, x, 1.0f);
     }
@@ -137,7 +137,7 @@ ggml_tensor * CpuOps::packed_operand(ggml_tensor * x) {
 }
 
 ggml_tensor * CpuOps::packed_gradient(ggml_tensor * dy, float scale) {
-    ggml_tensor *& rows = packed_gradients[{dy, scale}];
+    ggml_tensor *& rows = packed_gradients_[{dy, scale}];
     if (rows == nullptr) {
         rows = packed_tensor(bf16_pack_gradients_op, dy, scale);
     }
@@ -183,7 +183,7 @@ void CpuOps::lora_product_rule(const BackwardStep & s) {
     }
 }
 
-ggml_tensor * CpuOps::bf16_gradient(const ggml_tensor * w, Operands operands, ggml_tensor * dy,
+ggml_tensor * CpuOps::bf16_gradient(const ggml_tensor * w, const Operands & operands, ggml_tensor * dy,
                                     ggml_tensor * accumulator) {
     Bf16Node * params = make<Bf16Node>();
     params->accumulate = accumulator != nullptr;

@@ -7,8 +7,8 @@
 
 namespace ggtune {
 
-CpuOps::CpuOps(ggml_context * ctx_, bool may_round_)
-    : Ops(ctx_), may_round(may_round_), bf16(may_round_ && kernels::bf16_product_fast()) {}
+CpuOps::CpuOps(ggml_context * ctx, bool may_round)
+    : Ops(ctx), may_round_(may_round), bf16_(may_round && kernels::bf16_product_fast()) {}
 
 ggml_tensor * CpuOps::node(const CpuOp & op, const int64_t ne[4], Operands operands, void * params, ggml_type type) {
     return ggml_custom_4d(ctx, type, ne[0], ne[1], ne[2], ne[3], operands.data(), static_cast<int>(operands.size()),
@@ -26,10 +26,10 @@ ggml_tensor * CpuOps::even_rows(ggml_tensor * t) const {
 }
 
 void CpuOps::begin_stretch(const std::vector<ggml_tensor *> & nodes) {
-    quantized.clear();
-    packed.clear();
+    quantized_.clear();
+    packed_.clear();
     // a model of float32 weights stays exact
-    bf16_stretch = std::any_of(nodes.begin(), nodes.end(), [&](const ggml_tensor * node) {
+    bf16_stretch_ = std::any_of(nodes.begin(), nodes.end(), [&](const ggml_tensor * node) {
         return node->op == GGML_OP_MUL_MAT && can_bf16_product(node->src[0], node->src[1]);
     });
 }
@@ -50,7 +50,7 @@ ggml_tensor * CpuOps::replacement(ggml_tensor * node) {
     if (w->type == GGML_TYPE_F32 && x->type == GGML_TYPE_F32) {
         return matmul(w, x);
     }
-    if (!may_round) {
+    if (!may_round_) {
         return can_weight_forward(w, x) ? weight_forward(w, x) : nullptr;
     }
     if (can_bf16_product(w, x)) {

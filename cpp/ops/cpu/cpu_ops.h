@@ -57,13 +57,13 @@ class CpuOps : public Ops {
     template <class P>
     P * keep(P value) {
         auto owned = std::make_shared<P>(std::move(value));
-        kept.push_back(owned);
+        kept_.push_back(owned);
         return owned.get();
     }
     template <class P>
     P * make() {
         auto owned = std::make_shared<P>();
-        kept.push_back(owned);
+        kept_.push_back(owned);
         return owned.get();
     }
     // A node of ne and type, or one over the memory of another tensor, which ggml puts before the operands.
@@ -96,7 +96,8 @@ class CpuOps : public Ops {
     ggml_tensor * packed_operand(ggml_tensor * x);
     ggml_tensor * packed_gradient(ggml_tensor * dy, float scale);
     ggml_tensor * packed_tensor(const CpuOp & op, ggml_tensor * x, float scale);
-    ggml_tensor * bf16_gradient(const ggml_tensor * w, Operands operands, ggml_tensor * dy, ggml_tensor * accumulator);
+    ggml_tensor * bf16_gradient(const ggml_tensor * w, const Operands & operands, ggml_tensor * dy,
+                                ggml_tensor * accumulator);
     ggml_tensor * bf16_dx(ggml_tensor * w, ggml_tensor * dy, ggml_tensor * accumulator);
     // dw[i, o] += scale * x dy of a low-rank matrix
     ggml_tensor * bf16_dw(ggml_tensor * x, ggml_tensor * dy, float scale, ggml_tensor * accumulator);
@@ -105,16 +106,16 @@ class CpuOps : public Ops {
                                ggml_tensor * accumulator);
     static void lora_product_rule(const BackwardStep & step);
 
-    const bool may_round;
-    const bool bf16;            // rounded to bf16, on the CPU's matrix unit
-    bool bf16_stretch = false;  // products of the stretch are
+    const bool may_round_;
+    const bool bf16_;            // rounded to bf16, on the CPU's matrix unit
+    bool bf16_stretch_ = false;  // products of the stretch are
 
-    std::vector<std::shared_ptr<void>> kept;
+    std::vector<std::shared_ptr<void>> kept_;
     // of the stretch: an operand of int8 products and the values that share a scale, what it is quantized to
-    std::map<std::pair<const ggml_tensor *, int64_t>, ggml_tensor *> quantized;
+    std::map<std::pair<const ggml_tensor *, int64_t>, ggml_tensor *> quantized_;
     // of the stretch: an operand of products in bf16 as it is packed for them
-    std::map<const ggml_tensor *, ggml_tensor *> packed;
-    std::map<std::pair<const ggml_tensor *, float>, ggml_tensor *> packed_gradients;
+    std::map<const ggml_tensor *, ggml_tensor *> packed_;
+    std::map<std::pair<const ggml_tensor *, float>, ggml_tensor *> packed_gradients_;
 };
 
 }  // namespace ggtune

@@ -22,7 +22,7 @@ P & params_of(const ggml_tensor * node) {
 }
 
 // Of the activations, for a product by integers or in bf16: fewer do not pay for unpacking the weights.
-constexpr int64_t min_unpacking_rows = 16;
+constexpr int64_t kMinUnpackingRows = 16;
 
 inline const float * floats(const ggml_tensor * t) {
     return static_cast<const float *>(t->data);

@@ -71,12 +71,12 @@ ggml_tensor * CpuOps::weight_forward(ggml_tensor * w, ggml_tensor * x) {
 
 bool CpuOps::can_int8_product(const ggml_tensor * w, const ggml_tensor * x) {
     return kernels::int8_product_fast() && kernels::int8_product_supported(w->type) && ggml_is_matrix(w) &&
-           w->nb[0] == ggml_type_size(w->type) && x->type == GGML_TYPE_F32 && ggml_nrows(x) >= min_unpacking_rows;
+           w->nb[0] == ggml_type_size(w->type) && x->type == GGML_TYPE_F32 && ggml_nrows(x) >= kMinUnpackingRows;
 }
 
 ggml_tensor * CpuOps::int8_product(ggml_tensor * w, ggml_tensor * x) {
     const int64_t block = kernels::int8_activation_block(w->type);
-    ggml_tensor *& rows = quantized[{x, block}];
+    ggml_tensor *& rows = quantized_[{x, block}];
     if (rows == nullptr) {
         rows = int8_quantize(x, block);
     }
@@ -94,8 +94,8 @@ ggml_tensor * CpuOps::weight_dx(ggml_tensor * w, ggml_tensor * dy, ggml_tensor *
     if (can_bf16_product(w, dy)) {
         return bf16_dx(w, dy, accumulator);
     }
-    const bool rounded = may_round && kernels::int16_gradient_fast() && kernels::int16_gradient_supported(w->type) &&
-                         ggml_nrows(dy) >= min_unpacking_rows;
+    const bool rounded = may_round_ && kernels::int16_gradient_fast() && kernels::int16_gradient_supported(w->type) &&
+                         ggml_nrows(dy) >= kMinUnpackingRows;
     const int64_t ne[4] = {w->ne[0], dy->ne[1], dy->ne[2], dy->ne[3]};
     return product_gradient(rounded ? int16_dx_op : weight_dx_op, ne, w, rows_in_step(dy) ? dy : contiguous(dy), 1.0f,
                             accumulator);

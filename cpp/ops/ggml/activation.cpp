@@ -6,10 +6,10 @@ namespace ggtune {
 
 namespace {
 
-constexpr float gelu_linear = 0.797884560802865356f;  // sqrt(2 / pi)
-constexpr float gelu_cubic = 0.044715f;
-constexpr float quick = 1.702f;
-constexpr float normal_density = 0.398942280401432678f;  // 1 / sqrt(2 pi)
+constexpr float kGeluLinear = 0.797884560802865356f;  // sqrt(2 / pi)
+constexpr float kGeluCubic = 0.044715f;
+constexpr float kQuick = 1.702f;
+constexpr float kNormalDensity = 0.398942280401432678f;  // 1 / sqrt(2 pi)
 
 }  // namespace
 
@@ -18,10 +18,10 @@ ggml_tensor * GgmlOps::gate_of(Activation f, ggml_tensor * x) const {
     switch (f) {
         case Activation::gelu:
             x = ggml_mul(ctx, x,
-                         ggml_scale_bias(ctx, ggml_sqr(ctx, x), 2.0f * gelu_linear * gelu_cubic, 2.0f * gelu_linear));
+                         ggml_scale_bias(ctx, ggml_sqr(ctx, x), 2.0f * kGeluLinear * kGeluCubic, 2.0f * kGeluLinear));
             break;
         case Activation::gelu_quick:
-            x = ggml_scale(ctx, x, quick);
+            x = ggml_scale(ctx, x, kQuick);
             break;
         default:
             break;
@@ -34,9 +34,9 @@ ggml_tensor * GgmlOps::activation(Activation f, ggml_tensor * x) const {
         case Activation::silu:
             return ggml_silu(ctx, x);
         case Activation::gelu:
-            return traits.rounds_gelu ? ggml_mul(ctx, x, gate_of(f, x)) : ggml_gelu(ctx, x);
+            return traits_.rounds_gelu ? ggml_mul(ctx, x, gate_of(f, x)) : ggml_gelu(ctx, x);
         case Activation::gelu_quick:
-            return traits.rounds_gelu ? ggml_mul(ctx, x, gate_of(f, x)) : ggml_gelu_quick(ctx, x);
+            return traits_.rounds_gelu ? ggml_mul(ctx, x, gate_of(f, x)) : ggml_gelu_quick(ctx, x);
         case Activation::gelu_erf:
             return ggml_gelu_erf(ctx, x);
         case Activation::relu:
@@ -72,15 +72,15 @@ ggml_tensor * GgmlOps::derivative(Activation f, ggml_tensor * x) const {
             if (f == Activation::gelu) {
                 v = ggml_mul(
                     ctx, x,
-                    ggml_scale_bias(ctx, ggml_sqr(ctx, x), 6.0f * gelu_linear * gelu_cubic, 2.0f * gelu_linear));
+                    ggml_scale_bias(ctx, ggml_sqr(ctx, x), 6.0f * kGeluLinear * kGeluCubic, 2.0f * kGeluLinear));
             } else if (f == Activation::gelu_quick) {
-                v = ggml_scale(ctx, x, quick);
+                v = ggml_scale(ctx, x, kQuick);
             }
             return ggml_mul(ctx, s, ggml_scale_bias(ctx, ggml_mul(ctx, v, one_minus(s)), 1.0f, 1.0f));
         }
         case Activation::gelu_erf: {
             ggml_tensor * bell = ggml_exp(ctx, ggml_scale(ctx, ggml_sqr(ctx, x), -0.5f));
-            return ggml_add(ctx, normal_cdf(x), ggml_mul(ctx, x, ggml_scale(ctx, bell, normal_density)));
+            return ggml_add(ctx, normal_cdf(x), ggml_mul(ctx, x, ggml_scale(ctx, bell, kNormalDensity)));
         }
         case Activation::relu:
             return ggml_step(ctx, x);

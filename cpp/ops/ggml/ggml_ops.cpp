@@ -7,20 +7,20 @@
 
 namespace ggtune {
 
-GgmlOps::GgmlOps(ggml_context * ctx_, BackendTraits traits_) : Ops(ctx_), traits(traits_) {}
+GgmlOps::GgmlOps(ggml_context * ctx, BackendTraits traits) : Ops(ctx), traits_(traits) {}
 
 int64_t GgmlOps::max_nodes(const ggml_tensor * node, BackendTraits traits) {
-    constexpr int64_t most = 24;        // a norm, computed twice, and its gradient
-    constexpr int64_t most_gated = 96;  // an activation written out, computed twice, and its gradient
-    constexpr int64_t per_tile = 6;
+    constexpr int64_t kMost = 24;       // a norm, computed twice, and its gradient
+    constexpr int64_t kMostGated = 96;  // an activation written out, computed twice, and its gradient
+    constexpr int64_t kPerTile = 6;
     switch (node->op) {
         case GGML_OP_UNARY:
         case GGML_OP_GLU:
-            return most_gated;
+            return kMostGated;
         case GGML_OP_MUL_MAT:
-            return most + per_tile * n_tiles(node->src[0], traits.max_tile_bytes);
+            return kMost + kPerTile * n_tiles(node->src[0], traits.max_tile_bytes);
         default:
-            return most;
+            return kMost;
     }
 }
 
@@ -33,7 +33,7 @@ ggml_tensor * GgmlOps::host_input(ggml_type type, const int64_t ne[4], const voi
 }
 
 ggml_tensor * GgmlOps::row_numbers(int64_t begin, int64_t n) {
-    ggml_tensor *& known = numbers[{begin, n}];
+    ggml_tensor *& known = numbers_[{begin, n}];
     if (known == nullptr) {
         std::vector<int32_t> values(n);
         std::iota(values.begin(), values.end(), static_cast<int32_t>(begin));
@@ -57,7 +57,7 @@ ggml_tensor * GgmlOps::added(ggml_tensor * accumulator, ggml_tensor * term, floa
 
 ggml_tensor * GgmlOps::replacement(ggml_tensor * node) {
     Activation f;
-    const bool rounded = traits.rounds_gelu && (node->op == GGML_OP_UNARY || node->op == GGML_OP_GLU) &&
+    const bool rounded = traits_.rounds_gelu && (node->op == GGML_OP_UNARY || node->op == GGML_OP_GLU) &&
                          activation_of(node, f) && (f == Activation::gelu || f == Activation::gelu_quick);
     if (!rounded) {
         return nullptr;

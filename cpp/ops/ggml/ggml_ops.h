@@ -77,9 +77,9 @@ class GgmlOps : public Ops {
     };
     GateAndUp gate_and_up(ggml_tensor * gate, ggml_tensor * up, bool swapped) const;
 
-    const BackendTraits traits;
-    std::map<std::pair<int64_t, int64_t>, ggml_tensor *> numbers;
-    std::unordered_map<const ggml_tensor *, ggml_tensor *> probabilities;  // softmax of logits, for their gradient
+    const BackendTraits traits_;
+    std::map<std::pair<int64_t, int64_t>, ggml_tensor *> numbers_;
+    std::unordered_map<const ggml_tensor *, ggml_tensor *> probabilities_;  // softmax of logits, for their gradient
 };
 
 }  // namespace ggtune

@@ -6,7 +6,7 @@ namespace ggtune {
 namespace {
 
 // log() of it is finite; as a probability it is nothing
-constexpr float smallest_probability = 1e-37f;
+constexpr float kSmallestProbability = 1e-37f;
 
 // targets I32 ne = [rows] -> the same as ids for tensors of ne = [1, n_vocab, rows]
 ggml_tensor * one_per_row(ggml_context * ctx, ggml_tensor * targets) {
@@ -25,8 +25,8 @@ ggml_tensor * by_elements(ggml_context * ctx, ggml_tensor * t) {
 ggml_tensor * GgmlOps::log_probabilities(ggml_tensor * logits, ggml_tensor * targets) {
     const int64_t n_rows = logits->ne[1];
     ggml_tensor * from = contiguous(logits);
-    ggml_tensor * p = ggml_clamp(ctx, ggml_soft_max(ctx, from), smallest_probability, 1.0f);
-    probabilities[logits] = p;
+    ggml_tensor * p = ggml_clamp(ctx, ggml_soft_max(ctx, from), kSmallestProbability, 1.0f);
+    probabilities_[logits] = p;
     ggml_tensor * of_target =
         ggml_reshape_2d(ctx, ggml_get_rows(ctx, by_elements(ctx, from), one_per_row(ctx, targets)), 1, n_rows);
     ggml_tensor * differences = ggml_sub(ctx, from, of_target);
@@ -38,8 +38,8 @@ ggml_tensor * GgmlOps::log_probabilities(ggml_tensor * logits, ggml_tensor * tar
 // weight (p - 1 at the target), written over p
 ggml_tensor * GgmlOps::cross_entropy_dx(ggml_tensor * logits, ggml_tensor * targets, ggml_tensor * weights,
                                         ggml_tensor * /*log_probs*/) {
-    const auto known = probabilities.find(logits);
-    ggml_tensor * p = known != probabilities.end() ? known->second : ggml_soft_max(ctx, contiguous(logits));
+    const auto known = probabilities_.find(logits);
+    ggml_tensor * p = known != probabilities_.end() ? known->second : ggml_soft_max(ctx, contiguous(logits));
     ggml_tensor * elements = by_elements(ctx, p);
     ggml_tensor * ids = one_per_row(ctx, targets);
     ggml_tensor * at_target = ggml_scale_bias(ctx, ggml_get_rows(ctx, elements, ids), 1.0f, -1.0f);

@@ -28,7 +28,7 @@ ggml_tensor * GgmlOps::matmul_dw(ggml_tensor * w, ggml_tensor * x, ggml_tensor *
 // dx = w^T dy, a tile of w at a time: no backend multiplies by the transpose of a quantized matrix.
 ggml_tensor * GgmlOps::weight_dx(ggml_tensor * w, ggml_tensor * dy, ggml_tensor * accumulator) {
     dy = contiguous(dy);
-    const int64_t tile_rows = rows_per_tile(w, traits.max_tile_bytes);
+    const int64_t tile_rows = rows_per_tile(w, traits_.max_tile_bytes);
     for (int64_t begin = 0; begin < w->ne[1]; begin += tile_rows) {
         const int64_t n = std::min(tile_rows, w->ne[1] - begin);
         ggml_tensor * tile = w->type == GGML_TYPE_F32 ? ggml_view_2d(ctx, w, w->ne[0], n, w->nb[1], begin * w->nb[1])

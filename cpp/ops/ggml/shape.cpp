@@ -129,7 +129,7 @@ ggml_tensor * GgmlOps::zeros_like(const ggml_tensor * t) {
 
 ggml_tensor * GgmlOps::added_rows(int64_t n_rows, ggml_tensor * ids, ggml_tensor * dy) {
     ggml_tensor * shape = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, dy->ne[0], n_rows);
-    return traits.adds_rows ? ggml_get_rows_back(ctx, dy, ids, shape) : ggml_set_rows(ctx, zeros_like(shape), dy, ids);
+    return traits_.adds_rows ? ggml_get_rows_back(ctx, dy, ids, shape) : ggml_set_rows(ctx, zeros_like(shape), dy, ids);
 }
 
 ggml_tensor * GgmlOps::rows_dx(ggml_tensor * x, ggml_tensor * ids, ggml_tensor * dy) {
@@ -137,12 +137,12 @@ ggml_tensor * GgmlOps::rows_dx(ggml_tensor * x, ggml_tensor * ids, ggml_tensor *
 }
 
 ggml_tensor * GgmlOps::view_dx(ggml_tensor * source, ggml_tensor * view, ggml_tensor * dy) {
-    constexpr int64_t max_set_bytes = 1 << 30;  // SET keeps strides and offset as 32-bit integers
+    constexpr int64_t kMaxSetBytes = 1 << 30;  // SET keeps strides and offset as 32-bit integers
     dy = contiguous(dy);
     const int64_t n = ggml_nelements(source);
     const auto bytes = [](int64_t n_elements) { return n_elements * static_cast<int64_t>(sizeof(float)); };
     const std::optional<Window> window = window_of(source, view);
-    if (window && bytes(n) <= max_set_bytes) {
+    if (window && bytes(n) <= kMaxSetBytes) {
         return ggml_set_inplace(ctx, zeros_like(source), dy, bytes(window->strides[1]), bytes(window->strides[2]),
                                 bytes(window->strides[3]), bytes(window->offset));
     }
@@ -150,7 +150,7 @@ ggml_tensor * GgmlOps::view_dx(ggml_tensor * source, ggml_tensor * view, ggml_te
         throw Error("a view of a tensor that is too large to be differentiated: " + std::string(view->name));
     }
     const std::vector<int32_t> places = places_of(source, view);
-    if (!traits.adds_rows && has_duplicates(places)) {
+    if (!traits_.adds_rows && has_duplicates(places)) {
         throw Error("no gradient of a view that shows an element twice: " + std::string(view->name));
     }
     const int64_t ne[4] = {ggml_nelements(view), 1, 1, 1};
