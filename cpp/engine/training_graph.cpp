@@ -434,7 +434,7 @@ void TrainingGraph::build_backward(Autodiff & ad, int recompute_layers) {
             ad.trace(nodes);
             // Later segments have left their gradients with the first computation's nodes.
             for (size_t i = 0; i < nodes.size(); i++) {
-                ad.hand_over(body[begin + i], nodes[i]);
+                ad.hand_over(body_[begin + i], nodes[i]);
             }
         }
         ad.backward(nodes);
