@@ -13,7 +13,7 @@ struct Known {
     Activation activation;
 };
 
-constexpr Known kNown[] = {
+constexpr Known kKnown[] = {
     {GGML_OP_SQR, kAnyFunction, Activation::sqr},
     {GGML_OP_UNARY, GGML_UNARY_OP_SILU, Activation::silu},
     {GGML_OP_UNARY, GGML_UNARY_OP_GELU, Activation::gelu},
@@ -44,6 +44,20 @@ void glu_rule(const BackwardStep & s) {
     add_glu_gradient(s, f, s.y->src[1] == nullptr && s.y->op_params[1] != 0);
 }
 
+// xIELU (Apertus): y = alpha_p x^2 + beta x where x > 0, else alpha_n (exp(min(x, eps)) - 1 - x) + beta x;
+// alpha_n and alpha_p as the node holds them, after the softplus of ggml_xielu().
+// eps, some -1e-6, keeps the small differences of exp from 1 out of y: between eps and 0, y falls by -alpha_n eps, and
+// steps back at 0. The gradient is that of y without both.
+void xielu_rule(const BackwardStep & s) {
+    const float alpha_n = float_param(s.y, 1), alpha_p = float_param(s.y, 2), beta = float_param(s.y, 3);
+    ggml_context * ctx = s.ops.ctx;
+    ggml_tensor * x = s.ops.contiguous(s.y->src[0]);
+    ggml_tensor * above = ggml_scale_bias(ctx, ggml_relu(ctx, x), 2.0f * alpha_p, beta);
+    // 0 for x > 0, where exp(x) may overflow
+    ggml_tensor * below = ggml_scale_bias(ctx, ggml_exp(ctx, ggml_clamp(ctx, x, -1e20f, 0.0f)), alpha_n, -alpha_n);
+    s.add(s.y->src[0], ggml_mul(ctx, s.ops.contiguous(s.dy), ggml_add(ctx, above, below)));
+}
+
 }  // namespace
 
 void add_activation_gradient(const BackwardStep & s, Activation f) {
@@ -67,7 +81,7 @@ void add_glu_gradient(const BackwardStep & s, Activation f, bool swapped) {
 }
 
 bool activation_of(const ggml_tensor * node, Activation & f) {
-    for (const Known & k : kNown) {
+    for (const Known & k : kKnown) {
         const bool same_op = node->op == k.op;
         const bool same_function = k.op == GGML_OP_UNARY ? same_op && ggml_get_unary_op(node) == k.function
                                    : k.op == GGML_OP_GLU ? same_op && ggml_get_glu_op(node) == k.function
@@ -81,8 +95,11 @@ bool activation_of(const ggml_tensor * node, Activation & f) {
 }
 
 std::vector<GgmlOp> activation_ops() {
-    std::vector<GgmlOp> ops = {{GGML_OP_UNARY, nullptr, Rows::singly}};
-    for (const Known & k : kNown) {
+    std::vector<GgmlOp> ops = {
+        {GGML_OP_UNARY, nullptr, Rows::singly},
+        {GGML_OP_UNARY, xielu_rule, Rows::singly, nullptr, GGML_UNARY_OP_XIELU},
+    };
+    for (const Known & k : kKnown) {
         const Rows rows = k.op == GGML_OP_UNARY ? Rows::singly : Rows::together;
         ops.push_back({k.op, k.op == GGML_OP_GLU ? glu_rule : activation_rule, rows, nullptr, k.function});
     }

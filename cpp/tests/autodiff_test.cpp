@@ -301,6 +301,8 @@ std::vector<Case> cases() {
     add("sigmoid", kCurved, [](Builder & b) { return b.node(ggml_sigmoid(b.ctx, b.input(true, {33, 5}))); });
     add("exp", kCurved, [](Builder & b) { return b.node(ggml_exp(b.ctx, b.input(true, {33, 5}))); });
     add("sqr", kCurved, [](Builder & b) { return b.node(ggml_sqr(b.ctx, b.input(true, {33, 5}))); });
+    add("xielu", 1e-4,
+        [](Builder & b) { return b.node(ggml_xielu(b.ctx, b.input(true, {33, 5}), 0.7f, -0.4f, 0.3f, -1e-6f)); });
     add("swiglu, split", kCurved,
         [](Builder & b) { return b.node(ggml_swiglu_split(b.ctx, b.input(true, {11, 5}), b.input(true, {11, 5}))); });
     add("swiglu, fused", kCurved, [](Builder & b) { return b.node(ggml_swiglu(b.ctx, b.input(true, {22, 5}))); });

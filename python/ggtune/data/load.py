@@ -30,7 +30,7 @@ from ggtune.data.store import SampleStore, StoreBuilder
 from ggtune.data.system_text import SystemText, system_of_prompts, system_of_records
 from ggtune.data.templates import TEMPLATES, Template
 from ggtune.data.tokenization import token_text
-from ggtune.errors import DataError, GgtuneError
+from ggtune.errors import DataError, GgtuneError, ModelError
 from ggtune.setting_texts import DataPart
 
 _SHOWN_ROWS = 10
@@ -270,6 +270,8 @@ class _Loader:
             conversation = item.with_system(options.system)
             try:
                 sample = self._encoder.conversation(conversation)
+            except ModelError:  # not the row's fault
+                raise
             except GgtuneError as error:
                 source.findings.add_bad(item.row, str(error))
                 continue
