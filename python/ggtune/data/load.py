@@ -34,7 +34,8 @@ from ggtune.setting_texts import DataPart
 
 _SHOWN_ROWS = 10
 _LOOKED_AT = 1000  # texts from which the template is told
-_MOST_PROMPTS = 20_000  # kept to find the system text in
+_MOST_PROMPTS, _MOST_CHARACTERS = 20_000, 20_000_000  # kept to find the system text in
+_MOST_SYSTEMS = 1000  # different ones: that they differ is known then
 _BINARY_HEADS = (b"PAR1", b"ARROW1", b"GGUF", b"PK\x03\x04", b"\x1f\x8b", b"%PDF")
 
 
@@ -261,7 +262,7 @@ class _Loader:
         asked = self._asked()
         report.system, report.system_differs = asked.text, asked.differs
         report.doubts, report.dropped = self._inspector.finish(), self._dropped
-        return Dataset(self._builder.build(), self._template, report, np.array(self._groups, np.int64))
+        return Dataset(self._builder.build(), self._template, report, np.frombuffer(self._groups, np.int64))
 
     def _load(self, source: Source) -> None:
         first = next(source.items, None)
@@ -296,7 +297,9 @@ class _Loader:
                 source.findings.add_bad(item.row, str(error))
                 continue
             if self._fit(sample, *self._inspector.add(item)):
-                self._systems.add(own or options.system)
+                system = own or options.system
+                if len(self._systems) < _MOST_SYSTEMS or system == options.system:
+                    self._systems.add(system)
 
     def _rendered(self, items: Iterable[Item], source: Source) -> None:
         """Texts that hold a template's tags, or none in any: then they are plain."""
@@ -318,6 +321,7 @@ class _Loader:
         self._encoder = encoder = SampleEncoder(self._tokenizer, used, options)
         tag = answer_tag(found) if found else ""
         untagged: list[int] = []
+        n_characters = _MOST_CHARACTERS
         for item in everything:
             if not isinstance(item, Document):
                 source.findings.add_bad(item.row, "is a conversation, and the rows before are texts")
@@ -336,7 +340,8 @@ class _Loader:
             sample, prompt = encoded
             answer = item.text.partition(tag)[2] if tag else item.text
             looked_at_it = self._inspector.add_rendered(item.row, prompt, answer)
-            if self._fit(sample, *looked_at_it) and len(self._prompts) < _MOST_PROMPTS:
+            if self._fit(sample, *looked_at_it) and len(self._prompts) < _MOST_PROMPTS and n_characters > 0:
+                n_characters -= len(prompt)
                 self._prompts[prompt] = None
         if untagged and not (options.read.skip_bad and len(self._builder)):
             looked_for = f"no answer tag {tag!r} of the template '{found.name}'" if found else "no known answer tag"
