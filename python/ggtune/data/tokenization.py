@@ -67,6 +67,7 @@ class _Head:
     text: str = ""
     spells_special: bool = False
     tokens: list[int] | None = None  # of the text as a whole, where it was parsed so
+    is_end: bool = False  # it is an end token: some swallow the white space behind them
 
 
 class TurnEncoder:
@@ -152,16 +153,20 @@ class TurnEncoder:
             if not i:
                 found = self._without_bos(found)
             if ended:
-                found = [*found, self._end_of(group[-1])]
+                end, end_text = self._end_of(group[-1])
+                found = [*found, end]
+                head = _Head(end_text, tokens=[end], is_end=True) if end_text else _Head()
             tokens += found
             weights += [weight_of(group[0])] * len(found)
-            if ended:
-                head = _Head()
         return tokens, weights, n_prompt
 
-    def _end_of(self, segment: Segment) -> int:
+    def _end_of(self, segment: Segment) -> tuple[int, str]:
+        """The end token that a segment stands for, and its text: "" where that is not parsed as the token."""
         parsed = self._parse(segment.text)
-        return parsed[0] if len(parsed) == 1 and self._tokenizer.is_end_token(parsed[0]) else self.end
+        if len(parsed) == 1 and self._tokenizer.is_end_token(parsed[0]):
+            return parsed[0], segment.text
+        text = token_text(self._tokenizer, self.end)
+        return self.end, text if self._parse(text) == [self.end] else ""
 
     def _group(self, head: _Head, group: Sequence[Segment]) -> list[int]:
         """Token ids of segments behind others, which they join then."""
@@ -171,8 +176,11 @@ class TurnEncoder:
         found: list[int] = []
         if spells_special:
             for i, segment in enumerate(group):
-                encode = self._continuation if i or head.text else self._parse
-                found += encode(segment.text, parse_special=not segment.literal)
+                if not i and head.is_end and not segment.literal:
+                    found += self._parse(head.text + segment.text)[1:]
+                else:
+                    encode = self._continuation if i or head.text else self._parse
+                    found += encode(segment.text, parse_special=not segment.literal)
         elif not head.text:
             found = whole = self._parse(text)
         else:
@@ -183,7 +191,7 @@ class TurnEncoder:
                 found = whole[len(given) :]
             else:  # a token of the whole text spans the boundary
                 found = self._continuation(text, parse_special=True)
-        head.text, head.tokens = head.text + text, whole
+        head.text, head.tokens, head.is_end = head.text + text, whole, False
         head.spells_special = head.spells_special or spells_special
         return found
 
