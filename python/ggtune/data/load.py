@@ -5,18 +5,21 @@ from __future__ import annotations
 import datetime
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from ggtune.data.chat_template import TemplatedTokenizer, choose_template, model_template
 from ggtune.data.conversation import Conversation, Document
 from ggtune.data.doubts import Doubt, Inspector, NearDuplicates
 from ggtune.data.encoding import Learn, SampleEncoder
+from ggtune.data.parallel import in_order, usual_threads
 from ggtune.data.readers import has_reader, reader_for
 from ggtune.data.readers.decoding import encoding_of, head_of
 from ggtune.data.readers.reader import Findings, Item, ReadOptions
@@ -32,7 +35,9 @@ from ggtune.data.tokenization import token_text
 from ggtune.errors import DataError, GgtuneError
 from ggtune.setting_texts import DataPart
 
+_Encoded = TypeVar("_Encoded")
 _SHOWN_ROWS = 10
+_QUIET_S = 2.0  # reading that takes longer shows how far it is
 _LOOKED_AT = 1000  # texts from which the template is told
 _MOST_PROMPTS, _MOST_CHARACTERS = 20_000, 20_000_000  # kept to find the system text in
 _MOST_SYSTEMS = 1000  # different ones: that they differ is known then
@@ -155,12 +160,14 @@ def load_samples(
     include_sample_start: bool = False,
     overlapping_samples: bool = False,
     now: datetime.datetime | None = None,
+    threads: int = 0,
 ) -> Dataset:
     """Read data files or folders (:mod:`ggtune.data.readers`) into token samples of at most ``context`` rows.
 
     ``template`` None stands for the model's own (see :func:`choose_template`), in rendered text for the one whose
-    answer tag occurs. Raises :class:`DataError` for bad data (all bad rows in one, unless ``skip_bad``), and
-    :class:`GgtuneError` for a template that can't be used.
+    answer tag occurs. Any number of ``threads`` (0: one for each core, at most four) gives the same samples. Raises
+    :class:`DataError` for bad data (all bad rows in one, unless ``skip_bad``), and :class:`GgtuneError` for a template
+    that can't be used.
     """
     columns = Columns(question_column or None, answer_column or None, context_column or None, weight_column or None)
     options = LoadOptions(
@@ -179,7 +186,7 @@ def load_samples(
         now=now,
     )
     parts = [DataPart(str(path))] if isinstance(path, (str, Path)) else list(path)
-    return _Loader(parts, tokenizer, options).load()
+    return _Loader(parts, tokenizer, options, threads or usual_threads()).load()
 
 
 @dataclass(frozen=True)
@@ -218,8 +225,10 @@ def _head(path: Path) -> str:
 
 
 class _Loader:
-    def __init__(self, parts: Sequence[DataPart], tokenizer: TemplatedTokenizer, options: LoadOptions) -> None:
-        self._parts, self._tokenizer, self._options = parts, tokenizer, options
+    def __init__(
+        self, parts: Sequence[DataPart], tokenizer: TemplatedTokenizer, options: LoadOptions, threads: int
+    ) -> None:
+        self._parts, self._tokenizer, self._options, self._threads = parts, tokenizer, options, threads
         self._part = parts[0]
         self._path = Path(parts[0].path)
         self._builder = StoreBuilder()
@@ -285,17 +294,24 @@ class _Loader:
             if options.system:
                 template.render_prompt(options.system, "?")  # a refusal is the template's, not a row's
             self._template, self._encoder = template, SampleEncoder(self._tokenizer, template, options)
-        for item in items:
-            if not isinstance(item, Conversation):
+        encoder = self._encoder
+
+        def encode(item: Item) -> Sample | GgtuneError | None:
+            try:
+                return (
+                    encoder.conversation(item.with_system(options.system)) if isinstance(item, Conversation) else None
+                )
+            except GgtuneError as error:
+                return error
+
+        for item, sample in self._in_order(encode, items):
+            if not isinstance(item, Conversation) or sample is None:
                 source.findings.add_bad(item.row, "is a text, and the rows before are conversations")
                 continue
-            own = item.system
-            conversation = item.with_system(options.system)
-            try:
-                sample = self._encoder.conversation(conversation)
-            except GgtuneError as error:
-                source.findings.add_bad(item.row, str(error))
+            if isinstance(sample, GgtuneError):
+                source.findings.add_bad(item.row, str(sample))
                 continue
+            own = item.system
             if self._fit(sample, *self._inspector.add(item)):
                 system = own or options.system
                 if len(self._systems) < _MOST_SYSTEMS or system == options.system:
@@ -322,17 +338,24 @@ class _Loader:
         tag = answer_tag(found) if found else ""
         untagged: list[int] = []
         n_characters = _MOST_CHARACTERS
-        for item in everything:
+
+        def encode(item: Item) -> tuple[Sample, str] | DataError | None:
+            if not isinstance(item, Document) or (options.loss_on == "answer" and (not tag or tag not in item.text)):
+                return None
+            try:
+                return encoder.text(item, tag)
+            except DataError as error:
+                return error
+
+        for item, encoded in self._in_order(encode, everything):
             if not isinstance(item, Document):
                 source.findings.add_bad(item.row, "is a conversation, and the rows before are texts")
                 continue
             if options.loss_on == "answer" and (not tag or tag not in item.text):
                 untagged.append(item.row)
                 continue
-            try:
-                encoded = encoder.text(item, tag)
-            except DataError as error:
-                source.findings.add_bad(item.row, str(error))
+            if isinstance(encoded, DataError):
+                source.findings.add_bad(item.row, str(encoded))
                 continue
             if encoded is None:
                 source.findings.empty.append(item.row)
@@ -358,18 +381,28 @@ class _Loader:
         options = self._options
         self._report.plain = True
         n_documents = 0
-        for item in items:
+
+        def cut(item: Item) -> list[Sample]:
+            if not isinstance(item, Document):
+                return []
+            return text_windows(self._tokenizer, item.text, options.context, overlapping=options.overlapping_samples)
+
+        for item, windows in self._in_order(cut, items):
             if not isinstance(item, Document):
                 raise DataError(f"{self._path}: row {item.row} is a conversation, and the rows before are texts.")
             n_documents += 1
             group, kinds = self._inspector.add(item)
-            for window in text_windows(
-                self._tokenizer, item.text, options.context, overlapping=options.overlapping_samples
-            ):
+            for window in windows:
                 self._fit(window if source.kind == "text" else replace(window, row=item.row), group, kinds)
         self._report.notes.append("plain text: the loss is on every token")
         if n_documents > 1:
             self._report.notes.append(f"{n_documents} texts, each with an end token behind it")
+
+    def _in_order(self, encode: Callable[[Item], _Encoded], items: Iterable[Item]) -> Iterator[tuple[Item, _Encoded]]:
+        """Encode in threads, and show how far it is where that takes long."""
+        bar = tqdm(items, desc="Tokenizing", unit=f" {self._report.unit}s", delay=_QUIET_S, leave=False, disable=None)
+        with bar:
+            yield from in_order(encode, bar, size=_size, threads=self._threads)
 
     def _fit(self, sample: Sample, group: int, kinds: set[str]) -> bool:
         """Add a sample, cut to the context, and say whether it was added.
@@ -399,6 +432,8 @@ class _Loader:
     def _take(self, source: Source) -> None:
         """Note what the reader found; raise for bad rows that are not to be skipped."""
         findings = source.findings
+        findings.empty.sort()  # the reader is a little ahead of the encoder
+        findings.bad.sort()
         findings.check(source.path, self._options.read)
         self._empty += findings.empty
         self._bad += findings.bad
@@ -462,6 +497,10 @@ class _Loader:
             return [model_template(self._tokenizer, now=self._options.now), *named]
         except GgtuneError:
             return named
+
+
+def _size(item: Item) -> int:
+    return len(item.text) if isinstance(item, Document) else sum(len(turn.text) for turn in item.turns)
 
 
 def _rows(word: str, rows: Sequence[int]) -> str:

@@ -216,7 +216,7 @@ class TurnEncoder:
     def _is_spelled(self, text: str) -> bool:
         """Whether a text has other tokens where special ones are parsed in it."""
         self._n_looked_at += 1
-        if self._n_looked_at == _FEW_TEXTS:
+        if self._special_start is None and self._n_looked_at > _FEW_TEXTS:  # in several threads at once, perhaps
             starts = "".join({text[0] for text in special_texts(self._tokenizer)})
             self._special_start = re.compile(f"[{re.escape(starts)}]" if starts else "(?!)")
         if self._special_start is not None and not self._special_start.search(text):
