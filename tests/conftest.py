@@ -1,11 +1,14 @@
 """What tests of several folders share."""
 
+import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+os.environ["GGTUNE_CACHE"] = "off"  # nothing is kept in, or found in, the folder of who runs the tests
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ from ggtune.data.readers import has_reader, reader_for
 from ggtune.data.readers.decoding import encoding_of, head_of
 from ggtune.data.readers.reader import Findings, Item, ReadOptions
 from ggtune.data.readers.sft_samples import TextSample
+from ggtune.data.sample_cache import cached
 from ggtune.data.samples import LossOn, Sample, TooLong, text_windows
 from ggtune.data.sft import answer_tag, find_template, without_bos
 from ggtune.data.shapes import Columns
@@ -186,7 +187,8 @@ def load_samples(
         now=now,
     )
     parts = [DataPart(str(path))] if isinstance(path, (str, Path)) else list(path)
-    return _Loader(parts, tokenizer, options, threads or usual_threads()).load()
+    loader = _Loader(parts, tokenizer, options, threads or usual_threads())
+    return cached(parts, tokenizer, options, loader.load)
 
 
 @dataclass(frozen=True)

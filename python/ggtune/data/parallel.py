@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import TypeVar
@@ -22,7 +22,7 @@ def usual_threads() -> int:
 
 def in_order(
     function: Callable[[_Item], _Result], items: Iterable[_Item], *, size: Callable[[_Item], int], threads: int
-) -> Iterator[tuple[_Item, _Result]]:
+) -> Generator[tuple[_Item, _Result], None, None]:
     """Give each item with the function's result; ``size`` in characters bounds how many are held at once.
 
     The items are drawn in this thread, a little ahead. What the function raises is raised here. The first items need

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import weakref
 from array import array
 from collections.abc import Iterator, Sequence
 from typing import IO, Any, Generic, TypeVar, overload
@@ -15,7 +16,7 @@ from ggtune.data.samples import FloatArray, Sample
 from ggtune.data.tokenization import IntArray
 from ggtune.errors import DataError
 
-_SPILL_TOKENS = 1 << 22  # more than these are written to a file
+IN_MEMORY_TOKENS = 1 << 22  # more than these are written to a file
 _MOST_WEIGHTS = 256
 _Scalar = TypeVar("_Scalar", np.int32, np.uint8)
 
@@ -24,8 +25,9 @@ class FileValues(Generic[_Scalar]):
     """Values in a file, read when they are asked for: mapped memory would count as the process's own."""
 
     def __init__(self, file: IO[bytes], dtype: type[_Scalar], length: int, offset: int = 0) -> None:
-        """``offset``: bytes in front of the first value. The file is kept open as long as this lives."""
-        self._file, self._length, self._offset = file, length, offset
+        """``offset``: bytes in front of the first value. The file is kept as long as this lives, also when closed."""
+        self._descriptor, self._length, self._offset = os.dup(file.fileno()), length, offset
+        weakref.finalize(self, os.close, self._descriptor)
         self._dtype: np.dtype[_Scalar] = np.dtype(dtype)
 
     def __len__(self) -> int:
@@ -37,9 +39,9 @@ class FileValues(Generic[_Scalar]):
         size = self._dtype.itemsize
         n_bytes = max(0, end - begin) * size
         at = self._offset + begin * size
-        found = os.pread(self._file.fileno(), n_bytes, at)
+        found = os.pread(self._descriptor, n_bytes, at)
         while len(found) < n_bytes:  # a read may stop early
-            more = os.pread(self._file.fileno(), n_bytes - len(found), at + len(found))
+            more = os.pread(self._descriptor, n_bytes - len(found), at + len(found))
             if not more:
                 raise DataError("The file of the token samples has become shorter while it was in use.")
             found += more
@@ -153,7 +155,7 @@ class StoreBuilder:
         self._n_targets.append(int(np.count_nonzero(sample.weights)))
         self._n_prompt.append(sample.n_prompt)
         self._rows.append(sample.row)
-        if len(self._tokens) >= _SPILL_TOKENS:
+        if len(self._tokens) >= IN_MEMORY_TOKENS:
             self._spill()
 
     def _ids_of(self, weights: FloatArray) -> NDArray[np.uint8]:
@@ -186,10 +188,11 @@ class StoreBuilder:
         ids: NDArray[np.uint8] | FileValues[np.uint8] = _numbers(self._weight_ids, np.uint8)
         if self._files is not None:
             self._spill()
-            for file in self._files:
-                file.flush()
-            tokens = FileValues(self._files[0], np.int32, self._n_tokens)
-            ids = FileValues(self._files[1], np.uint8, self._n_tokens)
+            with self._files[0] as token_file, self._files[1] as id_file:
+                token_file.flush()
+                id_file.flush()
+                tokens = FileValues(token_file, np.int32, self._n_tokens)
+                ids = FileValues(id_file, np.uint8, self._n_tokens)
         return SampleStore(
             tokens,
             ids,
