@@ -120,7 +120,6 @@ def stages(path: Path, model: Model, n_rows: int) -> None:
     chats = [row for row in rows if isinstance(row, Conversation)]
     rendered = timed("render", n_rows, lambda: [template.render_conversation(chat) for chat in chats])
     timed("encode", n_rows, lambda: drain(turns.encode_conversation(one, lambda _: 1.0) for one in rendered))
-    del rendered
     inspector, builder = Inspector(), StoreBuilder()
     timed("look for doubts", n_rows, lambda: drain(inspector.add(chat) for chat in chats))
     samples = [encoder.conversation(chat) for chat in chats]
@@ -148,9 +147,8 @@ def main() -> None:
         path = Path(folder) / "data.jsonl"
         write_data(path, n_rows=0 if options.gigabytes else options.rows, n_bytes=int(options.gigabytes * 1e9))
         n_rows = sum(1 for _ in lines(path))
-        print(
-            f"{n_rows:,} rows, {path.stat().st_size / 1e9:.2f} GB, {len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.0f}"
-        )
+        size, cores, load = path.stat().st_size, len(os.sched_getaffinity(0)), os.getloadavg()[0]
+        print(f"{n_rows:,} rows, {size / 1e6:,.0f} MB; {cores} cores, load {load:.0f}", flush=True)
         if not options.gigabytes:
             stages(path, model, n_rows)
         tokenizer = WordsOnly(model) if options.words_only else model
@@ -160,10 +158,11 @@ def main() -> None:
                 n_rows,
                 lambda: load_samples(path, tokenizer, context=CONTEXT, threads=options.threads),
             )
-        n_tokens = int(data.samples.lengths.sum())
+        n_tokens, grown = int(data.samples.lengths.sum()), (memory.peak - memory.before) / 1e6
+        resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
         print(
-            f"{len(data.samples):,} samples, {n_tokens:,} tokens; memory grew by {(memory.peak - memory.before) / 1e6:.0f} "
-            f"MB at most (greatest resident set {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3:.0f} MB)"
+            f"{len(data.samples):,} samples, {n_tokens:,} tokens; memory grew by {grown:,.0f} MB at most "
+            f"(greatest resident set of the process: {resident:,.0f} MB)"
         )
 
 
