@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import random
 import threading
@@ -40,7 +41,9 @@ def question_file(folder: Path, n: int) -> Path:
     path = folder / "x.jsonl"
     rows = []
     for i in range(n):
-        row = json.dumps({"question": f"What is {i % (n - 9)}?", "answer": f"It is {i}." + " more" * (i % 50)})
+        answer = f"It is {i}." + " more" * (i % 50)
+        weight = 0 if i % 83 == 2 else 1  # nothing of such a row is learned: that is seen when it is encoded
+        row = json.dumps({"question": f"What is {i % (n - 9)}?", "answer": answer, "weight": weight})
         rows.append("{" if i % 97 == 5 else '{"question": "?", "answer": ""}' if i % 89 == 3 else row)
     path.write_text("\n".join(rows))
     return path
@@ -66,6 +69,25 @@ def test_any_number_of_threads_gives_the_same(make: Any, tmp_path: Path, demo_mo
     assert found[1] == found[0]
     assert found[2] == found[0]
     assert len(found[0][0]) > 350
+
+
+def test_bad_rows_stand_in_their_order(tmp_path: Path, demo_model: _core.Model) -> None:
+    data = load_samples(question_file(tmp_path, 400), demo_model, context=32, skip_bad=True, threads=2)
+    rows = [row for row, _ in data.report.bad_rows]
+    assert rows == sorted([i + 1 for i in range(400) if i % 97 == 5] + [i + 1 for i in range(400) if i % 83 == 2])
+
+
+@pytest.mark.parametrize(("terminal", "quiet_s"), [(True, 0.0), (False, 0.0), (True, 60.0)])
+def test_a_bar_for_a_terminal_where_it_takes_long(
+    terminal: bool, quiet_s: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, demo_model: _core.Model
+) -> None:
+    shown = io.StringIO()
+    monkeypatch.setattr(shown, "isatty", lambda: terminal, raising=False)
+    monkeypatch.setattr("sys.stderr", shown)
+    monkeypatch.setattr("ggtune.data.load._QUIET_S", quiet_s)
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+    load_samples(question_file(tmp_path, 400), demo_model, context=32, skip_bad=True)
+    assert ("Tokenizing" in shown.getvalue()) is (terminal and not quiet_s)
 
 
 def test_results_are_in_order() -> None:
