@@ -56,13 +56,20 @@ def rendered_file(folder: Path, n: int) -> Path:
     return path
 
 
+def rendered_rows(folder: Path, n: int) -> Path:
+    path = folder / "x.jsonl"
+    texts = [f"<s>[INST] What is {i}? [/INST] {'' if i % 31 == 7 else i * i} </s>" for i in range(n)]
+    path.write_text("".join(json.dumps({"text": "" if i % 37 == 9 else text}) + "\n" for i, text in enumerate(texts)))
+    return path
+
+
 def text_folder(folder: Path, n: int) -> Path:
     for i in range(n):
         (folder / f"{i}.txt").write_text(f"Text {i}. " + "It goes on. " * (i % 40))
     return folder
 
 
-@pytest.mark.parametrize("make", [question_file, rendered_file, text_folder])
+@pytest.mark.parametrize("make", [question_file, rendered_file, rendered_rows, text_folder])
 def test_any_number_of_threads_gives_the_same(make: Any, tmp_path: Path, demo_model: _core.Model) -> None:
     path = make(tmp_path, 400)
     found = [content(load_samples(path, demo_model, context=32, skip_bad=True, threads=n)) for n in (1, 2, 5)]

@@ -131,7 +131,9 @@ def test_tokens_of_a_conversation_are_those_of_the_whole_text(name: str) -> None
 
 
 @pytest.mark.parametrize("name", sorted(TEMPLATES))
-def test_contents_that_spell_special_tokens_stay_text(name: str) -> None:
+@pytest.mark.parametrize("few", [0, 1000])
+def test_contents_that_spell_special_tokens_stay_text(name: str, few: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ggtune.data.tokenization._FEW_TEXTS", few)
     model = model_of(name)
     special = set(special_texts(model))
     ids = {token for text in special for token in model.tokenize(text).tolist()}

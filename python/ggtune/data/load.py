@@ -434,8 +434,7 @@ class _Loader:
     def _take(self, source: Source) -> None:
         """Note what the reader found; raise for bad rows that are not to be skipped."""
         findings = source.findings
-        findings.empty.sort()  # the reader is a little ahead of the encoder
-        findings.bad.sort()
+        findings.bad.sort()  # the reader is a little ahead of the encoder
         findings.check(source.path, self._options.read)
         self._empty += findings.empty
         self._bad += findings.bad
