@@ -127,9 +127,9 @@ class Inspector:
     near: NearDuplicates | None = None
     doubts: list[Doubt] = field(default_factory=list)
     _wholes: KeyTable = field(default_factory=KeyTable)  # texts, and conversations of several turns
-    _whole_rows: array[int] = field(default_factory=lambda: array("q"))  # their first rows
+    _whole_rows: array[int] = field(default_factory=lambda: array("I"))  # their first rows
     _questions: KeyTable = field(default_factory=KeyTable)
-    _question_rows: array[int] = field(default_factory=lambda: array("q"))  # their first rows
+    _question_rows: array[int] = field(default_factory=lambda: array("I"))  # their first rows
     _answers: array[int] = field(default_factory=lambda: array("q"))  # those of the first rows
     _scripts: dict[str, array[int]] = field(default_factory=dict)
 
@@ -199,7 +199,7 @@ class Inspector:
             if (tags or pattern is not _TAGS) and (found := pattern.search(text)):
                 self.doubts.append(Doubt(kind, row, repr(found[0][:40])))
         if script := _script(text[:2000]):
-            self._scripts.setdefault(script, array("q")).append(row)
+            self._scripts.setdefault(script, array("I")).append(row)
 
     def _answer(self, row: int, answer: str) -> None:
         bare = answer.strip()
