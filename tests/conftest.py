@@ -1,5 +1,6 @@
 """What tests of several folders share."""
 
+import os
 import shutil
 import signal
 import subprocess
@@ -7,6 +8,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+os.environ["GGTUNE_CACHE"] = "off"  # nothing is kept in, or found in, the folder of who runs the tests
 
 import ggtune._native  # noqa: F401  before what imports ggtune._core itself: threads then wait as in the program
 

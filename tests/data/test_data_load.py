@@ -9,7 +9,8 @@ import pytest
 
 from ggtune import _core
 from ggtune.data.chat_template import ChatTemplate, choose_template
-from ggtune.data.load import Dataset, load_samples
+from ggtune.data.dataset import Dataset
+from ggtune.data.load import load_samples
 from ggtune.data.records import Record, read_csv
 from ggtune.data.samples import Sample, text_windows
 from ggtune.data.sft import find_template, read_sft, split_samples, write_sft

@@ -10,7 +10,8 @@ import pytest
 
 from ggtune import _core
 from ggtune.data.conversation import Conversation, Document, Turn
-from ggtune.data.load import Dataset, load_samples, open_source
+from ggtune.data.dataset import Dataset
+from ggtune.data.load import load_samples, open_source
 from ggtune.data.readers.reader import ReadOptions
 from ggtune.data.samples import Sample
 from ggtune.data.shapes import Columns

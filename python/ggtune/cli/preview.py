@@ -24,6 +24,8 @@ def command(context: click.Context, /, count: int, rows: str | None, html_file: 
     What is learned is in colour, with its weight where that is not 1; special tokens are framed; the rest is what the
     model is given. The options are those of `train`.
     """
+    import numpy as np
+
     from ggtune._native import core
     from ggtune.data.preview import page, view
     from ggtune.errors import DataError
@@ -33,13 +35,13 @@ def command(context: click.Context, /, count: int, rows: str | None, html_file: 
     config = settings(context, "train", None)
     model = core.Model(config.model, vocab_only=True)
     data = load_data(config, model)
-    chosen = range(min(count, len(data.samples)))
+    chosen = list(range(min(count, len(data.samples))))
     if rows is not None:
         wanted = _numbers(rows)
-        by_row = {sample.row: i for i, sample in reversed(list(enumerate(data.samples)))}
-        if missing := [row for row in wanted if row not in by_row]:
+        places = [np.flatnonzero(data.samples.rows == row)[:1].tolist() for row in wanted]
+        if missing := [row for row, place in zip(wanted, places, strict=True) if not place]:
             raise DataError(f"{config.data}: there is no sample of {data.report.unit} {', '.join(map(str, missing))}.")
-        chosen = [by_row[row] for row in wanted]  # type: ignore[assignment]
+        chosen = [place[0] for place in places]
     views = [view(data.samples[i], model) for i in chosen]
     unit = data.report.unit
     if html_file is not None:

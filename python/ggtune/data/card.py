@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ggtune.data.dataset import Dataset
 from ggtune.data.doubts import KINDS, Doubt
-from ggtune.data.load import Dataset
 from ggtune.data.split import IndexArray
 
 _BARS = 10
@@ -33,10 +33,10 @@ class DataCard:
     @classmethod
     def of(cls, data: Dataset, held_out: IndexArray | Sequence[int] = ()) -> DataCard:
         """Look at a data set; ``held_out`` are the samples that are not trained on."""
-        lengths = np.concatenate([data.samples.lengths, np.array(data.report.too_long_lengths, np.int64)])
-        counts = [(len(sample.tokens), int(np.count_nonzero(sample.weights))) for sample in data.samples]
-        leaks = _leaks(data, held_out)
-        return cls(data, lengths, sum(n for _, n in counts), sum(n for n, _ in counts), (*data.report.doubts, *leaks))
+        kept = data.samples.lengths
+        lengths = np.concatenate([kept, np.array(data.report.too_long_lengths, np.int64)])
+        learned = int(data.samples.n_targets.sum(dtype=np.int64))
+        return cls(data, lengths, learned, int(kept.sum()), (*data.report.doubts, *_leaks(data, held_out)))
 
     @property
     def suggested_context(self) -> int:
@@ -93,11 +93,16 @@ def _leaks(data: Dataset, held_out: IndexArray | Sequence[int]) -> list[Doubt]:
     """Held-out samples whose question is trained on."""
     if not len(held_out):
         return []
-    apart = np.isin(np.arange(len(data.samples)), held_out)
-    trained = {int(group): i for i, group in reversed(list(enumerate(data.groups))) if not apart[i]}
-    rows = [data.samples[i].row for i in range(len(data.samples))]
+    apart = np.zeros(len(data.samples), np.bool_)
+    apart[held_out] = True
+    leaking = np.flatnonzero(apart)
+    leaking = leaking[np.isin(data.groups[leaking], data.groups[~apart])]
+    if not len(leaking):
+        return []
+    like = np.flatnonzero(~apart & np.isin(data.groups, data.groups[leaking]))
+    groups, first = np.unique(data.groups[like], return_index=True)
+    trained = like[first[np.searchsorted(groups, data.groups[leaking])]]
+    rows = data.samples.rows
     return [
-        Doubt("leak", rows[i], f"of {rows[trained[int(data.groups[i])]]}")
-        for i in np.flatnonzero(apart)
-        if int(data.groups[i]) in trained
+        Doubt("leak", row, f"of {of}") for row, of in zip(rows[leaking].tolist(), rows[trained].tolist(), strict=True)
     ]

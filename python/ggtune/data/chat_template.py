@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import datetime
 import json
-import sys
+import math
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ggtune.data.chat_render import ConversationRenderer
@@ -67,7 +67,8 @@ class ChatTemplate:
         """
         self.name, self.title = name, title or name
         self._dates: set[str] = set()
-        self._template = _compile(source, now, self._dates)
+        self._clock = _Clock()
+        self._template = _compile(source, now, self._dates, self._clock)
         self._special = {"bos_token": bos, "eos_token": eos}
         self.bos = ""
         self.after_question = ""
@@ -151,8 +152,7 @@ class ChatTemplate:
         limit = _MAX_TEXT + 4 * len(str(messages)) + 4 * len(str(tools))
         text: list[str] = []
         n_characters = 0
-        previous_trace = sys.gettrace()
-        sys.settrace(_deadline(_MAX_SECONDS))
+        self._clock.start(_MAX_SECONDS)
         try:
             for piece in self._template.generate(
                 messages=messages,
@@ -176,8 +176,6 @@ class ChatTemplate:
             raise GgtuneError(
                 f"The model's chat template fails: {type(error).__name__}: {error}. Choose another --template."
             ) from error
-        finally:
-            sys.settrace(previous_trace)
         return "".join(text)
 
     def _prompt(self, system: str | None, question: str) -> str:
@@ -270,19 +268,21 @@ def choose_template(
     )
 
 
-def _deadline(seconds: float) -> Callable[[FrameType, str, Any], Any]:
-    """Make a trace function that ends a template's code, which may loop without writing anything, after some time."""
-    end = time.monotonic() + seconds
+class _Clock(threading.local):
+    """Ends a template's code, which may loop without writing anything, after some time. Each thread has its own."""
 
-    def check(frame: FrameType, event: str, argument: Any) -> Any:
-        if time.monotonic() > end:
-            raise GgtuneError(f"The model's chat template takes more than {seconds:g} s for one turn.")
-        return check
+    _end = math.inf
+    _seconds = 0.0
 
-    def trace(frame: FrameType, event: str, argument: Any) -> Any:
-        return check if frame.f_code.co_filename == "<template>" else None  # Jinja's name for code from a string
+    def start(self, seconds: float) -> None:
+        """Begin a turn."""
+        self._seconds, self._end = seconds, time.monotonic() + seconds
 
-    return trace
+    def check(self) -> str:
+        """Raise :class:`GgtuneError` when the time is over; "" before."""
+        if time.monotonic() > self._end:
+            raise GgtuneError(f"The model's chat template takes more than {self._seconds:g} s for one turn.")
+        return ""
 
 
 def _messages(system: str | None, question: str) -> list[dict[str, str]]:
@@ -309,9 +309,13 @@ def _mark_literal(prompt: str, system: str | None, question: str, after_question
     return tuple(segment for segment in segments if segment.text)
 
 
-def _compile(source: str, now: datetime.datetime | None, dates: set[str]) -> jinja2.Template:
-    """Compile a chat template that notes in ``dates`` what it takes from the clock."""
+def _compile(source: str, now: datetime.datetime | None, dates: set[str], clock: _Clock) -> jinja2.Template:
+    """Compile a chat template that notes in ``dates`` what it takes from the calendar.
+
+    It looks at ``clock`` in every turn of a loop and at every call: nothing else can take long in Jinja's language.
+    """
     import jinja2
+    from jinja2 import nodes
     from jinja2.exceptions import SecurityError
     from jinja2.ext import Extension
     from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -336,6 +340,10 @@ def _compile(source: str, now: datetime.datetime | None, dates: set[str]) -> jin
                 raise SecurityError(f"the operator {operator} with too large a result")
             return super().call_binop(context, operator, left, right)
 
+        def call(self, *arguments: Any, **named: Any) -> Any:
+            clock.check()
+            return super().call(*arguments, **named)
+
     def raise_exception(message: str) -> None:
         raise jinja2.TemplateError(message)
 
@@ -351,8 +359,13 @@ def _compile(source: str, now: datetime.datetime | None, dates: set[str]) -> jin
     environment.filters["tojson"] = tojson
     environment.globals["raise_exception"] = raise_exception
     environment.globals["strftime_now"] = strftime_now
+    environment.extend(check_clock=clock.check)
     try:
-        return environment.from_string(source)
+        tree = environment.parse(source)
+        for loop in tree.find_all(nodes.For):
+            check = nodes.ExprStmt(nodes.Call(nodes.EnvironmentAttribute("check_clock"), [], [], None, None))
+            loop.body.insert(0, check.set_lineno(loop.lineno).set_environment(environment))
+        return environment.from_string(tree)
     except jinja2.TemplateSyntaxError as error:
         raise GgtuneError(
             f"The model's chat template has an error in line {error.lineno}: {error.message}. "

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import re
+from array import array
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from ggtune.data.conversation import Conversation, Document
+from ggtune.data.key_table import KeyTable
 from ggtune.errors import GgtuneError
 
 SHORT_ANSWER = 2  # characters
@@ -58,11 +63,14 @@ _PLACEHOLDER = re.compile(
 )
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\u200b\u200e\u200f\u202a-\u202e\u2060\ufeff]")
 _LONG_WORD = re.compile(r"\S{201,}")
-_REPEATED = re.compile(r"(.{8,80}?)\1{4,}", re.DOTALL)
+_LEAST_PERIOD, _LONGEST_PERIOD, _REPETITIONS = 8, 80, 5  # of a repeated phrase
+_REPEATED = re.compile(rf"(.{{{_LEAST_PERIOD},{_LONGEST_PERIOD}}}?)\1{{{_REPETITIONS - 1},}}", re.DOTALL)
+_REPEATED_UP_TO = 5000  # characters
 _ENDED = re.compile(r"[.!?:;)\]}\"'»”’…>`*|\d]\s*$|[\u3002\uff01\uff1f]\s*$")
 _CUT_FROM = 200  # characters: shorter answers are often no sentences
 _PERMUTATIONS = 128
 _SAME_ANSWERS = 20  # so many questions with one answer are said
+_LATIN = "Latin"
 _SCRIPTS = (
     ("Cyrillic", re.compile(r"[\u0400-\u04ff]")),
     ("Greek", re.compile(r"[\u0370-\u03ff]")),
@@ -71,11 +79,11 @@ _SCRIPTS = (
     ("Chinese or Japanese", re.compile(r"[\u3040-\u30ff\u4e00-\u9fff]")),
     ("Korean", re.compile(r"[\uac00-\ud7af]")),
     ("Devanagari", re.compile(r"[\u0900-\u097f]")),
-    ("Latin", re.compile(r"[A-Za-z\u00c0-\u024f]")),
+    (_LATIN, re.compile(r"[A-Za-z\u00c0-\u024f]")),
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Doubt:
     """Something about a row; ``kind`` is one of :data:`KINDS`."""
 
@@ -118,10 +126,12 @@ class Inspector:
 
     near: NearDuplicates | None = None
     doubts: list[Doubt] = field(default_factory=list)
-    _pairs: dict[int, int] = field(default_factory=dict)  # of question and answer, to the first row
-    _questions: dict[int, tuple[int, int]] = field(default_factory=dict)  # question to its first row and answer
-    _answers: dict[int, list[int]] = field(default_factory=dict)
-    _scripts: dict[str, list[int]] = field(default_factory=dict)
+    _wholes: KeyTable = field(default_factory=KeyTable)  # texts, and conversations of several turns
+    _whole_rows: array[int] = field(default_factory=lambda: array("I"))  # their first rows
+    _questions: KeyTable = field(default_factory=KeyTable)
+    _question_rows: array[int] = field(default_factory=lambda: array("I"))  # their first rows
+    _answers: array[int] = field(default_factory=lambda: array("q"))  # those of the first rows
+    _scripts: dict[str, array[int]] = field(default_factory=dict)
 
     def add(self, item: Conversation | Document) -> tuple[int, set[str]]:
         """Look at one. Gives a hash of what it asks (the same for what must not be apart), and the kinds of doubts."""
@@ -144,11 +154,7 @@ class Inspector:
 
     def _document(self, item: Document) -> int:
         self._texts(item.row, [item.text])
-        whole = _hash(_normal(item.text))
-        if whole in self._pairs:
-            self.doubts.append(Doubt("duplicate", item.row, f"of {self._pairs[whole]}"))
-        self._pairs.setdefault(whole, item.row)
-        return whole
+        return self._whole(item.row, _hash(_normal(item.text)))
 
     def _conversation(self, item: Conversation) -> int:
         asked = [turn.text for turn in item.turns if turn.role == "user"]
@@ -160,17 +166,21 @@ class Inspector:
             self._answer(item.row, answer)
         if len(asked) == 1 and len(answers) == 1:
             return self._pair(item.row, asked[0], answers[0], item.system or "")
-        whole = _hash("\0".join(_normal(turn.text) for turn in item.turns))
-        if whole in self._pairs:
-            self.doubts.append(Doubt("duplicate", item.row, f"of {self._pairs[whole]}"))
-        self._pairs.setdefault(whole, item.row)
+        whole = self._whole(item.row, _hash("\0".join(_normal(turn.text) for turn in item.turns)))
         return _hash(_normal(asked[0])) if asked else whole
+
+    def _whole(self, row: int, whole: int) -> int:
+        number = self._wholes.number(whole)
+        if number == len(self._whole_rows):
+            self._whole_rows.append(row)
+        else:
+            self.doubts.append(Doubt("duplicate", row, f"of {self._whole_rows[number]}"))
+        return whole
 
     def finish(self) -> list[Doubt]:
         """Give all doubts, with those that need all rows, in order of the rows."""
-        for rows in self._answers.values():
-            if len(rows) >= _SAME_ANSWERS:
-                self.doubts.append(Doubt("same answer", rows[0], f"to {len(rows)} questions"))
+        for number, n_questions in _frequent(self._answers, _SAME_ANSWERS):
+            self.doubts.append(Doubt("same answer", self._question_rows[number], f"to {n_questions} questions"))
         total = sum(len(rows) for rows in self._scripts.values())
         for script, rows in self._scripts.items():
             if len(rows) < 0.05 * total:
@@ -188,10 +198,8 @@ class Inspector:
         ):
             if (tags or pattern is not _TAGS) and (found := pattern.search(text)):
                 self.doubts.append(Doubt(kind, row, repr(found[0][:40])))
-        counts = Counter({name: len(pattern.findall(text[:2000])) for name, pattern in _SCRIPTS})
-        script, n = counts.most_common(1)[0]
-        if n:
-            self._scripts.setdefault(script, []).append(row)
+        if script := _script(text[:2000]):
+            self._scripts.setdefault(script, array("I")).append(row)
 
     def _answer(self, row: int, answer: str) -> None:
         bare = answer.strip()
@@ -205,22 +213,57 @@ class Inspector:
             self.doubts.append(Doubt("chatbot", row, repr(found[0])))
         if len(bare) >= _CUT_FROM and not _ENDED.search(bare):
             self.doubts.append(Doubt("cut answer", row, repr("..." + bare[-30:])))
-        if found := _REPEATED.search(bare[:5000]):
-            self.doubts.append(Doubt("repetition", row, repr(found[1][:40])))
+        if repeated := _repeated(bare[:_REPEATED_UP_TO]):
+            self.doubts.append(Doubt("repetition", row, repr(repeated[:40])))
 
     def _pair(self, row: int, question: str, answer: str, system: str) -> int:
         asked, answered = _hash(system + "\0" + _normal(question)), _hash(_normal(answer))
         if _normal(question) == _normal(answer):
             self.doubts.append(Doubt("copied question", row))
-        first_row, first_answer = self._questions.setdefault(asked, (row, answered))
-        if first_row != row:
-            same = first_answer == answered
+        number = self._questions.number(asked)
+        if number == len(self._answers):
+            self._question_rows.append(row)
+            self._answers.append(answered)
+        else:
+            same, first_row = self._answers[number] == answered, self._question_rows[number]
             self.doubts.append(
                 Doubt("duplicate" if same else "contradiction", row, f"{'of' if same else 'to'} {first_row}")
             )
-        else:
-            self._answers.setdefault(answered, []).append(row)
         return _hash(_normal(question))
+
+
+def _frequent(values: array[int], least: int) -> Iterator[tuple[int, int]]:
+    """Where each value that occurs at least so often is first, and how often it does."""
+    found = np.frombuffer(values, np.int64) if values else np.zeros(0, np.int64)
+    ascending = np.sort(found)
+    frequent = ascending[least - 1 :][ascending[least - 1 :] == ascending[: max(0, len(found) - least + 1)]]
+    places = np.flatnonzero(np.isin(found, frequent)) if len(frequent) else frequent
+    _, first, counts = np.unique(found[places], return_index=True, return_counts=True)
+    yield from zip(places[first].tolist(), counts.tolist(), strict=True)
+
+
+def _script(text: str) -> str:
+    """Give the script that most letters of a text are of, "" for none."""
+    if text.isascii():
+        return _LATIN if any(map(str.isalpha, text)) else ""
+    counts = Counter({name: len(pattern.findall(text)) for name, pattern in _SCRIPTS})
+    script, n = counts.most_common(1)[0]
+    return script if n else ""
+
+
+def _repeated(text: str) -> str:
+    """Give the first phrase that a text repeats over and over, "" for none.
+
+    The pattern alone takes long. Where a phrase is repeated, its next characters occur once more a period later: that
+    is looked up at so many places that one of them lies in any repetition.
+    """
+    n = _LEAST_PERIOD
+    for at in range(0, len(text) - n, n * (_REPETITIONS - 2)):
+        if text.find(text[at : at + n], at + n, at + _LONGEST_PERIOD + n) >= 0:
+            around = _REPETITIONS * _LONGEST_PERIOD
+            if found := _REPEATED.search(text, max(0, at - around), at + around):
+                return found[1]
+    return ""
 
 
 def _normal(text: str) -> str:

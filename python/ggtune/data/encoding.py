@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 
 import numpy as np
@@ -25,6 +26,7 @@ class SampleEncoder:
         self._next_question = ""
         self._looked_for_it = False
         self.end_appended = 0
+        self._counting = threading.Lock()  # samples are made in several threads
         self.notes = self._turns.notes
 
     def conversation(self, conversation: Conversation) -> Sample:
@@ -63,7 +65,8 @@ class SampleEncoder:
         turn = encode_text(self._tokenizer, self._turns, self._template, document.text, tag=tag, prefix=prefix)
         if not turn.has_answer:
             return None
-        self.end_appended += turn.end_appended
+        with self._counting:
+            self.end_appended += turn.end_appended
         given = 1.0 if self._options.loss_on == "all" else self._options.prompt_weight
         weights = [document.weight * given] * len(turn.prompt) + [document.weight] * len(turn.answer)
         return self._made(turn.prompt + turn.answer, weights, len(turn.prompt), document.row), turn.prompt_text

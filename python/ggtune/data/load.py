@@ -4,109 +4,45 @@ from __future__ import annotations
 
 import datetime
 from array import array
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
+from tqdm import tqdm
 
 from ggtune.data.chat_template import TemplatedTokenizer, choose_template, model_template
 from ggtune.data.conversation import Conversation, Document
-from ggtune.data.doubts import Doubt, Inspector, NearDuplicates
+from ggtune.data.dataset import Dataset, LoadReport, row_list
+from ggtune.data.doubts import Inspector, NearDuplicates
 from ggtune.data.encoding import SampleEncoder
 from ggtune.data.options import Learn, LoadOptions
+from ggtune.data.parallel import in_order, usual_threads
 from ggtune.data.readers import has_reader, reader_for
 from ggtune.data.readers.decoding import encoding_of, head_of
 from ggtune.data.readers.reader import Findings, Item, ReadOptions
 from ggtune.data.readers.sft_samples import TextSample
+from ggtune.data.sample_cache import cached
 from ggtune.data.samples import LossOn, Sample, TooLong, text_windows
 from ggtune.data.sft import answer_tag, find_template, without_bos
 from ggtune.data.shapes import Columns
 from ggtune.data.sources import files_of
-from ggtune.data.store import SampleStore, StoreBuilder
+from ggtune.data.store import StoreBuilder
 from ggtune.data.system_text import SystemText, system_of_prompts, system_of_records
 from ggtune.data.templates import TEMPLATES, Template
 from ggtune.data.tokenization import token_text
 from ggtune.errors import DataError, GgtuneError, ModelError
 from ggtune.setting_texts import DataPart
 
+_Encoded = TypeVar("_Encoded")
 _SHOWN_ROWS = 10
+_QUIET_S = 2.0  # reading that takes longer shows how far it is
 _LOOKED_AT = 1000  # texts from which the template is told
-_MOST_PROMPTS = 20_000  # kept to find the system text in
+_MOST_PROMPTS, _MOST_CHARACTERS = 20_000, 20_000_000  # kept to find the system text in
+_MOST_SYSTEMS = 1000  # different ones: that they differ is known then
 _BINARY_HEADS = (b"PAR1", b"ARROW1", b"GGUF", b"PK\x03\x04", b"\x1f\x8b", b"%PDF")
-
-
-@dataclass
-class LoadReport:
-    """What became of the rows of the data. Numbers are rows of a table (the header is row 1) or lines of a text."""
-
-    path: str
-    kind: str  # the reader's name
-    unit: str = "row"  # what numbers count
-    plain: bool = False  # texts without turns
-    template: str | None = None  # its name; None for plain text
-    title: str | None = None  # what a reader is shown of it
-    system: str | None = None  # of every sample, "" for none; None where they differ or it can't be told
-    system_differs: bool = False
-    n_read: int = 0  # rows, samples or windows with a text
-    empty_rows: Sequence[int] = ()
-    bad_rows: Sequence[tuple[int, str]] = ()  # skipped, and why
-    end_appended: int = 0  # samples whose text had no end token
-    cut_rows: Sequence[int] = ()
-    skipped_rows: Sequence[int] = ()
-    too_long_lengths: Sequence[int] = ()  # tokens of the samples that were cut or skipped
-    notes: list[str] = field(default_factory=list)
-    doubts: Sequence[Doubt] = ()
-    dropped: Mapping[str, Sequence[int]] = field(default_factory=dict)  # rows left out by --drop, by kind of doubt
-
-    def lines(self, *, with_doubts: bool = True) -> list[str]:
-        """Say the report in sentences, for printing."""
-        what = "windows" if self.plain else "samples" if self.kind == "sft" else f"{self.unit}s"
-        form = f", template '{self.title}'" if self.title else ""
-        where = f"{self.unit}s"
-        lines = [f"{self.path}: {self.n_read} {what}{form}"]
-        if self.empty_rows:
-            lines.append(f"skipped, question or answer empty: {_rows(where, self.empty_rows)}")
-        if self.bad_rows:
-            lines.append(f"skipped, can't be used: {_rows(where, [number for number, _ in self.bad_rows])}")
-        lines += [f"left out by --drop, {kind}: {_rows(where, rows)}" for kind, rows in self.dropped.items()]
-        if self.end_appended:
-            lines.append(f"end token missing and appended: {self.end_appended} samples")
-        if self.cut_rows:
-            lines.append(f"cut to the context: {_rows(where, self.cut_rows)}")
-        if self.skipped_rows:
-            lines.append(f"skipped, too long for the context: {_rows(where, self.skipped_rows)}")
-        if self.system_differs:
-            lines.append("the samples have different system texts: the adapter names none to ask the model with")
-        if self.doubts and with_doubts:
-            counts = Counter(doubt.kind for doubt in self.doubts)
-            found = ", ".join(f"{kind} {n}" for kind, n in counts.most_common())
-            lines.append(f"doubtful {where}: {found} (ggtune check-data names them)")
-        return lines + self.notes
-
-    def asked_with(self) -> dict[str, str]:
-        """Say how a model has to be asked after this training: the ``ggtune.*`` notes of an adapter file."""
-        notes = {}
-        if self.template:
-            notes["template"] = self.template
-        if self.system is not None or self.system_differs:
-            # also where there is none: the base may have been trained with one
-            notes["system"] = self.system or ""
-            notes["system_differs"] = str(self.system_differs).lower()
-        return notes
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """Token samples of the data in its order; ``template`` is None for plain text."""
-
-    samples: SampleStore
-    template: Template | None
-    report: LoadReport
-    groups: NDArray[np.int64]  # (n,): the same for samples that ask the same
 
 
 def load_samples(
@@ -132,12 +68,14 @@ def load_samples(
     include_sample_start: bool = False,
     overlapping_samples: bool = False,
     now: datetime.datetime | None = None,
+    threads: int = 0,
 ) -> Dataset:
     """Read data files or folders (:mod:`ggtune.data.readers`) into token samples of at most ``context`` rows.
 
     ``template`` None stands for the model's own (see :func:`choose_template`), in rendered text for the one whose
-    answer tag occurs. Raises :class:`DataError` for bad data (all bad rows in one, unless ``skip_bad``), and
-    :class:`GgtuneError` for a template that can't be used.
+    answer tag occurs. Any number of ``threads`` (0: one for each core, at most four) gives the same samples. Raises
+    :class:`DataError` for bad data (all bad rows in one, unless ``skip_bad``), and :class:`GgtuneError` for a template
+    that can't be used.
     """
     columns = Columns(question_column or None, answer_column or None, context_column or None, weight_column or None)
     options = LoadOptions(
@@ -156,7 +94,8 @@ def load_samples(
         now=now,
     )
     parts = [DataPart(str(path))] if isinstance(path, (str, Path)) else list(path)
-    return _Loader(parts, tokenizer, options).load()
+    loader = _Loader(parts, tokenizer, options, threads or usual_threads())
+    return cached(parts, tokenizer, options, loader.load)
 
 
 @dataclass(frozen=True)
@@ -195,8 +134,10 @@ def _head(path: Path) -> str:
 
 
 class _Loader:
-    def __init__(self, parts: Sequence[DataPart], tokenizer: TemplatedTokenizer, options: LoadOptions) -> None:
-        self._parts, self._tokenizer, self._options = parts, tokenizer, options
+    def __init__(
+        self, parts: Sequence[DataPart], tokenizer: TemplatedTokenizer, options: LoadOptions, threads: int
+    ) -> None:
+        self._parts, self._tokenizer, self._options, self._threads = parts, tokenizer, options, threads
         self._part = parts[0]
         self._path = Path(parts[0].path)
         self._builder = StoreBuilder()
@@ -239,7 +180,7 @@ class _Loader:
         asked = self._asked()
         report.system, report.system_differs = asked.text, asked.differs
         report.doubts, report.dropped = self._inspector.finish(), self._dropped
-        return Dataset(self._builder.build(), self._template, report, np.array(self._groups, np.int64))
+        return Dataset(self._builder.build(), self._template, report, np.frombuffer(self._groups, np.int64))
 
     def _load(self, source: Source) -> None:
         first = next(source.items, None)
@@ -262,21 +203,30 @@ class _Loader:
             if options.system:
                 template.render_prompt(options.system, "?")  # a refusal is the template's, not a row's
             self._template, self._encoder = template, SampleEncoder(self._tokenizer, template, options)
-        for item in items:
-            if not isinstance(item, Conversation):
+        encoder = self._encoder
+
+        def encode(item: Item) -> Sample | GgtuneError | None:
+            try:
+                return (
+                    encoder.conversation(item.with_system(options.system)) if isinstance(item, Conversation) else None
+                )
+            except GgtuneError as error:
+                return error
+
+        for item, sample in self._in_order(encode, items):
+            if not isinstance(item, Conversation) or sample is None:
                 source.findings.add_bad(item.row, "is a text, and the rows before are conversations")
                 continue
-            own = item.system
-            conversation = item.with_system(options.system)
-            try:
-                sample = self._encoder.conversation(conversation)
-            except ModelError:  # not the row's fault
-                raise
-            except GgtuneError as error:
-                source.findings.add_bad(item.row, str(error))
+            if isinstance(sample, ModelError):  # not the row's fault
+                raise sample
+            if isinstance(sample, GgtuneError):
+                source.findings.add_bad(item.row, str(sample))
                 continue
+            own = item.system
             if self._fit(sample, *self._inspector.add(item)):
-                self._systems.add(own or options.system)
+                system = own or options.system
+                if len(self._systems) < _MOST_SYSTEMS or system == options.system:
+                    self._systems.add(system)
 
     def _rendered(self, items: Iterable[Item], source: Source) -> None:
         """Texts that hold a template's tags, or none in any: then they are plain."""
@@ -298,17 +248,25 @@ class _Loader:
         self._encoder = encoder = SampleEncoder(self._tokenizer, used, options)
         tag = answer_tag(found) if found else ""
         untagged: list[int] = []
-        for item in everything:
+        n_characters = _MOST_CHARACTERS
+
+        def encode(item: Item) -> tuple[Sample, str] | DataError | None:
+            if not isinstance(item, Document) or (options.loss_on == "answer" and (not tag or tag not in item.text)):
+                return None
+            try:
+                return encoder.text(item, tag)
+            except DataError as error:
+                return error
+
+        for item, encoded in self._in_order(encode, everything):
             if not isinstance(item, Document):
                 source.findings.add_bad(item.row, "is a conversation, and the rows before are texts")
                 continue
             if options.loss_on == "answer" and (not tag or tag not in item.text):
                 untagged.append(item.row)
                 continue
-            try:
-                encoded = encoder.text(item, tag)
-            except DataError as error:
-                source.findings.add_bad(item.row, str(error))
+            if isinstance(encoded, DataError):
+                source.findings.add_bad(item.row, str(encoded))
                 continue
             if encoded is None:
                 source.findings.empty.append(item.row)
@@ -316,13 +274,15 @@ class _Loader:
             sample, prompt = encoded
             answer = item.text.partition(tag)[2] if tag else item.text
             looked_at_it = self._inspector.add_rendered(item.row, prompt, answer)
-            if self._fit(sample, *looked_at_it) and len(self._prompts) < _MOST_PROMPTS:
+            if self._fit(sample, *looked_at_it) and len(self._prompts) < _MOST_PROMPTS and n_characters > 0:
+                n_characters -= len(prompt)
                 self._prompts[prompt] = None
         if untagged and not (options.read.skip_bad and len(self._builder)):
             looked_for = f"no answer tag {tag!r} of the template '{found.name}'" if found else "no known answer tag"
+            where = row_list(f"{source.findings.unit}s", untagged)
             raise DataError(
-                f"{source.path}: {looked_for} in the samples at {_rows(f'{source.findings.unit}s', untagged)}: it is "
-                "unknown where their answers start. Give their --template, or learn every token with --loss-on all."
+                f"{source.path}: {looked_for} in the samples at {where}: it is unknown where their answers start. Give "
+                " their --template, or learn every token with --loss-on all."
             )
         for row in untagged:
             source.findings.add_bad(row, "has no answer tag")
@@ -333,18 +293,28 @@ class _Loader:
         options = self._options
         self._report.plain = True
         n_documents = 0
-        for item in items:
+
+        def cut(item: Item) -> list[Sample]:
+            if not isinstance(item, Document):
+                return []
+            return text_windows(self._tokenizer, item.text, options.context, overlapping=options.overlapping_samples)
+
+        for item, windows in self._in_order(cut, items):
             if not isinstance(item, Document):
                 raise DataError(f"{self._path}: row {item.row} is a conversation, and the rows before are texts.")
             n_documents += 1
             group, kinds = self._inspector.add(item)
-            for window in text_windows(
-                self._tokenizer, item.text, options.context, overlapping=options.overlapping_samples
-            ):
+            for window in windows:
                 self._fit(window if source.kind == "text" else replace(window, row=item.row), group, kinds)
         self._report.notes.append("plain text: the loss is on every token")
         if n_documents > 1:
             self._report.notes.append(f"{n_documents} texts, each with an end token behind it")
+
+    def _in_order(self, encode: Callable[[Item], _Encoded], items: Iterable[Item]) -> Iterator[tuple[Item, _Encoded]]:
+        """Encode in threads, and show how far it is where that takes long."""
+        bar = tqdm(items, desc="Tokenizing", unit=f" {self._report.unit}s", delay=_QUIET_S, leave=False, disable=None)
+        with bar:
+            yield from in_order(encode, bar, size=_size, threads=self._threads)
 
     def _fit(self, sample: Sample, group: int, kinds: set[str]) -> bool:
         """Add a sample, cut to the context, and say whether it was added.
@@ -374,6 +344,7 @@ class _Loader:
     def _take(self, source: Source) -> None:
         """Note what the reader found; raise for bad rows that are not to be skipped."""
         findings = source.findings
+        findings.bad.sort()  # the reader is a little ahead of the encoder
         findings.check(source.path, self._options.read)
         self._empty += findings.empty
         self._bad += findings.bad
@@ -439,6 +410,5 @@ class _Loader:
             return named
 
 
-def _rows(word: str, rows: Sequence[int]) -> str:
-    shown = ", ".join(str(row) for row in rows[:_SHOWN_ROWS])
-    return f"{word} {shown}" + (f", ... ({len(rows)} in all)" if len(rows) > _SHOWN_ROWS else "")
+def _size(item: Item) -> int:
+    return len(item.text) if isinstance(item, Document) else sum(len(turn.text) for turn in item.turns)

@@ -6,10 +6,12 @@ import bisect
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import overload
 
 import numpy as np
 
 from ggtune.data.samples import FloatArray, Sample
+from ggtune.data.store import lengths_of
 from ggtune.data.tokenization import IntArray
 from ggtune.errors import DataError
 
@@ -54,42 +56,64 @@ def pack(samples: Sequence[Sample], max_tokens: int, max_sequences: int = MAX_SE
     equal ones run fastest and need the least memory. No filler is added. The same samples in the same order give the
     same micro-batches. Raises :class:`DataError` for a sample longer than ``max_tokens``.
     """
-    order = sorted(range(len(samples)), key=lambda i: -samples[i].n_rows)  # stable
-    for i in order[:1]:
-        if samples[i].n_rows > max_tokens:
-            raise DataError(
-                f"The sample of row {samples[i].row} needs {samples[i].n_rows} tokens: a micro-batch has {max_tokens}."
-            )
-    fitted = _best_fit(samples, order, max_tokens, max_sequences)
-    level = _deal_out(samples, order, len(fitted), max_sequences)
-    longest = max((sum(samples[i].n_rows for i in chosen) for chosen in level), default=0)
-    return [_micro_batch(samples, chosen) for chosen in (level if level and longest <= max_tokens else fitted)]
+    return list(PackedSamples(samples, max_tokens, max_sequences))
 
 
-def efficiency(micro_batches: Sequence[MicroBatch]) -> float:
+class PackedSamples(Sequence[MicroBatch]):
+    """What :func:`pack` gives, made when it is asked for: the samples may be more than fit into memory."""
+
+    def __init__(self, samples: Sequence[Sample], max_tokens: int, max_sequences: int = MAX_SEQUENCES) -> None:
+        """Raise as :func:`pack`."""
+        n_rows = (lengths_of(samples) - 1).tolist()
+        if n_rows and max(n_rows) > max_tokens:
+            row = samples[n_rows.index(max(n_rows))].row
+            raise DataError(f"The sample of row {row} needs {max(n_rows)} tokens: a micro-batch has {max_tokens}.")
+        self._samples, self._chosen = samples, pack_lengths(n_rows, max_tokens, max_sequences)
+
+    def __len__(self) -> int:
+        return len(self._chosen)
+
+    @overload
+    def __getitem__(self, index: int) -> MicroBatch: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[MicroBatch]: ...
+    def __getitem__(self, index: int | slice) -> MicroBatch | list[MicroBatch]:
+        if isinstance(index, slice):
+            return [_micro_batch(self._samples, chosen) for chosen in self._chosen[index]]
+        return _micro_batch(self._samples, self._chosen[index])
+
+
+def pack_lengths(n_rows: Sequence[int], max_tokens: int, max_sequences: int = MAX_SEQUENCES) -> list[list[int]]:
+    """Choose the samples of each micro-batch of :func:`pack` by the rows of each, which are at most ``max_tokens``."""
+    order = sorted(range(len(n_rows)), key=lambda i: -n_rows[i])  # stable
+    fitted = _best_fit(n_rows, order, max_tokens, max_sequences)
+    level = _deal_out(n_rows, order, len(fitted), max_sequences)
+    longest = max((sum(n_rows[i] for i in chosen) for chosen in level), default=0)
+    return level if level and longest <= max_tokens else fitted
+
+
+def efficiency(n_tokens: Sequence[int]) -> float:
     """Rows of all micro-batches, as a share of as many of the longest one, 0 to 1."""
-    longest = max((batch.n_tokens for batch in micro_batches), default=0)
-    return sum(batch.n_tokens for batch in micro_batches) / max(1, len(micro_batches) * longest)
+    return sum(n_tokens) / max(1, len(n_tokens) * max(n_tokens, default=0))
 
 
-def _best_fit(samples: Sequence[Sample], order: Sequence[int], max_tokens: int, max_sequences: int) -> list[list[int]]:
+def _best_fit(n_rows: Sequence[int], order: Sequence[int], max_tokens: int, max_sequences: int) -> list[list[int]]:
     bins: list[list[int]] = []
     free: list[tuple[int, int]] = []  # (free rows, bin), ascending; full bins are gone
     for i in order:
-        n_rows = samples[i].n_rows
-        place = bisect.bisect_left(free, (n_rows, 0))
+        place = bisect.bisect_left(free, (n_rows[i], 0))
         if place < len(free):
             n_free, chosen = free.pop(place)
             bins[chosen].append(i)
         else:
             n_free, chosen = max_tokens, len(bins)
             bins.append([i])
-        if n_free > n_rows and len(bins[chosen]) < max_sequences:
-            bisect.insort(free, (n_free - n_rows, chosen))
+        if n_free > n_rows[i] and len(bins[chosen]) < max_sequences:
+            bisect.insort(free, (n_free - n_rows[i], chosen))
     return bins
 
 
-def _deal_out(samples: Sequence[Sample], order: Sequence[int], n_bins: int, max_sequences: int) -> list[list[int]]:
+def _deal_out(n_rows: Sequence[int], order: Sequence[int], n_bins: int, max_sequences: int) -> list[list[int]]:
     """Return no bins where the samples are too many for them."""
     bins: list[list[int]] = [[] for _ in range(n_bins)]
     loads = [(0, b) for b in range(n_bins)]  # a heap
@@ -99,7 +123,7 @@ def _deal_out(samples: Sequence[Sample], order: Sequence[int], n_bins: int, max_
         load, chosen = heapq.heappop(loads)
         bins[chosen].append(i)
         if len(bins[chosen]) < max_sequences:
-            heapq.heappush(loads, (load + samples[i].n_rows, chosen))
+            heapq.heappush(loads, (load + n_rows[i], chosen))
     return bins
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
+import weakref
 from array import array
 from collections.abc import Iterator, Sequence
-from typing import IO, Any, overload
+from typing import IO, Any, Generic, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,8 +16,36 @@ from ggtune.data.samples import FloatArray, Sample
 from ggtune.data.tokenization import IntArray
 from ggtune.errors import DataError
 
-_SPILL_TOKENS = 1 << 24  # more than these are written to a file
+IN_MEMORY_TOKENS = 1 << 22  # more than these are written to a file
 _MOST_WEIGHTS = 256
+_Scalar = TypeVar("_Scalar", np.int32, np.uint8)
+
+
+class FileValues(Generic[_Scalar]):
+    """Values in a file, read when they are asked for: mapped memory would count as the process's own."""
+
+    def __init__(self, file: IO[bytes], dtype: type[_Scalar], length: int, offset: int = 0) -> None:
+        """``offset``: bytes in front of the first value. The file is kept as long as this lives, also when closed."""
+        self._descriptor, self._length, self._offset = os.dup(file.fileno()), length, offset
+        weakref.finalize(self, os.close, self._descriptor)
+        self._dtype: np.dtype[_Scalar] = np.dtype(dtype)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, part: slice) -> NDArray[_Scalar]:
+        """Read a part (without a step). Raises :class:`DataError` where the file has become shorter."""
+        begin, end, _ = part.indices(self._length)
+        size = self._dtype.itemsize
+        n_bytes = max(0, end - begin) * size
+        at = self._offset + begin * size
+        found = os.pread(self._descriptor, n_bytes, at)
+        while len(found) < n_bytes:  # a read may stop early
+            more = os.pread(self._descriptor, n_bytes - len(found), at + len(found))
+            if not more:
+                raise DataError("The file of the token samples has become shorter while it was in use.")
+            found += more
+        return np.frombuffer(found, self._dtype)
 
 
 class SampleStore(Sequence[Sample]):
@@ -23,21 +53,22 @@ class SampleStore(Sequence[Sample]):
 
     def __init__(
         self,
-        tokens: IntArray,
-        weight_ids: NDArray[np.uint8],
+        tokens: IntArray | FileValues[np.int32],
+        weight_ids: NDArray[np.uint8] | FileValues[np.uint8],
         weights: FloatArray,
         ends: NDArray[np.int64],
+        n_targets: IntArray,
         n_prompt: IntArray,
         rows: NDArray[np.int64],
         numbers: NDArray[np.int64] | None = None,
     ) -> None:
         """``ends[i]``: tokens of all samples up to sample i; ``weights[weight_ids]``: the tokens' weights."""
-        self._tokens, self._weight_ids, self._weights = tokens, weight_ids, weights
-        self._ends, self._n_prompt, self._rows = ends, n_prompt, rows
-        self._numbers = np.arange(len(ends)) if numbers is None else numbers
+        self.tokens, self.weight_ids, self.weights = tokens, weight_ids, weights
+        self.ends, self._n_targets, self._n_prompt, self._rows = ends, n_targets, n_prompt, rows
+        self._numbers = numbers  # None: all
 
     def __len__(self) -> int:
-        return len(self._numbers)
+        return len(self.ends if self._numbers is None else self._numbers)
 
     @overload
     def __getitem__(self, index: int) -> Sample: ...
@@ -45,12 +76,12 @@ class SampleStore(Sequence[Sample]):
     def __getitem__(self, index: slice) -> SampleStore: ...
     def __getitem__(self, index: int | slice) -> Sample | SampleStore:
         if isinstance(index, slice):
-            return self.take(self._numbers[index], absolute=True)
-        number = self._numbers[index]
-        begin, end = (self._ends[number - 1] if number else 0), self._ends[number]
+            return self.take(np.arange(*index.indices(len(self))))
+        number = range(len(self))[index] if self._numbers is None else int(self._numbers[index])
+        begin, end = (int(self.ends[number - 1]) if number else 0), int(self.ends[number])
         return Sample(
-            self._tokens[begin:end],
-            self._weights[self._weight_ids[begin:end]],
+            self.tokens[begin:end],
+            self.weights[self.weight_ids[begin:end]],
             int(self._n_prompt[number]),
             int(self._rows[number]),
         )
@@ -58,17 +89,47 @@ class SampleStore(Sequence[Sample]):
     def __iter__(self) -> Iterator[Sample]:
         return (self[i] for i in range(len(self)))
 
-    def take(self, numbers: NDArray[Any], *, absolute: bool = False) -> SampleStore:
+    def take(self, numbers: NDArray[Any]) -> SampleStore:
         """Give the samples with these numbers, in this order."""
-        chosen = numbers if absolute else self._numbers[numbers]
+        chosen = numbers if self._numbers is None else self._numbers[numbers]
         return SampleStore(
-            self._tokens, self._weight_ids, self._weights, self._ends, self._n_prompt, self._rows, chosen
+            self.tokens, self.weight_ids, self.weights, self.ends, self._n_targets, self._n_prompt, self._rows, chosen
         )
 
     @property
     def lengths(self) -> NDArray[np.int64]:
         """Tokens of each sample, shape ``(n,)``."""
-        return np.diff(self._ends, prepend=0)[self._numbers]
+        lengths = np.diff(self.ends, prepend=0)
+        return lengths if self._numbers is None else lengths[self._numbers]
+
+    @property
+    def n_targets(self) -> IntArray:
+        """Tokens of each sample whose weight is not 0, shape ``(n,)``."""
+        return self._n_targets if self._numbers is None else self._n_targets[self._numbers]
+
+    @property
+    def n_prompts(self) -> IntArray:
+        """Tokens of each sample's prompt, shape ``(n,)``."""
+        return self._n_prompt if self._numbers is None else self._n_prompt[self._numbers]
+
+    @property
+    def rows(self) -> NDArray[np.int64]:
+        """Row of each sample in the data, shape ``(n,)``."""
+        return self._rows if self._numbers is None else self._rows[self._numbers]
+
+
+def lengths_of(samples: Sequence[Sample]) -> NDArray[np.int64]:
+    """Tokens of each sample, shape ``(n,)``, without making samples where a store knows them."""
+    if isinstance(samples, SampleStore):
+        return samples.lengths
+    return np.array([len(sample.tokens) for sample in samples], np.int64)
+
+
+def n_targets_of(samples: Sequence[Sample]) -> NDArray[Any]:
+    """Tokens of each sample whose weight is not 0, shape ``(n,)``."""
+    if isinstance(samples, SampleStore):
+        return samples.n_targets
+    return np.array([np.count_nonzero(sample.weights) for sample in samples], np.int64)
 
 
 class StoreBuilder:
@@ -77,7 +138,8 @@ class StoreBuilder:
     def __init__(self) -> None:
         self._tokens, self._weight_ids = array("i"), array("B")
         self._weights: dict[float, int] = {0.0: 0, 1.0: 1}
-        self._ends, self._n_prompt, self._rows = array("q"), array("i"), array("q")
+        self._ends, self._rows = array("q"), array("q")
+        self._n_targets, self._n_prompt = array("i"), array("i")
         self._files: tuple[IO[bytes], IO[bytes]] | None = None
         self._n_tokens = 0
 
@@ -87,13 +149,22 @@ class StoreBuilder:
     def append(self, sample: Sample) -> None:
         """Add a sample. Raises :class:`DataError` for more than 256 different weights."""
         self._tokens.frombytes(np.ascontiguousarray(sample.tokens, dtype=np.int32).tobytes())
-        self._weight_ids.extend(self._id_of(weight) for weight in sample.weights.tolist())
+        self._weight_ids.frombytes(self._ids_of(sample.weights).tobytes())
         self._n_tokens += len(sample.tokens)
         self._ends.append(self._n_tokens)
+        self._n_targets.append(int(np.count_nonzero(sample.weights)))
         self._n_prompt.append(sample.n_prompt)
         self._rows.append(sample.row)
-        if len(self._tokens) >= _SPILL_TOKENS:
+        if len(self._tokens) >= IN_MEMORY_TOKENS:
             self._spill()
+
+    def _ids_of(self, weights: FloatArray) -> NDArray[np.uint8]:
+        ids: NDArray[np.uint8] = (weights == 1).astype(np.uint8)
+        other = weights != ids
+        if other.any():
+            for weight in np.unique(weights[other]):
+                ids[weights == weight] = self._id_of(float(weight))
+        return ids
 
     def _id_of(self, weight: float) -> int:
         found = self._weights.get(weight)
@@ -112,21 +183,27 @@ class StoreBuilder:
         self._tokens, self._weight_ids = array("i"), array("B")
 
     def build(self) -> SampleStore:
-        """Finish."""
-        if self._files is None:
-            tokens: IntArray = np.frombuffer(self._tokens, np.int32) if self._tokens else np.zeros(0, np.int32)
-            ids = np.frombuffer(self._weight_ids, np.uint8) if self._weight_ids else np.zeros(0, np.uint8)
-        else:
+        """Finish: nothing is added any more."""
+        tokens: IntArray | FileValues[np.int32] = _numbers(self._tokens, np.int32)
+        ids: NDArray[np.uint8] | FileValues[np.uint8] = _numbers(self._weight_ids, np.uint8)
+        if self._files is not None:
             self._spill()
-            for file in self._files:
-                file.flush()
-            tokens = np.memmap(self._files[0], np.int32, "r")
-            ids = np.memmap(self._files[1], np.uint8, "r")
+            with self._files[0] as token_file, self._files[1] as id_file:
+                token_file.flush()
+                id_file.flush()
+                tokens = FileValues(token_file, np.int32, self._n_tokens)
+                ids = FileValues(id_file, np.uint8, self._n_tokens)
         return SampleStore(
             tokens,
             ids,
             np.array(list(self._weights), np.float32),
-            np.array(self._ends, np.int64),
-            np.array(self._n_prompt, np.int32),
-            np.array(self._rows, np.int64),
+            _numbers(self._ends, np.int64),
+            _numbers(self._n_targets, np.int32),
+            _numbers(self._n_prompt, np.int32),
+            _numbers(self._rows, np.int64),
         )
+
+
+def _numbers(values: array[Any], dtype: Any) -> NDArray[Any]:
+    """Give the values without a copy."""
+    return np.frombuffer(values, dtype) if values else np.zeros(0, dtype)

@@ -6,7 +6,9 @@ in what the template wrote; what the user wrote stays text even where it spells 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Protocol
 
@@ -20,6 +22,8 @@ IntArray = NDArray[np.int32]
 
 # Text that a following text is tokenized behind, so that it is no text's start: SentencePiece puts a space before that.
 _ANCHORS = ("\n", "]", "0", "a")
+_FEW_TEXTS = 100  # as many are looked at before it pays to know all special tokens
+_TOKENS_AT_ONCE = 256
 
 
 class Tokenizer(Protocol):
@@ -32,6 +36,10 @@ class Tokenizer(Protocol):
     @property
     def eos_token(self) -> int:
         """Id of the EOS, -1 for none."""
+
+    @property
+    def n_vocab(self) -> int:
+        """Number of tokens."""
 
     @property
     def add_bos(self) -> bool:
@@ -50,6 +58,16 @@ class Tokenizer(Protocol):
 def token_text(tokenizer: Tokenizer, token: int) -> str:
     """Text of a special token, "" for an id of -1."""
     return tokenizer.detokenize([token], special=True).decode("utf-8", "replace") if token >= 0 else ""
+
+
+@dataclass
+class _Head:
+    """What a text continues, back to an end token."""
+
+    text: str = ""
+    spells_special: bool = False
+    tokens: list[int] | None = None  # of the text as a whole, where it was parsed so
+    is_end: bool = False  # it is an end token: some swallow the white space behind them
 
 
 class TurnEncoder:
@@ -84,6 +102,8 @@ class TurnEncoder:
         else:
             raise ModelError("The model has no end-of-sequence token: it could not learn where an answer ends.")
         self._end_text = template.end
+        self._n_looked_at = 0
+        self._special_start: re.Pattern[str] | None = None  # first characters of the special tokens' texts
 
     def encode_prompt(self, rendered: Rendered) -> list[int]:
         """Token ids of BOS and prompt."""
@@ -122,45 +142,58 @@ class TurnEncoder:
         Tokens meet where what the model is given and what it writes meet, as in :meth:`encode_turn`.
         """
         tokens, weights, n_prompt = list(self.bos), [0.0] * len(self.bos), 0
-        before: list[Segment] = []  # what the next group continues, back to an end token
+        head = _Head()
         groups = [list(group) for _, group in groupby(rendered.segments, key=lambda s: (s.turn, weight_of(s)))]
         last = groups[-1][0].turn
         for i, group in enumerate(groups):
             if group[0].turn == last and (not i or groups[i - 1][0].turn != last):
                 n_prompt = len(tokens)
             ended = group[-1].is_end
-            found = self._group(before, group[:-1] if ended else group)
+            found = self._group(head, group[:-1] if ended else group)
             if not i:
                 found = self._without_bos(found)
             if ended:
-                found = [*found, self._end_of(group[-1])]
+                end, end_text = self._end_of(group[-1])
+                found = [*found, end]
+                head = _Head(end_text, tokens=[end], is_end=True) if end_text else _Head()
             tokens += found
             weights += [weight_of(group[0])] * len(found)
-            before = [] if ended else [*before, *group]
         return tokens, weights, n_prompt
 
-    def _end_of(self, segment: Segment) -> int:
+    def _end_of(self, segment: Segment) -> tuple[int, str]:
+        """The end token that a segment stands for, and its text: "" where that is not parsed as the token."""
         parsed = self._parse(segment.text)
-        return parsed[0] if len(parsed) == 1 and self._tokenizer.is_end_token(parsed[0]) else self.end
+        if len(parsed) == 1 and self._tokenizer.is_end_token(parsed[0]):
+            return parsed[0], segment.text
+        text = token_text(self._tokenizer, self.end)
+        return self.end, text if self._parse(text) == [self.end] else ""
 
-    def _group(self, before: Sequence[Segment], group: Sequence[Segment]) -> list[int]:
-        """Token ids of segments behind others."""
+    def _group(self, head: _Head, group: Sequence[Segment]) -> list[int]:
+        """Token ids of segments behind others, which they join then."""
         text = "".join(segment.text for segment in group)
-        if self._spells_special(group):
-            tokens: list[int] = []
+        spells_special = self._spells_special(group)
+        whole: list[int] | None = None
+        found: list[int] = []
+        if spells_special:
             for i, segment in enumerate(group):
-                encode = self._continuation if i or before else self._parse
-                tokens += encode(segment.text, parse_special=not segment.literal)
-            return tokens
-        if not before:
-            return self._parse(text)
-        if not self._spells_special(before):
-            head = "".join(segment.text for segment in before)
-            given = self._parse(head)
-            whole = self._parse(head + text)
-            if whole[: len(given)] == given:
-                return whole[len(given) :]
-        return self._continuation(text, parse_special=True)  # a token of the whole text spans the boundary
+                if not i and head.is_end and not segment.literal:
+                    found += self._parse(head.text + segment.text)[1:]
+                else:
+                    encode = self._continuation if i or head.text else self._parse
+                    found += encode(segment.text, parse_special=not segment.literal)
+        elif not head.text:
+            found = whole = self._parse(text)
+        else:
+            if not head.spells_special:
+                given = self._parse(head.text) if head.tokens is None else head.tokens
+                whole = self._parse(head.text + text)
+            if whole is not None and whole[: len(given)] == given:
+                found = whole[len(given) :]
+            else:  # a token of the whole text spans the boundary
+                found = self._continuation(text, parse_special=True)
+        head.text, head.tokens, head.is_end = head.text + text, whole, False
+        head.spells_special = head.spells_special or spells_special
+        return found
 
     def _parse(self, text: str, *, parse_special: bool = True) -> list[int]:
         tokens: list[int] = self._tokenizer.tokenize(text, parse_special=parse_special).tolist()
@@ -178,10 +211,17 @@ class TurnEncoder:
         return self._parse(text, parse_special=parse_special)
 
     def _spells_special(self, segments: Sequence[Segment]) -> bool:
-        return any(
-            segment.literal and self._parse(segment.text) != self._parse(segment.text, parse_special=False)
-            for segment in segments
-        )
+        return any(segment.literal and self._is_spelled(segment.text) for segment in segments)
+
+    def _is_spelled(self, text: str) -> bool:
+        """Whether a text has other tokens where special ones are parsed in it."""
+        self._n_looked_at += 1
+        if self._special_start is None and self._n_looked_at > _FEW_TEXTS:  # in several threads at once, perhaps
+            starts = "".join({text[0] for text in special_texts(self._tokenizer)})
+            self._special_start = re.compile(f"[{re.escape(starts)}]" if starts else "(?!)")
+        if self._special_start is not None and not self._special_start.search(text):
+            return False
+        return self._parse(text) != self._parse(text, parse_special=False)
 
     def _without_bos(self, tokens: list[int]) -> list[int]:
         """Drop what would double the BOS. Without one, such a token is a tag of the template: it stays."""
@@ -191,6 +231,17 @@ class TurnEncoder:
         while start < len(tokens) and tokens[start] == self._tokenizer.bos_token:
             start += 1
         return tokens[start:]
+
+
+def special_texts(tokenizer: Tokenizer) -> Iterator[str]:
+    """Give the texts of the tokens that are only found where special tokens are parsed."""
+    for start in range(0, tokenizer.n_vocab, _TOKENS_AT_ONCE):
+        tokens = range(start, min(start + _TOKENS_AT_ONCE, tokenizer.n_vocab))
+        if tokenizer.detokenize(tokens, special=True) == tokenizer.detokenize(tokens):
+            continue
+        for token in tokens:
+            if not tokenizer.detokenize([token]) and (text := token_text(tokenizer, token)):
+                yield text
 
 
 def encode_prompt(tokenizer: Tokenizer, template: Template, question: str, system: str | None = None) -> IntArray:

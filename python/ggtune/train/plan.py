@@ -4,10 +4,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from ggtune.config import CEILING_EPOCHS, CEILING_LEAST_STEPS
-from ggtune.data.packing import MAX_SEQUENCES, MicroBatch, efficiency, pack
+from ggtune.data.packing import MAX_SEQUENCES, MicroBatch, PackedSamples, efficiency, pack, pack_lengths
 from ggtune.data.samples import Sample
 from ggtune.data.split import IndexArray, epoch_order
+from ggtune.data.store import lengths_of, n_targets_of
 from ggtune.errors import GgtuneError
 
 
@@ -38,7 +41,8 @@ class Plan:
         max_steps: int,
     ) -> None:
         """``epochs`` None: a run until its ``stop_loss``, whose ``total_steps`` are a ceiling."""
-        longest = max(sample.n_rows for sample in [*samples, *held_out])
+        self._n_rows = lengths_of(samples) - 1
+        longest = int(max(self._n_rows.max(initial=0), (lengths_of(held_out) - 1).max(initial=0)))
         if longest > max_tokens:
             raise GgtuneError(
                 f"the longest sample needs {longest} tokens: give at least that many by --micro-batch-tokens, "
@@ -57,25 +61,33 @@ class Plan:
         self.total_steps: int | None = min(limits, default=None)
         self.known_steps = None if epochs is None else self.total_steps  # those that will be taken, but for stop_loss
         self.largest = self._largest(longest)
-        self.held_out: list[MicroBatch] = pack(held_out, max(self.largest[0], longest)) if held_out else []
+        self.held_out = PackedSamples(held_out, max(self.largest[0], longest))
         self._order: tuple[int, IndexArray] | None = None
 
     def micro_batches(self, epoch: int, cursor: int) -> list[MicroBatch]:
         """Return the micro-batches of step ``cursor`` (from 0) of ``epoch`` (from 0)."""
-        if self._order is None or self._order[0] != epoch:
-            self._order = (epoch, epoch_order(len(self._samples), self._seed, epoch))
-        chosen = self._order[1][cursor * self._batch : (cursor + 1) * self._batch]
-        return pack([self._samples[i] for i in chosen], self.max_tokens)
+        return pack([self._samples[int(i)] for i in self._chosen(epoch, cursor)], self.max_tokens)
 
     def packing(self) -> Packing:
         """Pack the first epoch to see."""
-        steps = [self.micro_batches(0, cursor) for cursor in range(self.steps_per_epoch)]
-        n_micro_batches = sum(len(step) for step in steps)
-        return Packing(n_micro_batches / len(steps), sum(efficiency(step) for step in steps) / len(steps))
+        n_micro_batches, efficiencies = 0, 0.0
+        for cursor in range(self.steps_per_epoch):
+            n_rows = self._n_rows[self._chosen(0, cursor)].tolist()
+            packed = pack_lengths(n_rows, self.max_tokens)
+            n_micro_batches += len(packed)
+            efficiencies += efficiency([sum(n_rows[i] for i in chosen) for chosen in packed])
+        return Packing(n_micro_batches / self.steps_per_epoch, efficiencies / self.steps_per_epoch)
+
+    def _chosen(self, epoch: int, cursor: int) -> IndexArray:
+        if self._order is None or self._order[0] != epoch:
+            self._order = (epoch, epoch_order(len(self._samples), self._seed, epoch))
+        return self._order[1][cursor * self._batch : (cursor + 1) * self._batch]
 
     def _largest(self, longest: int) -> tuple[int, int, int]:
         """Bounds of (tokens, targets, sequences) of any step's micro-batches."""
-        rows = sorted((sample.n_rows for sample in self._samples), reverse=True)[: self._batch]
-        targets = sorted((int((sample.weights != 0).sum()) for sample in self._samples), reverse=True)[: self._batch]
-        n_tokens = max(longest, min(self.max_tokens, sum(rows)))
-        return n_tokens, min(n_tokens, sum(targets)), min(len(rows), MAX_SEQUENCES)
+        n_most = min(self._batch, len(self._samples))
+        rows, targets = (
+            int(np.sort(numbers)[-n_most:].sum()) for numbers in (self._n_rows, n_targets_of(self._samples))
+        )
+        n_tokens = max(longest, min(self.max_tokens, rows))
+        return n_tokens, min(n_tokens, targets), min(n_most, MAX_SEQUENCES)

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 from ggtune.config import TrainConfig
-from ggtune.data.load import Dataset, load_samples
+from ggtune.data.dataset import Dataset
+from ggtune.data.load import load_samples
 from ggtune.data.options import Learn
 from ggtune.data.samples import LossOn, Sample, TooLong
 from ggtune.data.split import IndexArray, hold_out
