@@ -282,7 +282,7 @@ class _Loader:
             where = row_list(f"{source.findings.unit}s", untagged)
             raise DataError(
                 f"{source.path}: {looked_for} in the samples at {where}: it is unknown where their answers start. Give "
-                " their --template, or learn every token with --loss-on all."
+                "their --template, or learn every token with --loss-on all."
             )
         for row in untagged:
             source.findings.add_bad(row, "has no answer tag")
