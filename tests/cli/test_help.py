@@ -11,6 +11,8 @@ COMMANDS = [
     "run",
     "train",
     "plan",
+    "preview",
+    "check-data",
     "resume",
     "status",
     "watch",

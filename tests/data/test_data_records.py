@@ -120,6 +120,7 @@ def test_unwritable_places(tmp_path: Path, name: str) -> None:
         'question, answer\n"Frage ist ""€ äöü""", b\n'.encode("cp1252"),
         '"question","answer"\r\n"Frage ist ""€ äöü""", "b"\r\n'.encode(),
         'question\tanswer\nFrage ist "€ äöü"\tb\n'.encode("utf-16-le"),
+        'question;answer\r"Frage ist ""€ äöü""";b\r'.encode(),
     ],
 )
 def test_what_spreadsheets_export(csv_file: Path, content: bytes) -> None:

@@ -56,7 +56,8 @@ def _split_header(text: str) -> tuple[str, list[str]]:
 
 
 def _cells(text: str, delimiter: str) -> list[str]:
-    return next(csv.reader([text.partition("\n")[0].rstrip("\r")], delimiter=delimiter, skipinitialspace=True), [""])
+    line = text.replace("\r", "\n").partition("\n")[0]
+    return next(csv.reader([line], delimiter=delimiter, skipinitialspace=True), [""])
 
 
 def _rows(path: Path, encoding: str, head: str, findings: Findings) -> Iterator[tuple[int, Mapping[str, Any]]]:
