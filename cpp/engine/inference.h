@@ -15,8 +15,8 @@ namespace ggtune {
 
 using ScaledLoras = std::vector<std::pair<llama_adapter_lora *, float>>;
 
-// One sequence of at most n_tokens, which may be computed all at once; signals interrupt it. Raises Error for a number of
-// threads that ggml has no room for.
+// One sequence of at most n_tokens, which may be computed all at once; signals interrupt it. Raises Error for a number
+// of threads that ggml has no room for.
 llama_context_params inference_params(int64_t n_tokens, int threads);
 
 // Model and adapters must outlive the context. Raises ModelFileError for a model that doesn't decode (encoders,

@@ -82,8 +82,8 @@ class ForwardGraphBuilder {
 // Why llama.cpp could not build this model's graphs, for the user; said: what it logged or asserted.
 std::string reason_of_no_graph(const llama_model & model, const std::string & said);
 
-// Builds the context's graphs anew where its adapters have changed; ggml's assertions are the caller's to catch. Returns
-// why they can't be computed: what would end the process, or never end. "" where they can.
+// Builds the context's graphs anew where its adapters have changed; ggml's assertions are the caller's to catch.
+// Returns why they can't be computed: what would end the process, or never end. "" where they can.
 std::string problem_of_graph(llama_context & context);
 
 // Runs nodes [begin, end) of a graph.

@@ -75,8 +75,8 @@ class Trainer {
 
     void zero_gradients();
     // One step on gradients / divisor (kernels/adamw.h), by default the sum of the accumulated weights; returns their
-    // global norm before clipping. Changes nothing and raises Error where nothing has been accumulated or the divisor is
-    // not above 0, NotFiniteError where there is no finite norm.
+    // global norm before clipping. Changes nothing and raises Error where nothing has been accumulated or the divisor
+    // is not above 0, NotFiniteError where there is no finite norm.
     double step(const AdamW & options, std::optional<double> divisor = std::nullopt);
 
     struct State {

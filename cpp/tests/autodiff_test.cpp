@@ -1,5 +1,5 @@
-// Every rule of the op table, with the nodes of each implementation of the makers, against central finite differences of
-// ggml's forward op (the implementation's own where it replaces ggml's).
+// Every rule of the op table, with the nodes of each implementation of the makers, against central finite differences
+// of ggml's forward op (the implementation's own where it replaces ggml's).
 #include "engine/autodiff.h"
 
 #include <ggml-cpp.h>

@@ -1,4 +1,5 @@
-// Makers of ggml's own nodes where finite differences do not reach: limits, tails and zero, the loss of improbable targets.
+// Makers of ggml's own nodes where finite differences do not reach: limits, tails and zero, the loss of improbable
+// targets.
 #include <ggml-cpp.h>
 
 #include <cmath>

@@ -179,3 +179,23 @@ def test_the_inspector_tells_what_a_row_asks(kind: str) -> None:
     answer: Callable[[str], str] = {"duplicate": str.upper, "contradiction": lambda text: "No."}[kind]
     assert kinds == set()
     assert inspector.add(exchange("why", answer("So."), row=2)) == (group, {kind})
+
+
+def test_a_held_out_file_that_shares_questions_is_a_leak(tmp_path: Path) -> None:
+    for name, rows in (("train", GOOD[:30]), ("test", [*GOOD[40:50], GOOD[3]])):
+        (tmp_path / f"{name}.jsonl").write_text(
+            "".join(json.dumps({"question": q, "answer": a}) + "\n" for q, a in rows)
+        )
+    output = check(tmp_path / "train.jsonl", "--holdout", str(tmp_path / "test.jsonl"))
+    assert found_in(output)["leak"] == ["line 11: of 4 (in the held-out file)"]
+
+
+def test_different_tool_calls_are_no_duplicates() -> None:
+    from ggtune.data.conversation import Conversation, Turn
+
+    inspector = Inspector()
+    for row, town in enumerate(("Rome", "Oslo", "Rome"), start=1):
+        call = {"function": {"name": "weather", "arguments": {"town": town}}}
+        turns = (Turn("user", "Rain?"), Turn("assistant", "", fields={"tool_calls": [call]}))
+        kinds = inspector.add(Conversation(turns, row))[1]
+        assert kinds == ({"duplicate"} if row == 3 else set())

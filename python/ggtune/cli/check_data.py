@@ -22,12 +22,12 @@ def command(context: click.Context, /, *, near_duplicates: bool, every_row: bool
     from ggtune._native import core
     from ggtune.data.card import DataCard
     from ggtune.errors import DataError
-    from ggtune.train.samples import held_out_of, load_data, longest_sample
+    from ggtune.train.samples import held_out_file, held_out_of, load_data, longest_sample
 
     config = settings(context, "train", None)
     model = core.Model(config.model, vocab_only=True)
     data = load_data(config, model, near_duplicates=near_duplicates)
-    card = DataCard.of(data, held_out_of(config, data)[1])
+    card = DataCard.of(data, held_out_of(config, data)[1], held_out_file(config, model))
     for line in card.lines(longest_sample(config, model), every_row=every_row):
         click.echo(line)
     if not model.chat_template and config.template in ("", "model"):

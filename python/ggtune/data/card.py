@@ -31,12 +31,18 @@ class DataCard:
     doubts: tuple[Doubt, ...]
 
     @classmethod
-    def of(cls, data: Dataset, held_out: IndexArray | Sequence[int] = ()) -> DataCard:
-        """Look at a data set; ``held_out`` are the samples that are not trained on."""
+    def of(cls, data: Dataset, held_out: IndexArray | Sequence[int] = (), apart: Dataset | None = None) -> DataCard:
+        """Look at a data set; ``held_out`` are the samples that are not trained on, ``apart`` those of another file."""
         kept = data.samples.lengths
         lengths = np.concatenate([kept, np.array(data.report.too_long_lengths, np.int64)])
         learned = int(data.samples.n_targets.sum(dtype=np.int64))
-        return cls(data, lengths, learned, int(kept.sum()), (*data.report.doubts, *_leaks(data, held_out)))
+        return cls(
+            data,
+            lengths,
+            learned,
+            int(kept.sum()),
+            (*data.report.doubts, *_leaks(data, held_out), *_shared(data, apart)),
+        )
 
     @property
     def suggested_context(self) -> int:
@@ -65,11 +71,12 @@ class DataCard:
         return [*lines, *self._doubtful(every_row)]
 
     def _histogram(self) -> Iterator[str]:
-        counts, edges = np.histogram(self.lengths, bins=_BARS)
+        low, high = int(self.lengths.min()), int(self.lengths.max()) + 1
+        counts, edges = np.histogram(self.lengths, bins=np.linspace(low, high, min(_BARS, high - low) + 1))
         yield "Lengths in tokens:"
         for count, low, high in zip(counts, edges, edges[1:], strict=False):
             bar = "#" * int(np.ceil(_BAR_WIDTH * count / max(1, counts.max())))
-            yield f"{int(np.ceil(low)):>7} to {int(high):>6} {count:>7} {bar}"
+            yield f"{int(np.ceil(low)):>7} to {int(np.ceil(high)) - 1:>6} {count:>7} {bar}"
 
     def _doubtful(self, every_row: bool) -> Iterator[str]:
         by_kind: dict[str, list[Doubt]] = {}
@@ -87,6 +94,17 @@ class DataCard:
                 yield f"    {unit} {doubt.row}" + (f": {doubt.text}" if doubt.text else "")
             if not every_row and len(found) > _SHOWN:
                 yield f"    ... and {len(found) - _SHOWN} more (--all shows them)"
+
+
+def _shared(data: Dataset, apart: Dataset | None) -> list[Doubt]:
+    """Samples of a held-out file whose question is trained on."""
+    if apart is None:
+        return []
+    row_of = dict(zip(data.groups.tolist(), data.samples.rows.tolist(), strict=True))
+    held_out = zip(apart.groups.tolist(), apart.samples.rows.tolist(), strict=True)
+    return [
+        Doubt("leak", row, f"of {row_of[group]} (in the held-out file)") for group, row in held_out if group in row_of
+    ]
 
 
 def _leaks(data: Dataset, held_out: IndexArray | Sequence[int]) -> list[Doubt]:

@@ -54,6 +54,7 @@ class ConversationRenderer:
         self._bos = bos
         self._end_of = end_of
         self._forms: dict[tuple[object, ...], _Form] = {}
+        self.leaves_out_thinking = False  # it has left out what an assistant thought in an earlier turn
 
     def render(self, conversation: Conversation) -> RenderedConversation:
         """Render up to the last assistant's turn. Raises :class:`GgtuneError` where the template can't show a turn."""
@@ -64,6 +65,9 @@ class ConversationRenderer:
         if inlined:  # the template knows no thinking: it stands in front of the answer, as the model writes it
             turns = (*(replace(turn, thinking="") for turn in turns[:-1]), _inlined(turns[-1]))
             form = self._form(turns, tools)
+        thinking = {piece.turn for piece in form.pieces if piece.thinking}
+        if any(turn.thinking and i not in thinking for i, turn in enumerate(conversation.turns[: len(turns) - 1])):
+            self.leaves_out_thinking = True
         messages = [message_of(turn) for turn in turns]
         found = _match(form.pieces, turns, self._render(messages, tools, add_generation_prompt=False))
         pieces = form.pieces
@@ -94,15 +98,19 @@ class ConversationRenderer:
             if turn.role != "assistant":
                 continue
             prompt = self._prompt(turns[:i], tools, needed=False)
-            at = text.find(turn.text.strip(), len(prompt))
-            if not prompt or not text.startswith(prompt) or at < 0 or len(prompt) < done:
+            messages = [message_of(before) for before in turns[: i + 1]]
+            written = self._render(messages, tools, add_generation_prompt=False)
+            at = written.find(turn.text.strip(), len(prompt))
+            known = text.startswith(prompt) and text.startswith(written) and written.startswith(prompt)
+            if not prompt or not known or at < 0 or len(prompt) < done:
                 raise GgtuneError(
                     "The model's chat template changes the text of a turn, so that it is unknown which words are the "
                     "assistant's. Choose another --template."
                 )
             words_end = at + len(turn.text.strip())
-            end, over = self._end_behind(text[words_end:], words_end)
-            segments += [Segment(text[done : len(prompt)]), Segment(text[len(prompt) : end], turn=i)]
+            end, over = self._end_behind(written[words_end:], words_end)
+            segments += [Segment(text[done : len(prompt)]), Segment(text[len(prompt) : at], turn=i)]
+            segments += [Segment(text[at:words_end], literal=True, turn=i), Segment(text[words_end:end], turn=i)]
             segments.append(Segment(text[end:over], turn=i, is_end=True))
             done = over
         return segments

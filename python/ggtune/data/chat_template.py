@@ -127,6 +127,11 @@ class ChatTemplate:
             answer_segments=tuple(segment for segment in answer_segments if segment.text),
         )
 
+    @property
+    def leaves_out_thinking(self) -> bool:
+        """Whether it has left out what an assistant thought in an earlier turn."""
+        return self._renderer.leaves_out_thinking
+
     def render_conversation(self, conversation: Conversation) -> RenderedConversation:
         """Render turns up to the last assistant's. Raises :class:`GgtuneError` for turns that it has no place for."""
         return self._renderer.render(conversation)

@@ -164,9 +164,10 @@ class Inspector:
             self.doubts.append(Doubt("unanswered", item.row))
         for answer in answers:
             self._answer(item.row, answer)
-        if len(asked) == 1 and len(answers) == 1:
+        fields = [repr(turn.fields) for turn in item.turns if turn.fields]
+        if len(asked) == 1 and len(answers) == 1 and not fields:
             return self._pair(item.row, asked[0], answers[0], item.system or "")
-        whole = self._whole(item.row, _hash("\0".join(_normal(turn.text) for turn in item.turns)))
+        whole = self._whole(item.row, _hash("\0".join([*(_normal(turn.text) for turn in item.turns), *fields])))
         return _hash(_normal(asked[0])) if asked else whole
 
     def _whole(self, row: int, whole: int) -> int:

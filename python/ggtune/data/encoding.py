@@ -7,14 +7,19 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ggtune.data.conversation import Conversation, Document
+from ggtune.data.conversation import Conversation, Document, Turn
 from ggtune.data.options import LoadOptions
 from ggtune.data.readers.sft_samples import SAMPLE_START
 from ggtune.data.samples import Sample
-from ggtune.data.sft import encode_text, question_tag, segments_of_turns
+from ggtune.data.sft import encode_text, question_tag, segments_of_turns, without_bos
 from ggtune.data.templates import RenderedConversation, Segment, Template
 from ggtune.data.tokenization import Tokenizer, TurnEncoder, token_text
 from ggtune.errors import DataError
+
+
+def own_weight(turn: Turn) -> float:
+    """Weight of an assistant's turn, 0 for one that is given."""
+    return 0.0 if turn.learned is False else turn.weight
 
 
 class SampleEncoder:
@@ -35,9 +40,9 @@ class SampleEncoder:
         last = max(i for i, turn in enumerate(turns) if turn.role == "assistant")
 
         def weight_of(segment: Segment) -> float:
-            if self._options.loss_on == "all":
-                return conversation.weight
             turn = turns[segment.turn]
+            if self._options.loss_on == "all":
+                return conversation.weight * (own_weight(turn) if segment.turn >= 0 else 1.0)
             if segment.turn < 0 or turn.learned is False or not self._learns(segment, last):
                 return conversation.weight * self._options.prompt_weight
             return conversation.weight * turn.weight
@@ -72,16 +77,23 @@ class SampleEncoder:
         return self._made(turn.prompt + turn.answer, weights, len(turn.prompt), document.row), turn.prompt_text
 
     def _segments(self, text: str, tag: str) -> list[Segment] | None:
-        """The turns of a text with several answers."""
-        if not tag.strip() or text.count(tag) < 2:
+        """The turns of a text with several answers, or with something behind its only one."""
+        if not tag.strip() or tag not in text:
             return None
         if not self._looked_for_it:
             self._next_question, self._looked_for_it = question_tag(self._template), True
-        bos = [token_text(self._tokenizer, self._tokenizer.bos_token), self._template.bos]
-        while found := next((tag for tag in bos if tag and text.startswith(tag)), None):
-            text = text.removeprefix(found)
         eos = token_text(self._tokenizer, self._tokenizer.eos_token)
         ends = [end for end in dict.fromkeys((self._template.end, eos)) if end]
+        if text.count(tag) == 1:
+            behind = text.partition(tag)[2]
+            starts = [behind.index(end) + len(end) for end in ends if end in behind]
+            if self._next_question and self._next_question in behind:
+                starts.append(behind.index(self._next_question))
+            if not starts or not behind[min(starts) :].strip():
+                return None
+        # a BOS that nobody puts in front again is a tag
+        bos = [token_text(self._tokenizer, self._tokenizer.bos_token)] if self._turns.bos else []
+        text = without_bos(text, [*bos, self._template.bos])
         return segments_of_turns(text, self._template, tag=tag, next_question=self._next_question, ends=ends)
 
     def _learns(self, segment: Segment, last: int) -> bool:

@@ -13,7 +13,7 @@ from typing import TypeVar
 import numpy as np
 from tqdm import tqdm
 
-from ggtune.data.chat_template import TemplatedTokenizer, choose_template, model_template
+from ggtune.data.chat_template import ChatTemplate, TemplatedTokenizer, choose_template, model_template
 from ggtune.data.conversation import Conversation, Document
 from ggtune.data.dataset import Dataset, LoadReport, row_list
 from ggtune.data.doubts import Inspector, NearDuplicates
@@ -177,6 +177,8 @@ class _Loader:
         if self._encoder is not None:
             report.end_appended = self._encoder.end_appended
             report.notes = [*dict.fromkeys([*self._encoder.notes, *report.notes])]
+        if isinstance(self._template, ChatTemplate) and self._template.leaves_out_thinking:
+            report.notes.append("the template leaves out what the assistant thought in earlier turns")
         asked = self._asked()
         report.system, report.system_differs = asked.text, asked.differs
         report.doubts, report.dropped = self._inspector.finish(), self._dropped
@@ -232,14 +234,15 @@ class _Loader:
         """Texts that hold a template's tags, or none in any: then they are plain."""
         options = self._options
         iterator = iter(items)
-        looked_at = [item for item in islice(iterator, _LOOKED_AT) if isinstance(item, Document)]
+        looked_at = list(islice(iterator, _LOOKED_AT))
+        texts = [item for item in looked_at if isinstance(item, Document)]
         template = options.template
         if isinstance(template, str):
             template = choose_template(template, self._tokenizer, now=options.now)
-        samples = [TextSample(item.text, item.row) for item in looked_at]
+        samples = [TextSample(item.text, item.row) for item in texts]
         found = template or self._that_wrote(samples)
         everything: Iterable[Item] = chain(looked_at, iterator)
-        if source.kind != "sft" and (found is None or not any(answer_tag(found) in item.text for item in looked_at)):
+        if source.kind != "sft" and (found is None or not any(answer_tag(found) in item.text for item in texts)):
             self._plain(everything, source)
             return
         # without known tags: plain has no BOS, suffix or end text of its own
@@ -303,9 +306,14 @@ class _Loader:
             if not isinstance(item, Document):
                 raise DataError(f"{self._path}: row {item.row} is a conversation, and the rows before are texts.")
             n_documents += 1
+            if not item.weight:
+                source.findings.add_bad(item.row, "nothing of it would be learned: its weight is 0")
+                continue
             group, kinds = self._inspector.add(item)
             for window in windows:
-                self._fit(window if source.kind == "text" else replace(window, row=item.row), group, kinds)
+                row = window.row if source.kind == "text" else item.row
+                weights = window.weights * np.float32(item.weight)
+                self._fit(replace(window, row=row, weights=weights), group, kinds)
         self._report.notes.append("plain text: the loss is on every token")
         if n_documents > 1:
             self._report.notes.append(f"{n_documents} texts, each with an end token behind it")
@@ -328,7 +336,9 @@ class _Loader:
         if sample.n_rows > self._options.context:
             weights = sample.weights[: self._options.context + 1]
             self._lengths.append(sample.n_rows)
-            if self._options.too_long == "skip" or not weights.any():
+            # of what is left, more than what the model is given has to count
+            given = 1.001 * self._options.prompt_weight * float(sample.weights.max())  # weights are rounded to float32
+            if self._options.too_long == "skip" or float(weights.max()) <= given:
                 self._skipped.append(sample.row)
                 return False
             tokens = sample.tokens[: self._options.context + 1]
@@ -393,11 +403,17 @@ class _Loader:
         if found is None:
             return None
         tag = answer_tag(found)
-        bos = (token_text(self._tokenizer, self._tokenizer.bos_token), found.bos)
-        prompts = [without_bos(s.text.partition(tag)[0], bos) + tag for s in samples if tag in s.text]
+        heads = [sample.text.partition(tag)[0] for sample in samples if tag in sample.text]
         alike = [found, *(other for other in candidates if other is not found and answer_tag(other) == tag)]
         # the model's own may put a system text of its own where the texts have none
-        return next((other for other in alike if system_of_prompts(prompts, other) != SystemText()), found)
+        return next((other for other in alike if self._wrote(other, heads, tag)), found)
+
+    def _wrote(self, template: Template, heads: Sequence[str], tag: str) -> bool:
+        """Whether a template writes such texts in front of the answer tag."""
+        bos = token_text(self._tokenizer, self._tokenizer.bos_token)
+        is_tag = bool(bos) and template.render_prompt(None, "?").prompt.startswith(bos)
+        prompts = [without_bos(head, [template.bos] if is_tag else [bos, template.bos]) + tag for head in heads]
+        return system_of_prompts(prompts, template) != SystemText()
 
     def _candidates(self) -> list[Template]:
         """Templates to look for in a text, the model's own first."""

@@ -120,13 +120,13 @@ def question_tag(template: Template) -> str:
 def segments_of_turns(
     text: str, template: Template, *, tag: str, next_question: str, ends: Sequence[str]
 ) -> list[Segment] | None:
-    """Tell the turns of a rendered text apart; None where there is one answer at most.
+    """Tell the turns of a rendered text apart; None where there is no answer. What follows the last one is left out.
 
     An answer ends behind the first of ``ends``, or where the next question starts. Raises :class:`DataError` (without
     file and line) where neither is found.
     """
     first, *parts = text.split(tag)
-    if len(parts) < 2:
+    if not parts:
         return None
     segments = [Segment(first + tag)]
     for i, part in enumerate(parts):
@@ -177,7 +177,8 @@ def encode_text(
     prompt_tokens, answer_tokens = encoder.encode_turn(rendered, end)
     if has_bos and not encoder.bos and tokenizer.bos_token >= 0:
         prompt_tokens = [tokenizer.bos_token, *prompt_tokens]
-    return TextTurn(prompt_tokens, answer_tokens, bool(answer.strip()), end_appended, prompt)
+    in_front = token_text(tokenizer, tokenizer.bos_token) if has_bos and not encoder.bos else ""
+    return TextTurn(prompt_tokens, answer_tokens, bool(answer.strip()), end_appended, in_front + prompt)
 
 
 def _trim(text: str, margin: str) -> str:

@@ -134,6 +134,8 @@ def item_of(row: Mapping[str, Any], shape: Shape, number: int) -> Conversation |
         asked = f"{context}\n\n{asked}" if is_question else f"{asked}\n\n{context}"
     thinking = _text(row.get(shape.thinking), shape.thinking).strip() if shape.thinking else ""
     found, answered = _thinking(answered)
+    if not answered:
+        return None
     return exchange(asked, answered, row=number, system=system or None, weight=weight, thinking=thinking or found)
 
 
@@ -157,6 +159,8 @@ def _turn(message: Any, number: int) -> Turn:
         )
     content = next((message[key] for key in _CONTENT_KEYS if key in message), None)
     fields = {key: message[key] for key in _FIELDS if message.get(key) is not None}
+    if not isinstance(fields.get("tool_calls", []), (list, tuple)):
+        raise RowError(f"the tool_calls of message {number} are {_kind(fields['tool_calls'])}, not a list")
     if "tool_calls" in fields:
         fields["tool_calls"] = [_call(call, number) for call in fields["tool_calls"] or []]
     text = _content(content, number)
@@ -229,6 +233,8 @@ def _side(value: Any, role: Role, key: str) -> list[Turn]:
 
 def _answer(value: Any, key: str) -> str:
     """SQuAD has several answers in a list, or their texts in one."""
+    if isinstance(value, (list, tuple)) and len(value) > 1 and key.strip().lower() != "answers":
+        raise RowError(f"{key!r} holds {len(value)} texts: one is learned")
     while isinstance(value, (Mapping, list, tuple)):
         if isinstance(value, Mapping) and "text" not in value:
             break
@@ -249,6 +255,10 @@ def _text(value: Any, what: str) -> str:
     if value is None:
         return ""
     if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise RowError(f"{what!r} holds half a character (a lone surrogate)") from error
         return value
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise RowError(f"{what!r} is {_kind(value)}, not a text")

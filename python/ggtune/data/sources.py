@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 from ggtune.data.readers import READERS
@@ -10,6 +11,7 @@ from ggtune.errors import DataError
 
 _TEXT_SUFFIXES = (".txt", ".md", ".text")
 _SPLITS = ("train", "training")
+_OTHER_SPLITS = {"test", "valid", "validation", "val", "dev", "eval"}
 _ABOUT = ("dataset_info.json", "dataset_dict.json", "dataset_infos.json")
 
 
@@ -29,8 +31,10 @@ def files_of(path: str | Path) -> list[Path]:
         if file.suffix.lower() in known
         and file.name not in ("dataset_info.json", "dataset_dict.json", "dataset_infos.json")
     ]
-    train = [file for file in data if any(split in file.stem.lower() for split in _SPLITS)]
-    found = train or data or [file for file in files if file.suffix.lower() in _TEXT_SUFFIXES]
+    words = {file: set(re.split(r"[^a-z]+", file.stem.lower())) for file in data}
+    train = [file for file in data if words[file] & set(_SPLITS)]
+    rest = [file for file in data if not words[file] & _OTHER_SPLITS]
+    found = train or rest or data or [file for file in files if file.suffix.lower() in _TEXT_SUFFIXES]
     if not found:
         raise DataError(
             f"{path}: the folder holds no data file ({', '.join(sorted(known))}) and no text "

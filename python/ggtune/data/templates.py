@@ -166,7 +166,8 @@ class PromptTemplate:
 
     def render_conversation(self, conversation: Conversation) -> RenderedConversation:
         """Render turns up to the last assistant's. Raises :class:`GgtuneError` for turns that it has no place for."""
-        turns = conversation.turns
+        last = max((i for i, turn in enumerate(conversation.turns) if turn.role == "assistant"), default=-1)
+        turns = conversation.turns[: last + 1]
         n_system = 1 if conversation.system is not None else 0
         segments: list[Segment] = []
         template = self

@@ -84,6 +84,14 @@ def held_out_of(config: TrainConfig, data: Dataset) -> tuple[IndexArray, IndexAr
     return hold_out(len(data.samples), holdout, config.seed, data.groups)
 
 
+def held_out_file(config: TrainConfig, model: "Model", *, now: datetime.datetime | None = None) -> Dataset | None:
+    """Read the file that is held out; None where a part of the data is. Raises as :func:`load_data`."""
+    path = Holdout.parse(config.holdout).path
+    if not path:
+        return None
+    return load_data(dataclasses.replace(config, data=path, more_data=(), repeat=1, holdout="0"), model, now=now)
+
+
 def read_samples(config: TrainConfig, model: "Model", *, now: datetime.datetime | None = None) -> RunSamples:
     """Read the data and hold some of it out. ``now`` is the time for templates that write the date.
 
@@ -92,8 +100,8 @@ def read_samples(config: TrainConfig, model: "Model", *, now: datetime.datetime 
     data = load_data(config, model, now=now)
     training, held_out = held_out_of(config, data)
     chosen: Sequence[Sample] = data.samples.take(held_out)
-    if path := Holdout.parse(config.holdout).path:
-        apart = load_data(dataclasses.replace(config, data=path, more_data=(), repeat=1, holdout="0"), model, now=now)
+    apart = held_out_file(config, model, now=now)
+    if apart is not None:
         data.report.notes += [f"held out: {line}" for line in apart.report.lines()]
         chosen = apart.samples
     return RunSamples(longest_sample(config, model), data, data.samples.take(training), chosen)

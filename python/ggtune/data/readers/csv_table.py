@@ -8,15 +8,16 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ggtune.data.readers.decoding import encoding_of, head_of, open_text
+from ggtune.data.readers.decoding import encoding_of, head_of, not_whole, open_text
 from ggtune.data.readers.reader import Findings, Item, ReadOptions
 from ggtune.data.readers.rows import items_of
-from ggtune.data.shapes import ANSWER_KEYS, QUESTION_KEYS
+from ggtune.data.shapes import ANSWER_KEYS, CHAT_KEYS, CONTEXT_KEYS, QUESTION_KEYS, SYSTEM_KEYS, TEXT_KEYS
 from ggtune.errors import DataError
 
 _DELIMITERS = (",", ";", "\t", "|")
 _SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\r?\n?', re.IGNORECASE)  # Excel's
 _LARGEST_CELL = 1 << 26
+_KNOWN = {*QUESTION_KEYS, *ANSWER_KEYS, *CONTEXT_KEYS, *SYSTEM_KEYS, *CHAT_KEYS, *TEXT_KEYS}
 
 
 class CsvReader:
@@ -68,6 +69,9 @@ def _rows(path: Path, encoding: str, head: str, findings: Findings) -> Iterator[
             f"{path}: has only one column ({header[0]!r}). A question and an answer column are needed, "
             "separated by commas, semicolons or tabs."
         )
+    names = [name.lower() for name in header]
+    if twice := next((name for name in names if name in _KNOWN and names.count(name) > 1), None):
+        raise DataError(f"{path}: two columns are called {twice!r}. Rename one.")
     csv.field_size_limit(_LARGEST_CELL)
     with open_text(path, encoding) as file:
         if _SEPARATOR_LINE.match(head):
@@ -83,6 +87,8 @@ def _rows(path: Path, encoding: str, head: str, findings: Findings) -> Iterator[
                 cells = next(reader)
             except StopIteration:
                 return
+            except UnicodeDecodeError as error:
+                raise not_whole(path, error) from error
             except csv.Error as error:
                 number = max(number, 1)
                 findings.add_bad(number, _csv_fault(error))

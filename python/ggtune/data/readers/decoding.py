@@ -58,7 +58,7 @@ def read_text(path: str | Path, notes: list[str] | None = None) -> str:
         with open_text(path, encoding) as file:
             text = file.read()
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: is not whole: it ends in the middle of a character ({error}).") from error
+        raise not_whole(path, error) from error
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
         raise DataError(f"{path}: line {line} holds a zero byte: this is not a text file.")
@@ -69,15 +69,26 @@ def read_text(path: str | Path, notes: list[str] | None = None) -> str:
 
 def head_of(path: Path, encoding: str) -> str:
     """First characters of a text file."""
-    with open_text(path, encoding) as file:
-        return file.read(1 << 16)
+    try:
+        with open_text(path, encoding) as file:
+            return file.read(1 << 16)
+    except UnicodeDecodeError as error:
+        raise not_whole(path, error) from error
+
+
+def not_whole(path: Path, error: UnicodeDecodeError) -> DataError:
+    """Error for a text that ends in the middle of a character."""
+    return DataError(f"{path}: is not whole: it ends in the middle of a character ({error.reason}).")
 
 
 def lines_of(path: Path, encoding: str) -> Iterator[str]:
     """Lines of a text file, without their ends."""
     with io.TextIOWrapper(open_bytes(path), encoding=encoding) as file:
-        for line in file:
-            yield line.rstrip("\n")
+        try:
+            for line in file:
+                yield line.rstrip("\n")
+        except UnicodeDecodeError as error:
+            raise not_whole(path, error) from error
 
 
 def _zero_bytes(head: bytes) -> str | None:

@@ -60,7 +60,7 @@ def _list_in(path: Path, value: Any) -> list[Any]:
         if (
             found is not None
             and all(isinstance(entry, dict) for entry in found[:1])
-            and "role" not in (found or [{}])[0]
+            and not {"role", "from"} & set((found or [{}])[0])
         ):
             return list(found)
         return [value]

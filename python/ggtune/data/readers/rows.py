@@ -41,7 +41,7 @@ def items_of(
                 findings.unused += found
             item = item_of(row, shape, number)
         except RowError as error:
-            if not shapes:  # of the first row: the file's shape, not a row's fault
+            if not shapes and not options.skip_bad:  # of the first row: the file's shape, not a row's fault
                 raise DataError(f"{path}: {error}.") from error
             findings.add_bad(number, str(error))
             continue

@@ -1,0 +1,161 @@
+"""Masks where data are not as they should be: what stands behind an answer, texts that a template changes, weights."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ggtune import _core
+from ggtune.data.dataset import Dataset
+from ggtune.data.load import load_samples
+from ggtune.data.samples import Sample
+from ggtune.errors import DataError
+
+CHAT = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+
+
+def lines(path: Path, *rows: Any) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def learned(model: _core.Model, sample: Sample) -> str:
+    return model.detokenize(sample.tokens[sample.weights > 0], special=True).decode()
+
+
+@pytest.mark.parametrize(
+    "behind", ["</s><s>[INST] more? [/INST]"[:15], "</s> [INST] more?", "</s>\nand a note", " [INST] more?"]
+)
+def test_what_follows_the_only_answer_is_not_learned(demo_model: _core.Model, tmp_path: Path, behind: str) -> None:
+    (tmp_path / "a.txt").write_text(f"<SFT><s>[INST] Why? [/INST] So. {behind}")
+    data = load_samples(tmp_path / "a.txt", demo_model, context=64, template="llama2")
+    plain = load_samples(
+        lines(tmp_path / "b.jsonl", {"question": "Why?", "answer": "So."}), demo_model, context=64, template="llama2"
+    )
+    (found,), (expected,) = data.samples, plain.samples
+    assert learned(demo_model, found) == learned(demo_model, expected)
+    assert found.tokens.tolist() == expected.tokens.tolist()
+
+
+def test_a_changed_turn_does_not_move_the_mask(demo_model: _core.Model, tmp_path: Path) -> None:
+    """The template writes a tool's result anew, and it holds the words of both answers."""
+    template = tmp_path / "loud.jinja"
+    template.write_text(
+        "{% for m in messages %}<{{ m.role }}>"
+        "{{ m.content | replace('1', '2') if m.role == 'tool' else m.content }}</s>{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    row = {"messages": [*CHAT, {"role": "tool", "content": "b it is 1"}, {"role": "assistant", "content": "b it is"}]}
+    path = lines(tmp_path / "a.jsonl", row)
+    (sample,) = load_samples(path, demo_model, context=64, template=str(template)).samples
+    assert learned(demo_model, sample) == "b</s>b it is</s>"
+    template.write_text(
+        "{% for m in messages %}<{{ m.role }}>{{ m.content if loop.index < 3 else m.content[:1] }}</s>{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    with pytest.raises(DataError, match="line 1: The model's chat template leaves out the text of turn 3"):
+        load_samples(path, demo_model, context=64, template=str(template))
+
+
+def test_weights_of_texts(demo_model: _core.Model, tmp_path: Path) -> None:
+    path = lines(tmp_path / "a.jsonl", {"text": "Gold is soft.", "weight": 0.5}, {"text": "Tin too.", "weight": 0})
+    with pytest.raises(DataError, match="line 2: nothing of it would be learned: its weight is 0"):
+        load_samples(path, demo_model, context=64)
+    (sample,) = load_samples(path, demo_model, context=64, skip_bad=True).samples
+    assert set(sample.weights[1:].tolist()) == {0.5}
+
+
+def test_a_given_message_is_not_learned_with_loss_on_all(demo_model: _core.Model, tmp_path: Path) -> None:
+    row = {"messages": [CHAT[0], {**CHAT[1], "content": "never", "weight": 0}, *CHAT]}
+    (sample,) = load_samples(
+        lines(tmp_path / "a.jsonl", row), demo_model, context=64, template="chatml", loss_on="all"
+    ).samples
+    assert "never" not in learned(demo_model, sample)
+    assert "user" in learned(demo_model, sample)
+
+
+def test_a_cut_that_leaves_only_the_prompt_skips_the_sample(demo_model: _core.Model, tmp_path: Path) -> None:
+    rows = [{"question": "Why is it so? " * 20, "answer": "So."}, {"question": "Why?", "answer": "So."}]
+    path = lines(tmp_path / "a.jsonl", *rows)
+    for weight in (0.0, 0.1):
+        data = load_samples(path, demo_model, context=48, template="chatml", prompt_weight=weight)
+        assert data.report.skipped_rows == [1]
+
+
+def test_rows_of_another_kind_are_named(demo_model: _core.Model, tmp_path: Path) -> None:
+    path = lines(tmp_path / "a.jsonl", {"text": "Gold is soft."}, {"messages": CHAT}, {"text": "Tin too."})
+    with pytest.raises(DataError, match="row 2 is a conversation, and the rows before are texts"):
+        load_samples(path, demo_model, context=64)
+
+
+def load(path: Path, model: _core.Model, **options: Any) -> Dataset:
+    return load_samples(path, model, context=64, template="chatml", **options)
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ('{"question": "a\\ud83d", "answer": "b"}', "holds half a character"),
+        (json.dumps({"messages": [CHAT[0], {"role": "assistant", "tool_calls": 5}]}), "are a number, not a list"),
+        (json.dumps({"question": "a", "answer": ["b", "c"]}), "holds 2 texts: one is learned"),
+    ],
+)
+def test_odd_values_are_a_rows_fault(demo_model: _core.Model, tmp_path: Path, row: str, reason: str) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"question": "c", "answer": "d"}) + "\n" + row + "\n")
+    with pytest.raises(DataError, match=f"line 2: .*{reason}"):
+        load(path, demo_model)
+    assert len(load(path, demo_model, skip_bad=True).samples) == 1
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "txt"])
+def test_half_a_character_at_the_end(demo_model: _core.Model, tmp_path: Path, suffix: str) -> None:
+    text = {"csv": "question,answer\na,b\n", "jsonl": json.dumps({"question": "a", "answer": "b"}), "txt": "Gold."}
+    path = tmp_path / f"a.{suffix}"
+    path.write_bytes(text[suffix].encode("utf-16") + b"\x41")
+    with pytest.raises(DataError, match="is not whole: it ends in the middle of a character"):
+        load(path, demo_model)
+
+
+def test_a_question_without_an_answer_at_the_end_is_left_out(demo_model: _core.Model, tmp_path: Path) -> None:
+    whole = load(lines(tmp_path / "a.jsonl", {"messages": CHAT}), demo_model)
+    more = load(lines(tmp_path / "b.jsonl", {"messages": [*CHAT, {"role": "user", "content": "and?"}]}), demo_model)
+    assert more.samples[0].tokens.tolist() == whole.samples[0].tokens.tolist()
+    assert "unanswered" in {doubt.kind for doubt in more.report.doubts}
+
+
+def test_columns_called_alike(demo_model: _core.Model, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("question,answer,Answer\na,b,c\n")
+    with pytest.raises(DataError, match="two columns are called 'answer'"):
+        load(tmp_path / "a.csv", demo_model)
+
+
+def test_other_splits_of_a_folder_are_not_trained_on(demo_model: _core.Model, tmp_path: Path) -> None:
+    for name in ("constraints", "test", "validation-00000"):
+        lines(tmp_path / f"{name}.jsonl", {"question": name, "answer": "b"})
+    (sample,) = load(tmp_path, demo_model).samples
+    assert "constraints" in demo_model.detokenize(sample.tokens).decode()
+
+
+def test_a_bos_that_opens_turns_stays_in_text_of_several(tmp_path: Path) -> None:
+    """SmolLM2's BOS is ChatML's tag: text of one turn and of two starts with it, and is known for what wrote it."""
+    vocabulary = Path(__file__).parents[2] / "vendor/llama.cpp/models/ggml-vocab-qwen2.gguf"
+
+    class TagIsBos:
+        chat_template = None
+        add_bos = False
+
+        def __init__(self) -> None:
+            self._model = _core.Model(str(vocabulary), vocab_only=True)
+            self.bos_token = int(self._model.tokenize("<|im_start|>", parse_special=True)[0])
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._model, name)
+
+    model = TagIsBos()
+    turn = "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\nSo.<|im_end|>\n"
+    (tmp_path / "a.txt").write_text(f"<SFT>{turn}\n<SFT>{turn.replace('Why', 'How')}{turn}")
+    data = load_samples(tmp_path / "a.txt", model, context=128)  # type: ignore[arg-type]
+    assert data.report.asked_with() == {"template": "chatml", "system": "", "system_differs": "false"}
+    assert [sample.tokens[0] for sample in data.samples] == [model.bos_token] * 2
