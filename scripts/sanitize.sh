@@ -55,7 +55,7 @@ sys.meta_path[:] = [finder for finder in sys.meta_path if not hasattr(finder, "k
 END
     # The interpreter isn't linked with the sanitizers, nor with the library in which they look for C++'s exceptions.
     # It frees little when it exits, so leaks don't count. Left out is what measures how soon an interrupt is obeyed.
-    # pytest captures what Python writes alone: a report is written by the process that it ends.
+    # pytest captures nothing: a report is written by the process that it ends, and tests fork.
     libraries=
     for library in libasan.so libubsan.so libstdc++.so; do
         libraries="$libraries $(gcc -print-file-name=$library)"
@@ -67,7 +67,7 @@ import pytest
 from ggtune import _core
 
 assert pathlib.Path(sys.argv[1]).resolve() in pathlib.Path(_core.__file__).resolve().parents, _core.__file__
-sys.exit(pytest.main(["-q", "--capture=sys", "-p", "no:cacheprovider", "tests/engine",
+sys.exit(pytest.main(["-q", "--capture=no", "-p", "no:cacheprovider", "tests/engine",
                       "--deselect", "tests/engine/test_merge.py::test_interrupt_leaves_nothing_behind"]))
 ' "$build/site"
 }
