@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ggtune.data.packing import efficiency, pack
-from ggtune.data.samples import Sample, fit_context, make_sample
+from ggtune.data.samples import Sample, make_sample
 from ggtune.data.split import epoch_order, hold_out
 from ggtune.errors import DataError, GgtuneError
 from ggtune.setting_texts import Holdout
@@ -67,20 +67,6 @@ def test_micro_batches_are_about_equally_long() -> None:
 def test_too_long_for_a_micro_batch() -> None:
     with pytest.raises(DataError, match="row 7 needs 11 tokens: a micro-batch has 10"):
         pack([sample(11, row=7)], 10)
-
-
-def test_fit_context() -> None:
-    samples = [sample(4, 2), sample(10, 3), sample(40, 4)]  # prompts of 2, 5, 20 tokens
-    cut = fit_context(samples, 8, "cut", "x.csv")
-    assert [(s.row, s.n_rows) for s in cut.samples] == [(2, 4), (3, 8)]
-    assert cut.samples[1].tokens.tolist() == samples[1].tokens[:9].tolist()
-    assert (cut.cut_rows, cut.skipped_rows) == ((3,), (4,))  # nothing of the answer of row 4 would be left
-    skipped = fit_context(samples, 8, "skip", "x.csv")
-    assert [s.row for s in skipped.samples] == [2]
-    assert skipped.skipped_rows == (3, 4)
-    assert fit_context(samples, 40, "skip", "x.csv").samples == tuple(samples)
-    with pytest.raises(DataError, match=r"x\.csv: .* context of 3 tokens: the shortest needs 4, all of them 40"):
-        fit_context(samples, 3, "skip", "x.csv")
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggtune.data.tokenization import IntArray, Tokenizer
-from ggtune.errors import DataError
 
 FloatArray = NDArray[np.float32]
 LossOn = Literal["answer", "all"]
@@ -42,44 +41,6 @@ def make_sample(prompt: Sequence[int], answer: Sequence[int], loss_on: LossOn, r
     weights[: len(prompt) if loss_on == "answer" else 1] = 0
     weights[:1] = 0
     return Sample(np.array([*prompt, *answer], dtype=np.int32), weights, len(prompt), row)
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """Samples that fit the context, and what happened to the others (rows)."""
-
-    samples: tuple[Sample, ...]
-    cut_rows: tuple[int, ...]
-    skipped_rows: tuple[int, ...]
-
-
-def fit_context(samples: Sequence[Sample], context: int, too_long: TooLong, path: str) -> Fitted:
-    """Cut samples to ``context`` rows, or skip longer ones; what has no target left after the cut is skipped.
-
-    Raises :class:`DataError` with the context needed where nothing is left.
-    """
-    kept: list[Sample] = []
-    cut_rows: list[int] = []
-    skipped_rows: list[int] = []
-    for sample in samples:
-        if sample.n_rows <= context:
-            kept.append(sample)
-            continue
-        weights = sample.weights[: context + 1]
-        if too_long == "cut" and weights.any():
-            tokens = sample.tokens[: context + 1]
-            kept.append(Sample(tokens, weights, min(sample.n_prompt, len(tokens)), sample.row))
-            cut_rows.append(sample.row)
-        else:
-            skipped_rows.append(sample.row)
-    if not kept:
-        shortest = min(sample.n_rows for sample in samples)
-        longest = max(sample.n_rows for sample in samples)
-        raise DataError(
-            f"{path}: no sample fits into a context of {context} tokens: the shortest needs {shortest}, "
-            f"all of them {longest}. Use a larger --ctx."
-        )
-    return Fitted(tuple(kept), tuple(cut_rows), tuple(skipped_rows))
 
 
 def text_windows(tokenizer: Tokenizer, text: str, context: int, *, overlapping: bool = False) -> list[Sample]:
