@@ -144,6 +144,15 @@ def test_linears_that_the_file_leaves_out(tmp_path: Path, tables: tuple[Path, Pa
         assert not session.built.engine.adapter.get(name + ".lora_b").any()
 
 
+def test_a_table_with_columns_of_other_names_is_asked_alike(tmp_path: Path, trained: Path) -> None:
+    table = tmp_path / "table.csv"
+    table.write_text("Frage,Antwort\nWarum?,Darum.\nWo?,Da.\n")
+    columns = {"question_column": "Frage", "answer_column": "Antwort"}
+    session = prepare(config(table, from_adapter=str(trained), **columns), Outputs.folder(tmp_path / "run"))
+    assert session.state.notes["template"] == "llama2"
+    assert session.state.notes["system"] == "Be brief."
+
+
 def test_sft_text_keeps_its_own_template(tmp_path: Path, trained: Path) -> None:
     text = tmp_path / "train.txt"
     text.write_text("<SFT><|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\nBecause.<|im_end|>\n" * 4)

@@ -116,9 +116,9 @@ def open_source(path: Path, options: ReadOptions) -> Source:
     return Source(path, reader.name, reader.read(path, options, findings), findings)
 
 
-def is_rendered(path: str | Path, sample_start: str | None) -> bool:
+def is_rendered(path: str | Path, options: ReadOptions) -> bool:
     """Whether data are texts (rendered conversations, or plain), not turns. Raises :class:`DataError`."""
-    source = open_source(files_of(path)[0], ReadOptions(sample_start=sample_start, skip_bad=True))
+    source = open_source(files_of(path)[0], options)
     return not isinstance(next(source.items, None), Conversation)
 
 

@@ -18,7 +18,6 @@ from typing import Any
 from ggtune.data.conversation import Conversation
 from ggtune.data.load import open_source
 from ggtune.data.readers.reader import ReadOptions
-from ggtune.data.shapes import Columns
 from ggtune.errors import GgtuneError
 from ggtune.ollama.store import parameter_count
 from ggtune.publish.base_model import License
@@ -158,9 +157,8 @@ def _data(run: RunFolder) -> list[str]:
 def _rows(run: RunFolder) -> list[tuple[str, str]]:
     """Count the questions of a table; a file that changed its form since is not worth an error."""
     assert run.data is not None
-    columns = [str(run.settings.get(f"{role}_column") or "") or None for role in ("question", "answer")]
     try:
-        options = ReadOptions(columns=Columns(*columns), skip_bad=True)
+        options = ReadOptions.of_settings(run.settings, skip_bad=True)
         n_conversations = sum(isinstance(item, Conversation) for item in open_source(run.data, options).items)
     except GgtuneError:
         return []

@@ -9,6 +9,7 @@ import numpy as np
 
 from ggtune.config import LEAST_LR, LINEAR_KINDS_ALL, MOST_LR, TrainConfig
 from ggtune.data.load import is_rendered
+from ggtune.data.readers.reader import ReadOptions
 from ggtune.errors import GgtuneError
 from ggtune.gguf.adapter_file import AdapterFile, check_fits, pairs_beside_layers, read_adapter
 from ggtune.gguf.asked_with import ASKED_WITH
@@ -115,7 +116,7 @@ def _texts(config: TrainConfig, notes: Mapping[str, str]) -> dict[str, str]:
     ``<SFT>`` text has its own template in it.
     """
     try:
-        if is_rendered(config.data, config.sample_start):
+        if is_rendered(config.data, ReadOptions.of_settings(config.to_dict(), skip_bad=True)):
             return {}
     except GgtuneError:  # whoever reads the data says it better
         return {}

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from ggtune.data.conversation import Conversation, Document
 from ggtune.data.shapes import Columns
@@ -27,6 +27,17 @@ class ReadOptions:
     columns: Columns = field(default_factory=Columns)
     sample_start: str | None = None
     skip_bad: bool = False
+
+    @classmethod
+    def of_settings(cls, settings: Mapping[str, Any], *, skip_bad: bool) -> ReadOptions:
+        """Take them from the settings of a run, as ``config.json`` holds them."""
+
+        def text(name: str) -> str:
+            return str(settings.get(name) or "")
+
+        columns = Columns(*(text(f"{role}_column") or None for role in ("question", "answer", "context", "weight")))
+        start = settings.get("sample_start")
+        return cls(text("data_format"), columns, None if start is None else str(start), skip_bad)
 
 
 @dataclass
