@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ggtune.cli.transfer import retries_option
+
 if TYPE_CHECKING:
     from ggtune.text.catalog import Book
     from ggtune.text.clean_files import CleanedFile
@@ -204,13 +206,7 @@ def chunk(
     help="How long a server may be silent.",
     metavar="SECONDS",
 )
-@click.option(
-    "--retries",
-    type=click.IntRange(min=0),
-    default=5,
-    show_default=True,
-    help="Tries after failures in a row, each waiting twice as long.",
-)
+@retries_option
 def fetch(
     out: Path,
     topic: str,

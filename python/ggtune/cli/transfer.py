@@ -37,6 +37,17 @@ def store_option(function: F) -> F:
     )(function)
 
 
+def retries_option(function: F) -> F:
+    """Give a command ``--retries``, for :class:`ggtune.ollama.registry.retry.RetryPolicy`."""
+    return click.option(
+        "--retries",
+        type=click.IntRange(min=0),
+        default=5,
+        show_default=True,
+        help="Tries after failures in a row, each waiting twice as long.",
+    )(function)
+
+
 def transfer_options(function: F) -> F:
     """Give a command the options of a transfer; it gets ``options`` for them."""
 
@@ -50,13 +61,7 @@ def transfer_options(function: F) -> F:
         help="How long the registry may be silent.",
         metavar="SECONDS",
     )
-    @click.option(
-        "--retries",
-        type=click.IntRange(min=0),
-        default=5,
-        show_default=True,
-        help="Tries after failures in a row, each waiting twice as long.",
-    )
+    @retries_option
     @functools.wraps(function)
     def command(*arguments: Any, insecure: bool, timeout_s: float, retries: int, **others: Any) -> Any:
         return function(*arguments, options=_options(insecure, timeout_s, retries), **others)
