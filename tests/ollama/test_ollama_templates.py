@@ -299,3 +299,14 @@ def test_every_chat_template_that_llama_cpp_is_tested_with():
                 assert bos * tokens.add_bos + asked == bos + expected.removeprefix(bos), path.name
     assert set(missing) == NEED_TOOLS
     assert all("refuses" in reason or "fails" in reason for reason in missing.values())
+
+
+def test_a_jinja_file_is_shown_by_its_title(tmp_path):
+    """By the source that an adapter has of it, or by the file; never with all of its text."""
+    source = samples.JINJA["chatml"][0]
+    (tmp_path / "mine.jinja").write_text(source)
+    tokens = tokens_of("chatml")
+    for name, shown in (("jinja:" + source, "a Jinja file"), (str(tmp_path / "mine.jinja"), "mine.jinja")):
+        template, _ = choose_ollama_template(name, samples.JINJA["zephyr"][0], tokens)
+        assert template.name == shown
+        assert template.text == template_of("chatml").text

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 @click.command("preview", cls=ConfigCommand)
-@config_options("train", only=DATA_SETTINGS)
+@config_options("train", only=DATA_SETTINGS, leave_out=("holdout", "seed"))
 @click.option("-n", "count", type=click.IntRange(min=1), default=3, show_default=True, help="Samples to show.")
 @click.option("--rows", help="Show these instead: rows or lines of the data, separated by commas.")
 @click.option("--html", "html_file", type=click.Path(path_type=Path), help="Write a web page instead.")

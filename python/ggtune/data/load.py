@@ -281,7 +281,7 @@ class _Loader:
                 n_characters -= len(prompt)
                 self._prompts[prompt] = None
         if untagged and not (options.read.skip_bad and len(self._builder)):
-            looked_for = f"no answer tag {tag!r} of the template '{found.name}'" if found else "no known answer tag"
+            looked_for = f"no answer tag {tag!r} of the template '{found.title}'" if found else "no known answer tag"
             where = row_list(f"{source.findings.unit}s", untagged)
             raise DataError(
                 f"{source.path}: {looked_for} in the samples at {where}: it is unknown where their answers start. Give "
@@ -390,7 +390,7 @@ class _Loader:
             found = system_of_prompts(list(self._prompts), self._template)
             if found == SystemText():
                 self._report.notes.append(
-                    f"not all samples have the form of the template '{self._template.name}': their system text, if "
+                    f"not all samples have the form of the template '{self._template.title}': their system text, if "
                     "any, is unknown"
                 )
             return found

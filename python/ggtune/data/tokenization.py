@@ -87,7 +87,7 @@ class TurnEncoder:
         self.bos = [bos] if bos >= 0 and (tokenizer.add_bos or bos_in_template) else []
         if template.bos and not bos_in_template:
             used = f"its own, {token_text(tokenizer, bos)!r}, is used" if self.bos else "none is written"
-            self.notes.append(f"{template.bos!r} of the template '{template.name}' is not the model's BOS: {used}.")
+            self.notes.append(f"{template.bos!r} of the template '{template.title}' is not the model's BOS: {used}.")
 
         end = self._parse(template.end) if template.end else []
         if len(end) == 1 and tokenizer.is_end_token(end[0]):
@@ -96,7 +96,7 @@ class TurnEncoder:
             self.end = tokenizer.eos_token
             if template.end:
                 self.notes.append(
-                    f"{template.end!r} of the template '{template.name}' is not an end token of the model: "
+                    f"{template.end!r} of the template '{template.title}' is not an end token of the model: "
                     f"its own, {token_text(tokenizer, self.end)!r}, is used."
                 )
         else:

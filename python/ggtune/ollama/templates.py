@@ -64,8 +64,8 @@ class OllamaTemplate:
 
     @property
     def name(self) -> str:
-        """The training template's name."""
-        return self.source.name
+        """The training template's name, as a reader is shown it."""
+        return self.source.title
 
     def check_system(self, system: str | None) -> None:
         """Raise :class:`GgtuneError` where the training's template has no place for a system text."""
@@ -142,14 +142,17 @@ def ollama_template(source: PromptTemplate | ChatTemplate, tokens: SpecialTokens
     )
 
 
-def model_template(jinja_text: str, tokens: SpecialTokens) -> ChatTemplate:
-    """Make the template ``model`` of a GGUF from its metadata alone. Raises :class:`GgtuneError` for a broken one."""
+def model_template(jinja_text: str, tokens: SpecialTokens, title: str = "") -> ChatTemplate:
+    """Make the template ``model`` of a GGUF from its metadata alone, or of a Jinja file with that ``title``.
+
+    Raises :class:`GgtuneError` for a broken one.
+    """
 
     def end_of(text: str) -> str:
         found = [text[: text.index(end) + len(end)] for end in tokens.ends if end in text]
         return min(found, key=len, default="")
 
-    return ChatTemplate(jinja_text, bos=tokens.bos, eos=tokens.eos, end_of=end_of)
+    return ChatTemplate(jinja_text, bos=tokens.bos, eos=tokens.eos, end_of=end_of, title=title)
 
 
 def choose_ollama_template(
@@ -169,14 +172,15 @@ def choose_ollama_template(
         return template, [note, *messages]
     if name in TEMPLATES:
         return _checked(ollama_template(TEMPLATES[name], tokens))
+    title = ""
     if name is not None and (found := jinja_source(name)):
-        jinja_text, name = found[0], "model"
+        (jinja_text, title), name = found, "model"
     if name not in (None, "model"):
         raise GgtuneError(f'There is no template "{name}"; there are: {", ".join([*TEMPLATES, "model"])}.')
     if jinja_text is None:
         raise GgtuneError(f"The model file has no chat template of its own; choose one: {', '.join(TEMPLATES)}.")
     try:
-        return _checked(ollama_template(model_template(jinja_text, tokens), tokens))
+        return _checked(ollama_template(model_template(jinja_text, tokens, title), tokens))
     except GgtuneError as error:
         return None, [_none_written(str(error))]
 
