@@ -1,5 +1,7 @@
 #include "engine/autodiff.h"
 
+#include <algorithm>
+#include <iterator>
 #include <utility>
 
 #include "base/error.h"
@@ -26,6 +28,9 @@ void Autodiff::set_trainable(ggml_tensor * leaf, ggml_tensor * accumulator) {
 
 void Autodiff::trace(const std::vector<ggml_tensor *> & nodes) {
     for (const ggml_tensor * node : nodes) {
+        if (node->type == GGML_TYPE_I32 || node->type == GGML_TYPE_I64) {
+            continue;  // a choice: it does not change with what it was made from
+        }
         for (const ggml_tensor * src : node->src) {
             if (needs_gradient(src)) {
                 on_path_.insert(node);
@@ -35,11 +40,23 @@ void Autodiff::trace(const std::vector<ggml_tensor *> & nodes) {
     }
 }
 
-std::vector<std::string> Autodiff::missing_rules(const std::vector<ggml_tensor *> & nodes) const {
+std::vector<ggml_tensor *> Autodiff::gradient_path(const std::vector<ggml_tensor *> & nodes) const {
+    std::vector<ggml_tensor *> path;
+    std::unordered_set<const ggml_tensor *> arrives = {nodes.back()};
+    for (auto node = nodes.rbegin(); node != nodes.rend(); ++node) {
+        if (arrives.count(*node) != 0 && needs_gradient(*node)) {
+            path.push_back(*node);
+            arrives.insert(std::begin((*node)->src), std::end((*node)->src));
+        }
+    }
+    std::reverse(path.begin(), path.end());
+    return path;
+}
+
+std::vector<std::string> Autodiff::missing_rules(const std::vector<ggml_tensor *> & nodes) {
     std::vector<std::string> missing;
     for (const ggml_tensor * node : nodes) {
-        if (needs_gradient(node) && op_of(node).arrival != Op::Arrival::nowhere &&
-            (rule_for(node) == nullptr || node->type != GGML_TYPE_F32)) {
+        if (op_of(node).arrival != Op::Arrival::nowhere && (rule_for(node) == nullptr || node->type != GGML_TYPE_F32)) {
             missing.push_back(name_of(node));
         }
     }

@@ -26,8 +26,11 @@ class Autodiff : public Gradients {
     void trace(const std::vector<ggml_tensor *> & nodes);
     bool needs_gradient(const ggml_tensor * t) const override { return t != nullptr && on_path_.count(t) != 0; }
 
-    // One line per node on the path that has no rule: op and tensor name. Empty when all can be differentiated.
-    std::vector<std::string> missing_rules(const std::vector<ggml_tensor *> & nodes) const;
+    // Nodes that the gradient of the last of `nodes` (topological order) passes through on its way to trainable leaves.
+    // What it would need indices or a choice for (integers) stops it.
+    std::vector<ggml_tensor *> gradient_path(const std::vector<ggml_tensor *> & nodes) const;
+    // One line per node that has no rule: op and tensor name.
+    static std::vector<std::string> missing_rules(const std::vector<ggml_tensor *> & nodes);
 
     void add(ggml_tensor * t, ggml_tensor * dt) override;
     void add_own(ggml_tensor * t, ggml_tensor * dt) override;

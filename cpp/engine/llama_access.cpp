@@ -7,6 +7,7 @@
 
 #include "base/abort_guard.h"
 #include "base/error.h"
+#include "engine/cache_bypass.h"
 #include "files/llama_log.h"
 #include "ggml-impl.h"
 #include "llama-adapter.h"
@@ -15,6 +16,9 @@
 #include "llama-graph.h"
 #include "llama-kv-cache-iswa.h"
 #include "llama-kv-cache.h"
+#include "llama-memory-hybrid-iswa.h"
+#include "llama-memory-hybrid.h"
+#include "llama-memory-recurrent.h"
 #include "llama-memory.h"
 #include "llama-model.h"
 #include "llama.h"
@@ -67,40 +71,108 @@ class LlamaForwardGraph final : public ForwardGraph {
     LlamaForwardGraph(std::unique_ptr<llama_memory_i> memory, uint32_t n_pos_per_embd, int64_t max_nodes)
         : memory(std::move(memory)), allocr(n_pos_per_embd), result(max_nodes) {}
 
-    ggml_cgraph * graph() const override { return result.get_gf(); }
+    const std::vector<ggml_tensor *> & nodes() const override { return list; }
     ggml_tensor * hidden() const override { return result.t_embd; }
     ggml_tensor * logits() const override { return result.t_logits; }
-    void set_inputs() override { result.set_inputs(&memory_context->get_ubatch()); }
+
+    size_t n_state_bytes() const override {
+        size_t n_bytes = 0;
+        for (const auto & [type, n] : memory->memory_breakdown()) {
+            n_bytes += n;
+        }
+        return n_bytes;
+    }
+
+    void set_inputs() override {
+        const llama_ubatch * rows = &memory_context->get_ubatch();
+        for (const auto & input : result.inputs) {
+            // those of hybrid models fill all of their tensors, also masks that nothing reads
+            if (const auto * hybrid = dynamic_cast<const llm_graph_input_mem_hybrid *>(input.get())) {
+                hybrid->inp_attn->set_input(rows);
+                set_states(*hybrid->inp_rs, rows);
+            } else if (const auto * mixed = dynamic_cast<const llm_graph_input_mem_hybrid_iswa *>(input.get())) {
+                mixed->inp_attn->set_input(rows);
+                set_states(*mixed->inp_rs, rows);
+            } else {
+                give_memory_to_unread_inputs();
+                input->set_input(rows);
+            }
+        }
+    }
 
     bool visible_keys(const ggml_tensor * mask, std::vector<int32_t> & first,
                       std::vector<int32_t> & end) const override {
-        for (const auto & input : result.inputs) {
-            if (const auto * plain = dynamic_cast<const llm_graph_input_attn_kv *>(input.get())) {
-                if (mask == plain->get_kq_mask()) {
-                    return visible_keys(plain->hparams, plain->cparams, plain->hparams.n_swa, plain->hparams.swa_type,
-                                        first, end);
-                }
-            } else if (const auto * mixed = dynamic_cast<const llm_graph_input_attn_kv_iswa *>(input.get())) {
-                if (mask == mixed->get_kq_mask()) {
-                    return visible_keys(mixed->hparams, mixed->cparams, 0, LLAMA_SWA_TYPE_NONE, first, end);
-                }
-                if (mask == mixed->get_kq_mask_swa()) {
-                    return visible_keys(mixed->hparams, mixed->cparams, mixed->hparams.n_swa, mixed->hparams.swa_type,
-                                        first, end);
-                }
+        return std::any_of(result.inputs.begin(), result.inputs.end(), [&](const auto & input) {
+            const llm_graph_input_i * any = input.get();
+            if (const auto * hybrid = dynamic_cast<const llm_graph_input_mem_hybrid *>(any)) {
+                return keys_of_input(*hybrid->inp_attn, mask, first, end);
             }
-        }
-        return false;
+            if (const auto * hybrid = dynamic_cast<const llm_graph_input_mem_hybrid_iswa *>(any)) {
+                return keys_of_input(*hybrid->inp_attn, mask, first, end);
+            }
+            if (const auto * plain = dynamic_cast<const llm_graph_input_attn_kv *>(any)) {
+                return keys_of_input(*plain, mask, first, end);
+            }
+            const auto * mixed = dynamic_cast<const llm_graph_input_attn_kv_iswa *>(any);
+            return mixed != nullptr && keys_of_input(*mixed, mask, first, end);
+        });
     }
 
-    std::unique_ptr<llama_memory_i> memory;  // bookkeeping of sequences and positions only: holds no K or V
+    std::unique_ptr<llama_memory_i> memory;  // bookkeeping of sequences and positions, zeros as recurrent states
     llama_batch_allocr allocr;
     llama_memory_context_ptr memory_context;
     llm_graph_result result;
+    std::vector<ggml_tensor *> list;  // of nodes
 
   private:
-    bool visible_keys(const llama_hparams & hparams, const llama_cparams & cparams, uint32_t window,
-                      llama_swa_type window_type, std::vector<int32_t> & first, std::vector<int32_t> & end) const {
+    static void set_states(llm_graph_input_rs & states, const llama_ubatch * rows) {
+        if (states.s_copy->buffer != nullptr) {
+            states.set_input(rows);
+        }
+    }
+
+    // llama.cpp writes to inputs of its graph whether or not something reads them.
+    void give_memory_to_unread_inputs() {
+        if (unread_inputs_) {
+            return;
+        }
+        std::vector<ggml_tensor *> unread;
+        size_t n_bytes = 0;
+        ggml_backend_buffer_type_t type = ggml_backend_cpu_buffer_type();
+        for (ggml_tensor * t = ggml_get_first_tensor(result.get_ctx()); t != nullptr;
+             t = ggml_get_next_tensor(result.get_ctx(), t)) {
+            if ((t->flags & GGML_TENSOR_FLAG_INPUT) != 0 && t->buffer == nullptr && t->view_src == nullptr) {
+                unread.push_back(t);
+                n_bytes += GGML_PAD(ggml_nbytes(t), ggml_backend_buft_get_alignment(type));
+            }
+        }
+        unread_inputs_.reset(ggml_backend_buft_alloc_buffer(type, n_bytes));
+        if (!unread_inputs_) {
+            throw Error("not enough memory for the inputs of a micro-batch");
+        }
+        ggml_tallocr places = ggml_tallocr_new(unread_inputs_.get());
+        for (ggml_tensor * t : unread) {
+            ggml_tallocr_alloc(&places, t);
+        }
+    }
+
+    bool keys_of_input(const llm_graph_input_attn_kv & input, const ggml_tensor * mask, std::vector<int32_t> & first,
+                       std::vector<int32_t> & end) const {
+        return mask == input.get_kq_mask() &&
+               keys_in_window(input.hparams, input.cparams, input.hparams.n_swa, input.hparams.swa_type, first, end);
+    }
+
+    bool keys_of_input(const llm_graph_input_attn_kv_iswa & input, const ggml_tensor * mask,
+                       std::vector<int32_t> & first, std::vector<int32_t> & end) const {
+        if (mask == input.get_kq_mask()) {
+            return keys_in_window(input.hparams, input.cparams, 0, LLAMA_SWA_TYPE_NONE, first, end);
+        }
+        return mask == input.get_kq_mask_swa() &&
+               keys_in_window(input.hparams, input.cparams, input.hparams.n_swa, input.hparams.swa_type, first, end);
+    }
+
+    bool keys_in_window(const llama_hparams & hparams, const llama_cparams & cparams, uint32_t window,
+                        llama_swa_type window_type, std::vector<int32_t> & first, std::vector<int32_t> & end) const {
         if (!cparams.causal_attn || hparams.use_alibi) {
             return false;
         }
@@ -118,6 +190,22 @@ class LlamaForwardGraph final : public ForwardGraph {
         }
         return true;
     }
+
+    ggml_backend_buffer_ptr unread_inputs_;
+};
+
+// Sets a value for as long as it lives.
+template <typename T>
+class Setting {
+  public:
+    Setting(T & variable, T value) : variable_(variable), before_(variable) { variable_ = value; }
+    ~Setting() { variable_ = before_; }
+    Setting(const Setting &) = delete;
+    Setting & operator=(const Setting &) = delete;
+
+  private:
+    T & variable_;
+    const T before_;
 };
 
 }  // namespace
@@ -129,7 +217,7 @@ struct ForwardGraphBuilder::Impl {
     llama_adapter_loras loras;
     llama_adapter_cvec control_vector;  // graphs ask for one; this one is empty
     llama_cross cross;
-    bool sliding_window = false;
+    bool recurrent = false;  // all layers, or some of them
     int64_t max_nodes;
 
     explicit Impl(llama_model & model) : model(model) {}
@@ -139,17 +227,42 @@ struct ForwardGraphBuilder::Impl {
         }
     }
 
-    std::unique_ptr<llama_memory_i> make_memory(uint32_t n_tokens) const {
-        const auto no_layer = [](int32_t) { return false; };
-        // F16: quantized K or V would add rotation nodes
-        if (sliding_window) {
-            return std::make_unique<llama_kv_cache_iswa>(model, GGML_TYPE_F16, GGML_TYPE_F16, true, false, true, true,
-                                                         n_tokens, LLAMA_MAX_SEQ, n_tokens, 1, nullptr, no_layer,
-                                                         nullptr, nullptr);
+    std::unique_ptr<llama_memory_i> make_memory(uint32_t n_tokens, uint32_t n_sequences) const {
+        llama_cparams of_memory = cparams;
+        of_memory.n_ctx = n_tokens;
+        of_memory.n_ctx_seq = n_tokens;
+        of_memory.n_ubatch = n_tokens;
+        of_memory.n_seq_max = n_sequences;
+        of_memory.n_rs_seq = 0;
+        of_memory.flash_attn = true;  // values are then stored by rows, as keys are
+        of_memory.offload_kqv = false;
+        llama_memory_params params = {};
+        params.type_k = GGML_TYPE_F32;  // quantized K or V would add rotation nodes
+        params.type_v = GGML_TYPE_F32;
+        params.swa_full = true;
+        params.ctx_type = cparams.ctx_type;
+        const Setting without_keys_and_values(model.hparams.no_alloc, true);
+        return std::unique_ptr<llama_memory_i>(model.create_memory(params, of_memory));
+    }
+
+    // The sequences of rows, numbered from 0 in their order.
+    static std::vector<int32_t> numbered_sequences(const GraphBatch & batch) {
+        std::vector<int32_t> numbered(batch.n_tokens);
+        for (uint32_t i = 1; i < batch.n_tokens; i++) {
+            numbered[i] = numbered[i - 1] + (batch.sequences[i] != batch.sequences[i - 1] ? 1 : 0);
         }
-        return std::make_unique<llama_kv_cache>(model, model.hparams, GGML_TYPE_F16, GGML_TYPE_F16, true, false, true,
-                                                n_tokens, LLAMA_MAX_SEQ, 1, model.hparams.n_swa, model.hparams.swa_type,
-                                                nullptr, no_layer, nullptr, nullptr);
+        return numbered;
+    }
+
+    static void fill(llama_batch_ext & rows, const GraphBatch & batch, const std::vector<int32_t> & sequences) {
+        for (uint32_t i = 0; i < batch.n_tokens; i++) {
+            if (rows.add_token(sequences[i]) < 0 || !rows.set_token_id(i, batch.tokens[i])) {
+                throw Error("row " + std::to_string(i) + " of a micro-batch: token " + std::to_string(batch.tokens[i]) +
+                            " or sequence " + std::to_string(batch.sequences[i]) + " is out of range");
+            }
+            rows.set_token_pos(i, &batch.positions[i]);
+            rows.set_output(i, batch.outputs[i] != 0);
+        }
     }
 };
 
@@ -158,9 +271,6 @@ ForwardGraphBuilder::ForwardGraphBuilder(llama_model & model, uint32_t context, 
     const std::string arch = model_architecture(model);
     if (llama_model_has_encoder(&model)) {
         throw untrainable(arch, "it has an encoder, only decoders can");
-    }
-    if (llama_model_is_recurrent(&model) || llama_model_is_hybrid(&model)) {
-        throw untrainable(arch, "it has recurrent layers, only attention can");
     }
     // Wanted are only llama.cpp's derived parameters (RoPE scaling and the like) and its scheduler: as small as it can
     // be.
@@ -185,14 +295,10 @@ ForwardGraphBuilder::ForwardGraphBuilder(llama_model & model, uint32_t context, 
     if (impl_->context == nullptr) {
         throw Error(reason_of_no_graph(model, take_llama_log()));
     }
-    llama_memory_t memory = llama_get_memory(impl_->context);
-    if (memory == nullptr) {
+    if (llama_get_memory(impl_->context) == nullptr) {
         throw untrainable(arch, "it does not predict a token from those before it");
     }
-    impl_->sliding_window = dynamic_cast<llama_kv_cache_iswa *>(memory) != nullptr;
-    if (!impl_->sliding_window && dynamic_cast<llama_kv_cache *>(memory) == nullptr) {
-        throw untrainable(arch, "its attention is not plain multi-head attention");
-    }
+    impl_->recurrent = llama_model_is_recurrent(&model) || llama_model_is_hybrid(&model);
     impl_->cparams = impl_->context->get_cparams();
     impl_->cparams.n_ctx = context;
     impl_->cparams.n_ctx_seq = context;
@@ -211,6 +317,10 @@ ForwardGraphBuilder::ForwardGraphBuilder(llama_model & model, uint32_t context, 
 
 ForwardGraphBuilder::~ForwardGraphBuilder() = default;
 
+bool ForwardGraphBuilder::needs_equal_lengths() const {
+    return impl_->recurrent;
+}
+
 std::unique_ptr<ForwardGraph> ForwardGraphBuilder::build(const GraphBatch & batch) const {
     const llama_model & model = impl_->model;
     const std::string arch = model_architecture(model);
@@ -218,27 +328,19 @@ std::unique_ptr<ForwardGraph> ForwardGraphBuilder::build(const GraphBatch & batc
     // llama.cpp asserts on architectures that it can't build a training graph for.
     const AbortAsException guard;
     try {
-        auto built = std::make_unique<LlamaForwardGraph>(impl_->make_memory(n_tokens), model.hparams.n_pos_per_embd(),
-                                                         impl_->max_nodes);
         llama_cparams cparams = impl_->cparams;
         cparams.n_batch = n_tokens;
         cparams.n_ubatch = n_tokens;
         cparams.n_outputs_max = n_tokens;
         cparams.n_outputs_max_per_seq = n_tokens;
 
+        const std::vector<int32_t> sequences = Impl::numbered_sequences(batch);
+        auto built = std::make_unique<LlamaForwardGraph>(impl_->make_memory(n_tokens, sequences.back() + 1),
+                                                         model.hparams.n_pos_per_embd(), impl_->max_nodes);
         llama_batch_ext rows(n_tokens, llama_batch_ext_select_n_embd_inp(cparams.ctx_type, model.arch, model.hparams),
                              model.hparams.n_embd_inp_enc(), LLAMA_MAX_SEQ, built->memory.get(), model.vocab.n_tokens(),
                              model.hparams.n_pos_per_embd());
-        uint32_t n_outputs = 0;
-        for (uint32_t i = 0; i < n_tokens; i++) {
-            if (rows.add_token(batch.sequences[i]) < 0 || !rows.set_token_id(i, batch.tokens[i])) {
-                throw Error("row " + std::to_string(i) + " of a micro-batch: token " + std::to_string(batch.tokens[i]) +
-                            " or sequence " + std::to_string(batch.sequences[i]) + " is out of range");
-            }
-            rows.set_token_pos(i, &batch.positions[i]);
-            rows.set_output(i, batch.outputs[i] != 0);
-            n_outputs += batch.outputs[i] != 0;
-        }
+        Impl::fill(rows, batch, sequences);
         if (!built->allocr.init(rows, model.vocab, false)) {
             throw Error("llama.cpp refused a micro-batch: positions of each sequence must run from 0 without gaps");
         }
@@ -246,6 +348,10 @@ std::unique_ptr<ForwardGraph> ForwardGraphBuilder::build(const GraphBatch & batc
         if (!built->memory_context || built->memory_context->get_status() != LLAMA_MEMORY_STATUS_SUCCESS ||
             !built->memory_context->apply()) {
             throw Error("llama.cpp could not prepare a micro-batch of " + std::to_string(n_tokens) + " tokens");
+        }
+        if (built->memory_context->get_ubatch().n_tokens != n_tokens) {
+            throw Error("the sequences of a micro-batch are of unequal length, which layers of the architecture " +
+                        arch + " can't go through side by side");
         }
         built->result.reset();
 
@@ -269,22 +375,21 @@ std::unique_ptr<ForwardGraph> ForwardGraphBuilder::build(const GraphBatch & batc
         params.mctx = built->memory_context.get();
         params.cross = &impl_->cross;
         params.prec_policy = &model.prec_policy;
-        params.n_outputs = n_outputs;
+        params.n_outputs = std::count_if(batch.outputs, batch.outputs + n_tokens, [](uint8_t is) { return is != 0; });
         params.cb = name_tensor;
         params.res = &built->result;
         model.build_graph(params);
-        const std::string problem = problem_of_rope(model, built->graph());
+        const std::string problem = problem_of_rope(model, built->result.get_gf());
         if (!problem.empty()) {
             throw Error(problem);
         }
         if (built->logits() == nullptr || built->hidden() == nullptr) {
             throw untrainable(arch, "it gives no logits");
         }
+        built->list = without_caches(built->result.get_gf(), built->result.get_ctx());
         return built;
     } catch (const Error &) {
         throw;
-    } catch (const std::out_of_range &) {  // of the cache's map from layers to their place in it
-        throw untrainable(arch, "its layers take keys and values from a cache, which training does not have");
     } catch (const std::exception & e) {
         throw untrainable(arch, "llama.cpp can't build its graph: " + reason(e));
     }

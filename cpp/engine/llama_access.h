@@ -53,7 +53,10 @@ struct GraphBatch {
 class ForwardGraph {
   public:
     virtual ~ForwardGraph() = default;
-    virtual ggml_cgraph * graph() const = 0;
+    // In topological order. Keys and values that the rows have written to a cache are read past it (cache_bypass.h).
+    virtual const std::vector<ggml_tensor *> & nodes() const = 0;
+    // Bytes of the states that recurrent layers start from, which belong to this object.
+    virtual size_t n_state_bytes() const = 0;
     virtual ggml_tensor * hidden() const = 0;  // after the final norm, ne = [n_embd, n_outputs]
     virtual ggml_tensor * logits() const = 0;  // ne = [n_vocab, n_outputs]
     // The keys that each row sees under one of llama.cpp's attention masks: rows [first[t], end[t]), end[t] = t + 1.
@@ -67,9 +70,12 @@ class ForwardGraph {
 class ForwardGraphBuilder {
   public:
     // context: tokens of the longest sequence (chooses RoPE factors). lora may be null and must outlive the builder.
-    // Raises Error for models whose attention can't be trained this way (recurrent, hybrid, encoder-decoder, ...).
+    // Raises Error for models that can't be trained this way (encoders, models that don't go from left to right).
     ForwardGraphBuilder(llama_model & model, uint32_t context, llama_adapter_lora * lora);
     ~ForwardGraphBuilder();
+
+    // Whether all sequences of a micro-batch must be of one length: recurrent layers go through them side by side.
+    bool needs_equal_lengths() const;
 
     // Raises Error where llama.cpp can't build a training graph for this architecture.
     std::unique_ptr<ForwardGraph> build(const GraphBatch & batch) const;

@@ -21,15 +21,14 @@ constexpr int64_t kMaxChunkLogits = 8 << 20;
 constexpr int64_t kMinChunkRows = 64;
 
 // Nodes of the whole graph, at most. n_chunks: of the head, which is made for each.
-int64_t max_nodes(ggml_cgraph * forward, int64_t n_chunks, OpsKind ops) {
+int64_t max_nodes(const std::vector<ggml_tensor *> & forward, int64_t n_chunks, OpsKind ops) {
     constexpr int64_t kPerForwardNode = 8, kPerChunk = 32, kOthers = 1024;
     constexpr int64_t kPerPlainChunk = 256;  // without what a product gives rise to
-    const int n_forward = ggml_graph_n_nodes(forward);
-    int64_t sum = kPerForwardNode * n_forward + kPerChunk * n_chunks + kOthers;
+    int64_t sum = kPerForwardNode * forward.size() + kPerChunk * n_chunks + kOthers;
     if (ops == OpsKind::ggml) {
         int64_t most = 0;
-        for (int i = 0; i < n_forward; i++) {
-            const int64_t n = GgmlOps::max_nodes(ggml_graph_node(forward, i));
+        for (const ggml_tensor * node : forward) {
+            const int64_t n = GgmlOps::max_nodes(node);
             sum += n;
             most = std::max(most, n);
         }
@@ -108,7 +107,7 @@ TrainingGraph::TrainingGraph(const ForwardGraphBuilder & builder, const Adapter 
     }
 
     const int64_t n_chunks = 2 + n_outputs / kMinChunkRows;
-    const int64_t n_nodes = max_nodes(forward_->graph(), n_chunks, options.ops);
+    const int64_t n_nodes = max_nodes(forward_->nodes(), n_chunks, options.ops);
     const ggml_init_params params = {n_nodes * ggml_tensor_overhead() + ggml_graph_overhead_custom(n_nodes, false),
                                      nullptr, true};
     ctx_.reset(ggml_init(params));
@@ -146,9 +145,9 @@ TrainingGraph::TrainingGraph(const ForwardGraphBuilder & builder, const Adapter 
     if (!ad.needs_gradient(hidden_)) {
         throw untrainable(arch, "llama.cpp does not apply adapters to its linears");
     }
-    std::vector<std::string> missing = ad.missing_rules(body_);
-    const std::vector<std::string> missing_in_head = ad.missing_rules(head_);
-    missing.insert(missing.end(), missing_in_head.begin(), missing_in_head.end());
+    std::vector<ggml_tensor *> all = body_;
+    all.insert(all.end(), head_.begin(), head_.end());
+    const std::vector<std::string> missing = Autodiff::missing_rules(ad.gradient_path(all));
     if (!missing.empty()) {
         throw untrainable(arch, "there is no gradient rule for " + joined(first_of_each_op(missing)));
     }
@@ -211,15 +210,11 @@ int TrainingGraph::n_custom_nodes() const {
 // use). False where there is no such split.
 bool TrainingGraph::collect_forward_nodes() {
     std::unordered_set<const ggml_tensor *> needed = {logits_};
-    const int n_nodes = ggml_graph_n_nodes(forward_->graph());
     std::vector<ggml_tensor *> nodes;
-    for (int i = n_nodes - 1; i >= 0; i--) {
-        ggml_tensor * node = ggml_graph_node(forward_->graph(), i);
-        if (needed.count(node) != 0) {
-            nodes.push_back(node);
-            for (ggml_tensor * src : node->src) {
-                needed.insert(src);
-            }
+    for (auto node = forward_->nodes().rbegin(); node != forward_->nodes().rend(); ++node) {
+        if (needed.count(*node) != 0) {
+            nodes.push_back(*node);
+            needed.insert(std::begin((*node)->src), std::end((*node)->src));
         }
     }
     std::reverse(nodes.begin(), nodes.end());
