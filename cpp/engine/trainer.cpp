@@ -7,6 +7,7 @@
 #include <numeric>
 
 #include "base/error.h"
+#include "engine/equal_lengths.h"
 #include "kernels/adamw.h"
 #include "kernels/partition.h"
 
@@ -18,27 +19,12 @@ constexpr int64_t kMaxSequences = 256;  // llama.cpp's LLAMA_MAX_SEQ
 constexpr int64_t kRowPadding = 64;
 constexpr int64_t kPieceSize = 16384;  // parameters that a thread updates at a time
 
-struct BatchArrays {
-    std::vector<int32_t> tokens, positions, sequences, targets;
-    std::vector<float> weights;
-
-    void add(int32_t token, int32_t position, int32_t sequence, int32_t target, float weight) {
-        tokens.push_back(token);
-        positions.push_back(position);
-        sequences.push_back(sequence);
-        targets.push_back(target);
-        weights.push_back(weight);
-    }
-    int64_t n_tokens() const { return tokens.size(); }
-    MicroBatch view() const {
-        return {n_tokens(), tokens.data(), positions.data(), sequences.data(), targets.data(), weights.data()};
-    }
-};
-
-// A made-up micro-batch of a given shape, to build graphs from.
-BatchArrays batch_of_shape(int64_t n_tokens, int64_t n_targets, int64_t n_sequences) {
-    BatchArrays batch;
+// A made-up micro-batch of a given shape, to build graphs from. equal_lengths: with as many rows more as all sequences
+// need to be of one length.
+BatchRows batch_of_shape(int64_t n_tokens, int64_t n_targets, int64_t n_sequences, bool equal_lengths) {
+    BatchRows batch;
     const int64_t per_sequence = (n_tokens + n_sequences - 1) / n_sequences;
+    n_tokens = equal_lengths ? per_sequence * n_sequences : n_tokens;
     for (int64_t i = 0; i < n_tokens; i++) {
         batch.add(0, i % per_sequence, i / per_sequence, 0, i >= n_tokens - n_targets ? 1.0f : 0.0f);
     }
@@ -47,8 +33,8 @@ BatchArrays batch_of_shape(int64_t n_tokens, int64_t n_targets, int64_t n_sequen
 
 // Filled up with sequences of their own, which nothing sees. llama_decode pads its keys in the same way: sums over the
 // keys of a first sequence then run in the same order, and the results are the same bits.
-BatchArrays padded(const MicroBatch & from, int64_t context) {
-    BatchArrays batch;
+BatchRows padded(const MicroBatch & from, int64_t context) {
+    BatchRows batch;
     for (int64_t i = 0; i < from.n_tokens; i++) {
         batch.add(from.tokens[i], from.positions[i], from.sequences[i], from.targets[i], from.weights[i]);
     }
@@ -125,20 +111,22 @@ Trainer::Trainer(std::shared_ptr<Adapter> shared_adapter, const Options & option
         throw Error("not enough memory for the gradients of " + std::to_string(adapter->n_params()) + " parameters");
     }
     zero_gradients();
-    const BatchArrays probe = batch_of_shape(2, 1, 1);
+    const BatchRows probe = batch_of_shape(2, 1, 1, false);
     n_recomputable_ = naming_model(adapter->model(), [&] {
         return TrainingGraph(builder_, *adapter, accumulators_, probe.view(), graph_options(true))
             .n_recomputable_layers();
     });
 }
 
-GraphOptions Trainer::graph_options(bool gradients) const {
+// part: of the micro-batch, where it takes several graphs: each has masks of its own
+GraphOptions Trainer::graph_options(bool gradients, uint64_t part) const {
     GraphOptions graph;
     graph.gradients = gradients;
     if (gradients) {
+        const uint64_t counter = static_cast<uint64_t>(n_micro_batches) ^ part << 32;
         graph.recompute_layers = recompute_layers;
-        graph.dropout = {options_.dropout, options_.seed, static_cast<uint64_t>(n_micro_batches)};
-        graph.noise = {options_.neftune_alpha, options_.seed, static_cast<uint64_t>(n_micro_batches)};
+        graph.dropout = {options_.dropout, options_.seed, counter};
+        graph.noise = {options_.neftune_alpha, options_.seed, counter};
     }
     graph.precision = options_.precision;
     graph.ops = options_.ops;
@@ -215,21 +203,39 @@ BatchResult Trainer::run(const MicroBatch & batch, bool gradients) {
     if (result.n_targets == 0) {
         return result;
     }
-    TrainingGraph graph(builder_, *adapter, accumulators_, batch, graph_options(gradients));
-    std::vector<float> log_probs;
-    const TrainingGraph::Times times = graph.run(executor_, log_probs);
-    result.forward_s = times.forward_s;
-    result.backward_s = times.backward_s;
-    size_t next = 0;
+    if (builder_.needs_equal_lengths()) {
+        const std::vector<EqualLengths> parts = split_to_equal_lengths(batch);
+        for (size_t i = 0; i < parts.size(); i++) {
+            run_graph(parts[i].rows.view(), parts[i].origin, graph_options(gradients, i), result);
+        }
+    } else {
+        std::vector<int64_t> origin(batch.n_tokens);
+        std::iota(origin.begin(), origin.end(), 0);
+        run_graph(batch, origin, graph_options(gradients), result);
+    }
     for (int64_t i = 0; i < batch.n_tokens; i++) {
         if (batch.weights[i] != 0) {
-            const float log_prob = log_probs[next++];
-            result.log_probs[i] = log_prob;
-            result.loss_sum -= static_cast<double>(batch.weights[i]) * log_prob;
+            result.loss_sum -= static_cast<double>(batch.weights[i]) * result.log_probs[i];
             result.weight_sum += batch.weights[i];
         }
     }
     return result;
+}
+
+// origin: the place of each row in the result
+void Trainer::run_graph(const MicroBatch & batch, const std::vector<int64_t> & origin,
+                        const GraphOptions & graph_options, BatchResult & result) {
+    TrainingGraph graph(builder_, *adapter, accumulators_, batch, graph_options);
+    std::vector<float> log_probs;
+    const TrainingGraph::Times times = graph.run(executor_, log_probs);
+    result.forward_s += times.forward_s;
+    result.backward_s += times.backward_s;
+    size_t next = 0;
+    for (int64_t i = 0; i < batch.n_tokens; i++) {
+        if (batch.weights[i] != 0) {
+            result.log_probs[origin[i]] = log_probs[next++];
+        }
+    }
 }
 
 BatchResult Trainer::accumulate(const MicroBatch & batch) {
@@ -241,7 +247,7 @@ BatchResult Trainer::accumulate(const MicroBatch & batch) {
 }
 
 BatchResult Trainer::evaluate(const MicroBatch & batch) {
-    if (options_.precision != Precision::llama_cpp || batch.n_tokens < 1) {
+    if (options_.precision != Precision::llama_cpp || batch.n_tokens < 1 || builder_.needs_equal_lengths()) {
         return run(batch, false);
     }
     check(batch);
@@ -265,10 +271,20 @@ double Trainer::predict_seconds(const MicroBatch & batch, bool gradients) {
     if (std::count(batch.weights, batch.weights + batch.n_tokens, 0.0f) == batch.n_tokens) {
         return 0;
     }
-    const auto start = std::chrono::steady_clock::now();
-    const TrainingGraph graph(builder_, *adapter, accumulators_, batch, graph_options(gradients));
-    const std::chrono::duration<double> building = std::chrono::steady_clock::now() - start;
-    return building.count() + graph.measure_seconds(executor_);
+    const auto seconds_of = [&](const MicroBatch & rows) {
+        const auto start = std::chrono::steady_clock::now();
+        const TrainingGraph graph(builder_, *adapter, accumulators_, rows, graph_options(gradients));
+        const std::chrono::duration<double> building = std::chrono::steady_clock::now() - start;
+        return building.count() + graph.measure_seconds(executor_);
+    };
+    if (!builder_.needs_equal_lengths()) {
+        return seconds_of(batch);
+    }
+    double seconds = 0;
+    for (const EqualLengths & part : split_to_equal_lengths(batch)) {
+        seconds += seconds_of(part.rows.view());
+    }
+    return seconds;
 }
 
 std::vector<Trainer::State> & Trainer::states() {
@@ -346,7 +362,7 @@ TrainingGraph Trainer::graph_of_shape(int64_t n_tokens, int64_t n_targets, int64
             "a micro-batch has at least one token, target and sequence, at most 256 sequences, and no more targets "
             "than tokens");
     }
-    const BatchArrays shape = batch_of_shape(n_tokens, n_targets, n_sequences);
+    const BatchRows shape = batch_of_shape(n_tokens, n_targets, n_sequences, builder_.needs_equal_lengths());
     return TrainingGraph(builder_, *adapter, accumulators_, shape.view(), graph_options(true));
 }
 

@@ -101,7 +101,9 @@ class Trainer {
     void check_weights() const;
     void check(const MicroBatch & batch) const;
     BatchResult run(const MicroBatch & batch, bool gradients);
-    GraphOptions graph_options(bool gradients) const;
+    void run_graph(const MicroBatch & batch, const std::vector<int64_t> & origin, const GraphOptions & graph_options,
+                   BatchResult & result);
+    GraphOptions graph_options(bool gradients, uint64_t part = 0) const;
 
     template <typename Work>
     void for_each_piece(const Work & work);

@@ -55,7 +55,7 @@ class TrainingGraph {
                   const GraphOptions & options);
 
     // Bytes of memory for all that is computed.
-    size_t measure(const Executor & executor) const { return executor.measure(gf_, kept_); }
+    size_t measure(const Executor & executor) const { return executor.measure(gf_, kept_) + forward_->n_state_bytes(); }
 
     // So many layers can be computed again for their gradient: 0 where the graph can't be cut between its layers.
     int n_recomputable_layers() const { return static_cast<int>(layer_ends().size()); }

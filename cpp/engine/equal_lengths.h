@@ -1,0 +1,40 @@
+// Micro-batches for layers that go through all sequences side by side, one token of each at a time (recurrent ones).
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "engine/training_graph.h"
+
+namespace ggtune {
+
+// A micro-batch that owns its rows.
+struct BatchRows {
+    std::vector<int32_t> tokens, positions, sequences, targets;
+    std::vector<float> weights;
+
+    void add(int32_t token, int32_t position, int32_t sequence, int32_t target, float weight) {
+        tokens.push_back(token);
+        positions.push_back(position);
+        sequences.push_back(sequence);
+        targets.push_back(target);
+        weights.push_back(weight);
+    }
+    int64_t n_tokens() const { return static_cast<int64_t>(tokens.size()); }
+    MicroBatch view() const {
+        return {n_tokens(), tokens.data(), positions.data(), sequences.data(), targets.data(), weights.data()};
+    }
+};
+
+// Sequences of a micro-batch, filled up behind their ends to one length; what follows them has no weight, and nothing
+// of what was there sees it.
+struct EqualLengths {
+    BatchRows rows;
+    std::vector<int64_t> origin;  // of each row: its place in the micro-batch, or -1
+};
+
+// Shares out the sequences so that few rows are filled in and few graphs are needed; sequences without a weight are
+// left out. No part has more rows than the micro-batch.
+std::vector<EqualLengths> split_to_equal_lengths(const MicroBatch & batch);
+
+}  // namespace ggtune
