@@ -133,6 +133,42 @@ void glu_backward(Activation activation, const float * gate, const float * up, c
     });
 }
 
+namespace {
+
+struct LimitedInputs {
+    Vec gate, up;
+};
+
+// Written so that NaN stays NaN.
+inline LimitedInputs limited(const LimitedGlu & glu, Vec gate, Vec up) {
+    const Vec most = splat(glu.limit), least = splat(-glu.limit);
+    up = select(up > most, most, up);
+    return {select(gate > most, most, gate), select(up < least, least, up)};
+}
+
+}  // namespace
+
+void limited_glu_forward(const LimitedGlu & glu, const float * gate, const float * up, float * y, int64_t n) {
+    for_each_vector(n, [=](auto get, auto put) {
+        const LimitedInputs in = limited(glu, get(gate), get(up));
+        put(y, scaled_silu(in.gate, glu.slope).value * (in.up + glu.offset));
+    });
+}
+
+void limited_glu_backward(const LimitedGlu & glu, const float * gate, const float * up, const float * dy,
+                          float * d_gate, float * d_up, int64_t n) {
+    const Vec none = splat(0.0f), most = splat(glu.limit), least = splat(-glu.limit);
+    for_each_vector(n, [=](auto get, auto put) {
+        const Vec gate_as_given = get(gate), up_as_given = get(up), gradient = get(dy);
+        const LimitedInputs in = limited(glu, gate_as_given, up_as_given);
+        const ValueAndDerivative f = scaled_silu(in.gate, glu.slope);
+        const Vec gate_gradient = gradient * (in.up + glu.offset) * f.derivative;
+        const Vec up_gradient = gradient * f.value;
+        put(d_gate, select(gate_as_given > most, none, gate_gradient));
+        put(d_up, select((up_as_given > most) | (up_as_given < least), none, up_gradient));
+    });
+}
+
 double activation_reference(Activation activation, double x) {
     switch (activation) {
         case Activation::silu:

@@ -32,6 +32,16 @@ void glu_forward(Activation activation, const float * gate, const float * up, fl
 void glu_backward(Activation activation, const float * gate, const float * up, const float * dy, float * d_gate,
                   float * d_up, int64_t n);
 
+// A gated linear unit with limits, y = g sigmoid(slope g) (u + offset) with g = min(gate, limit) and u = up between
+// -limit and limit: gpt-oss (slope 1.702, offset 1), SwiGLU with its inputs clamped (slope 1, offset 0). At a limit
+// itself the gradient passes.
+struct LimitedGlu {
+    float slope, limit, offset;
+};
+void limited_glu_forward(const LimitedGlu & glu, const float * gate, const float * up, float * y, int64_t n);
+void limited_glu_backward(const LimitedGlu & glu, const float * gate, const float * up, const float * dy,
+                          float * d_gate, float * d_up, int64_t n);
+
 // f(x) in double: the definition that the functions above approximate.
 double activation_reference(Activation activation, double x);
 

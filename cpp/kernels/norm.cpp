@@ -44,4 +44,22 @@ void layer_norm_backward(int64_t n_rows, int64_t n_cols, const float * x, int64_
     }
 }
 
+void l2_norm_backward(int64_t n_rows, int64_t n_cols, const float * x, int64_t x_row_stride, const float * dy,
+                      int64_t dy_row_stride, float * dx, int64_t dx_row_stride, float eps, int ith, int nth) {
+    const Range rows = split_range(n_rows, ith, nth);
+    for (int64_t row = rows.begin; row < rows.end; ++row) {
+        const float * x_row = x + row * x_row_stride;
+        const float * dy_row = dy + row * dy_row_stride;
+        float * dx_row = dx + row * dx_row_stride;
+        const double square = detail::dot(x_row, x_row, n_cols);
+        const double size = std::sqrt(square);
+        const bool normal = size > static_cast<double>(eps);
+        const auto scale = static_cast<float>(1.0 / (normal ? size : static_cast<double>(eps)));
+        const auto along_x = normal ? static_cast<float>(detail::dot(dy_row, x_row, n_cols) / square) : 0.0f;
+        for (int64_t i = 0; i < n_cols; ++i) {
+            dx_row[i] = scale * (dy_row[i] - along_x * x_row[i]);
+        }
+    }
+}
+
 }  // namespace ggtune::kernels

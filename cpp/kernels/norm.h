@@ -17,4 +17,8 @@ void rms_norm_backward(int64_t n_rows, int64_t n_cols, const float * x, int64_t 
 void layer_norm_backward(int64_t n_rows, int64_t n_cols, const float * x, int64_t x_row_stride, const float * dy,
                          int64_t dy_row_stride, float * dx, int64_t dx_row_stride, float eps, int ith, int nth);
 
+// y = x / max(|x|, eps);  dx = (dy - y sum(dy y)) / |x| where |x| > eps, else dy / eps
+void l2_norm_backward(int64_t n_rows, int64_t n_cols, const float * x, int64_t x_row_stride, const float * dy,
+                      int64_t dy_row_stride, float * dx, int64_t dx_row_stride, float eps, int ith, int nth);
+
 }  // namespace ggtune::kernels

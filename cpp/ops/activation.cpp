@@ -44,6 +44,34 @@ void glu_rule(const BackwardStep & s) {
     add_glu_gradient(s, f, s.y->src[1] == nullptr && s.y->op_params[1] != 0);
 }
 
+void limited_glu_rule(const BackwardStep & s) {
+    LimitedGlu f = {};
+    limited_glu_of(s.y, f);
+    add_limited_glu_gradient(s, f, s.y->src[1] == nullptr && s.y->op_params[1] != 0);
+}
+
+// y = log(1 + exp(x))
+void softplus_rule(const BackwardStep & s) {
+    ggml_context * ctx = s.ops.ctx;
+    ggml_tensor * slope = ggml_sigmoid(ctx, s.ops.contiguous(s.y->src[0]));
+    s.add(s.y->src[0], ggml_mul(ctx, s.ops.contiguous(s.dy), slope));
+}
+
+// y = -x
+void neg_rule(const BackwardStep & s) {
+    s.add(s.y->src[0], ggml_scale(s.ops.ctx, s.ops.contiguous(s.dy), -1.0f));
+}
+
+// y = |x|, slope 0 at 0
+void abs_rule(const BackwardStep & s) {
+    ggml_context * ctx = s.ops.ctx;
+    ggml_tensor * slope = ggml_sgn(ctx, s.ops.contiguous(s.y->src[0]));
+    s.add(s.y->src[0], ggml_mul(ctx, s.ops.contiguous(s.dy), slope));
+}
+
+// Of what is constant but for jumps: nothing passes.
+void no_gradient_rule(const BackwardStep & /*s*/) {}
+
 // xIELU (Apertus): y = alpha_p x^2 + beta x where x > 0, else alpha_n (exp(min(x, eps)) - 1 - x) + beta x;
 // alpha_n and alpha_p as the node holds them, after the softplus of ggml_xielu().
 // eps, some -1e-6, keeps the small differences of exp from 1 out of y: between eps and 0, y falls by -alpha_n eps, and
@@ -58,17 +86,10 @@ void xielu_rule(const BackwardStep & s) {
     s.add(s.y->src[0], ggml_mul(ctx, s.ops.contiguous(s.dy), ggml_add(ctx, above, below)));
 }
 
-}  // namespace
-
-void add_activation_gradient(const BackwardStep & s, Activation f) {
-    s.add(s.y->src[0], s.ops.activation_dx(f, s.y->src[0], s.dy));
-}
-
-void add_glu_gradient(const BackwardStep & s, Activation f, bool swapped) {
-    ggml_tensor *gate = s.y->src[0], *up = s.y->src[1];
-    ggml_tensor * both = s.ops.glu_dx(f, gate, up, swapped, s.dy);
-    if (up == nullptr) {
-        s.add(gate, both);
+// What glu_dx() made, to the operands.
+void add_both_halves(const BackwardStep & s, ggml_tensor * both) {
+    if (s.y->src[1] == nullptr) {
+        s.add(s.y->src[0], both);
         return;
     }
     const int64_t * ne = s.dy->ne;
@@ -77,6 +98,36 @@ void add_glu_gradient(const BackwardStep & s, Activation f, bool swapped) {
             s.add(s.y->src[half], ggml_view_4d(s.ops.ctx, both, ne[0], ne[1], ne[2], ne[3], both->nb[1], both->nb[2],
                                                both->nb[3], half * ne[0] * sizeof(float)));
         }
+    }
+}
+
+}  // namespace
+
+void add_activation_gradient(const BackwardStep & s, Activation f) {
+    s.add(s.y->src[0], s.ops.activation_dx(f, s.y->src[0], s.dy));
+}
+
+void add_glu_gradient(const BackwardStep & s, Activation f, bool swapped) {
+    add_both_halves(s, s.ops.glu_dx(f, s.y->src[0], s.y->src[1], swapped, s.dy));
+}
+
+void add_limited_glu_gradient(const BackwardStep & s, const LimitedGlu & f, bool swapped) {
+    add_both_halves(s, s.ops.limited_glu_dx(f, s.y->src[0], s.y->src[1], swapped, s.dy));
+}
+
+bool limited_glu_of(const ggml_tensor * node, LimitedGlu & f) {
+    if (node->op != GGML_OP_GLU) {
+        return false;
+    }
+    switch (ggml_get_glu_op(node)) {
+        case GGML_GLU_OP_SWIGLU_OAI:
+            f = {float_param(node, 2), float_param(node, 3), 1.0f};
+            return true;
+        case GGML_GLU_OP_SWIGLU_CLAMP:
+            f = {1.0f, float_param(node, 3), 0.0f};
+            return true;
+        default:
+            return false;
     }
 }
 
@@ -98,6 +149,12 @@ std::vector<GgmlOp> activation_ops() {
     std::vector<GgmlOp> ops = {
         {GGML_OP_UNARY, nullptr, Rows::singly},
         {GGML_OP_UNARY, xielu_rule, Rows::singly, nullptr, GGML_UNARY_OP_XIELU},
+        {GGML_OP_GLU, limited_glu_rule, Rows::together, nullptr, GGML_GLU_OP_SWIGLU_OAI},
+        {GGML_OP_GLU, limited_glu_rule, Rows::together, nullptr, GGML_GLU_OP_SWIGLU_CLAMP},
+        {GGML_OP_UNARY, softplus_rule, Rows::singly, nullptr, GGML_UNARY_OP_SOFTPLUS},
+        {GGML_OP_UNARY, neg_rule, Rows::singly, nullptr, GGML_UNARY_OP_NEG},
+        {GGML_OP_UNARY, abs_rule, Rows::singly, nullptr, GGML_UNARY_OP_ABS},
+        {GGML_OP_UNARY, no_gradient_rule, Rows::singly, nullptr, GGML_UNARY_OP_SGN},
     };
     for (const Known & k : kKnown) {
         const Rows rows = k.op == GGML_OP_UNARY ? Rows::singly : Rows::together;

@@ -54,17 +54,33 @@ void clamp_rule(const BackwardStep & s) {
     s.add(s.y->src[0], s.ops.clamp_dx(s.y->src[0], s.dy, float_param(s.y, 0), float_param(s.y, 1)));
 }
 
+// y = sqrt(x). Where y is 0 its slope is infinite, and x was mostly only rounded to 0 (the softplus of a negative
+// number): no gradient.
+void sqrt_rule(const BackwardStep & s) {
+    constexpr float kSmallest = 1e-20f, kLargest = 1e20f;  // no root of a float is beyond
+    ggml_context * ctx = s.ops.ctx;
+    ggml_tensor * half = ggml_mul(ctx, ggml_scale(ctx, s.ops.contiguous(s.dy), 0.5f), ggml_step(ctx, s.y));
+    s.add(s.y->src[0], ggml_div(ctx, half, ggml_clamp(ctx, s.y, kSmallest, kLargest)));
+}
+
+// y = a + the rows of b, which is frozen, that `ids` names
+void add_id_rule(const BackwardStep & s) {
+    s.add(s.y->src[0], s.dy);
+}
+
 }  // namespace
 
 std::vector<GgmlOp> elementwise_ops() {
     // clang-format off
     return {
         {GGML_OP_ADD, add_rule, Rows::singly},
+        {GGML_OP_ADD_ID, add_id_rule},
         {GGML_OP_SUB, sub_rule},
         {GGML_OP_MUL, mul_rule, Rows::singly},
         {GGML_OP_DIV, div_rule},
         {GGML_OP_SCALE, scale_rule, Rows::singly},
         {GGML_OP_CLAMP, clamp_rule},
+        {GGML_OP_SQRT, sqrt_rule},
     };
     // clang-format on
 }

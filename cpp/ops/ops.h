@@ -23,6 +23,7 @@ namespace ggtune {
 
 using kernels::Activation;
 using kernels::DropoutMask;
+using kernels::LimitedGlu;
 
 // The keys that each row sees under one mask: two I32 inputs of the graph, ne = [T], and what they are to hold. Row t
 // sees the keys [first[t], end[t]).
@@ -128,14 +129,19 @@ class Ops {
     // two.
     virtual ggml_tensor * glu_dx(Activation f, ggml_tensor * gate, ggml_tensor * up, bool swapped,
                                  ggml_tensor * dy) = 0;
+    // The same of a gated unit with limits.
+    virtual ggml_tensor * limited_glu_dx(const LimitedGlu & f, ggml_tensor * gate, ggml_tensor * up, bool swapped,
+                                         ggml_tensor * dy) = 0;
     // of y = softmax(scale x + mask), from y
     virtual ggml_tensor * softmax_dx(ggml_tensor * y, ggml_tensor * dy, float scale) = 0;
     virtual ggml_tensor * rms_norm_dx(ggml_tensor * x, ggml_tensor * dy, float eps) = 0;
     virtual ggml_tensor * norm_dx(ggml_tensor * x, ggml_tensor * dy, float eps) = 0;
+    // of y = x / max(|x|, eps)
+    virtual ggml_tensor * l2_norm_dx(ggml_tensor * x, ggml_tensor * dy, float eps) = 0;
     virtual ggml_tensor * clamp_dx(ggml_tensor * x, ggml_tensor * dy, float min, float max) = 0;
     // gradient of `source` of which `view` shows a part: zero outside
     virtual ggml_tensor * view_dx(ggml_tensor * source, ggml_tensor * view, ggml_tensor * dy) = 0;
-    // gradient of the matrix x whose rows `ids` (I32) were taken
+    // gradient of x = [n, rows, ...] whose rows `ids` (I32, ne = [k, ...], any strides) were taken, of each matrix its own
     virtual ggml_tensor * rows_dx(ggml_tensor * x, ggml_tensor * ids, ggml_tensor * dy) = 0;
     // gradient of an operand that was repeated to the shape of dy: the sum over its repetitions
     virtual ggml_tensor * repeat_dx(const ggml_tensor * operand, ggml_tensor * dy) = 0;

@@ -7,10 +7,10 @@ namespace ggtune {
 
 namespace {
 
-// The inverse rotation, which ggml has as an op with the same parameters.
+// ROPE and ROPE_BACK are each other's transpose: the same rotation the other way, the same factor.
 void rope_rule(const BackwardStep & s) {
     ggml_tensor * dx = ggml_new_tensor(s.ops.ctx, GGML_TYPE_F32, GGML_MAX_DIMS, s.y->ne);
-    dx->op = GGML_OP_ROPE_BACK;
+    dx->op = s.y->op == GGML_OP_ROPE ? GGML_OP_ROPE_BACK : GGML_OP_ROPE;
     std::memcpy(dx->op_params, s.y->op_params, sizeof(dx->op_params));
     dx->src[0] = s.ops.contiguous(s.dy);
     dx->src[1] = s.y->src[1];
@@ -21,7 +21,7 @@ void rope_rule(const BackwardStep & s) {
 }  // namespace
 
 std::vector<GgmlOp> rope_ops() {
-    return {{GGML_OP_ROPE, rope_rule}};
+    return {{GGML_OP_ROPE, rope_rule}, {GGML_OP_ROPE_BACK, rope_rule}};
 }
 
 }  // namespace ggtune

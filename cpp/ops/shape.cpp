@@ -1,4 +1,4 @@
-// Ops that move elements and compute nothing: copies, views, rows, repetitions.
+// Ops that move elements: copies, views, rows, repetitions; and sums of rows, which take repetitions back.
 #include "ops/shape.h"
 
 #include "ops/families.h"
@@ -11,7 +11,7 @@ ggml_tensor * unbroadcast(Ops & ops, ggml_tensor * dy, const ggml_tensor * opera
 
 namespace {
 
-// CONT, RESHAPE: the same elements in the same order
+// CONT, RESHAPE, CPY: the same elements in the same order
 void reshape_rule(const BackwardStep & s) {
     ggml_tensor * x = s.y->src[0];
     s.add(x, ggml_reshape_4d(s.ops.ctx, s.ops.contiguous(s.dy), x->ne[0], x->ne[1], x->ne[2], x->ne[3]));
@@ -43,13 +43,53 @@ void view_rule(const BackwardStep & s) {
     }
 }
 
-bool takes_rows_of_matrix(const ggml_tensor * node) {
-    const ggml_tensor * x = node->src[0];
-    return x->ne[2] == 1 && x->ne[3] == 1 && x->nb[0] == ggml_type_size(x->type);
-}
-
 void get_rows_rule(const BackwardStep & s) {
     s.add(s.y->src[0], s.ops.rows_dx(s.y->src[0], s.y->src[1], s.dy));
+}
+
+// Of a CPY: what is left in y, a tensor of another shape and perhaps a part of a bigger one, are the elements of the first
+// operand in order. The second operand is where they go; what it held is lost.
+bool copies_floats(const ggml_tensor * node) {
+    return node->src[0]->type == GGML_TYPE_F32;
+}
+
+// y = a, with b written over a part of it, which starts at `offset` and has the strides nb (bytes)
+void set_rule(const BackwardStep & s) {
+    ggml_tensor *a = s.y->src[0], *b = s.y->src[1];
+    const int32_t *nb = s.y->op_params, offset = s.y->op_params[3];
+    ggml_tensor * dy = s.ops.contiguous(s.dy);
+    if (s.needs(a)) {
+        s.add(a, ggml_set(s.ops.ctx, dy, s.ops.zeros_like(b), nb[0], nb[1], nb[2], offset));
+    }
+    if (s.needs(b)) {
+        s.add(b, ggml_view_4d(s.ops.ctx, dy, b->ne[0], b->ne[1], b->ne[2], b->ne[3], nb[0], nb[1], nb[2], offset));
+    }
+}
+
+// y = a and b one after the other along a dimension
+void concat_rule(const BackwardStep & s) {
+    const int dim = s.y->op_params[0];
+    ggml_tensor * dy = s.dy->nb[0] == sizeof(float) ? s.dy : s.ops.contiguous(s.dy);
+    size_t offset = 0;
+    for (ggml_tensor * x : {s.y->src[0], s.y->src[1]}) {
+        if (s.needs(x)) {
+            s.add(x, ggml_view_4d(s.ops.ctx, dy, x->ne[0], x->ne[1], x->ne[2], x->ne[3], dy->nb[1], dy->nb[2],
+                                  dy->nb[3], offset));
+        }
+        offset += x->ne[dim] * dy->nb[dim];
+    }
+}
+
+// y = the sum of each row of x
+void sum_rows_rule(const BackwardStep & s) {
+    s.add(s.y->src[0], ggml_repeat(s.ops.ctx, s.ops.contiguous(s.dy), s.y->src[0]));
+}
+
+// y = the mean of each row of x
+void mean_rule(const BackwardStep & s) {
+    const float share = 1.0f / static_cast<float>(s.y->src[0]->ne[0]);
+    ggml_tensor * dy = ggml_scale(s.ops.ctx, s.ops.contiguous(s.dy), share);
+    s.add(s.y->src[0], ggml_repeat(s.ops.ctx, dy, s.y->src[0]));
 }
 
 // y = x repeated
@@ -67,8 +107,13 @@ std::vector<GgmlOp> shape_ops() {
         {GGML_OP_PERMUTE, permute_rule},
         {GGML_OP_TRANSPOSE, transpose_rule},
         {GGML_OP_VIEW, view_rule},
-        {GGML_OP_GET_ROWS, get_rows_rule, Rows::together, takes_rows_of_matrix},
+        {GGML_OP_GET_ROWS, get_rows_rule},
         {GGML_OP_REPEAT, repeat_rule},
+        {GGML_OP_CPY, reshape_rule, Rows::together, copies_floats},
+        {GGML_OP_SET, set_rule},
+        {GGML_OP_CONCAT, concat_rule},
+        {GGML_OP_SUM_ROWS, sum_rows_rule},
+        {GGML_OP_MEAN, mean_rule},
     };
     // clang-format on
 }

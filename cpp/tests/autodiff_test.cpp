@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <functional>
 #include <random>
+#include <tuple>
 
 #include "base/error.h"
 #include "check.h"
@@ -252,6 +253,14 @@ std::vector<Case> cases() {
         ggml_tensor * below = b.node(ggml_scale_bias(b.ctx, b.input(true, {8, 3}), 0.1f, 2.0f));
         return b.node(ggml_div(b.ctx, b.input(true, {8, 3}), below));
     });
+    add("add_id", kLinear, [](Builder & b) {
+        ggml_tensor * ids = b.input(false, {2, 4}, GGML_TYPE_I32);
+        return b.node(ggml_add_id(b.ctx, b.input(true, {8, 2, 4}), b.input(false, {8, 5}), ids));
+    });
+    add("sqrt", kCurved, [](Builder & b) {
+        ggml_tensor * x = b.node(ggml_scale_bias(b.ctx, b.input(true, {8, 3}), 0.1f, 2.0f));
+        return b.node(ggml_sqrt(b.ctx, x));
+    });
     add("scale", kLinear,
         [](Builder & b) { return b.node(ggml_scale_bias(b.ctx, b.input(true, {8, 3}), -1.7f, 0.3f)); });
     add("repeat", kLinear, [](Builder & b) {
@@ -303,6 +312,22 @@ std::vector<Case> cases() {
     add("sqr", kCurved, [](Builder & b) { return b.node(ggml_sqr(b.ctx, b.input(true, {33, 5}))); });
     add("xielu", 1e-4,
         [](Builder & b) { return b.node(ggml_xielu(b.ctx, b.input(true, {33, 5}), 0.7f, -0.4f, 0.3f, -1e-6f)); });
+    add("softplus", kCurved, [](Builder & b) { return b.node(ggml_softplus(b.ctx, b.input(true, {33, 5}))); });
+    // rounded to 0 by ggml, as is the root: no gradient instead of an infinite one
+    add("root of a softplus of little", 1e-4, [](Builder & b) {
+        ggml_tensor * little = b.node(ggml_scale_bias(b.ctx, b.input(true, {33, 5}), 1.0f, -50.0f));
+        return b.node(ggml_sqrt(b.ctx, b.node(ggml_softplus(b.ctx, little))));
+    });
+    add("neg", kLinear, [](Builder & b) { return b.node(ggml_neg(b.ctx, b.input(true, {33, 5}))); });
+    // small steps: none goes across 0
+    add("abs", kCurved, [](Builder & b) { return b.node(ggml_abs(b.ctx, b.input(true, {33, 5}))); }, 1e-3f);
+    add(
+        "sgn", kCurved,
+        [](Builder & b) {
+            ggml_tensor * x = b.node(ggml_scale(b.ctx, b.input(true, {33, 5}), 1.0f));
+            return b.node(ggml_mul(b.ctx, b.node(ggml_sgn(b.ctx, x)), x));
+        },
+        1e-3f);
     add("swiglu, split", kCurved,
         [](Builder & b) { return b.node(ggml_swiglu_split(b.ctx, b.input(true, {11, 5}), b.input(true, {11, 5}))); });
     add("swiglu, fused", kCurved, [](Builder & b) { return b.node(ggml_swiglu(b.ctx, b.input(true, {22, 5}))); });
@@ -317,6 +342,38 @@ std::vector<Case> cases() {
     });
     add("reglu", 3e-2,
         [](Builder & b) { return b.node(ggml_reglu_split(b.ctx, b.input(true, {11, 5}), b.input(true, {11, 5}))); });
+    for (const auto & [name, alpha, limit] : {std::tuple{"swiglu_oai", 1.702f, 0.9f}, {"swiglu_clamp", 0.0f, 1.1f}}) {
+        const auto limited = [alpha, limit](Builder & b, ggml_tensor * gate, ggml_tensor * up) {
+            return alpha != 0 ? ggml_swiglu_oai(b.ctx, gate, up, alpha, limit)
+                              : ggml_swiglu_clamp(b.ctx, gate, up, limit);
+        };
+        // kinks at the limits: small steps
+        add(
+            std::string(name), kCurved,
+            [limited](Builder & b) {
+                ggml_tensor *gate = b.input(true, {11, 3, 5}), *up = b.input(true, {11, 3, 5});
+                return b.node(limited(b, gate, up));
+            },
+            1e-3f);
+        add(
+            name + std::string(", ggtune's"), kCurved,
+            [limited](Builder & b) {
+                ggml_tensor *gate = b.input(true, {11, 3, 5}), *up = b.input(true, {11, 3, 5});
+                return b.own(limited(b, gate, up));
+            },
+            1e-3f);
+        add(
+            name + std::string(", fused"), kCurved,
+            [limited](Builder & b) { return b.own(limited(b, b.input(true, {22, 5}), nullptr)); }, 1e-3f);
+        add(
+            name + std::string(", swapped"), kCurved,
+            [limited](Builder & b) {
+                ggml_tensor * y = limited(b, b.input(true, {22, 5}), nullptr);
+                y->op_params[1] = 1;
+                return b.own(y);
+            },
+            1e-3f);
+    }
     add("soft_max", 2e-3, [](Builder & b) {
         return b.node(ggml_soft_max_ext(b.ctx, b.input(true, {9, 5, 3}), b.input(false, {9, 5}), 0.7f, 0.0f));
     });
@@ -331,6 +388,9 @@ std::vector<Case> cases() {
         [](Builder & b) { return b.node(ggml_rms_norm(b.ctx, b.input(true, {16, 5}), 0.5f)); });
     add("norm, large epsilon", kCurved,
         [](Builder & b) { return b.node(ggml_norm(b.ctx, b.input(true, {16, 5}), 0.5f)); });
+    add("l2_norm", kCurved, [](Builder & b) { return b.node(ggml_l2_norm(b.ctx, b.input(true, {16, 5}), 1e-5f)); });
+    add("l2_norm, below epsilon", kLinear,
+        [](Builder & b) { return b.node(ggml_l2_norm(b.ctx, b.input(true, {16, 5}), 100.0f)); });
     for (const int mode : {GGML_ROPE_TYPE_NORMAL, GGML_ROPE_TYPE_NEOX}) {
         add("rope, mode " + std::to_string(mode), kLinear, [mode](Builder & b) {
             ggml_tensor * x = b.input(true, {16, 3, 5});
@@ -338,6 +398,12 @@ std::vector<Case> cases() {
                                         0.5f, 1.0f, 1.2f, 32.0f, 1.0f));
         });
     }
+    add("rope backwards, with an offset", kLinear, [](Builder & b) {
+        ggml_tensor * x = b.input(true, {16, 3, 5});
+        ggml_tensor * y = ggml_rope_ext_back(b.ctx, x, b.input(false, {5}, GGML_TYPE_I32), nullptr, 12,
+                                             GGML_ROPE_TYPE_NEOX, 64, 10000.0f, 0.5f, 1.0f, 1.2f, 32.0f, 1.0f);
+        return b.node(ggml_rope_set_offset(y, 4));
+    });
     add("rope, frequency factors", kLinear, [](Builder & b) {
         ggml_tensor * factors = b.input(false, {8});
         return b.node(ggml_rope_ext(b.ctx, b.input(true, {16, 3, 5}), b.input(false, {5}, GGML_TYPE_I32), factors, 16,
@@ -392,6 +458,52 @@ std::vector<Case> cases() {
     });
     add("get_rows", kLinear, [](Builder & b) {
         return b.node(ggml_get_rows(b.ctx, b.input(true, {10, 6}), b.input(false, {4}, GGML_TYPE_I32)));
+    });
+    add("get_rows, of each matrix its own", kLinear, [](Builder & b) {
+        ggml_tensor * ids = b.input(false, {7, 3, 2}, GGML_TYPE_I32);  // some twice
+        return b.node(ggml_get_rows(b.ctx, b.input(true, {10, 6, 3, 2}), ids));
+    });
+    // as the weights of experts: the first of the experts by score
+    add("get_rows, single elements by a part of the ids", kLinear, [](Builder & b) {
+        ggml_tensor * all = b.input(false, {5, 7}, GGML_TYPE_I32);
+        ggml_tensor * ids = ggml_view_2d(b.ctx, all, 3, 7, all->nb[1], 0);
+        return b.node(ggml_get_rows(b.ctx, b.input(true, {1, 5, 7}), ids));
+    });
+    for (int dim = 0; dim < GGML_MAX_DIMS; dim++) {
+        add("concat, dimension " + std::to_string(dim), kLinear, [dim](Builder & b) {
+            std::vector<int64_t> ne = {4, 3, 2, 5};
+            ggml_tensor * x = b.input(true, ne);
+            ne[dim] = 6;
+            return b.node(ggml_concat(b.ctx, x, b.input(true, ne), dim));
+        });
+    }
+    add("concat, transposed", kLinear, [](Builder & b) {
+        ggml_tensor * y = b.node(ggml_concat(b.ctx, b.input(true, {4, 3}), b.input(true, {2, 3}), 0));
+        return b.node(ggml_cont(b.ctx, b.node(ggml_transpose(b.ctx, y))));
+    });
+    add("sum_rows", kLinear, [](Builder & b) { return b.node(ggml_sum_rows(b.ctx, b.input(true, {7, 3, 2}))); });
+    add("sum_rows, transposed", kLinear, [](Builder & b) {
+        ggml_tensor * sums = b.node(ggml_sum_rows(b.ctx, b.input(true, {7, 3, 2})));
+        return b.node(ggml_cont(b.ctx, b.node(ggml_permute(b.ctx, sums, 0, 2, 1, 3))));
+    });
+    add("mean", kLinear, [](Builder & b) { return b.node(ggml_mean(b.ctx, b.input(true, {7, 3, 2}))); });
+    add("cpy, another shape", kLinear, [](Builder & b) {
+        ggml_tensor * x = b.node(ggml_transpose(b.ctx, b.input(true, {6, 4})));
+        return b.node(ggml_cpy(b.ctx, x, b.input(false, {3, 8})));
+    });
+    add("cpy into a part", kLinear, [](Builder & b) {
+        ggml_tensor * all = b.input(false, {10, 6});
+        ggml_tensor * part = ggml_view_2d(b.ctx, all, 3, 4, all->nb[1], 2 * all->nb[1] + 4);
+        return b.node(ggml_cpy(b.ctx, b.input(true, {3, 4}), part));
+    });
+    add("cast", kLinear, [](Builder & b) { return b.node(ggml_cast(b.ctx, b.input(true, {6, 4}), GGML_TYPE_F32)); });
+    add("set", kLinear, [](Builder & b) {
+        ggml_tensor * a = b.input(true, {10, 6, 2});
+        ggml_tensor * part = b.input(true, {3, 2, 2});
+        return b.node(ggml_set(b.ctx, a, part, 2 * a->nb[1], a->nb[2], a->nb[3], a->nb[1] + 2 * sizeof(float)));
+    });
+    add("set, one row", kLinear, [](Builder & b) {
+        return b.node(ggml_set_1d(b.ctx, b.input(true, {10, 6}), b.input(false, {3}), 4 * sizeof(float)));
     });
     add("dropout", kLinear, [](Builder & b) { return b.all(b.ops.dropout(b.input(true, {33, 5}), {7, 3, 0.3f})); });
     return list;

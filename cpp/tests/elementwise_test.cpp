@@ -128,6 +128,46 @@ void test_activations() {
     }
 }
 
+void test_limited_glu() {
+    for (const LimitedGlu glu : {LimitedGlu{1.702f, 7.0f, 1.0f}, LimitedGlu{1.0f, 2.5f, 0.0f}}) {
+        const size_t n = 4001;
+        const auto count = static_cast<int64_t>(n);
+        const Floats gate = random_values(n, 15, 2.0f * glu.limit), up = random_values(n, 16, glu.limit),
+                     dy = random_values(n, 17);
+        const auto limit = static_cast<double>(glu.limit);
+        // value and gradients by the formula
+        const auto sigmoid_of = [&](double g) { return 1.0 / (1.0 + std::exp(-static_cast<double>(glu.slope) * g)); };
+        Doubles y_expected(n), d_gate_expected(n), d_up_expected(n);
+        for (size_t i = 0; i < n; ++i) {
+            const double g = std::min<double>(gate[i], limit), u = std::clamp<double>(up[i], -limit, limit);
+            const double s = sigmoid_of(g);
+            y_expected[i] = g * s * (u + glu.offset);
+            d_up_expected[i] = std::abs(static_cast<double>(up[i])) > limit ? 0.0 : dy[i] * g * s;
+            d_gate_expected[i] =
+                gate[i] > limit ? 0.0 : dy[i] * (u + glu.offset) * s * (1.0 + glu.slope * g * (1.0 - s));
+        }
+        const std::string name = "unit with limits, slope " + std::to_string(glu.slope);
+        Floats y(n), d_gate = dy, d_up(n);
+        limited_glu_forward(glu, gate.data(), up.data(), y.data(), count);
+        limited_glu_backward(glu, gate.data(), up.data(), d_gate.data(), d_gate.data(), d_up.data(), count);
+        check(name + ", forward", relative_difference(y, y_expected), 1e-6);
+        check(name + ", gate", relative_difference(d_gate, d_gate_expected), 1e-6);
+        check(name + ", up", relative_difference(d_up, d_up_expected), 1e-6);
+
+        Floats odd = {NAN, -1e30f, 1e30f, glu.limit}, ones(4, 1.0f), value(4), d_odd(4), d_ones(4);
+        limited_glu_forward(glu, odd.data(), ones.data(), value.data(), 4);
+        limited_glu_backward(glu, odd.data(), ones.data(), ones.data(), d_odd.data(), d_ones.data(), 4);
+        const bool as_expected = std::isnan(value[0]) && std::isnan(d_odd[0]) && value[1] == 0.0f && d_odd[1] == 0.0f &&
+                                 d_odd[2] == 0.0f && value[2] == value[3] && d_odd[3] > 0.5f;
+        check(name + ", far out and at the limit", as_expected ? 0.0 : 1.0, 0.0);
+        limited_glu_forward(glu, ones.data(), odd.data(), value.data(), 4);
+        limited_glu_backward(glu, ones.data(), odd.data(), ones.data(), d_ones.data(), d_odd.data(), 4);
+        const bool up_as_expected = std::isnan(value[0]) && std::isnan(d_ones[0]) && value[2] == value[3] &&
+                                    d_odd[1] == 0.0f && d_odd[2] == 0.0f && d_odd[3] > 0.5f;
+        check(name + ", up far out and at the limit", up_as_expected ? 0.0 : 1.0, 0.0);
+    }
+}
+
 // One row kernel on two padded rows, split over threads, against finite differences of the row function.
 void test_row_backward(const std::string & name, int64_t n_cols, float offset,
                        const std::function<Doubles(const Doubles &)> & forward,
@@ -184,6 +224,20 @@ void test_rows() {
                           [&](const float * x, const float * dy, float * dx, int64_t stride, int ith, int nth) {
                               layer_norm_backward(2, n, x, stride, dy, stride, dx, stride, kEps, ith, nth);
                           });
+        for (const float eps : {1e-3f, 1e3f}) {  // below and above the norm
+            const auto l2_norm = [eps](const Doubles & x) {
+                double square = 0.0;
+                for (const double v : x) {
+                    square += v * v;
+                }
+                const double size = std::max<double>(std::sqrt(square), eps);
+                return elementwise(x, [size](double v) { return v / size; });
+            };
+            test_row_backward("l2_norm_backward, epsilon " + std::to_string(eps), n, 0.5f, l2_norm,
+                              [&](const float * x, const float * dy, float * dx, int64_t stride, int ith, int nth) {
+                                  l2_norm_backward(2, n, x, stride, dy, stride, dx, stride, eps, ith, nth);
+                              });
+        }
         test_row_backward("softmax_backward", n, 0.0f, softmax,
                           [&](const float * x, const float * dy, float * dx, int64_t stride, int ith, int nth) {
                               Floats y(static_cast<size_t>(2 * stride));
@@ -304,6 +358,7 @@ void test_adamw() {
 
 int main() {
     test_activations();
+    test_limited_glu();
     test_rows();
     test_cross_entropy();
     test_dropout();

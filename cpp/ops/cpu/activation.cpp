@@ -1,6 +1,8 @@
 // Activation functions, alone and in gated linear units.
 #include "ops/activation.h"
 
+#include <variant>
+
 #include "ops/cpu/cpu_ops.h"
 
 namespace ggtune {
@@ -21,8 +23,28 @@ void run_activation_dx(ggml_tensor * dx, int ith, int nth, void * userdata) {
                                  floats(dx->src[1]) + range.begin, floats(dx) + range.begin, range.size());
 }
 
+// f(gate) up, or a unit with limits
+using GluFunction = std::variant<Activation, LimitedGlu>;
+
+void glu_forward(const GluFunction & f, const float * gate, const float * up, float * y, int64_t n) {
+    if (const auto * limits = std::get_if<LimitedGlu>(&f)) {
+        kernels::limited_glu_forward(*limits, gate, up, y, n);
+    } else {
+        kernels::glu_forward(std::get<Activation>(f), gate, up, y, n);
+    }
+}
+
+void glu_backward(const GluFunction & f, const float * gate, const float * up, const float * dy, float * d_gate,
+                  float * d_up, int64_t n) {
+    if (const auto * limits = std::get_if<LimitedGlu>(&f)) {
+        kernels::limited_glu_backward(*limits, gate, up, dy, d_gate, d_up, n);
+    } else {
+        kernels::glu_backward(std::get<Activation>(f), gate, up, dy, d_gate, d_up, n);
+    }
+}
+
 struct Glu {
-    Activation f;
+    GluFunction f;
     bool fused;
     bool swapped;
 
@@ -43,7 +65,7 @@ void run_glu(ggml_tensor * y, int ith, int nth, void * userdata) {
     for (int64_t row = rows.begin; row < rows.end; row++) {
         const float *gate, *up;
         glu.inputs(y->src[0], y->src[1], row, n, gate, up);
-        kernels::glu_forward(glu.f, gate, up, floats(y) + row * n, n);
+        glu_forward(glu.f, gate, up, floats(y) + row * n, n);
     }
 }
 
@@ -58,7 +80,7 @@ void run_glu_dx(ggml_tensor * dx, int ith, int nth, void * userdata) {
         float * first = floats(dx) + row * 2 * n;
         float * d_gate = glu.swapped ? first + n : first;
         float * d_up = glu.swapped ? first : first + n;
-        kernels::glu_backward(glu.f, gate, up, floats(dy) + row * n, d_gate, d_up, n);
+        glu_backward(glu.f, gate, up, floats(dy) + row * n, d_gate, d_up, n);
     }
 }
 
@@ -68,7 +90,11 @@ void activation_rule(const BackwardStep & s) {
 
 void glu_rule(const BackwardStep & s) {
     const Glu & glu = params_of<Glu>(s.y);
-    add_glu_gradient(s, glu.f, glu.swapped);
+    if (const auto * limits = std::get_if<LimitedGlu>(&glu.f)) {
+        add_limited_glu_gradient(s, *limits, glu.swapped);
+    } else {
+        add_glu_gradient(s, std::get<Activation>(glu.f), glu.swapped);
+    }
 }
 
 const CpuOp activation_op = {{"activation", activation_rule, Rows::singly}, run_activation};
@@ -86,22 +112,40 @@ ggml_tensor * CpuOps::activation_dx(Activation f, ggml_tensor * x, ggml_tensor *
     return node(activation_dx_op, x->ne, {contiguous(x), contiguous(dy)}, keep(f));
 }
 
-ggml_tensor * CpuOps::glu(Activation f, ggml_tensor * gate, ggml_tensor * up, bool swapped) {
+// params: a Glu
+ggml_tensor * CpuOps::glu(ggml_tensor * gate, ggml_tensor * up, void * params) {
     const int64_t ne[4] = {up != nullptr ? gate->ne[0] : gate->ne[0] / 2, gate->ne[1], gate->ne[2], gate->ne[3]};
     Operands operands = {even_rows(gate)};
     if (up != nullptr) {
         operands.push_back(even_rows(up));
     }
-    return node(glu_op, ne, operands, keep(Glu{f, up == nullptr, swapped}));
+    return node(glu_op, ne, operands, params);
 }
 
-ggml_tensor * CpuOps::glu_dx(Activation f, ggml_tensor * gate, ggml_tensor * up, bool swapped, ggml_tensor * dy) {
+ggml_tensor * CpuOps::glu_dx(ggml_tensor * gate, ggml_tensor * up, ggml_tensor * dy, void * params) {
     const int64_t ne[4] = {2 * dy->ne[0], dy->ne[1], dy->ne[2], dy->ne[3]};
     Operands operands = {contiguous(dy), even_rows(gate)};
     if (up != nullptr) {
         operands.push_back(even_rows(up));
     }
-    return node(glu_dx_op, ne, operands, keep(Glu{f, up == nullptr, swapped}));
+    return node(glu_dx_op, ne, operands, params);
+}
+
+ggml_tensor * CpuOps::glu(Activation f, ggml_tensor * gate, ggml_tensor * up, bool swapped) {
+    return glu(gate, up, keep(Glu{f, up == nullptr, swapped}));
+}
+
+ggml_tensor * CpuOps::limited_glu(const LimitedGlu & f, ggml_tensor * gate, ggml_tensor * up, bool swapped) {
+    return glu(gate, up, keep(Glu{f, up == nullptr, swapped}));
+}
+
+ggml_tensor * CpuOps::glu_dx(Activation f, ggml_tensor * gate, ggml_tensor * up, bool swapped, ggml_tensor * dy) {
+    return glu_dx(gate, up, dy, keep(Glu{f, up == nullptr, swapped}));
+}
+
+ggml_tensor * CpuOps::limited_glu_dx(const LimitedGlu & f, ggml_tensor * gate, ggml_tensor * up, bool swapped,
+                                     ggml_tensor * dy) {
+    return glu_dx(gate, up, dy, keep(Glu{f, up == nullptr, swapped}));
 }
 
 }  // namespace ggtune

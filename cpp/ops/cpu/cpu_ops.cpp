@@ -34,15 +34,21 @@ void CpuOps::begin_stretch(const std::vector<ggml_tensor *> & nodes) {
     });
 }
 
-// Exact GELU where ggml reads a half-precision table, products.
+// Exact GELU where ggml reads a half-precision table; gated units with limits, which ggml computes value by value;
+// products.
 ggml_tensor * CpuOps::replacement(ggml_tensor * node) {
     ggml_tensor *w = node->src[0], *x = node->src[1];
     if (node->op == GGML_OP_UNARY || node->op == GGML_OP_GLU) {
+        const bool swapped = node->op == GGML_OP_GLU && x == nullptr && node->op_params[1] != 0;
+        LimitedGlu limits;
+        if (limited_glu_of(node, limits)) {
+            return limited_glu(limits, w, x, swapped);
+        }
         Activation f;
         if (!activation_of(node, f) || (f != Activation::gelu && f != Activation::gelu_quick)) {
             return nullptr;
         }
-        return node->op == GGML_OP_UNARY ? activation(f, w) : glu(f, w, x, x == nullptr && node->op_params[1] != 0);
+        return node->op == GGML_OP_UNARY ? activation(f, w) : glu(f, w, x, swapped);
     }
     if (node->op != GGML_OP_MUL_MAT) {
         return nullptr;

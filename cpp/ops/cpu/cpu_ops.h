@@ -41,9 +41,12 @@ class CpuOps : public Ops {
 
     ggml_tensor * activation_dx(Activation f, ggml_tensor * x, ggml_tensor * dy) override;
     ggml_tensor * glu_dx(Activation f, ggml_tensor * gate, ggml_tensor * up, bool swapped, ggml_tensor * dy) override;
+    ggml_tensor * limited_glu_dx(const LimitedGlu & f, ggml_tensor * gate, ggml_tensor * up, bool swapped,
+                                 ggml_tensor * dy) override;
     ggml_tensor * softmax_dx(ggml_tensor * y, ggml_tensor * dy, float scale) override;
     ggml_tensor * rms_norm_dx(ggml_tensor * x, ggml_tensor * dy, float eps) override;
     ggml_tensor * norm_dx(ggml_tensor * x, ggml_tensor * dy, float eps) override;
+    ggml_tensor * l2_norm_dx(ggml_tensor * x, ggml_tensor * dy, float eps) override;
     ggml_tensor * clamp_dx(ggml_tensor * x, ggml_tensor * dy, float min, float max) override;
     ggml_tensor * view_dx(ggml_tensor * source, ggml_tensor * view, ggml_tensor * dy) override;
     ggml_tensor * rows_dx(ggml_tensor * x, ggml_tensor * ids, ggml_tensor * dy) override;
@@ -74,7 +77,10 @@ class CpuOps : public Ops {
     ggml_tensor * even_rows(ggml_tensor * t) const;
 
     ggml_tensor * activation(Activation f, ggml_tensor * x);
+    ggml_tensor * glu(ggml_tensor * gate, ggml_tensor * up, void * params);
+    ggml_tensor * glu_dx(ggml_tensor * gate, ggml_tensor * up, ggml_tensor * dy, void * params);
     ggml_tensor * glu(Activation f, ggml_tensor * gate, ggml_tensor * up, bool swapped);
+    ggml_tensor * limited_glu(const LimitedGlu & f, ggml_tensor * gate, ggml_tensor * up, bool swapped);
     static void attention_rule(const BackwardStep & step);
 
     ggml_tensor * matmul(ggml_tensor * w, ggml_tensor * x);

@@ -62,18 +62,27 @@ void run_view_dx(ggml_tensor * dx, int ith, int nth, void * userdata) {
 }
 
 void run_rows_dx(ggml_tensor * dx, int ith, int nth, void *) {
-    const int32_t * ids = static_cast<const int32_t *>(dx->src[0]->data);
+    const ggml_tensor * ids = dx->src[0];
     const ggml_tensor * dy = dx->src[1];
-    const int64_t n = dx->ne[0];
-    const auto columns = split_range(n, ith, nth, 16);
-    for (int64_t row = 0; row < dx->ne[1]; row++) {
-        std::fill_n(floats(dx) + row * n + columns.begin, columns.size(), 0.0f);
-    }
-    for (int64_t row = 0; row < dy->ne[1]; row++) {
-        float * to = floats(dx) + ids[row] * n;
-        const float * from = floats(dy) + row * n;
-        for (int64_t i = columns.begin; i < columns.end; i++) {
-            to[i] += from[i];
+    const int64_t n = dx->ne[0], n_rows = dx->ne[1], n_taken = dy->ne[1];
+    // threads take columns of one matrix, or matrices: the rows of one may be added to in any order of `ids`
+    const int64_t n_matrices = dx->ne[2] * dx->ne[3];
+    const bool by_columns = n_matrices == 1;
+    const auto columns = by_columns ? split_range(n, ith, nth, 16) : kernels::Range{0, n};
+    const auto matrices = by_columns ? kernels::Range{0, 1} : split_range(n_matrices, ith, nth);
+    for (int64_t m = matrices.begin; m < matrices.end; m++) {
+        const char * row_ids =
+            static_cast<const char *>(ids->data) + m % dx->ne[2] * ids->nb[1] + m / dx->ne[2] * ids->nb[2];
+        float * sums = floats(dx) + m * n_rows * n;
+        for (int64_t row = 0; row < n_rows; row++) {
+            std::fill_n(sums + row * n + columns.begin, columns.size(), 0.0f);
+        }
+        for (int64_t row = 0; row < n_taken; row++) {
+            float * to = sums + *reinterpret_cast<const int32_t *>(row_ids + row * ids->nb[0]) * n;
+            const float * from = floats(dy) + (m * n_taken + row) * n;
+            for (int64_t i = columns.begin; i < columns.end; i++) {
+                to[i] += from[i];
+            }
         }
     }
 }

@@ -1,4 +1,6 @@
 // Activation functions, alone and in gated linear units.
+#include <limits>
+
 #include "base/error.h"
 #include "ops/ggml/ggml_ops.h"
 
@@ -122,6 +124,23 @@ ggml_tensor * GgmlOps::glu_dx(Activation f, ggml_tensor * gate, ggml_tensor * up
     dy = contiguous(dy);
     ggml_tensor * d_gate = activation_dx(f, both.gate, ggml_mul(ctx, dy, both.up));
     ggml_tensor * d_up = ggml_mul(ctx, dy, activation(f, both.gate));
+    return swapped ? ggml_concat(ctx, d_up, d_gate, 0) : ggml_concat(ctx, d_gate, d_up, 0);
+}
+
+// y = g sigmoid(slope g) (u + offset), g and u clamped
+ggml_tensor * GgmlOps::limited_glu_dx(const LimitedGlu & f, ggml_tensor * gate, ggml_tensor * up, bool swapped,
+                                      ggml_tensor * dy) {
+    const float none = -std::numeric_limits<float>::max();
+    const GateAndUp both = gate_and_up(gate, up, swapped);
+    dy = contiguous(dy);
+    ggml_tensor * g = ggml_clamp(ctx, both.gate, none, f.limit);
+    ggml_tensor * u = ggml_clamp(ctx, both.up, -f.limit, f.limit);
+    ggml_tensor * s = ggml_sigmoid(ctx, ggml_scale(ctx, g, f.slope));
+    // s (1 + slope g (1 - s))
+    ggml_tensor * slope = ggml_mul(ctx, s, ggml_scale_bias(ctx, ggml_mul(ctx, g, one_minus(s)), f.slope, 1.0f));
+    ggml_tensor * dg = ggml_mul(ctx, ggml_mul(ctx, dy, slope), ggml_scale_bias(ctx, u, 1.0f, f.offset));
+    ggml_tensor * d_gate = clamp_dx(both.gate, dg, none, f.limit);
+    ggml_tensor * d_up = clamp_dx(both.up, ggml_mul(ctx, dy, ggml_mul(ctx, g, s)), -f.limit, f.limit);
     return swapped ? ggml_concat(ctx, d_up, d_gate, 0) : ggml_concat(ctx, d_gate, d_up, 0);
 }
 

@@ -28,4 +28,17 @@ ggml_tensor * GgmlOps::norm_dx(ggml_tensor * x, ggml_tensor * dy, float eps) {
     return rms_norm_dx(ggml_sub(ctx, x, row_means(x)), ggml_sub(ctx, dy, row_means(dy)), eps);
 }
 
+// (dy - y sum(dy y)) / |x|, y = x / |x|; where |x| is not above eps, eps in its place and without the second term
+ggml_tensor * GgmlOps::l2_norm_dx(ggml_tensor * x, ggml_tensor * dy, float eps) {
+    constexpr float kLargest = 1e38f;
+    x = contiguous(x);
+    dy = contiguous(dy);
+    ggml_tensor * size = ggml_sqrt(ctx, ggml_sum_rows(ctx, ggml_sqr(ctx, x)));
+    ggml_tensor * normal = ggml_step(ctx, ggml_scale_bias(ctx, size, 1.0f, -eps));
+    ggml_tensor * divisor = ggml_clamp(ctx, size, eps, kLargest);
+    ggml_tensor * y = ggml_div(ctx, x, divisor);
+    ggml_tensor * along_y = ggml_mul(ctx, ggml_sum_rows(ctx, ggml_mul(ctx, dy, y)), normal);
+    return ggml_div(ctx, ggml_sub(ctx, dy, ggml_mul(ctx, y, along_y)), divisor);
+}
+
 }  // namespace ggtune

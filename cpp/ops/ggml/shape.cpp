@@ -133,7 +133,20 @@ ggml_tensor * GgmlOps::added_rows(int64_t n_rows, ggml_tensor * ids, ggml_tensor
 }
 
 ggml_tensor * GgmlOps::rows_dx(ggml_tensor * x, ggml_tensor * ids, ggml_tensor * dy) {
-    return added_rows(x->ne[1], ids, contiguous(dy));
+    dy = contiguous(dy);
+    ids = contiguous(ids);
+    const int64_t n_matrices = x->ne[2] * x->ne[3];
+    if (n_matrices == 1) {
+        return added_rows(x->ne[1], ids, dy);
+    }
+    // Every row that was taken in a matrix of its own, where its number is free whatever the others are; then their sum.
+    const int64_t n = x->ne[0], n_rows = x->ne[1], n_taken = dy->ne[1];
+    ggml_tensor * shape = ggml_new_tensor_3d(ctx, GGML_TYPE_F32, n, n_rows, n_taken * n_matrices);
+    ggml_tensor * apart = ggml_set_rows(ctx, zeros_like(shape), ggml_reshape_3d(ctx, dy, n, 1, n_taken * n_matrices),
+                                        ggml_reshape_2d(ctx, ids, 1, n_taken * n_matrices));
+    ggml_tensor * sum_shape = ggml_new_tensor_3d(ctx, GGML_TYPE_F32, n * n_rows, 1, n_matrices);
+    ggml_tensor * sum = repeat_dx(sum_shape, ggml_reshape_3d(ctx, apart, n * n_rows, n_taken, n_matrices));
+    return ggml_reshape_4d(ctx, sum, n, n_rows, x->ne[2], x->ne[3]);
 }
 
 ggml_tensor * GgmlOps::view_dx(ggml_tensor * source, ggml_tensor * view, ggml_tensor * dy) {
