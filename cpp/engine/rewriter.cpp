@@ -20,6 +20,11 @@ bool is_multiple(const ggml_tensor * node) {
     return is_op(node, GGML_OP_SCALE) && float_param(node, 1) == 0.0f;
 }
 
+// a leaf with contiguous elements, or nothing
+bool is_frozen_row(const ggml_tensor * t) {
+    return t == nullptr || (t->op == GGML_OP_NONE && t->type == GGML_TYPE_F32 && t->nb[0] == sizeof(float));
+}
+
 // heads with contiguous elements, [head_dim, T, heads]
 bool is_heads(const ggml_tensor * t) {
     return t->type == GGML_TYPE_F32 && t->ne[3] == 1 && t->nb[0] == sizeof(float);
@@ -87,8 +92,8 @@ std::optional<Rewriter::Attention> Rewriter::match_attention(const ggml_tensor *
         return std::nullopt;
     }
     const ggml_tensor * softmax = kqv->src[1];
-    const bool plain = is_op(softmax, GGML_OP_SOFT_MAX) && softmax->src[1] != nullptr && softmax->src[2] == nullptr;
-    if (!plain || float_param(softmax, 1) != 0.0f) {
+    const bool plain = is_op(softmax, GGML_OP_SOFT_MAX) && softmax->src[1] != nullptr;
+    if (!plain || float_param(softmax, 1) != 0.0f || !is_frozen_row(softmax->src[2])) {
         return std::nullopt;
     }
     Attention found;
@@ -114,6 +119,7 @@ std::optional<Rewriter::Attention> Rewriter::match_attention(const ggml_tensor *
     found.q = kq->src[1];
     found.k = kq->src[0];
     found.v = kqv->src[0]->src[0]->src[0];
+    found.sinks = softmax->src[2];
     if (!is_heads(found.q) || !is_heads(found.k) || !is_heads(found.v) || found.k->ne[1] != found.q->ne[1] ||
         found.v->ne[2] != found.k->ne[2]) {
         return std::nullopt;
@@ -228,7 +234,7 @@ void Rewriter::rewrite(std::vector<ggml_tensor *> & nodes) {
         ggml_tensor * own = nullptr;
         if (const auto found = attentions.find(node); found != attentions.end()) {
             const Attention & a = found->second;
-            own = ops.attention(a.q, a.k, a.v, ranges_[a.ranges], a.params);
+            own = ops.attention(a.q, a.k, a.v, ranges_[a.ranges], a.params, a.sinks);
         } else if (const auto product = low_rank_products.find(node); product != low_rank_products.end()) {
             own = lora_sum(node, product->second);
         } else {

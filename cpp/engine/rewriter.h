@@ -47,6 +47,7 @@ class Rewriter {
         ggml_tensor *q, *k, *v;  // [head_dim, T, heads]
         size_t ranges;           // index into key_ranges()
         AttentionParams params;
+        ggml_tensor * sinks;                     // [heads], or nullptr
         std::vector<const ggml_tensor *> inner;  // nodes that the fused one makes superfluous
     };
     void count_uses(const std::vector<ggml_tensor *> & nodes);

@@ -222,17 +222,16 @@ class Forward {
                 lse = -INFINITY;
                 continue;
             }
-            const float total = lane_sum(total_[i]);
-            const float inverse = 1.0f / total;
+            const RowEnd end = end_row(shape_, head, maximum_[i], lane_sum(total_[i]));
             const float * sums = sums_ + i * padded_dim_v_;
             int64_t j = 0;
             for (; j + kWidth <= shape_.head_dim_v; j += kWidth) {
-                simd::store(row + j, inverse * simd::load(sums + j));
+                simd::store(row + j, end.factor * simd::load(sums + j));
             }
             for (; j < shape_.head_dim_v; ++j) {
-                row[j] = inverse * sums[j];
+                row[j] = end.factor * sums[j];
             }
-            lse = static_cast<float>(static_cast<double>(maximum_[i]) * kLn2 + std::log(total));
+            lse = end.lse;
         }
     }
 

@@ -120,14 +120,14 @@ struct Forward {
         for (int64_t i = 0; i < queries.size(); ++i) {
             const int64_t t = queries.begin + i;
             const bool sees = shape.first_key[t] < shape.end_key[t];
-            const float inverse = sees ? 1.0f / state.total[i] : 0.0f;
+            const RowEnd end = end_row(shape, head, state.maximum[i], state.total[i]);
+            const float factor = sees ? end.factor : 0.0f;
             const float * sums = state.sums + i * padded_dim_v;
             float * row = out.data + t * out.token_stride + head * out.head_stride;
             for (int64_t j = 0; j < shape.head_dim_v; ++j) {
-                row[j] = inverse * sums[j];
+                row[j] = factor * sums[j];
             }
-            const double log_sum = static_cast<double>(state.maximum[i]) * kLn2 + std::log(state.total[i]);
-            lse[head * shape.n_tokens + t] = sees ? static_cast<float>(log_sum) : -INFINITY;
+            lse[head * shape.n_tokens + t] = sees ? end.lse : -INFINITY;
         }
     }
 };

@@ -41,6 +41,10 @@ Row softmax_row(const AttentionShape & shape, const ConstHeads & q, const ConstH
         maximum = std::max(maximum, row.weights.back());
     }
     double sum = 0.0;
+    if (shape.sinks != nullptr) {
+        maximum = std::max<double>(maximum, shape.sinks[head]);
+        sum = std::exp(shape.sinks[head] - maximum);
+    }
     for (double & weight : row.weights) {
         weight = std::exp(weight - maximum);
         sum += weight;

@@ -90,10 +90,12 @@ class Ops {
 
     // Whether attention() serves; else llama.cpp's nodes for it stay, with the scores of all rows written out.
     virtual bool has_attention() const { return false; }
-    // softmax of the scores over the keys that each row sees, times v. q ne = [head_dim, T, n_head], k the same with
+    // softmax of the scores over the keys that each row sees, times v. sinks, frozen, ne = [n_head], or nullptr: one more
+    // score of each head, for a key that every row sees and whose v is zero. q ne = [head_dim, T, n_head], k the same with
     // n_head_kv, v ne = [head_dim_v, T, n_head_kv]; any strides over T and heads. -> ne = [head_dim_v * n_head, T]
     virtual ggml_tensor * attention(ggml_tensor * /*q*/, ggml_tensor * /*k*/, ggml_tensor * /*v*/,
-                                    const KeyRanges & /*keys*/, const AttentionParams & /*params*/) {
+                                    const KeyRanges & /*keys*/, const AttentionParams & /*params*/,
+                                    ggml_tensor * /*sinks*/) {
         return nullptr;
     }
 

@@ -43,6 +43,14 @@ struct Case {
     float pre_scale, softcap, post_scale;
     bool accumulate = false;
     int64_t padding = 0;  // floats between heads, and five times that between tokens
+    Floats sinks = {};    // by head; none: no sinks
+
+    Case with_sinks(const Floats & values) const {
+        Case c = *this;
+        c.name += ", sinks";
+        c.sinks = values;
+        return c;
+    }
 };
 
 // Tensor of all heads and its gradient or result.
@@ -74,7 +82,8 @@ AttentionShape shape_of(const Case & c) {
             c.softcap,
             c.post_scale,
             c.packing.first_key.data(),
-            c.packing.end_key.data()};
+            c.packing.end_key.data(),
+            c.sinks.empty() ? nullptr : c.sinks.data()};
 }
 
 struct Inputs {
@@ -211,6 +220,19 @@ void test_against_reference() {
     test_case({"longer than a chunk", 2, 1, 64, 64, Packing({1100}), scale(64), 0.0f, 1.0f, true});
     test_case({"window across chunks", 2, 1, 32, 32, Packing({1100}, 600), scale(32), 0.0f, 1.0f});
 
+    // about as heavy as the keys together, a part of them, hardly anything, all but everything
+    const Floats sinks = {4.0f, 0.5f, -3.0f, 9.0f};
+    for (const int64_t dim : {64, 80}) {
+        const std::string name = "head size " + std::to_string(dim);
+        test_case(Case{name, 4, 2, dim, dim, samples, scale(dim), 0.0f, 1.0f}.with_sinks(sinks));
+        test_case(
+            Case{name + ", accumulated", 4, 1, dim, 32, Packing({259}), scale(dim), 0.0f, 1.0f, true, 4}.with_sinks(
+                sinks));
+    }
+    test_case(Case{"window 50", 4, 4, 64, 64, Packing({313}, 50), scale(64), 0.0f, 1.0f}.with_sinks(sinks));
+    test_case(Case{"longer than a chunk", 2, 1, 64, 64, Packing({1100}), scale(64), 0.0f, 1.0f}.with_sinks({2, 8}));
+    test_case(Case{"soft cap", 4, 2, 64, 64, samples, scale(64), 1.5f, 0.8f}.with_sinks(sinks));
+
     Case whole = {"every token sees all", 2, 2, 64, 64, Packing({270}), scale(64), 0.0f, 1.0f};
     std::fill(whole.packing.first_key.begin(), whole.packing.first_key.end(), 0);
     std::fill(whole.packing.end_key.begin(), whole.packing.end_key.end(), 270);
@@ -230,6 +252,7 @@ void test_against_reference() {
         blind.packing.end_key[t] = blind.packing.first_key[t];
     }
     test_case(blind);
+    test_case(blind.with_sinks({1.0f, 3.0f}));
     blind.name = "tokens without keys, soft cap";
     blind.softcap = 2.0f;
     test_case(blind);
@@ -272,6 +295,29 @@ void test_distant_logits() {
     check("distant logits: dv", relative_difference(found.dv.values, expected.dv.values), 1e-3);
 }
 
+// A sink that outweighs the keys by far leaves zeros, one that is far below them nothing but their bits.
+void test_distant_sinks(const Kernels & kernels) {
+    const Case plain = {"", 2, 1, 64, 64, Packing({150, 3}), 0.125f, 0.0f, 1.0f};
+    const Inputs in(plain);
+    const Result expected = run_kernels(kernels, plain, in, 1);
+    const Result same = run_kernels(kernels, plain.with_sinks({-INFINITY, -1e30f}), in, 1);
+    const bool no_change = same_bits(same.out.values, expected.out.values) && same_bits(same.lse, expected.lse) &&
+                           same_bits(same.dq.values, expected.dq.values) &&
+                           same_bits(same.dk.values, expected.dk.values) &&
+                           same_bits(same.dv.values, expected.dv.values);
+    check(std::string(kernels.name) + "sinks without weight change nothing", no_change ? 0.0 : 1.0, 0.0);
+    const Result none = run_kernels(kernels, plain.with_sinks({1e4f, 200.0f}), in, 1);
+    const bool all_zero = [&] {
+        for (const Tensor * t : {&none.out, &none.dq, &none.dk, &none.dv}) {
+            if (std::any_of(t->values.begin(), t->values.end(), [](float x) { return x != 0.0f; })) {
+                return false;
+            }
+        }
+        return none.lse.front() == 1e4f;
+    }();
+    check(std::string(kernels.name) + "sinks with all of the weight", all_zero ? 0.0 : 1.0, 0.0);
+}
+
 // A value that is not finite shows in every token that depends on it, and in no other sample.
 void test_not_finite(const Kernels & kernels) {
     const Case c = {"", 2, 1, 64, 64, Packing({150, 151}), 0.125f, 0.0f, 1.0f};
@@ -309,7 +355,7 @@ double loss(const AttentionShape & s, const std::vector<double> & q, const std::
     for (int64_t t = 0; t < s.n_tokens; ++t) {
         for (int64_t h = 0; h < s.n_heads; ++h) {
             const int64_t head_kv = h / (s.n_heads / s.n_heads_kv);
-            double numerator = 0.0, denominator = 0.0;
+            double numerator = 0.0, denominator = s.sinks != nullptr ? std::exp(static_cast<double>(s.sinks[h])) : 0.0;
             for (int64_t key = s.first_key[t]; key < s.end_key[t]; ++key) {
                 double x = 0.0, value = 0.0;
                 for (int64_t i = 0; i < s.head_dim; ++i) {
@@ -330,9 +376,9 @@ double loss(const AttentionShape & s, const std::vector<double> & q, const std::
     return sum;
 }
 
-void test_finite_differences() {
+void test_finite_differences(const Floats & sinks) {
     for (const float softcap : {0.0f, 2.0f}) {
-        const Case c = {"", 4, 2, 8, 8, Packing({5, 13, 1}, 9), 0.7f, softcap, 0.9f};
+        const Case c = {"", 4, 2, 8, 8, Packing({5, 13, 1}, 9), 0.7f, softcap, 0.9f, false, 0, sinks};
         const AttentionShape shape = shape_of(c);
         const Inputs in(c);
         const Result result = run_kernels(kFloat32, c, in, 1);
@@ -355,7 +401,8 @@ void test_finite_differences() {
                 x = x0;
                 slopes.push_back((above - below) / (2 * kStep));
             }
-            check(std::string("finite differences, ") + names[n] + (softcap != 0 ? ", soft cap" : ""),
+            check(std::string("finite differences, ") + names[n] + (softcap != 0 ? ", soft cap" : "") +
+                      (sinks.empty() ? "" : ", sinks"),
                   relative_difference(gradients[n]->values, slopes), 1e-6);
         }
     }
@@ -364,10 +411,13 @@ void test_finite_differences() {
 }  // namespace
 
 int main() {
-    test_finite_differences();
+    test_finite_differences({});
+    test_finite_differences({0.5f, 2.0f, -1.0f, 1.5f});
     test_against_reference();
     test_bias();
     test_distant_logits();
+    test_distant_sinks(kFloat32);
+    test_distant_sinks(kBf16);
     test_not_finite(kFloat32);
     test_not_finite(kBf16);
     return ggtune::test::finish();

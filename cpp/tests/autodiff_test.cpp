@@ -27,6 +27,7 @@ struct Builder {
     std::vector<ggml_tensor *> inputs;
     std::vector<ggml_tensor *> trainable;
     std::vector<ggml_tensor *> nodes;
+    std::vector<std::pair<ggml_tensor *, std::vector<int32_t>>> given;  // inputs that are not random
     ggml_context * input_ctx;
 
     Builder(Ops & ops, ggml_context * inputs_ctx) : ops(ops), ctx(ops.ctx), input_ctx(inputs_ctx) {}
@@ -37,6 +38,12 @@ struct Builder {
         if (train) {
             trainable.push_back(t);
         }
+        return t;
+    }
+    // I32, ne = [values]
+    ggml_tensor * integers(std::vector<int32_t> values) {
+        ggml_tensor * t = input(false, {static_cast<int64_t>(values.size())}, GGML_TYPE_I32);
+        given.emplace_back(t, std::move(values));
         return t;
     }
     ggml_tensor * node(ggml_tensor * t) {
@@ -124,6 +131,9 @@ void run(const Case & c, const Implementation & implementation) {
     std::mt19937 rng(1);
     for (ggml_tensor * t : b.inputs) {
         fill(t, rng);
+    }
+    for (const auto & [t, values] : b.given) {
+        std::copy(values.begin(), values.end(), static_cast<int32_t *>(t->data));
     }
     ggml_tensor * dy = ggml_new_tensor(result_ctx.get(), GGML_TYPE_F32, GGML_MAX_DIMS, y->ne);
     std::vector<ggml_tensor *> accumulators;
@@ -381,6 +391,22 @@ std::vector<Case> cases() {
         ggml_tensor * y = ggml_soft_max_ext(b.ctx, b.input(true, {9, 5, 3}), b.input(false, {9, 5}), 0.7f, 0.0f);
         ggml_soft_max_add_sinks(y, b.input(false, {3}));
         return b.node(y);
+    });
+    // 5 tokens that all see each other, the sink of each head, and two heads for one of keys
+    add("attention, sinks", kCurved, [](Builder & b) {
+        constexpr int64_t kTokens = 5, kDim = 8, kDimV = 6, kHeads = 4, kHeadsKv = 2;
+        ggml_tensor * q = b.input(true, {kDim, kTokens, kHeads});
+        ggml_tensor * k = b.input(true, {kDim, kTokens, kHeadsKv});
+        ggml_tensor * v = b.input(true, {kDimV, kTokens, kHeadsKv});
+        ggml_tensor * sinks = b.input(false, {kHeads});
+        if (b.ops.has_attention()) {
+            const std::vector<int32_t> first(kTokens, 0), end(kTokens, kTokens);
+            const KeyRanges keys = {b.integers(first), b.integers(end), first, end};
+            return b.all(b.ops.attention(q, k, v, keys, {0.4f, 0.0f, 1.0f}, sinks));
+        }
+        ggml_tensor * weights = ggml_soft_max_ext(b.ctx, ggml_mul_mat(b.ctx, k, q), nullptr, 0.4f, 0.0f);
+        ggml_soft_max_add_sinks(weights, sinks);
+        return b.all(ggml_mul_mat(b.ctx, ggml_cont(b.ctx, ggml_transpose(b.ctx, v)), weights));
     });
     add("rms_norm", kCurved, [](Builder & b) { return b.node(ggml_rms_norm(b.ctx, b.input(true, {16, 5}), 1e-5f)); });
     add("norm", kCurved, [](Builder & b) { return b.node(ggml_norm(b.ctx, b.input(true, {16, 5}), 1e-5f)); });

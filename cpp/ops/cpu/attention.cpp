@@ -17,7 +17,8 @@ kernels::ConstHeads const_heads(const ggml_tensor * t) {
 }
 
 kernels::AttentionShape attention_shape(const CpuAttention & params, const ggml_tensor * q, const ggml_tensor * k,
-                                        const ggml_tensor * v, const ggml_tensor * first, const ggml_tensor * end) {
+                                        const ggml_tensor * v, const ggml_tensor * first, const ggml_tensor * end,
+                                        const ggml_tensor * sinks) {
     return {q->ne[1],
             q->ne[2],
             k->ne[2],
@@ -27,13 +28,14 @@ kernels::AttentionShape attention_shape(const CpuAttention & params, const ggml_
             params.scores.softcap,
             params.scores.post_scale,
             static_cast<const int32_t *>(first->data),
-            static_cast<const int32_t *>(end->data)};
+            static_cast<const int32_t *>(end->data),
+            sinks != nullptr ? floats(sinks) : nullptr};
 }
 
 void run_attention(ggml_tensor * packed, int ith, int nth, void * userdata) {
     const auto & params = *static_cast<const CpuAttention *>(userdata);
     ggml_tensor * const * src = packed->src;
-    const kernels::AttentionShape shape = attention_shape(params, src[0], src[1], src[2], src[3], src[4]);
+    const kernels::AttentionShape shape = attention_shape(params, src[0], src[1], src[2], src[3], src[4], src[5]);
     const int64_t width = shape.n_heads * shape.head_dim_v;
     const auto forward = params.bf16 ? kernels::attention_forward_bf16 : kernels::attention_forward;
     forward(shape, const_heads(src[0]), const_heads(src[1]), const_heads(src[2]),
@@ -43,7 +45,8 @@ void run_attention(ggml_tensor * packed, int ith, int nth, void * userdata) {
 void run_attention_dx(ggml_tensor * packed_dx, int ith, int nth, void * userdata) {
     const auto & params = *static_cast<const CpuAttention *>(userdata);
     ggml_tensor * const * src = packed_dx->src;
-    const kernels::AttentionShape shape = attention_shape(params, src[0], src[1], src[2], src[3], src[4]);
+    // the sinks are in the log-sum-exps
+    const kernels::AttentionShape shape = attention_shape(params, src[0], src[1], src[2], src[3], src[4], nullptr);
     const ggml_tensor * packed = src[5];
     const ggml_tensor * d_out = src[6];
     const int64_t width = shape.n_heads * shape.head_dim_v;
@@ -67,12 +70,16 @@ const CpuOp attention_dx_op = {{"attention_dx"}, run_attention_dx};
 
 // A node that also holds the log-sum-exps for the gradient; what is returned is a view of the rest of it.
 ggml_tensor * CpuOps::attention(ggml_tensor * q, ggml_tensor * k, ggml_tensor * v, const KeyRanges & keys,
-                                const AttentionParams & params) {
+                                const AttentionParams & params, ggml_tensor * sinks) {
     static const CpuOp op = {{"attention", attention_rule, Rows::together, nullptr, Op::Arrival::view}, run_attention};
     const int64_t width = v->ne[0] * q->ne[2];
     const int64_t n_tokens = q->ne[1];
     const int64_t ne[4] = {(width + q->ne[2]) * n_tokens, 1, 1, 1};
-    ggml_tensor * packed = node(op, ne, {q, k, v, keys.first, keys.end}, keep(CpuAttention{params, bf16_stretch_}));
+    Operands operands = {q, k, v, keys.first, keys.end};
+    if (sinks != nullptr) {
+        operands.push_back(sinks);
+    }
+    ggml_tensor * packed = node(op, ne, operands, keep(CpuAttention{params, bf16_stretch_}));
     return ggml_view_2d(ctx, packed, width, n_tokens, width * sizeof(float), 0);
 }
 

@@ -27,7 +27,7 @@ class CpuOps : public Ops {
                                float scale) override;
     bool has_attention() const override { return true; }
     ggml_tensor * attention(ggml_tensor * q, ggml_tensor * k, ggml_tensor * v, const KeyRanges & keys,
-                            const AttentionParams & params) override;
+                            const AttentionParams & params, ggml_tensor * sinks) override;
     ggml_tensor * dropout(ggml_tensor * x, const DropoutMask & mask) override;
 
     ggml_tensor * log_probabilities(ggml_tensor * logits, ggml_tensor * targets) override;
