@@ -11,8 +11,17 @@ bool is_op(const ggml_tensor * node, ggml_op op) {
     return node != nullptr && node->op == op;
 }
 
+bool has_float_operands(const ggml_tensor * node) {
+    return node->src[0]->type == GGML_TYPE_F32 && node->src[1]->type == GGML_TYPE_F32;
+}
+
 bool is_float_product(const ggml_tensor * node) {
-    return is_op(node, GGML_OP_MUL_MAT) && node->src[0]->type == GGML_TYPE_F32 && node->src[1]->type == GGML_TYPE_F32;
+    return is_op(node, GGML_OP_MUL_MAT) && has_float_operands(node);
+}
+
+// by the matrices of experts
+bool is_float_expert_product(const ggml_tensor * node) {
+    return is_op(node, GGML_OP_MUL_MAT_ID) && has_float_operands(node);
 }
 
 // multiplication by a number, without an addition
@@ -135,8 +144,9 @@ std::optional<Rewriter::Attention> Rewriter::match_attention(const ggml_tensor *
 const ggml_tensor * Rewriter::low_rank_product(const ggml_tensor * sum) const {
     const ggml_tensor * scaled = is_op(sum, GGML_OP_ADD) ? sum->src[1] : nullptr;
     const ggml_tensor * product = scaled != nullptr && is_multiple(scaled) ? scaled->src[0] : nullptr;
-    const bool fits = is_float_product(product) && lora_b_.count(product->src[0]) != 0 && ggml_is_matrix(product) &&
-                      used_once(product) && used_once(scaled) && used_once(sum->src[0]);
+    const bool multiplies = (is_float_product(product) && ggml_is_matrix(product)) || is_float_expert_product(product);
+    const bool fits = multiplies && lora_b_.count(product->src[0]) != 0 && used_once(product) && used_once(scaled) &&
+                      used_once(sum->src[0]);
     return fits ? product : nullptr;
 }
 
@@ -175,6 +185,9 @@ ggml_tensor * Rewriter::lora_sum(const ggml_tensor * sum, const ggml_tensor * pr
     Ops & ops = implementations_.of(sum);
     ggml_tensor *base = sum->src[0], *b = product->src[0], *h = product->src[1];
     const float scale = float_param(sum->src[1], 0);
+    if (is_op(product, GGML_OP_MUL_MAT_ID)) {
+        return ops.expert_lora_add(base, b, h, product->src[2], scale);
+    }
     if (joined_sums_.count(sum) == 0) {
         return ops.lora_add(base, b, h, scale);
     }
@@ -239,7 +252,8 @@ void Rewriter::rewrite(std::vector<ggml_tensor *> & nodes) {
             own = lora_sum(node, product->second);
         } else {
             const auto a = lora_a_.find(node->src[0]);
-            if (is_op(node, GGML_OP_MUL_MAT) && a != lora_a_.end() && dropout_.p > 0) {
+            const bool multiplies = is_op(node, GGML_OP_MUL_MAT) || is_op(node, GGML_OP_MUL_MAT_ID);
+            if (multiplies && a != lora_a_.end() && dropout_.p > 0) {
                 node->src[1] = ops.dropout(node->src[1],
                                            {dropout_.seed, dropout_.counter * lora_a_.size() + a->second, dropout_.p});
             }

@@ -16,7 +16,7 @@ using Key = std::pair<ggml_op, int>;
 std::map<Key, Op> all_ggml_ops() {
     std::map<Key, Op> ops;
     for (const auto family :
-         {activation_ops, elementwise_ops, norm_ops, product_ops, rope_ops, shape_ops, softmax_ops}) {
+         {activation_ops, elementwise_ops, expert_ops, norm_ops, product_ops, rope_ops, shape_ops, softmax_ops}) {
         for (const GgmlOp & op : family()) {
             ops.emplace(Key{op.op, op.function}, Op{nullptr, op.rule, op.rows, op.can_differentiate});
         }
@@ -87,7 +87,7 @@ std::string describe(const ggml_tensor * node) {
         return custom->op->name;
     }
     std::string name = ggml_op_desc(node);
-    if (node->op == GGML_OP_MUL_MAT) {
+    if (node->op == GGML_OP_MUL_MAT || node->op == GGML_OP_MUL_MAT_ID) {
         name += std::string(" ") + ggml_type_name(node->src[0]->type);
     }
     return name;

@@ -76,6 +76,11 @@ class Ops {
     // y ne = [o, T], b ne = [rank, o], h ne = [rank, T]
     virtual ggml_tensor * lora_add(ggml_tensor * y, ggml_tensor * b, ggml_tensor * h, float scale) = 0;
 
+    // The same of a mixture of experts, each with a b of its own. y ne = [o, n_used, T], b ne = [rank, o, n_experts],
+    // h ne = [rank, n_used, T], ids I32 ne = [n_used, T]
+    virtual ggml_tensor * expert_lora_add(ggml_tensor * y, ggml_tensor * b, ggml_tensor * h, ggml_tensor * ids,
+                                          float scale) = 0;
+
     // Whether w x + scale b h is better made at once, for a frozen matrix w of any type: then w x is not computed by
     // itself, and lora_product() and low_rank() are asked instead of lora_add() and replacement().
     virtual bool joins_lora(const ggml_tensor * /*w*/, const ggml_tensor * /*x*/) const { return false; }
@@ -122,6 +127,17 @@ class Ops {
                                     ggml_tensor * accumulator) = 0;
     // dx[i, t, ...] for a frozen matrix w of any type, ne = [i, o], elements contiguous
     virtual ggml_tensor * weight_dx(ggml_tensor * w, ggml_tensor * dy, ggml_tensor * accumulator) = 0;
+
+    // ---- Gradients of the products of a mixture of experts, y[o, k, t] = sum_i w[i, o, e] x[i, k, t] with
+    // e = ids[k, t], times `scale`, added to `accumulator` as above. w ne = [i, o, n_experts], x ne = [i, n_used, T], or
+    // [i, 1, T] where all experts of a token have the same, ids I32 ne = [n_used, T], any strides.
+
+    // dx, of the shape of x; w F32, or frozen and of any type
+    virtual ggml_tensor * expert_dx(ggml_tensor * w, ggml_tensor * x, ggml_tensor * ids, ggml_tensor * dy, float scale,
+                                    ggml_tensor * accumulator) = 0;
+    // dw, w F32
+    virtual ggml_tensor * expert_dw(ggml_tensor * w, ggml_tensor * x, ggml_tensor * ids, ggml_tensor * dy, float scale,
+                                    ggml_tensor * accumulator) = 0;
 
     // ---- Gradients of other ops. Results are contiguous, of the shape of the operand that they are named for.
 

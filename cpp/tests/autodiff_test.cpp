@@ -309,6 +309,46 @@ std::vector<Case> cases() {
         ggml_tensor * x = b.input(true, {12, 5, 4});
         return b.own(ggml_mul_mat(b.ctx, w, x));
     });
+    // ids as fill() makes them: 0, 2, 4, 1, 3, 0, ...
+    for (const bool own : {false, true}) {
+        const std::string whose = own ? ", ggtune's" : "";
+        const auto product = [own](Builder & b, ggml_tensor * w, ggml_tensor * x, ggml_tensor * ids) {
+            ggml_tensor * y = ggml_mul_mat_id(b.ctx, w, x, ids);
+            return own ? b.own(y) : b.node(y);
+        };
+        add("mul_mat_id" + whose, kLinear, [product](Builder & b) {
+            return product(b, b.input(true, {12, 7, 6}), b.input(true, {12, 2, 4}),
+                           b.input(false, {2, 4}, GGML_TYPE_I32));
+        });
+        add("mul_mat_id, wide" + whose, kLinear, [product](Builder & b) {
+            return product(b, b.input(true, {3, 11, 5}), b.input(true, {3, 2, 4}),
+                           b.input(false, {2, 4}, GGML_TYPE_I32));
+        });
+        add("mul_mat_id, one x for all experts" + whose, kLinear, [product](Builder & b) {
+            ggml_tensor * ids = b.input(false, {3, 6}, GGML_TYPE_I32);
+            ggml_tensor * first = ggml_view_2d(b.ctx, ids, 2, 6, ids->nb[1], 0);
+            return product(b, b.input(true, {12, 7, 5}), b.input(true, {12, 1, 6}), first);
+        });
+        add("mul_mat_id, frozen" + whose, kLinear, [product](Builder & b) {
+            ggml_tensor * ids = b.input(false, {2, 6}, GGML_TYPE_I32);
+            ggml_tensor * x = b.node(ggml_scale(b.ctx, b.input(true, {12, 1, 6}), 0.5f));
+            ggml_tensor * up = product(b, b.input(false, {12, 7, 5}), x, ids);
+            ggml_tensor * gate = product(b, b.input(false, {12, 7, 5}), x, ids);  // added to the gradient of x
+            return product(b, b.input(false, {7, 12, 5}), b.node(ggml_add(b.ctx, up, gate)), ids);
+        });
+        add(
+            "mul_mat_id, frozen F16" + whose, 2e-3,
+            [product](Builder & b) {
+                return product(b, b.input(false, {32, 7, 5}, GGML_TYPE_F16), b.input(true, {32, 2, 4}),
+                               b.input(false, {2, 4}, GGML_TYPE_I32));
+            },
+            1.0f);
+    }
+    add("expert_lora_add", kLinear, [](Builder & b) {
+        ggml_tensor * y = b.node(ggml_scale(b.ctx, b.input(true, {12, 2, 4}), 2.0f));
+        ggml_tensor * ids = b.input(false, {2, 4}, GGML_TYPE_I32);
+        return b.all(b.ops.expert_lora_add(y, b.input(true, {3, 12, 5}), b.input(true, {3, 2, 4}), ids, 0.7f));
+    });
     add("silu", kCurved, [](Builder & b) { return b.node(ggml_silu(b.ctx, b.input(true, {33, 5}))); });
     add("gelu", kCurved,
         [](Builder & b) { return b.own(ggml_unary(b.ctx, b.input(true, {33, 5}), GGML_UNARY_OP_GELU)); });

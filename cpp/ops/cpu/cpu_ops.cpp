@@ -28,6 +28,7 @@ ggml_tensor * CpuOps::even_rows(ggml_tensor * t) const {
 void CpuOps::begin_stretch(const std::vector<ggml_tensor *> & nodes) {
     quantized_.clear();
     packed_.clear();
+    sorted_pairs_.clear();
     // a model of float32 weights stays exact
     bf16_stretch_ = std::any_of(nodes.begin(), nodes.end(), [&](const ggml_tensor * node) {
         return node->op == GGML_OP_MUL_MAT && can_bf16_product(node->src[0], node->src[1]);
@@ -49,6 +50,9 @@ ggml_tensor * CpuOps::replacement(ggml_tensor * node) {
             return nullptr;
         }
         return node->op == GGML_OP_UNARY ? activation(f, w) : glu(f, w, x, swapped);
+    }
+    if (node->op == GGML_OP_MUL_MAT_ID) {
+        return can_expert_product(w, x, node->src[2]) ? expert_product(w, x, node->src[2]) : nullptr;
     }
     if (node->op != GGML_OP_MUL_MAT) {
         return nullptr;

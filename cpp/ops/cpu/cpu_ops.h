@@ -21,6 +21,8 @@ class CpuOps : public Ops {
     void begin_stretch(const std::vector<ggml_tensor *> & nodes) override;
     ggml_tensor * replacement(ggml_tensor * node) override;
     ggml_tensor * lora_add(ggml_tensor * y, ggml_tensor * b, ggml_tensor * h, float scale) override;
+    ggml_tensor * expert_lora_add(ggml_tensor * y, ggml_tensor * b, ggml_tensor * h, ggml_tensor * ids,
+                                  float scale) override;
     bool joins_lora(const ggml_tensor * w, const ggml_tensor * x) const override { return can_bf16_product(w, x); }
     ggml_tensor * low_rank(ggml_tensor * a, ggml_tensor * x) override { return bf16_product(a, x); }
     ggml_tensor * lora_product(ggml_tensor * w, ggml_tensor * x, ggml_tensor * a, ggml_tensor * b, ggml_tensor * h,
@@ -38,6 +40,10 @@ class CpuOps : public Ops {
     ggml_tensor * matmul_dw(ggml_tensor * w, ggml_tensor * x, ggml_tensor * dy, float scale,
                             ggml_tensor * accumulator) override;
     ggml_tensor * weight_dx(ggml_tensor * w, ggml_tensor * dy, ggml_tensor * accumulator) override;
+    ggml_tensor * expert_dx(ggml_tensor * w, ggml_tensor * x, ggml_tensor * ids, ggml_tensor * dy, float scale,
+                            ggml_tensor * accumulator) override;
+    ggml_tensor * expert_dw(ggml_tensor * w, ggml_tensor * x, ggml_tensor * ids, ggml_tensor * dy, float scale,
+                            ggml_tensor * accumulator) override;
 
     ggml_tensor * activation_dx(Activation f, ggml_tensor * x, ggml_tensor * dy) override;
     ggml_tensor * glu_dx(Activation f, ggml_tensor * gate, ggml_tensor * up, bool swapped, ggml_tensor * dy) override;
@@ -95,6 +101,14 @@ class CpuOps : public Ops {
     ggml_tensor * int8_product(ggml_tensor * w, ggml_tensor * x);
     ggml_tensor * int8_quantize(ggml_tensor * x, int64_t activation_block);
 
+    // y[o, k, t] by the matrices of a mixture of experts, w of any type, in float32.
+    static bool can_expert_product(const ggml_tensor * w, const ggml_tensor * x, const ggml_tensor * ids);
+    ggml_tensor * expert_product(ggml_tensor * w, ggml_tensor * x, ggml_tensor * ids);
+    // The pairs of tokens and experts, as all products by the same ids take them.
+    ggml_tensor * sorted_pairs(ggml_tensor * ids, int64_t n_experts);
+    ggml_tensor * expert_gradient(const CpuOp & op, const int64_t ne[4], ggml_tensor * a, ggml_tensor * dy,
+                                  ggml_tensor * sorted, float scale, ggml_tensor * accumulator);
+
     // In bf16 with sums in float32, w of any type but F32, whose products stay exact.
     bool can_bf16_product(const ggml_tensor * w, const ggml_tensor * x) const;
     ggml_tensor * bf16_product(ggml_tensor * w, ggml_tensor * x);
@@ -119,6 +133,8 @@ class CpuOps : public Ops {
     std::vector<std::shared_ptr<void>> kept_;
     // of the stretch: an operand of int8 products and the values that share a scale, what it is quantized to
     std::map<std::pair<const ggml_tensor *, int64_t>, ggml_tensor *> quantized_;
+    // of the stretch, and of gradients: what the experts of its tokens, I32 ne = [n_used, T], are sorted to
+    std::map<const ggml_tensor *, ggml_tensor *> sorted_pairs_;
     // of the stretch: an operand of products in bf16 as it is packed for them
     std::map<const ggml_tensor *, ggml_tensor *> packed_;
     std::map<std::pair<const ggml_tensor *, float>, ggml_tensor *> packed_gradients_;

@@ -13,12 +13,16 @@ int64_t GgmlOps::max_nodes(const ggml_tensor * node, BackendTraits traits) {
     constexpr int64_t kMost = 24;       // a norm, computed twice, and its gradient
     constexpr int64_t kMostGated = 96;  // an activation written out, computed twice, and its gradient
     constexpr int64_t kPerTile = 6;
+    constexpr int64_t kMostOfExperts = 32;  // the gradient of a stack of matrices
+    constexpr int64_t kPerExpertTile = 14;
     switch (node->op) {
         case GGML_OP_UNARY:
         case GGML_OP_GLU:
             return kMostGated;
         case GGML_OP_MUL_MAT:
             return kMost + kPerTile * n_tiles(node->src[0], traits.max_tile_bytes);
+        case GGML_OP_MUL_MAT_ID:
+            return kMostOfExperts + kPerExpertTile * n_expert_tiles(node->src[0], traits.max_tile_bytes);
         default:
             return kMost;
     }

@@ -32,6 +32,8 @@ class GgmlOps : public Ops {
 
     ggml_tensor * replacement(ggml_tensor * node) override;
     ggml_tensor * lora_add(ggml_tensor * y, ggml_tensor * b, ggml_tensor * h, float scale) override;
+    ggml_tensor * expert_lora_add(ggml_tensor * y, ggml_tensor * b, ggml_tensor * h, ggml_tensor * ids,
+                                  float scale) override;
     ggml_tensor * dropout(ggml_tensor * x, const DropoutMask & mask) override;
 
     ggml_tensor * log_probabilities(ggml_tensor * logits, ggml_tensor * targets) override;
@@ -42,6 +44,10 @@ class GgmlOps : public Ops {
     ggml_tensor * matmul_dw(ggml_tensor * w, ggml_tensor * x, ggml_tensor * dy, float scale,
                             ggml_tensor * accumulator) override;
     ggml_tensor * weight_dx(ggml_tensor * w, ggml_tensor * dy, ggml_tensor * accumulator) override;
+    ggml_tensor * expert_dx(ggml_tensor * w, ggml_tensor * x, ggml_tensor * ids, ggml_tensor * dy, float scale,
+                            ggml_tensor * accumulator) override;
+    ggml_tensor * expert_dw(ggml_tensor * w, ggml_tensor * x, ggml_tensor * ids, ggml_tensor * dy, float scale,
+                            ggml_tensor * accumulator) override;
 
     ggml_tensor * activation_dx(Activation f, ggml_tensor * x, ggml_tensor * dy) override;
     ggml_tensor * glu_dx(Activation f, ggml_tensor * gate, ggml_tensor * up, bool swapped, ggml_tensor * dy) override;

@@ -19,4 +19,13 @@ inline int64_t n_tiles(const ggml_tensor * w, int64_t max_bytes) {
     return (w->ne[1] + n - 1) / n;
 }
 
+// Of a stack of matrices, w ne = [i, o, n_experts], so many rows of each are a tile.
+inline int64_t rows_per_expert_tile(const ggml_tensor * w, int64_t max_bytes) {
+    return rows_per_tile(w, max_bytes / w->ne[2]);
+}
+
+inline int64_t n_expert_tiles(const ggml_tensor * w, int64_t max_bytes) {
+    return n_tiles(w, max_bytes / w->ne[2]);
+}
+
 }  // namespace ggtune

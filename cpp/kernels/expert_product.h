@@ -1,0 +1,83 @@
+// The products of a mixture of experts: every token has its own n_used of n_experts matrices, and a result for each.
+//
+// A pair is a token and one of its experts, pair p being expert p % n_used of token p / n_used. Pairs are sorted by
+// expert once; then those of one expert are the rows of an ordinary product, which are gathered from X and scattered
+// to Y. Pairs whose expert does not exist are sorted to the end: their results are NaN.
+//
+// Row strides are in floats, rows are contiguous. A result is computed a range of units at a time, which threads may
+// take in any order: it has the same bits for every division.
+#pragma once
+
+#include <ggml.h>
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/partition.h"
+
+namespace ggtune::kernels {
+
+// W ne = [n_in, n_out, n_experts]: row o of an expert holds its n_in weights of output o in row_bytes bytes; n_in is a
+// multiple of ggml_blck_size(type), and can_dequantize(type).
+struct ExpertWeights {
+    ggml_type type;
+    const void * data;
+    size_t row_bytes, expert_bytes;
+    int64_t n_in, n_out, n_experts;
+
+    const void * row(int64_t expert, int64_t output) const {
+        return static_cast<const char *>(data) + static_cast<size_t>(expert) * expert_bytes +
+               static_cast<size_t>(output) * row_bytes;
+    }
+};
+
+// The pairs sorted by expert: expert e has those at [first[e], first[e + 1]), no expert those from first[n_experts] on.
+struct ExpertRows {
+    int64_t n_experts, n_pairs;
+    const int32_t * first;   // [n_experts + 1]
+    const int32_t * pairs;   // [n_pairs], ascending within an expert
+    const int32_t * tokens;  // [n_pairs], those of the pairs
+
+    Range of(int64_t expert) const { return {first[expert], first[expert + 1]}; }
+};
+
+// Sorts; element (k, t) of the ids, the expert that is the k-th of token t, at ids[k * k_stride + t * t_stride].
+// `sorted` holds sorted_pairs_size() integers, as expert_rows() reads them.
+int64_t sorted_pairs_size(int64_t n_experts, int64_t n_pairs);
+void sort_pairs(const int32_t * ids, int64_t k_stride, int64_t t_stride, int64_t n_used, int64_t n_tokens,
+                int64_t n_experts, int32_t * sorted);
+ExpertRows expert_rows(const int32_t * sorted, int64_t n_experts, int64_t n_pairs);
+
+// Where the rows of X or dX lie, whose rows are tokens where all experts of a token share them, else pairs.
+struct ExpertInputs {
+    int64_t row_stride;
+    int64_t n_rows;
+    bool shared;
+
+    const int32_t * rows(const ExpertRows & pairs) const { return shared ? pairs.tokens : pairs.pairs; }
+};
+
+// Y[p, o] = scale * sum_i X[., i] * W[e, o, i], added to Y where `accumulate`, in float32.
+//   x  [tokens or pairs, n_in]    y  [n_pairs, n_out]
+int64_t expert_forward_units(const ExpertWeights & w);
+void expert_forward(const ExpertWeights & w, const ExpertRows & pairs, const float * x, const ExpertInputs & inputs,
+                    float scale, bool accumulate, float * y, int64_t y_row_stride, const Range & units);
+
+// dX[., i] = scale * sum_o dY[p, o] * W[e, o, i], added to dX where `accumulate`, in float32; over the experts of a
+// token that share a row of X the sum is taken in the order of their numbers.
+//   dy  [n_pairs, n_out]    dx  [tokens or pairs, n_in]
+int64_t expert_input_gradient_units(const ExpertWeights & w, const ExpertInputs & inputs);
+void expert_input_gradient(const ExpertWeights & w, const ExpertRows & pairs, const float * dy, int64_t dy_row_stride,
+                           float scale, bool accumulate, float * dx, const ExpertInputs & inputs, const Range & units);
+
+// dW[e, o, i] = scale * sum over the pairs of e of dY[p, o] * X[., i], added to dW where `accumulate`; dW float32 and
+// contiguous.
+struct ExpertShape {
+    int64_t n_in, n_out, n_experts;
+};
+int64_t expert_weight_gradient_units(const ExpertShape & shape);
+void expert_weight_gradient(const ExpertShape & shape, const ExpertRows & pairs, const float * x,
+                            const ExpertInputs & inputs, const float * dy, int64_t dy_row_stride, float scale,
+                            bool accumulate, float * dw, const Range & units);
+
+}  // namespace ggtune::kernels

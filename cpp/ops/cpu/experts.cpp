@@ -1,0 +1,163 @@
+// Products of a mixture of experts: the pairs of tokens and experts sorted once for all products of a layer, then an
+// ordinary product for each expert.
+#include "ops/experts.h"
+
+#include "kernels/dequantize.h"
+#include "kernels/expert_product.h"
+#include "ops/cpu/cpu_ops.h"
+
+namespace ggtune {
+
+namespace {
+
+using kernels::Dealer;
+using kernels::ExpertInputs;
+using kernels::ExpertRows;
+using kernels::ExpertWeights;
+using kernels::Range;
+
+// `accumulate`: ggml puts the tensor written to before the operands.
+struct ExpertNode {
+    float scale = 1.0f;
+    bool accumulate = false;
+    Dealer dealer;
+
+    const ggml_tensor * operand(const ggml_tensor * node, int index) const {
+        return node->src[index + (accumulate ? 1 : 0)];
+    }
+};
+
+ExpertWeights weights(const ggml_tensor * w) {
+    return {w->type, w->data, w->nb[1], w->nb[2], w->ne[0], w->ne[1], w->ne[2]};
+}
+
+// What sorted_pairs() has made; n_pairs: rows of y or dy.
+ExpertRows rows(const ggml_tensor * sorted, int64_t n_experts, int64_t n_pairs) {
+    return kernels::expert_rows(static_cast<const int32_t *>(sorted->data), n_experts, n_pairs);
+}
+
+// x ne = [i, n_used or 1, T], contiguous
+ExpertInputs inputs(const ggml_tensor * x, int64_t n_pairs) {
+    return {x->ne[0], ggml_nrows(x), ggml_nrows(x) != n_pairs};
+}
+
+void run_sort_pairs(ggml_tensor * sorted, int ith, int, void * userdata) {
+    const ggml_tensor * ids = sorted->src[0];
+    if (ith == 0) {  // some ten thousand pairs: not worth sharing
+        const auto in_ints = [](size_t bytes) { return static_cast<int64_t>(bytes / sizeof(int32_t)); };
+        kernels::sort_pairs(static_cast<const int32_t *>(ids->data), in_ints(ids->nb[0]), in_ints(ids->nb[1]),
+                            ids->ne[0], ids->ne[1], *static_cast<int64_t *>(userdata),
+                            static_cast<int32_t *>(sorted->data));
+    }
+}
+
+// src: w, x, ids, sorted pairs
+void run_expert_product(ggml_tensor * y, int, int nth, void * userdata) {
+    ExpertNode & node = *static_cast<ExpertNode *>(userdata);
+    const ExpertWeights w = weights(y->src[0]);
+    const ggml_tensor * x = y->src[1];
+    const int64_t n_pairs = ggml_nrows(y);
+    node.dealer.run(kernels::expert_forward_units(w), nth, [&](Range units) {
+        kernels::expert_forward(w, rows(y->src[3], w.n_experts, n_pairs), floats(x), inputs(x, n_pairs), 1.0f, false,
+                                floats(y), y->ne[0], units);
+    });
+}
+
+// src: y, b, h, ids, sorted pairs
+void run_expert_lora_add(ggml_tensor * y, int, int nth, void * userdata) {
+    ExpertNode & node = *static_cast<ExpertNode *>(userdata);
+    const ExpertWeights b = weights(y->src[1]);
+    const ggml_tensor * h = y->src[2];
+    const int64_t n_pairs = ggml_nrows(y);
+    node.dealer.run(kernels::expert_forward_units(b), nth, [&](Range units) {
+        kernels::expert_forward(b, rows(y->src[4], b.n_experts, n_pairs), floats(h), inputs(h, n_pairs), node.scale,
+                                true, floats(y), y->ne[0], units);
+    });
+}
+
+// src: [dx,] w, dy, sorted pairs
+void run_expert_dx(ggml_tensor * dx, int, int nth, void * userdata) {
+    ExpertNode & node = *static_cast<ExpertNode *>(userdata);
+    const ExpertWeights w = weights(node.operand(dx, 0));
+    const ggml_tensor * dy = node.operand(dx, 1);
+    const int64_t n_pairs = ggml_nrows(dy);
+    const ExpertInputs x = inputs(dx, n_pairs);
+    node.dealer.run(kernels::expert_input_gradient_units(w, x), nth, [&](Range units) {
+        kernels::expert_input_gradient(w, rows(node.operand(dx, 2), w.n_experts, n_pairs), floats(dy), dy->ne[0],
+                                       node.scale, node.accumulate, floats(dx), x, units);
+    });
+}
+
+// src: [dw,] x, dy, sorted pairs
+void run_expert_dw(ggml_tensor * dw, int, int nth, void * userdata) {
+    ExpertNode & node = *static_cast<ExpertNode *>(userdata);
+    const ggml_tensor * x = node.operand(dw, 0);
+    const ggml_tensor * dy = node.operand(dw, 1);
+    const kernels::ExpertShape shape = {dw->ne[0], dw->ne[1], dw->ne[2]};
+    const int64_t n_pairs = ggml_nrows(dy);
+    node.dealer.run(kernels::expert_weight_gradient_units(shape), nth, [&](Range units) {
+        kernels::expert_weight_gradient(shape, rows(node.operand(dw, 2), shape.n_experts, n_pairs), floats(x),
+                                        inputs(x, n_pairs), floats(dy), dy->ne[0], node.scale, node.accumulate,
+                                        floats(dw), units);
+    });
+}
+
+// y = src[0] + scale b h, by experts
+void expert_lora_add_rule(const BackwardStep & s) {
+    add_expert_gradients(s, s.y->src[1], s.y->src[2], s.y->src[3], params_of<ExpertNode>(s.y).scale);
+    s.add(s.y->src[0], s.dy);
+}
+
+const CpuOp sort_pairs_op = {{"sort_pairs", nullptr, Rows::together, nullptr, Op::Arrival::nowhere}, run_sort_pairs};
+const CpuOp expert_product_op = {{"expert_product", expert_product_rule}, run_expert_product};
+const CpuOp expert_lora_add_op = {{"expert_lora_add", expert_lora_add_rule}, run_expert_lora_add};
+const CpuOp expert_dx_op = {{"expert_dx"}, run_expert_dx};
+const CpuOp expert_dw_op = {{"expert_dw"}, run_expert_dw};
+
+}  // namespace
+
+bool CpuOps::can_expert_product(const ggml_tensor * w, const ggml_tensor * x, const ggml_tensor * ids) {
+    return is_expert_product(w, x, ids) && kernels::can_dequantize(w->type);
+}
+
+ggml_tensor * CpuOps::sorted_pairs(ggml_tensor * ids, int64_t n_experts) {
+    ggml_tensor *& sorted = sorted_pairs_[ids];
+    if (sorted == nullptr) {
+        const int64_t ne[4] = {kernels::sorted_pairs_size(n_experts, ggml_nelements(ids)), 1, 1, 1};
+        sorted = node(sort_pairs_op, ne, {ids}, keep(n_experts), GGML_TYPE_I32);
+    }
+    return sorted;
+}
+
+ggml_tensor * CpuOps::expert_product(ggml_tensor * w, ggml_tensor * x, ggml_tensor * ids) {
+    const int64_t ne[4] = {w->ne[1], ids->ne[0], ids->ne[1], 1};
+    return node(expert_product_op, ne, {w, contiguous(x), ids, sorted_pairs(ids, w->ne[2])}, make<ExpertNode>());
+}
+
+ggml_tensor * CpuOps::expert_lora_add(ggml_tensor * y, ggml_tensor * b, ggml_tensor * h, ggml_tensor * ids,
+                                      float scale) {
+    ExpertNode * params = make<ExpertNode>();
+    params->scale = scale;
+    return node_over(expert_lora_add_op, y, {b, h, ids, sorted_pairs(ids, b->ne[2])}, params);
+}
+
+ggml_tensor * CpuOps::expert_gradient(const CpuOp & op, const int64_t ne[4], ggml_tensor * a, ggml_tensor * dy,
+                                      ggml_tensor * sorted, float scale, ggml_tensor * accumulator) {
+    ExpertNode * params = make<ExpertNode>();
+    params->scale = scale;
+    params->accumulate = accumulator != nullptr;
+    const Operands operands = {a, contiguous(dy), sorted};
+    return accumulator != nullptr ? node_over(op, accumulator, operands, params) : node(op, ne, operands, params);
+}
+
+ggml_tensor * CpuOps::expert_dx(ggml_tensor * w, ggml_tensor * x, ggml_tensor * ids, ggml_tensor * dy, float scale,
+                                ggml_tensor * accumulator) {
+    return expert_gradient(expert_dx_op, x->ne, w, dy, sorted_pairs(ids, w->ne[2]), scale, accumulator);
+}
+
+ggml_tensor * CpuOps::expert_dw(ggml_tensor * w, ggml_tensor * x, ggml_tensor * ids, ggml_tensor * dy, float scale,
+                                ggml_tensor * accumulator) {
+    return expert_gradient(expert_dw_op, w->ne, contiguous(x), dy, sorted_pairs(ids, w->ne[2]), scale, accumulator);
+}
+
+}  // namespace ggtune
