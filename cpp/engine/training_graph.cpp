@@ -43,7 +43,7 @@ bool is_view_op(const ggml_tensor * node) {
 
 // llama.cpp's in-place ops: views that compute. (Our own, a custom node that adds a LoRA product, writes over a product
 // that nothing else reads.)
-bool writes_over_operand(const ggml_tensor * node) {
+bool computes_in_place(const ggml_tensor * node) {
     switch (node->op) {
         case GGML_OP_VIEW:
         case GGML_OP_RESHAPE:
@@ -54,6 +54,13 @@ bool writes_over_operand(const ggml_tensor * node) {
         default:
             return is_view_op(node);
     }
+}
+
+// "l_out-12", but none of the views of it, which llama.cpp gives names like "l_out-12 (view)"
+bool ends_layer(const ggml_tensor * node) {
+    const std::string name = node->name, prefix = "l_out-";
+    return name.size() > prefix.size() && name.compare(0, prefix.size(), prefix) == 0 &&
+           std::all_of(name.begin() + prefix.size(), name.end(), [](char c) { return c >= '0' && c <= '9'; });
 }
 
 // Inputs that nothing reads have no memory.
@@ -91,18 +98,20 @@ TrainingGraph::TrainingGraph(const ForwardGraphBuilder & builder, const Adapter 
                              const MicroBatch & batch, const GraphOptions & options) {
     const std::string arch = adapter.model().architecture();
     std::vector<uint8_t> outputs(batch.n_tokens);
-    for (int64_t i = 0; i < batch.n_tokens; i++) {
-        outputs[i] = batch.weights[i] != 0.0f;
-        if (outputs[i]) {
-            target_values_.push_back(batch.targets[i]);
-            weight_values_.push_back(batch.weights[i]);
-        }
-    }
+    std::transform(batch.weights, batch.weights + batch.n_tokens, outputs.begin(), [](float w) { return w != 0.0f; });
     forward_ = builder.build({batch.n_tokens, batch.tokens, batch.positions, batch.sequences, outputs.data()});
     hidden_ = forward_->hidden();
     logits_ = forward_->logits();
-    const int64_t n_outputs = target_values_.size();
-    if (logits_->ne[1] != n_outputs || logits_->type != GGML_TYPE_F32) {
+    const int64_t n_outputs = logits_->ne[1];
+    // some architectures compute the logits of all rows, whichever are asked for
+    const bool all_rows = n_outputs == batch.n_tokens;
+    for (int64_t i = 0; i < batch.n_tokens; i++) {
+        if (all_rows || outputs[i] != 0) {
+            target_values_.push_back(outputs[i] != 0 ? batch.targets[i] : 0);
+            weight_values_.push_back(batch.weights[i]);
+        }
+    }
+    if (static_cast<int64_t>(target_values_.size()) != n_outputs || logits_->type != GGML_TYPE_F32) {
         throw untrainable(arch, "it computes logits of other rows than those asked for");
     }
 
@@ -270,7 +279,8 @@ ggml_tensor * TrainingGraph::clone(const ggml_tensor * node,
         return it != substitutes.end() ? it->second : t;
     };
     for (int i = 0; i < GGML_MAX_SRC; i++) {
-        copy->src[i] = node->src[i] != nullptr ? substitute(node->src[i]) : nullptr;
+        // ggml's casts are operands of themselves
+        copy->src[i] = node->src[i] == node ? copy : node->src[i] != nullptr ? substitute(node->src[i]) : nullptr;
     }
     if (is_view_op(node)) {
         std::copy(std::begin(node->nb), std::end(node->nb), copy->nb);
@@ -367,12 +377,15 @@ void TrainingGraph::build_head(Autodiff * ad) {
 // the last of them (the final norm), is not worth recomputing.
 std::vector<size_t> TrainingGraph::layer_ends() const {
     std::vector<size_t> ends;
+    std::unordered_set<const ggml_tensor *> of_layer;
     for (size_t i = 0; i < body_.size(); i++) {
-        if (writes_over_operand(body_[i])) {
+        if (computes_in_place(body_[i]) && of_layer.count(body_[i]->view_src) == 0) {
             return {};  // what is computed again would start from other values than the first time
         }
-        if (std::strncmp(body_[i]->name, "l_out-", 6) == 0) {
+        of_layer.insert(body_[i]);
+        if (ends_layer(body_[i])) {
             ends.push_back(i + 1);
+            of_layer.clear();
         }
     }
     return ends;
@@ -480,11 +493,17 @@ TrainingGraph::Times TrainingGraph::run(Executor & executor, std::vector<float> 
         (phase.forward ? times.forward_s : times.backward_s) += elapsed.count();
         begin = phase.end;
     }
-    log_probs.clear();
+    std::vector<float> of_rows(weight_values_.size());
+    size_t row = 0;
     for (const ggml_tensor * chunk : log_probabilities_) {
-        const size_t n = log_probs.size();
-        log_probs.resize(n + ggml_nelements(chunk));
-        ggml_backend_tensor_get(chunk, log_probs.data() + n, 0, ggml_nbytes(chunk));
+        ggml_backend_tensor_get(chunk, of_rows.data() + row, 0, ggml_nbytes(chunk));
+        row += ggml_nelements(chunk);
+    }
+    log_probs.clear();
+    for (size_t i = 0; i < of_rows.size(); i++) {
+        if (weight_values_[i] != 0) {
+            log_probs.push_back(of_rows[i]);
+        }
     }
     return times;
 }

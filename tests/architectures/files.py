@@ -26,6 +26,8 @@ _HEADER = """\
 # The tensors of every architecture's tiny model, made by scripts/trainability.py out of llama.cpp: name, dimensions.
 # blk.* is every layer, blk.0,2 are those two.
 """
+# Optional tensors by which llama.cpp would take a model for one of another kind.
+_LEFT_OUT = {"rwkv6qwen2": "time_mix_first"}
 _LINEARS = re.compile(r"blk\.\d+\.(attn_(q|k|v|qkv|output)|ffn_(gate|up|down))\.weight$")
 _TABLES = re.compile(r"(token_embd|output|per_layer_token_embd)\.weight$")
 
@@ -69,6 +71,8 @@ def tensor_shapes(name: str) -> dict[str, Shape]:
     assert isinstance(n_layer, int)
     shapes: dict[str, Shape] = {}
     for pattern, shape in _table()[name]:
+        if name in _LEFT_OUT and _LEFT_OUT[name] in pattern:
+            continue
         block = re.match(r"blk\.([*\d,]+)\.(.*)", pattern)
         if block is None:
             shapes[pattern] = shape

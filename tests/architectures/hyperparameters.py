@@ -111,6 +111,7 @@ _HYBRID: dict[str, Value] = {"attention.head_count": [2, 0, 2], "attention.head_
 _MLA_HYBRID: dict[str, Value] = {**_MLA, "attention.head_count_kv": [1, 0, 1]}
 _WINDOWS: dict[str, Value] = {"attention.sliding_window_pattern": [0, 1, 0]}
 _GROUPED: dict[str, Value] = {"attention.head_count": 4, "attention.head_count_kv": 2}
+_ONE_SHIFT: dict[str, Value] = {"token_shift_count": 1}
 _GATED_DELTA: dict[str, Value] = {"ssm.inner_size": 64}
 
 _GEMMA4: dict[str, Value] = {
@@ -147,7 +148,6 @@ WIDE_KEYS = {"ple.layer_multipliers", "ple.head_offsets", "ple.head_vocab_sizes"
 _PLAIN = [
     "apertus",
     "arcee",
-    "arwkv7",
     "baichuan",
     "bitnet",
     "bloom",
@@ -191,7 +191,6 @@ _PLAIN = [
     "phi3",
     "plamo",
     "plamo3",
-    "plm",
     "pockettts",
     "qwen",
     "qwen2",
@@ -199,7 +198,6 @@ _PLAIN = [
     "qwen3vl",
     "refact",
     "rwkv6",
-    "rwkv6qwen2",
     "rwkv7",
     "seed_oss",
     "smollm3",
@@ -265,6 +263,7 @@ _PLAIN_EXPERTS = [
 ]
 
 _OWN: dict[str, dict[str, Value]] = {
+    "arwkv7": _ONE_SHIFT,
     "bailingmoe3+experts": {
         **_MLA_HYBRID,
         "rope.dimension_sections": [4, 6, 6, 0],
@@ -352,12 +351,14 @@ _OWN: dict[str, dict[str, Value]] = {
     "nemotron_h_moe": {**_HYBRID, "feed_forward_length": [0, 0, 96]},
     "nemotron_h_moe+experts": {**_HYBRID, "feed_forward_length": [0, 0, 96]},
     "plamo2": {**_HYBRID, "ssm.group_count": 0},
+    "plm": {"rope.dimension_count": 16},
     "qwen3": {"attention.head_count": 4, "attention.head_count_kv": 1},
     "qwen35": _GATED_DELTA,
     "qwen35moe+experts": _GATED_DELTA,
     "qwen3next+experts": _GATED_DELTA,
     "qwen3tts": {"vocab_size": 3072},
     "qwen4exp+experts": {**_GATED_DELTA, **_PLE, "attention.indexer.key_length": 32},
+    "rwkv6qwen2": _ONE_SHIFT,
     "spark2_5": _WINDOWS,
     "step35+experts": _WINDOWS,
     # layers that share keys and values heads, in families that mostly do

@@ -28,6 +28,8 @@ def make_batch(model: Model, seed: int = 0) -> Batch:
     rng = np.random.default_rng(seed)
     lengths = (11, 5, 8)
     tokens, targets = rng.integers(3, model.n_vocab, (2, sum(lengths)), dtype=np.int32)
+    if model.architecture == "chameleon":
+        targets %= 4  # llama.cpp rules out its other tokens: they are those of images
     positions = np.concatenate([np.arange(n, dtype=np.int32) for n in lengths])
     sequences = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
     weights = np.where(positions < 2, 0, rng.uniform(0.5, 1.5, sum(lengths))).astype(np.float32)
