@@ -10,6 +10,7 @@ namespace ggtune {
 std::vector<GgmlOp> activation_ops();
 std::vector<GgmlOp> elementwise_ops();
 std::vector<GgmlOp> expert_ops();
+std::vector<GgmlOp> hyper_connection_ops();
 std::vector<GgmlOp> norm_ops();
 std::vector<GgmlOp> product_ops();
 std::vector<GgmlOp> rope_ops();

@@ -17,6 +17,7 @@
 
 #include "kernels/activations.h"
 #include "kernels/dropout.h"
+#include "kernels/sinkhorn.h"
 #include "ops/op.h"
 
 namespace ggtune {
@@ -24,6 +25,7 @@ namespace ggtune {
 using kernels::Activation;
 using kernels::DropoutMask;
 using kernels::LimitedGlu;
+using kernels::Sinkhorn;
 
 // The keys that each row sees under one mask: two I32 inputs of the graph, ne = [T], and what they are to hold. Row t
 // sees the keys [first[t], end[t]).
@@ -163,6 +165,10 @@ class Ops {
     virtual ggml_tensor * rows_dx(ggml_tensor * x, ggml_tensor * ids, ggml_tensor * dy) = 0;
     // gradient of an operand that was repeated to the shape of dy: the sum over its repetitions
     virtual ggml_tensor * repeat_dx(const ggml_tensor * operand, ggml_tensor * dy) = 0;
+    // gradient of the mixes [kMixes, T] of hyper-connections' streams (kernels/sinkhorn.h); scale and base as ggml's op
+    // has them, dy ne = [targets, sources, T]
+    virtual ggml_tensor * sinkhorn_dx(const Sinkhorn & sinkhorn, ggml_tensor * mixes, ggml_tensor * scale,
+                                      ggml_tensor * base, ggml_tensor * dy) = 0;
     // zeros of the shape of t, to be filled in parts
     virtual ggml_tensor * zeros_like(const ggml_tensor * t) = 0;
 

@@ -535,6 +535,25 @@ std::vector<Case> cases() {
         ggml_tensor * ids = ggml_view_2d(b.ctx, all, 3, 7, all->nb[1], 0);
         return b.node(ggml_get_rows(b.ctx, b.input(true, {1, 5, 7}), ids));
     });
+    add("hyper-connections, input", kCurved,
+        [](Builder & b) { return b.node(ggml_dsv4_hc_pre(b.ctx, b.input(true, {6, 4, 5}), b.input(true, {4, 5}))); });
+    add("hyper-connections, gated input", kCurved, [](Builder & b) {
+        return b.node(ggml_dsv4_hc_pre_gated(b.ctx, b.input(true, {6, 3, 5}), b.input(true, {6, 3, 5}), 0.7f));
+    });
+    add("hyper-connections, output", kCurved, [](Builder & b) {
+        ggml_tensor *x = b.input(true, {6, 5}), *residual = b.input(true, {6, 4, 5});
+        return b.node(ggml_dsv4_hc_post(b.ctx, x, residual, b.input(true, {4, 5}), b.input(true, {4, 4, 5})));
+    });
+    add("hyper-connections, output without mixing", kCurved, [](Builder & b) {
+        ggml_tensor *x = b.input(true, {6, 5}), *residual = b.input(true, {6, 3, 5});
+        return b.node(ggml_dsv4_hc_post(b.ctx, x, residual, b.input(true, {3, 5}), nullptr));
+    });
+    for (const int n_iterations : {1, 3}) {
+        add("hyper-connections, mixing " + std::to_string(n_iterations), kCurved, [n_iterations](Builder & b) {
+            ggml_tensor *scale = b.input(false, {3}), *base = b.input(false, {24});
+            return b.node(ggml_dsv4_hc_comb(b.ctx, b.input(true, {24, 5}), scale, base, 0.02f, n_iterations));
+        });
+    }
     for (int dim = 0; dim < GGML_MAX_DIMS; dim++) {
         add("concat, dimension " + std::to_string(dim), kLinear, [dim](Builder & b) {
             std::vector<int64_t> ne = {4, 3, 2, 5};

@@ -11,6 +11,7 @@
 #include "kernels/adamw.h"
 #include "kernels/dropout.h"
 #include "kernels/norm.h"
+#include "kernels/sinkhorn.h"
 #include "kernels/softmax.h"
 
 namespace {
@@ -250,6 +251,71 @@ void test_rows() {
     }
 }
 
+// Rows and columns of the mixing matrix divided in turns, against finite differences.
+void test_sinkhorn() {
+    constexpr size_t kSize = kMixes, kTokens = 5, kMatrix = kStreams * kStreams;
+    const Floats base = random_values(kSize, 20), mixes = random_values(kTokens * kSize, 21),
+                 dy = random_values(kTokens * kMatrix, 22);
+    for (const int64_t n_iterations : {1, 2, 20}) {
+        const Sinkhorn sinkhorn = {1e-2f, n_iterations};
+        const float scale = 1.3f;
+        const auto eps = static_cast<double>(sinkhorn.eps);
+        const auto forward = [&](const Doubles & row) {
+            Doubles x(kMatrix);
+            const auto divide = [&](size_t first, size_t step, double more) {
+                double sum = more;
+                for (size_t i = 0; i < kStreams; ++i) {
+                    sum += x[first + i * step];
+                }
+                for (size_t i = 0; i < kStreams; ++i) {
+                    x[first + i * step] /= sum;
+                }
+            };
+            const auto by_source = [&](double more) {
+                for (size_t source = 0; source < kStreams; ++source) {
+                    divide(source * kStreams, 1, more);
+                }
+            };
+            for (size_t i = 0; i < kMatrix; ++i) {
+                const double mix = row[kMixOffset + i];
+                x[i] = std::exp(mix * static_cast<double>(scale) + static_cast<double>(base[kMixOffset + i]));
+            }
+            by_source(0.0);
+            for (double & value : x) {
+                value += eps;
+            }
+            for (int64_t i = 0; i < n_iterations; ++i) {
+                if (i > 0) {
+                    by_source(eps);
+                }
+                for (size_t target = 0; target < kStreams; ++target) {
+                    divide(target, kStreams, eps);
+                }
+            }
+            return x;
+        };
+        Floats found(mixes.size()), other(mixes.size());
+        run_parts(1, [&](int ith, int nth) {
+            sinkhorn_backward(sinkhorn, kTokens, mixes.data(), kMixes, scale, base.data(), dy.data(), found.data(), ith,
+                              nth);
+        });
+        run_parts(3, [&](int ith, int nth) {
+            sinkhorn_backward(sinkhorn, kTokens, mixes.data(), kMixes, scale, base.data(), dy.data(), other.data(), ith,
+                              nth);
+        });
+        Doubles expected;
+        for (size_t t = 0; t < kTokens; ++t) {
+            const Floats row(mixes.begin() + t * kSize, mixes.begin() + (t + 1) * kSize);
+            const Floats d_row(dy.begin() + t * kMatrix, dy.begin() + (t + 1) * kMatrix);
+            const Doubles slopes = finite_differences(forward, row, d_row);
+            expected.insert(expected.end(), slopes.begin(), slopes.end());
+        }
+        const std::string name = "Sinkhorn, " + std::to_string(n_iterations) + " times";
+        check(name, relative_difference(found, expected), 1e-6);
+        check(name + ", same bits for 1 and 3 threads", same_bits(found, other) ? 0.0 : 1.0, 0.0);
+    }
+}
+
 void test_cross_entropy() {
     for (const int64_t n_vocab : {2, 5, 64, 1000, 4099}) {
         const Floats logits = random_values(static_cast<size_t>(n_vocab), 11, 5.0f);
@@ -360,6 +426,7 @@ int main() {
     test_activations();
     test_limited_glu();
     test_rows();
+    test_sinkhorn();
     test_cross_entropy();
     test_dropout();
     test_adamw();

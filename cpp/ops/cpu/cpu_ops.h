@@ -57,6 +57,8 @@ class CpuOps : public Ops {
     ggml_tensor * view_dx(ggml_tensor * source, ggml_tensor * view, ggml_tensor * dy) override;
     ggml_tensor * rows_dx(ggml_tensor * x, ggml_tensor * ids, ggml_tensor * dy) override;
     ggml_tensor * repeat_dx(const ggml_tensor * operand, ggml_tensor * dy) override;
+    ggml_tensor * sinkhorn_dx(const Sinkhorn & sinkhorn, ggml_tensor * mixes, ggml_tensor * scale, ggml_tensor * base,
+                              ggml_tensor * dy) override;
     ggml_tensor * zeros_like(const ggml_tensor * t) override;
 
   private:

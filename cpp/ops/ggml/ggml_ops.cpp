@@ -15,10 +15,13 @@ int64_t GgmlOps::max_nodes(const ggml_tensor * node, BackendTraits traits) {
     constexpr int64_t kPerTile = 6;
     constexpr int64_t kMostOfExperts = 32;  // the gradient of a stack of matrices
     constexpr int64_t kPerExpertTile = 14;
+    constexpr int64_t kPerDivision = 12;  // of a matrix of hyper-connections
     switch (node->op) {
         case GGML_OP_UNARY:
         case GGML_OP_GLU:
             return kMostGated;
+        case GGML_OP_DSV4_HC_COMB:
+            return kMostGated + kPerDivision * 2 * node->op_params[1];
         case GGML_OP_MUL_MAT:
             return kMost + kPerTile * n_tiles(node->src[0], traits.max_tile_bytes);
         case GGML_OP_MUL_MAT_ID:
