@@ -75,7 +75,7 @@ void test_descriptors_of_own_nodes() {
     KeyRanges keys;
     keys.first = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_I32, 3);
     keys.end = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_I32, 3);
-    ggml_tensor * out = ops.attention(q, q, q, keys, {1.0f, 0.0f, 1.0f});
+    ggml_tensor * out = ops.attention(q, q, q, keys, {1.0f, 0.0f, 1.0f}, nullptr);
     expect("attention goes by a view", out->op == GGML_OP_VIEW && op_of(out).rule == op_of(out->src[0]).rule);
     expect("and not by the view's own rule", op_of(out).rule != op_of(ggml_view_1d(ctx.get(), x, 2, 0)).rule);
 
