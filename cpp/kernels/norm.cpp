@@ -55,9 +55,9 @@ void l2_norm_backward(int64_t n_rows, int64_t n_cols, const float * x, int64_t x
         const double size = std::sqrt(square);
         const bool normal = size > static_cast<double>(eps);
         const auto scale = static_cast<float>(1.0 / (normal ? size : static_cast<double>(eps)));
-        const auto along_x = normal ? static_cast<float>(detail::dot(dy_row, x_row, n_cols) / square) : 0.0f;
+        const auto multiple = normal ? static_cast<float>(detail::dot(dy_row, x_row, n_cols) / square) : 0.0f;
         for (int64_t i = 0; i < n_cols; ++i) {
-            dx_row[i] = scale * (dy_row[i] - along_x * x_row[i]);
+            dx_row[i] = scale * (dy_row[i] - multiple * x_row[i]);
         }
     }
 }
