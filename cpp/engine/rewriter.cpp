@@ -63,9 +63,9 @@ void Rewriter::count_uses(const std::vector<ggml_tensor *> & nodes) {
     }
 }
 
-bool Rewriter::used_once(const ggml_tensor * node) const {
+int64_t Rewriter::n_uses(const ggml_tensor * node) const {
     const auto it = n_uses_.find(node);
-    return it != n_uses_.end() && it->second == 1;
+    return it != n_uses_.end() ? it->second : 0;
 }
 
 bool Rewriter::find_ranges(const ggml_tensor * mask, int64_t n_tokens, size_t & index) {
@@ -136,6 +136,47 @@ std::optional<Rewriter::Attention> Rewriter::match_attention(const ggml_tensor *
     if (!std::all_of(found.inner.begin(), found.inner.end(), [&](const ggml_tensor * t) { return used_once(t); }) ||
         !find_ranges(softmax->src[1], found.q->ne[1], found.ranges)) {
         return std::nullopt;
+    }
+    return found;
+}
+
+// llama.cpp adds up the results of a token's experts as add(... add(view, view) ..., view) of mul(results, weights), a
+// view for each expert in turn, or of the results alone.
+std::optional<Rewriter::ExpertSum> Rewriter::match_expert_sum(const ggml_tensor * node) const {
+    const ggml_tensor * last = is_op(node, GGML_OP_ADD) ? node->src[1] : nullptr;
+    if (!implementations_.of(node).has_expert_sum() || !is_op(last, GGML_OP_VIEW)) {
+        return std::nullopt;
+    }
+    ggml_tensor * terms = last->src[0];
+    const int64_t n_used = terms->ne[1];
+    if (n_used < 2 || n_uses(terms) != n_used || terms->type != GGML_TYPE_F32 || terms->ne[3] != 1 ||
+        !ggml_is_contiguous(terms) || terms->view_src != nullptr) {
+        return std::nullopt;
+    }
+    const auto shows = [&](const ggml_tensor * view, int64_t expert) {
+        return is_op(view, GGML_OP_VIEW) && view->src[0] == terms && view->type == GGML_TYPE_F32 && used_once(view) &&
+               view->ne[0] == terms->ne[0] && view->ne[1] == terms->ne[2] && ggml_nrows(view) == view->ne[1] &&
+               view->nb[1] == terms->nb[2] && view->view_offs == expert * terms->nb[1];
+    };
+    ExpertSum found = {terms, false, {}};
+    const ggml_tensor * sum = node;
+    for (int64_t expert = n_used - 1; expert > 0; expert--) {
+        if (!is_op(sum, GGML_OP_ADD) || (sum != node && !used_once(sum)) || !shows(sum->src[1], expert)) {
+            return std::nullopt;
+        }
+        found.inner.insert(found.inner.end(), {sum, sum->src[1]});
+        sum = sum->src[0];
+    }
+    if (!shows(sum, 0)) {
+        return std::nullopt;
+    }
+    found.inner.push_back(sum);
+    found.inner.erase(found.inner.begin());  // the node itself
+    const ggml_tensor * weights = is_op(terms, GGML_OP_MUL) ? terms->src[1] : nullptr;
+    found.weighted = weights != nullptr && terms->src[0]->type == GGML_TYPE_F32 && weights->type == GGML_TYPE_F32 &&
+                     weights->ne[0] == 1 && weights->ne[1] == n_used && weights->ne[2] == terms->ne[2];
+    if (found.weighted) {
+        found.inner.push_back(terms);
     }
     return found;
 }
@@ -213,6 +254,7 @@ void Rewriter::rewrite(std::vector<ggml_tensor *> & nodes) {
     }
     // what is fused is found on llama.cpp's own nodes, before any of them changes
     std::unordered_map<const ggml_tensor *, Attention> attentions;
+    std::unordered_map<const ggml_tensor *, ExpertSum> expert_sums;
     std::unordered_map<const ggml_tensor *, const ggml_tensor *> low_rank_products;
     std::unordered_set<const ggml_tensor *> superfluous;
     for (const ggml_tensor * node : nodes) {
@@ -222,6 +264,9 @@ void Rewriter::rewrite(std::vector<ggml_tensor *> & nodes) {
         if (auto attention = match_attention(node)) {
             superfluous.insert(attention->inner.begin(), attention->inner.end());
             attentions[node] = std::move(*attention);
+        } else if (auto sum = match_expert_sum(node)) {
+            superfluous.insert(sum->inner.begin(), sum->inner.end());
+            expert_sums[node] = std::move(*sum);
         } else if (const ggml_tensor * product = low_rank_product(node)) {
             superfluous.insert({product, node->src[1]});
             low_rank_products[node] = product;
@@ -248,6 +293,10 @@ void Rewriter::rewrite(std::vector<ggml_tensor *> & nodes) {
         if (const auto found = attentions.find(node); found != attentions.end()) {
             const Attention & a = found->second;
             own = ops.attention(a.q, a.k, a.v, ranges_[a.ranges], a.params, a.sinks);
+        } else if (const auto sum = expert_sums.find(node); sum != expert_sums.end()) {
+            const ggml_tensor * terms = sum->second.terms;
+            own = sum->second.weighted ? ops.expert_sum(terms->src[0], terms->src[1])
+                                       : ops.expert_sum(current(sum->second.terms), nullptr);
         } else if (const auto product = low_rank_products.find(node); product != low_rank_products.end()) {
             own = lora_sum(node, product->second);
         } else {

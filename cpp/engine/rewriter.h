@@ -1,5 +1,5 @@
 // Puts nodes of ggtune's own in place of some of llama.cpp's: fused attention, the LoRA product fused with its scale
-// and sum, dropout in front of the adapter, and whatever else the implementation of a node (ops/ops.h) does better.
+// and sum, the weighted sum of a token's experts, dropout in front of the adapter, and whatever else the implementation of a node (ops/ops.h) does better.
 #pragma once
 
 #include <ggml.h>
@@ -50,9 +50,16 @@ class Rewriter {
         ggml_tensor * sinks;                     // [heads], or nullptr
         std::vector<const ggml_tensor *> inner;  // nodes that the fused one makes superfluous
     };
+    struct ExpertSum {
+        ggml_tensor * terms;  // [n, n_used, T], weighted or not
+        bool weighted;        // as a product of results and weights
+        std::vector<const ggml_tensor *> inner;
+    };
     void count_uses(const std::vector<ggml_tensor *> & nodes);
-    bool used_once(const ggml_tensor * node) const;
+    int64_t n_uses(const ggml_tensor * node) const;
+    bool used_once(const ggml_tensor * node) const { return n_uses(node) == 1; }
     std::optional<Attention> match_attention(const ggml_tensor * node);
+    std::optional<ExpertSum> match_expert_sum(const ggml_tensor * node) const;
     bool find_ranges(const ggml_tensor * mask, int64_t n_tokens, size_t & index);
     // b and h of a sum that adds scale * b h, else nullptr
     const ggml_tensor * low_rank_product(const ggml_tensor * sum) const;

@@ -17,6 +17,7 @@ namespace ggtune::kernels {
 namespace {
 
 using detail::Int8Format;
+using detail::row_at;
 using simd::IntVec;
 using simd::kWidth;
 using simd::Vec;
@@ -205,6 +206,18 @@ struct Weight {
     }
 };
 
+// Rows of a matrix: those that `index` names, or nullptr: those from `data` on.
+struct Rows {
+    const float * data;
+    int64_t stride;
+    const int32_t * index;
+
+    const float * row(int64_t i) const { return data + row_at(index, i) * stride; }
+    Rows from(int64_t i) const {
+        return index != nullptr ? Rows{data, stride, index + i} : Rows{data + i * stride, stride, nullptr};
+    }
+};
+
 // dY of up to kTileTokens tokens for the outputs of a tile, and what becomes of it for one block of columns. What is
 // missing to whole vectors of outputs and to kMinTokens is zeros in dy; `rounded` of missing tokens is never stored.
 struct Gradient {
@@ -213,11 +226,11 @@ struct Gradient {
     float scales[kTileTokens];
     alignas(64) float min_terms[kTileTokens][kMostSubBlocks];
 
-    void copy(const float * from, int64_t row_stride, int64_t n_tokens, int64_t n_outputs) {
+    void copy(const Rows & from, int64_t n_tokens, int64_t n_outputs) {
         const auto n_padded = static_cast<size_t>(detail::round_up(n_outputs, kWidth));
         const auto n = static_cast<size_t>(n_outputs);
         for (int64_t t = 0; t < n_tokens; ++t) {
-            std::memcpy(dy[t], from + t * row_stride, n * sizeof(float));
+            std::memcpy(dy[t], from.row(t), n * sizeof(float));
             std::fill(dy[t] + n, dy[t] + n_padded, 0.0f);
         }
         for (int64_t t = n_tokens; t < detail::round_up(n_tokens, kMinTokens); ++t) {
@@ -227,11 +240,11 @@ struct Gradient {
 };
 
 // Rows of a matrix that are wanted soon: they lie too far apart for the CPU to foresee them.
-void prefetch_rows(const float * from, int64_t row_stride, int64_t n_rows, int64_t n) {
+void prefetch_rows(const Rows & from, int64_t n_rows, int64_t n) {
     constexpr int64_t kLine = 16;
     for (int64_t i = 0; i < n_rows; ++i) {
         for (int64_t j = 0; j < n; j += kLine) {
-            __builtin_prefetch(from + i * row_stride + j, 0, 2);
+            __builtin_prefetch(from.row(i) + j, 0, 2);
         }
     }
 }
@@ -290,8 +303,11 @@ void multiply_mins(const float * dy, const float * mins, int64_t n_outputs, floa
 struct Output {
     float * dx;
     int64_t row_stride;
+    const int32_t * rows;  // of dX, or nullptr: those from dx on
     int64_t n_rows;
     bool accumulate;
+
+    float * row(int64_t t) const { return dx + row_at(rows, t) * row_stride; }
 };
 
 // Columns of one panel: which sub-block each vector belongs to.
@@ -305,7 +321,7 @@ void multiply(int64_t n_pairs, const int32_t * w, const int16_t * rounded, const
               const float * min_terms, const Columns & columns, const Output & out) {
     for (int64_t t = 0; t < out.n_rows && out.accumulate; ++t) {
         for (int v = 0; v < n_vectors; ++v) {
-            __builtin_prefetch(out.dx + t * out.row_stride + v * kWidth, 1);
+            __builtin_prefetch(out.row(t) + v * kWidth, 1);
         }
     }
     IntVec sum[kTokens][n_vectors] = {};
@@ -333,7 +349,7 @@ void multiply(int64_t n_pairs, const int32_t * w, const int16_t * rounded, const
         if (t == out.n_rows) {
             break;
         }
-        float * dx = out.dx + t * out.row_stride;
+        float * dx = out.row(t);
 #pragma GCC unroll 2
         for (int v = 0; v < n_vectors; ++v) {
             Vec product = __builtin_convertvector(sum[t][v], Vec) * scales[t];
@@ -346,7 +362,7 @@ void multiply(int64_t n_pairs, const int32_t * w, const int16_t * rounded, const
 }
 
 void multiply_block(const WeightBlock & w, int64_t n_outputs, const Int8Format & format, Gradient & gradient,
-                    int64_t n_tokens, float * dx, int64_t dx_row_stride, bool accumulate) {
+                    int64_t n_tokens, float * dx, int64_t dx_row_stride, const int32_t * dx_rows, bool accumulate) {
     for (int64_t t = 0; t < n_tokens; ++t) {
         gradient.scales[t] = round_token(gradient.dy[t], w.scales, n_outputs, w.largest, gradient.rounded[t]);
     }
@@ -366,15 +382,15 @@ void multiply_block(const WeightBlock & w, int64_t n_outputs, const Int8Format &
         for (int64_t t = 0; t < n_tokens; t += kTokens) {
             kernel(n_pairs, w.pairs.data() + j * n_pairs, gradient.rounded[t], gradient.scales + t,
                    gradient.min_terms[t], columns,
-                   {dx + t * dx_row_stride + w.col0 + j, dx_row_stride, std::min<int64_t>(kTokens, n_tokens - t),
-                    accumulate});
+                   {dx + (dx_rows != nullptr ? 0 : t) * dx_row_stride + w.col0 + j, dx_row_stride,
+                    dx_rows != nullptr ? dx_rows + t : nullptr, std::min<int64_t>(kTokens, n_tokens - t), accumulate});
         }
     }
 }
 
-// Columns `cols` of dX.
-void multiply_part(const Weight & weight, int64_t n_out, const float * dy, int64_t dy_row_stride, int64_t n_tokens,
-                   float * dx, int64_t dx_row_stride, bool accumulate, const Range & cols) {
+// Columns `cols` of dX; dx_rows: where its rows lie, or nullptr.
+void multiply_part(const Weight & weight, int64_t n_out, const Rows & dy, int64_t n_tokens, float * dx,
+                   int64_t dx_row_stride, const int32_t * dx_rows, bool accumulate, const Range & cols) {
     thread_local WeightTile tile;
     thread_local Gradient gradient;
     const int64_t tile_outputs = weight.format.largest > kLargeWeight ? kMostOutputs / 2 : kMostOutputs;
@@ -384,13 +400,13 @@ void multiply_part(const Weight & weight, int64_t n_out, const float * dy, int64
             weight.unpack(output0, n_outputs, col0, std::min(kTileCols, cols.end - col0), tile);
             for (int64_t t = 0; t < n_tokens; t += kTileTokens) {
                 const int64_t n = std::min(kTileTokens, n_tokens - t);
-                const float * rows = dy + t * dy_row_stride + output0;
-                gradient.copy(rows, dy_row_stride, n, n_outputs);
-                prefetch_rows(rows + n * dy_row_stride, dy_row_stride, std::min(kTileTokens, n_tokens - t - n),
-                              n_outputs);
+                const Rows rows = Rows{dy.data + output0, dy.stride, dy.index}.from(t);
+                gradient.copy(rows, n, n_outputs);
+                prefetch_rows(rows.from(n), std::min(kTileTokens, n_tokens - t - n), n_outputs);
                 for (size_t b = 0; b < tile.n_blocks; ++b) {
-                    multiply_block(tile.blocks[b], n_outputs, weight.format, gradient, n, dx + t * dx_row_stride,
-                                   dx_row_stride, accumulate || output0 > 0);
+                    multiply_block(tile.blocks[b], n_outputs, weight.format, gradient, n,
+                                   dx + (dx_rows != nullptr ? 0 : t) * dx_row_stride, dx_row_stride,
+                                   dx_rows != nullptr ? dx_rows + t : nullptr, accumulate || output0 > 0);
                 }
             }
         }
@@ -421,8 +437,19 @@ void int16_input_gradient(ggml_type type, const void * w, size_t w_row_bytes, in
         detail::split_product(n_tokens, n_in, {format.block, kUnpackCost, kRoundCost, kTokens}, ith, nth);
     for (int64_t token0 = part.rows.begin; token0 < part.rows.end; token0 += kBlockTokens) {
         const int64_t n_block = std::min(kBlockTokens, part.rows.end - token0);
-        multiply_part(weight, n_out, dy + token0 * dy_row_stride, dy_row_stride, n_block, dx + token0 * dx_row_stride,
-                      dx_row_stride, accumulate, part.cols);
+        multiply_part(weight, n_out, {dy + token0 * dy_row_stride, dy_row_stride, nullptr}, n_block,
+                      dx + token0 * dx_row_stride, dx_row_stride, nullptr, accumulate, part.cols);
+    }
+}
+
+void int16_input_gradient_rows(ggml_type type, const void * w, size_t w_row_bytes, int64_t n_out, const float * dy,
+                               int64_t dy_row_stride, const int32_t * dy_rows, int64_t n_tokens, float * dx,
+                               int64_t dx_row_stride, const int32_t * dx_rows, bool accumulate, const Range & columns) {
+    const Int8Format & format = *detail::int8_format(type);
+    const Weight weight = {format, static_cast<const uint8_t *>(w), w_row_bytes, ggml_type_size(type)};
+    for (int64_t token0 = 0; token0 < n_tokens; token0 += kBlockTokens) {
+        multiply_part(weight, n_out, {dy, dy_row_stride, dy_rows + token0}, std::min(kBlockTokens, n_tokens - token0),
+                      dx, dx_row_stride, dx_rows + token0, accumulate, columns);
     }
 }
 

@@ -19,6 +19,7 @@ namespace {
 
 using detail::Int8Format;
 using detail::round_up;
+using detail::row_at;
 using simd::IntVec;
 using simd::kWidth;
 using simd::Vec;
@@ -139,9 +140,9 @@ float quantize_block(const float * x, int8_t * q) {
     return largest * (1.0f / 127.0f);
 }
 
-// Blocks [first, last) of the tokens of X.
-void quantize_token_blocks(const float * x, int64_t x_row_stride, const TokenBlock & layout, int64_t n_tokens,
-                           int64_t first, int64_t last, char * quantized) {
+// Blocks [first, last) of the tokens of X, which are its rows or those that `rows` names.
+void quantize_token_blocks(const float * x, int64_t x_row_stride, const int32_t * rows, const TokenBlock & layout,
+                           int64_t n_tokens, int64_t first, int64_t last, char * quantized) {
     quantized += static_cast<size_t>(first) * layout.size();
     const int64_t scale_block = layout.scale_block;
     int8_t q[kLargestScaleBlock];
@@ -155,7 +156,7 @@ void quantize_token_blocks(const float * x, int64_t x_row_stride, const TokenBlo
         }
         for (int64_t i = 0; i < layout.n_in; i += scale_block) {
             for (int64_t t = 0; t < filled; ++t) {
-                const float * row = x + (block * kTokens + t) * x_row_stride;
+                const float * row = x + row_at(rows, block * kTokens + t) * x_row_stride;
                 scales[i / scale_block * kTokens + t] =
                     scale_block == 32 ? quantize_block<32>(row + i, q) : quantize_block<256>(row + i, q);
                 for (int64_t j = 0; j < scale_block; j += 4) {
@@ -193,8 +194,11 @@ struct Tokens {
 struct Output {
     float * y;
     int64_t row_stride;
+    const int32_t * rows;  // of Y, or nullptr: those from y on
     int64_t n_rows, n_cols;
     bool accumulate;
+
+    float * row(int64_t t) const { return y + row_at(rows, t) * row_stride; }
 };
 
 inline IntVec splat_bytes(const int8_t * p) {
@@ -272,7 +276,7 @@ void multiply(int64_t k, const Panel & w, const Tokens & x, const Output & out) 
     if (out.n_rows == kTokens && out.n_cols == kSumWidth) {
 #pragma GCC unroll 6
         for (int t = 0; t < kTokens; ++t) {
-            float * y = out.y + t * out.row_stride;
+            float * y = out.row(t);
 #pragma GCC unroll 2
             for (int v = 0; v < n_vectors; ++v) {
                 simd::store(y + v * kWidth, out.accumulate ? simd::load(y + v * kWidth) + sum[t][v] : sum[t][v]);
@@ -283,7 +287,7 @@ void multiply(int64_t k, const Panel & w, const Tokens & x, const Output & out) 
     float product[kTokens][kSumWidth];
     std::memcpy(product, sum, sizeof product);
     for (int64_t t = 0; t < out.n_rows; ++t) {
-        float * y = out.y + t * out.row_stride;
+        float * y = out.row(t);
         for (int64_t j = 0; j < out.n_cols; ++j) {
             y[j] = out.accumulate ? y[j] + product[t][j] : product[t][j];
         }
@@ -422,8 +426,10 @@ struct SumTerms {
     }
 };
 
+// y_rows: where the rows of the part lie in Y, or nullptr.
 void multiply_part(ggml_type type, const void * w, size_t w_row_bytes, const TokenBlock & layout,
-                   const char * quantized, const detail::Part & part, float * y, int64_t y_row_stride) {
+                   const char * quantized, const detail::Part & part, float * y, int64_t y_row_stride,
+                   const int32_t * y_rows) {
     quantized += static_cast<size_t>(part.rows.begin / kTokens) * layout.size();
     thread_local WeightTile tile;
     thread_local SumTerms terms;
@@ -451,7 +457,8 @@ void multiply_part(ggml_type type, const void * w, size_t w_row_bytes, const Tok
                                                format.has_min ? nullptr : terms.starts.data() + term,
                                                format.has_min ? terms.sums.data() + term : nullptr};
                         kernel(k, panel, tokens,
-                               {y + (token0 + t) * y_row_stride + row0 + row, y_row_stride,
+                               {y + (y_rows != nullptr ? 0 : token0 + t) * y_row_stride + row0 + row, y_row_stride,
+                                y_rows != nullptr ? y_rows + token0 + t : nullptr,
                                 std::min<int64_t>(kTokens, n_tokens - t), std::min(kPanelCols, n_rows - row), k0 > 0});
                         block += layout.size();
                         term += layout.n_in / format.sub_block * kTokens;
@@ -488,7 +495,13 @@ size_t int8_token_block_bytes(int64_t n_in, int64_t activation_block) {
 void int8_quantize(const float * x, int64_t x_row_stride, int64_t n_in, int64_t activation_block, int64_t n_tokens,
                    void * quantized, int ith, int nth) {
     const Range blocks = split_range(int8_token_blocks(n_tokens), ith, nth);
-    quantize_token_blocks(x, x_row_stride, {n_in, activation_block}, n_tokens, blocks.begin, blocks.end,
+    quantize_token_blocks(x, x_row_stride, nullptr, {n_in, activation_block}, n_tokens, blocks.begin, blocks.end,
+                          static_cast<char *>(quantized));
+}
+
+void int8_quantize_rows(const float * x, int64_t x_row_stride, const int32_t * x_rows, int64_t n_in,
+                        int64_t activation_block, int64_t n_tokens, void * quantized, const Range & blocks) {
+    quantize_token_blocks(x, x_row_stride, x_rows, {n_in, activation_block}, n_tokens, blocks.begin, blocks.end,
                           static_cast<char *>(quantized));
 }
 
@@ -497,8 +510,15 @@ void int8_forward(ggml_type type, const void * w, size_t w_row_bytes, int64_t n_
     const detail::Part part = split(n_tokens, n_out, ith, nth);
     if (part.rows.size() > 0 && part.cols.size() > 0) {
         multiply_part(type, w, w_row_bytes, {n_in, int8_activation_block(type)}, static_cast<const char *>(quantized),
-                      part, y, y_row_stride);
+                      part, y, y_row_stride, nullptr);
     }
+}
+
+void int8_forward_rows(ggml_type type, const void * w, size_t w_row_bytes, int64_t n_in, const void * quantized,
+                       int64_t n_tokens, float * y, int64_t y_row_stride, const int32_t * y_rows,
+                       const Range & columns) {
+    multiply_part(type, w, w_row_bytes, {n_in, int8_activation_block(type)}, static_cast<const char *>(quantized),
+                  {{0, n_tokens}, columns}, y, y_row_stride, y_rows);
 }
 
 }  // namespace ggtune::kernels

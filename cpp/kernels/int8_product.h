@@ -13,6 +13,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels/partition.h"
+
 namespace ggtune::kernels {
 
 // True for the types that int8_forward() takes: all of ggml's quantized weights.
@@ -39,5 +41,13 @@ void int8_quantize(const float * x, int64_t x_row_stride, int64_t n_in, int64_t 
 //   quantized  X from int8_quantize() with int8_activation_block(type)    y  [n_tokens, n_out]
 void int8_forward(ggml_type type, const void * w, size_t w_row_bytes, int64_t n_in, int64_t n_out,
                   const void * quantized, int64_t n_tokens, float * y, int64_t y_row_stride, int ith, int nth);
+
+// The same for rows of larger matrices, which are gathered and scattered: token t is row x_rows[t] of X and y_rows[t]
+// of Y. So many blocks of tokens, and so many columns of Y, at a time: it has the same bits for every division.
+void int8_quantize_rows(const float * x, int64_t x_row_stride, const int32_t * x_rows, int64_t n_in,
+                        int64_t activation_block, int64_t n_tokens, void * quantized, const Range & blocks);
+void int8_forward_rows(ggml_type type, const void * w, size_t w_row_bytes, int64_t n_in, const void * quantized,
+                       int64_t n_tokens, float * y, int64_t y_row_stride, const int32_t * y_rows,
+                       const Range & columns);
 
 }  // namespace ggtune::kernels

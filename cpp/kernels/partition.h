@@ -15,6 +15,11 @@ struct Range {
 
 namespace detail {
 
+// Of the rows that an index names, where there is one, else of all in order.
+inline int64_t row_at(const int32_t * rows, int64_t i) {
+    return rows != nullptr ? rows[i] : i;
+}
+
 inline int64_t round_up(int64_t x, int64_t unit) {
     return (x + unit - 1) / unit * unit;
 }

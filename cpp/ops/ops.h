@@ -106,6 +106,13 @@ class Ops {
         return nullptr;
     }
 
+    // Whether expert_sum() serves; else llama.cpp's nodes for it stay, a view and an addition for each expert, and the
+    // gradient of each view is as large as what it is a view of.
+    virtual bool has_expert_sum() const { return false; }
+    // The results of a token's experts, weighted and added up: y[i, t] = sum_k weights[0, k, t] x[i, k, t].
+    // x ne = [i, n_used, T], weights ne = [1, n_used, T], or nullptr: all one. -> ne = [i, T]
+    virtual ggml_tensor * expert_sum(ggml_tensor * /*x*/, ggml_tensor * /*weights*/) { return nullptr; }
+
     // x with elements dropped and the others scaled (kernels/dropout.h).
     virtual ggml_tensor * dropout(ggml_tensor * x, const DropoutMask & mask) = 0;
 

@@ -349,6 +349,21 @@ std::vector<Case> cases() {
         ggml_tensor * ids = b.input(false, {2, 4}, GGML_TYPE_I32);
         return b.all(b.ops.expert_lora_add(y, b.input(true, {3, 12, 5}), b.input(true, {3, 2, 4}), ids, 0.7f));
     });
+    for (const bool weighted : {true, false}) {
+        add(weighted ? "sum of experts" : "sum of experts, no weights", kCurved, [weighted](Builder & b) {
+            ggml_tensor * x = b.input(true, {12, 3, 5});
+            ggml_tensor * weights = weighted ? b.input(true, {1, 3, 5}) : nullptr;
+            if (b.ops.has_expert_sum()) {
+                return b.all(b.ops.expert_sum(x, weights));
+            }
+            ggml_tensor * terms = weighted ? b.node(ggml_mul(b.ctx, x, weights)) : x;
+            const auto term = [&](int k) {
+                return b.node(ggml_view_2d(b.ctx, terms, 12, 5, terms->nb[2], k * terms->nb[1]));
+            };
+            ggml_tensor * two = b.node(ggml_add(b.ctx, term(0), term(1)));
+            return b.node(ggml_add(b.ctx, two, term(2)));
+        });
+    }
     add("silu", kCurved, [](Builder & b) { return b.node(ggml_silu(b.ctx, b.input(true, {33, 5}))); });
     add("gelu", kCurved,
         [](Builder & b) { return b.own(ggml_unary(b.ctx, b.input(true, {33, 5}), GGML_UNARY_OP_GELU)); });

@@ -5,6 +5,7 @@
 #include <initializer_list>
 #include <map>
 #include <memory>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -23,6 +24,8 @@ class CpuOps : public Ops {
     ggml_tensor * lora_add(ggml_tensor * y, ggml_tensor * b, ggml_tensor * h, float scale) override;
     ggml_tensor * expert_lora_add(ggml_tensor * y, ggml_tensor * b, ggml_tensor * h, ggml_tensor * ids,
                                   float scale) override;
+    bool has_expert_sum() const override { return true; }
+    ggml_tensor * expert_sum(ggml_tensor * x, ggml_tensor * weights) override;
     bool joins_lora(const ggml_tensor * w, const ggml_tensor * x) const override { return can_bf16_product(w, x); }
     ggml_tensor * low_rank(ggml_tensor * a, ggml_tensor * x) override { return bf16_product(a, x); }
     ggml_tensor * lora_product(ggml_tensor * w, ggml_tensor * x, ggml_tensor * a, ggml_tensor * b, ggml_tensor * h,
@@ -103,13 +106,16 @@ class CpuOps : public Ops {
     ggml_tensor * int8_product(ggml_tensor * w, ggml_tensor * x);
     ggml_tensor * int8_quantize(ggml_tensor * x, int64_t activation_block);
 
-    // y[o, k, t] by the matrices of a mixture of experts, w of any type, in float32.
+    // y[o, k, t] by the matrices of a mixture of experts, w of any type, in float32 or, where rounding is allowed and
+    // faster, by int8 dot products.
     static bool can_expert_product(const ggml_tensor * w, const ggml_tensor * x, const ggml_tensor * ids);
     ggml_tensor * expert_product(ggml_tensor * w, ggml_tensor * x, ggml_tensor * ids);
     // The pairs of tokens and experts, as all products by the same ids take them.
     ggml_tensor * sorted_pairs(ggml_tensor * ids, int64_t n_experts);
+    ggml_tensor * expert_quantize(const ggml_tensor * w, ggml_tensor * x, ggml_tensor * ids);
     ggml_tensor * expert_gradient(const CpuOp & op, const int64_t ne[4], ggml_tensor * a, ggml_tensor * dy,
                                   ggml_tensor * sorted, float scale, ggml_tensor * accumulator);
+    static void expert_sum_rule(const BackwardStep & step);
 
     // In bf16 with sums in float32, w of any type but F32, whose products stay exact.
     bool can_bf16_product(const ggml_tensor * w, const ggml_tensor * x) const;
@@ -137,6 +143,8 @@ class CpuOps : public Ops {
     std::map<std::pair<const ggml_tensor *, int64_t>, ggml_tensor *> quantized_;
     // of the stretch, and of gradients: what the experts of its tokens, I32 ne = [n_used, T], are sorted to
     std::map<const ggml_tensor *, ggml_tensor *> sorted_pairs_;
+    // of the stretch: an operand of products by such ids and the values that share a scale, what it is quantized to
+    std::map<std::tuple<const ggml_tensor *, const ggml_tensor *, int64_t>, ggml_tensor *> quantized_for_experts_;
     // of the stretch: an operand of products in bf16 as it is packed for them
     std::map<const ggml_tensor *, ggml_tensor *> packed_;
     std::map<std::pair<const ggml_tensor *, float>, ggml_tensor *> packed_gradients_;

@@ -4,6 +4,8 @@
 
 #include "kernels/dequantize.h"
 #include "kernels/expert_product.h"
+#include "kernels/int16_gradient.h"
+#include "kernels/int8_product.h"
 #include "ops/cpu/cpu_ops.h"
 
 namespace ggtune {
@@ -13,6 +15,7 @@ namespace {
 using kernels::Dealer;
 using kernels::ExpertInputs;
 using kernels::ExpertRows;
+using kernels::ExpertUnits;
 using kernels::ExpertWeights;
 using kernels::Range;
 
@@ -31,14 +34,14 @@ ExpertWeights weights(const ggml_tensor * w) {
     return {w->type, w->data, w->nb[1], w->nb[2], w->ne[0], w->ne[1], w->ne[2]};
 }
 
-// What sorted_pairs() has made; n_pairs: rows of y or dy.
+// What sort_pairs has made; n_pairs: rows of y or dy.
 ExpertRows rows(const ggml_tensor * sorted, int64_t n_experts, int64_t n_pairs) {
     return kernels::expert_rows(static_cast<const int32_t *>(sorted->data), n_experts, n_pairs);
 }
 
-// x ne = [i, n_used or 1, T], contiguous
+// x ne = [i, n_used or 1, T], rows at even distances
 ExpertInputs inputs(const ggml_tensor * x, int64_t n_pairs) {
-    return {x->ne[0], ggml_nrows(x), ggml_nrows(x) != n_pairs};
+    return {stride(x, 1), ggml_nrows(x), ggml_nrows(x) != n_pairs};
 }
 
 void run_sort_pairs(ggml_tensor * sorted, int ith, int, void * userdata) {
@@ -57,9 +60,39 @@ void run_expert_product(ggml_tensor * y, int, int nth, void * userdata) {
     const ExpertWeights w = weights(y->src[0]);
     const ggml_tensor * x = y->src[1];
     const int64_t n_pairs = ggml_nrows(y);
-    node.dealer.run(kernels::expert_forward_units(w), nth, [&](Range units) {
+    const ExpertUnits all = kernels::expert_forward_units(w, nth);
+    node.dealer.run(all.n_units, nth, [&](Range units) {
         kernels::expert_forward(w, rows(y->src[3], w.n_experts, n_pairs), floats(x), inputs(x, n_pairs), 1.0f, false,
-                                floats(y), y->ne[0], units);
+                                floats(y), y->ne[0], all.n_columns, units);
+    });
+}
+
+struct ExpertQuantize {
+    int64_t n_experts;
+    int64_t activation_block;
+    Dealer dealer;
+};
+
+// src: x, sorted pairs, ids
+void run_expert_quantize(ggml_tensor * quantized, int, int nth, void * userdata) {
+    ExpertQuantize & node = *static_cast<ExpertQuantize *>(userdata);
+    const ggml_tensor * x = quantized->src[0];
+    const int64_t n_pairs = ggml_nelements(quantized->src[2]);
+    const ExpertRows pairs = rows(quantized->src[1], node.n_experts, n_pairs);
+    node.dealer.run(kernels::expert_int8_quantize_units(pairs), nth, [&](Range units) {
+        kernels::expert_int8_quantize(pairs, floats(x), inputs(x, n_pairs), x->ne[0], node.activation_block,
+                                      quantized->data, units);
+    });
+}
+
+// src: w, x, ids, sorted pairs, quantized x
+void run_expert_int8(ggml_tensor * y, int, int nth, void * userdata) {
+    ExpertNode & node = *static_cast<ExpertNode *>(userdata);
+    const ExpertWeights w = weights(y->src[0]);
+    const ExpertUnits all = kernels::expert_int8_forward_units(w, nth);
+    node.dealer.run(all.n_units, nth, [&](Range units) {
+        kernels::expert_int8_forward(w, rows(y->src[3], w.n_experts, ggml_nrows(y)), y->src[4]->data, floats(y),
+                                     y->ne[0], all.n_columns, units);
     });
 }
 
@@ -69,9 +102,10 @@ void run_expert_lora_add(ggml_tensor * y, int, int nth, void * userdata) {
     const ExpertWeights b = weights(y->src[1]);
     const ggml_tensor * h = y->src[2];
     const int64_t n_pairs = ggml_nrows(y);
-    node.dealer.run(kernels::expert_forward_units(b), nth, [&](Range units) {
+    const ExpertUnits all = kernels::expert_forward_units(b, nth);
+    node.dealer.run(all.n_units, nth, [&](Range units) {
         kernels::expert_forward(b, rows(y->src[4], b.n_experts, n_pairs), floats(h), inputs(h, n_pairs), node.scale,
-                                true, floats(y), y->ne[0], units);
+                                true, floats(y), y->ne[0], all.n_columns, units);
     });
 }
 
@@ -82,9 +116,23 @@ void run_expert_dx(ggml_tensor * dx, int, int nth, void * userdata) {
     const ggml_tensor * dy = node.operand(dx, 1);
     const int64_t n_pairs = ggml_nrows(dy);
     const ExpertInputs x = inputs(dx, n_pairs);
-    node.dealer.run(kernels::expert_input_gradient_units(w, x), nth, [&](Range units) {
-        kernels::expert_input_gradient(w, rows(node.operand(dx, 2), w.n_experts, n_pairs), floats(dy), dy->ne[0],
-                                       node.scale, node.accumulate, floats(dx), x, units);
+    const ExpertUnits all = kernels::expert_input_gradient_units(w, x, nth);
+    node.dealer.run(all.n_units, nth, [&](Range units) {
+        kernels::expert_input_gradient(w, rows(node.operand(dx, 2), w.n_experts, n_pairs), floats(dy), stride(dy, 1),
+                                       node.scale, node.accumulate, floats(dx), x, all.n_columns, units);
+    });
+}
+
+void run_expert_int16_dx(ggml_tensor * dx, int, int nth, void * userdata) {
+    ExpertNode & node = *static_cast<ExpertNode *>(userdata);
+    const ExpertWeights w = weights(node.operand(dx, 0));
+    const ggml_tensor * dy = node.operand(dx, 1);
+    const int64_t n_pairs = ggml_nrows(dy);
+    const ExpertInputs x = inputs(dx, n_pairs);
+    const ExpertUnits all = kernels::expert_int16_input_gradient_units(w, x, nth);
+    node.dealer.run(all.n_units, nth, [&](Range units) {
+        kernels::expert_int16_input_gradient(w, rows(node.operand(dx, 2), w.n_experts, n_pairs), floats(dy),
+                                             stride(dy, 1), node.accumulate, floats(dx), x, all.n_columns, units);
     });
 }
 
@@ -97,7 +145,7 @@ void run_expert_dw(ggml_tensor * dw, int, int nth, void * userdata) {
     const int64_t n_pairs = ggml_nrows(dy);
     node.dealer.run(kernels::expert_weight_gradient_units(shape), nth, [&](Range units) {
         kernels::expert_weight_gradient(shape, rows(node.operand(dw, 2), shape.n_experts, n_pairs), floats(x),
-                                        inputs(x, n_pairs), floats(dy), dy->ne[0], node.scale, node.accumulate,
+                                        inputs(x, n_pairs), floats(dy), stride(dy, 1), node.scale, node.accumulate,
                                         floats(dw), units);
     });
 }
@@ -108,11 +156,44 @@ void expert_lora_add_rule(const BackwardStep & s) {
     s.add(s.y->src[0], s.dy);
 }
 
+// Of a sum over the experts of a token, x ne = [n, n_used, T]: weights ne = [1, n_used, T], or nullptr.
+const float * floats_of(const ggml_tensor * weights) {
+    return weights != nullptr ? floats(weights) : nullptr;
+}
+
+// src: x[, weights]
+void run_expert_sum(ggml_tensor * y, int ith, int nth, void *) {
+    const ggml_tensor * x = y->src[0];
+    kernels::expert_sum(floats(x), floats_of(y->src[1]), x->ne[1], x->ne[0], floats(y),
+                        kernels::split_range(y->ne[1], ith, nth));
+}
+
+// src: dy[, weights]
+void run_expert_sum_dx(ggml_tensor * dx, int ith, int nth, void *) {
+    const ggml_tensor * dy = dx->src[0];
+    kernels::expert_sum_dx(floats_of(dx->src[1]), floats(dy), stride(dy, 1), dx->ne[1], dx->ne[0], floats(dx),
+                           kernels::split_range(dx->ne[2], ith, nth));
+}
+
+// src: x, dy
+void run_expert_sum_dweights(ggml_tensor * dweights, int ith, int nth, void *) {
+    const ggml_tensor * x = dweights->src[0];
+    const ggml_tensor * dy = dweights->src[1];
+    kernels::expert_sum_dweights(floats(x), floats(dy), stride(dy, 1), x->ne[1], x->ne[0], floats(dweights),
+                                 kernels::split_range(x->ne[2], ith, nth));
+}
+
 const CpuOp sort_pairs_op = {{"sort_pairs", nullptr, Rows::together, nullptr, Op::Arrival::nowhere}, run_sort_pairs};
+const CpuOp expert_quantize_op = {{"expert_quantize", nullptr, Rows::together, nullptr, Op::Arrival::nowhere},
+                                  run_expert_quantize};
 const CpuOp expert_product_op = {{"expert_product", expert_product_rule}, run_expert_product};
+const CpuOp expert_int8_op = {{"expert_int8", expert_product_rule}, run_expert_int8};
 const CpuOp expert_lora_add_op = {{"expert_lora_add", expert_lora_add_rule}, run_expert_lora_add};
 const CpuOp expert_dx_op = {{"expert_dx"}, run_expert_dx};
+const CpuOp expert_int16_dx_op = {{"expert_int16_dx"}, run_expert_int16_dx};
 const CpuOp expert_dw_op = {{"expert_dw"}, run_expert_dw};
+const CpuOp expert_sum_dx_op = {{"expert_sum_dx"}, run_expert_sum_dx};
+const CpuOp expert_sum_dweights_op = {{"expert_sum_dweights"}, run_expert_sum_dweights};
 
 }  // namespace
 
@@ -131,7 +212,27 @@ ggml_tensor * CpuOps::sorted_pairs(ggml_tensor * ids, int64_t n_experts) {
 
 ggml_tensor * CpuOps::expert_product(ggml_tensor * w, ggml_tensor * x, ggml_tensor * ids) {
     const int64_t ne[4] = {w->ne[1], ids->ne[0], ids->ne[1], 1};
-    return node(expert_product_op, ne, {w, contiguous(x), ids, sorted_pairs(ids, w->ne[2])}, make<ExpertNode>());
+    ggml_tensor * sorted = sorted_pairs(ids, w->ne[2]);
+    if (may_round_ && kernels::int8_product_fast() && kernels::int8_product_supported(w->type)) {
+        // x for its gradient
+        return node(expert_int8_op, ne, {w, x, ids, sorted, expert_quantize(w, x, ids)}, make<ExpertNode>());
+    }
+    return node(expert_product_op, ne, {w, even_rows(x), ids, sorted}, make<ExpertNode>());
+}
+
+ggml_tensor * CpuOps::expert_quantize(const ggml_tensor * w, ggml_tensor * x, ggml_tensor * ids) {
+    const int64_t block = kernels::int8_activation_block(w->type);
+    ggml_tensor *& quantized = quantized_for_experts_[{x, ids, block}];
+    if (quantized == nullptr) {
+        ExpertQuantize * params = make<ExpertQuantize>();
+        params->n_experts = w->ne[2];
+        params->activation_block = block;
+        const int64_t ne[4] = {static_cast<int64_t>(kernels::int8_token_block_bytes(x->ne[0], block)),
+                               kernels::expert_int8_blocks(w->ne[2], ggml_nelements(ids)), 1, 1};
+        quantized =
+            node(expert_quantize_op, ne, {even_rows(x), sorted_pairs(ids, w->ne[2]), ids}, params, GGML_TYPE_I8);
+    }
+    return quantized;
 }
 
 ggml_tensor * CpuOps::expert_lora_add(ggml_tensor * y, ggml_tensor * b, ggml_tensor * h, ggml_tensor * ids,
@@ -146,18 +247,47 @@ ggml_tensor * CpuOps::expert_gradient(const CpuOp & op, const int64_t ne[4], ggm
     ExpertNode * params = make<ExpertNode>();
     params->scale = scale;
     params->accumulate = accumulator != nullptr;
-    const Operands operands = {a, contiguous(dy), sorted};
+    const Operands operands = {a, even_rows(dy), sorted};
     return accumulator != nullptr ? node_over(op, accumulator, operands, params) : node(op, ne, operands, params);
 }
 
 ggml_tensor * CpuOps::expert_dx(ggml_tensor * w, ggml_tensor * x, ggml_tensor * ids, ggml_tensor * dy, float scale,
                                 ggml_tensor * accumulator) {
-    return expert_gradient(expert_dx_op, x->ne, w, dy, sorted_pairs(ids, w->ne[2]), scale, accumulator);
+    const bool rounded =
+        may_round_ && scale == 1.0f && kernels::int16_gradient_fast() && kernels::int16_gradient_supported(w->type);
+    return expert_gradient(rounded ? expert_int16_dx_op : expert_dx_op, x->ne, w, dy, sorted_pairs(ids, w->ne[2]),
+                           scale, accumulator);
 }
 
 ggml_tensor * CpuOps::expert_dw(ggml_tensor * w, ggml_tensor * x, ggml_tensor * ids, ggml_tensor * dy, float scale,
                                 ggml_tensor * accumulator) {
-    return expert_gradient(expert_dw_op, w->ne, contiguous(x), dy, sorted_pairs(ids, w->ne[2]), scale, accumulator);
+    return expert_gradient(expert_dw_op, w->ne, even_rows(x), dy, sorted_pairs(ids, w->ne[2]), scale, accumulator);
+}
+
+ggml_tensor * CpuOps::expert_sum(ggml_tensor * x, ggml_tensor * weights) {
+    static const CpuOp op = {{"expert_sum", expert_sum_rule}, run_expert_sum};
+    const int64_t ne[4] = {x->ne[0], x->ne[2], 1, 1};
+    Operands operands = {contiguous(x)};
+    if (weights != nullptr) {
+        operands.push_back(contiguous(weights));
+    }
+    return node(op, ne, operands);
+}
+
+void CpuOps::expert_sum_rule(const BackwardStep & s) {
+    auto & ops = static_cast<CpuOps &>(s.ops);
+    ggml_tensor *x = s.y->src[0], *weights = s.y->src[1];
+    ggml_tensor * dy = ops.even_rows(s.dy);
+    if (s.needs(x)) {
+        Operands operands = {dy};
+        if (weights != nullptr) {
+            operands.push_back(weights);
+        }
+        s.gradients.add_own(x, ops.node(expert_sum_dx_op, x->ne, operands));
+    }
+    if (s.needs(weights)) {
+        s.gradients.add_own(weights, ops.node(expert_sum_dweights_op, weights->ne, {x, dy}));
+    }
 }
 
 }  // namespace ggtune
