@@ -11,9 +11,13 @@ namespace ggtune {
 
 namespace {
 
-// ggml's ne = [a, b] is NumPy's shape (b, a)
+// ggml's ne = [a, b] is NumPy's shape (b, a), and [a, b, n] of a stack (n, b, a)
 std::vector<py::ssize_t> shape_of(const ggml_tensor * t) {
-    return {t->ne[1], t->ne[0]};
+    std::vector<py::ssize_t> shape = {t->ne[1], t->ne[0]};
+    if (t->ne[2] > 1) {
+        shape.insert(shape.begin(), t->ne[2]);
+    }
+    return shape;
 }
 
 FloatArray copy_out(const ggml_tensor * shape, const float * values) {
@@ -25,9 +29,13 @@ FloatArray copy_tensor(const ggml_tensor * t) {
 }
 
 void check_shape(const std::string & name, const ggml_tensor * t, const FloatArray & values) {
-    if (values.ndim() != 2 || values.shape(0) != t->ne[1] || values.shape(1) != t->ne[0]) {
-        throw Error(name + " has shape (" + std::to_string(t->ne[1]) + ", " + std::to_string(t->ne[0]) +
-                    "), not that of the given array");
+    const std::vector<py::ssize_t> shape = shape_of(t);
+    if (!std::equal(shape.begin(), shape.end(), values.shape(), values.shape() + values.ndim())) {
+        std::string text;
+        for (const py::ssize_t n : shape) {
+            text += (text.empty() ? "" : ", ") + std::to_string(n);
+        }
+        throw Error(name + " has shape (" + text + "), not that of the given array");
     }
 }
 
@@ -119,6 +127,8 @@ void bind_training(py::module_ & m) {
         .def_readonly("alpha", &Adapter::alpha)
         .def_property_readonly("architecture", [](const Adapter & adapter) { return adapter.model().architecture(); })
         .def_property_readonly("n_params", &Adapter::n_params)
+        .def_property_readonly("dropped", &Adapter::dropped)
+        .def("drop", &Adapter::drop, py::arg("linears"))
         .def("tensor_names",
              [](const Adapter & adapter) {
                  std::vector<std::string> names;

@@ -2,6 +2,7 @@
 
 #include <ggml-backend.h>
 #include <ggml-cpu.h>
+#include <llama.h>
 
 #include <algorithm>
 #include <cmath>
@@ -61,15 +62,15 @@ Adapter::Adapter(Model & model, int rank, float unscaled_alpha, const std::vecto
     if (model.contents == Model::Contents::vocabulary) {
         throw Error(model.path + " was loaded without its weights");
     }
-    const std::vector<Linear> linears = model.linears();
+    const std::vector<Linear> & linears = model.linears();
     std::set<std::string> kinds;
     for (const Linear & linear : linears) {
         kinds.insert(linear.kind);
     }
     if (kinds.empty()) {
-        throw ModelFileError(
-            model.path + ": " +
-            untrainable(model.architecture(), "it has none of the linears that can be adapted").what());
+        const char * why = llama_model_has_encoder(&model.llama()) ? "it has an encoder, only decoders can"
+                                                                   : "llama.cpp does not apply adapters to its linears";
+        throw ModelFileError(model.path + ": " + untrainable(model.architecture(), why).what());
     }
     for (const std::string & target : targets) {
         if (kinds.count(target) == 0) {
@@ -91,8 +92,8 @@ Adapter::Adapter(Model & model, int rank, float unscaled_alpha, const std::vecto
             throw Error("rank " + std::to_string(rank) + " is more than " + linear.name + " has (" +
                         std::to_string(linear.n_in) + " x " + std::to_string(linear.n_out) + ")");
         }
-        ggml_tensor * a = ggml_new_tensor_2d(ctx_.get(), GGML_TYPE_F32, linear.n_in, rank);
-        ggml_tensor * b = ggml_new_tensor_2d(ctx_.get(), GGML_TYPE_F32, rank, linear.n_out);
+        ggml_tensor * a = ggml_new_tensor_3d(ctx_.get(), GGML_TYPE_F32, linear.n_in, rank, linear.n_mat);
+        ggml_tensor * b = ggml_new_tensor_3d(ctx_.get(), GGML_TYPE_F32, rank, linear.n_out, linear.n_mat);
         ggml_format_name(a, "%s.lora_a", linear.name.c_str());
         ggml_format_name(b, "%s.lora_b", linear.name.c_str());
         list_.push_back({linear, a, b});
@@ -124,6 +125,22 @@ ggml_backend_buffer_ptr no_memory_for(ggml_context * ctx) {
         t->buffer = buffer.get();
     }
     return buffer;
+}
+
+void Adapter::drop(const std::vector<std::string> & linears) {
+    const std::set<std::string> names(linears.begin(), linears.end());
+    const auto is_dropped = [&](const AdapterPair & pair) { return names.count(pair.linear.name) != 0; };
+    if (std::all_of(list_.begin(), list_.end(), is_dropped)) {
+        throw Error("no pair of the adapter is left");
+    }
+    remove_from_lora(*handle_, linears);
+    list_.erase(std::remove_if(list_.begin(), list_.end(), is_dropped), list_.end());
+    named_.clear();
+    for (const AdapterPair & pair : list_) {
+        named_.emplace_back(pair.linear.name + ".lora_a", pair.a);
+        named_.emplace_back(pair.linear.name + ".lora_b", pair.b);
+    }
+    dropped_.insert(dropped_.end(), linears.begin(), linears.end());
 }
 
 ggml_tensor * Adapter::tensor(const std::string & name) const {

@@ -101,6 +101,10 @@ llama_context_ptr make_context(Model & model, const llama_context_params & param
     return new_context(model, params, loras);
 }
 
+llama_context_ptr make_planning_context(Model & model, const llama_context_params & params, const ScaledLoras & loras) {
+    return new_context(model, params, loras);
+}
+
 void check_answers(Model & model) {
     constexpr int64_t kNTokens = 32;  // the graphs are the same for any number
     model.tokenize("A b\n", true, true);

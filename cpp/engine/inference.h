@@ -23,6 +23,9 @@ llama_context_params inference_params(int64_t n_tokens, int threads);
 // embedding and diffusion models, damaged ones), Error where there is no memory for the context.
 llama_context_ptr make_context(Model & model, const llama_context_params & params, const ScaledLoras & loras = {});
 
+// As make_context(), of a model's header alone too: for its graph.
+llama_context_ptr make_planning_context(Model & model, const llama_context_params & params, const ScaledLoras & loras);
+
 // An adapter file of this model. Raises ModelFileError.
 llama_adapter_lora_ptr load_lora(Model & model, const std::string & path);
 

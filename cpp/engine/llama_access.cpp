@@ -39,7 +39,7 @@ Error untrainable(const std::string & architecture, const std::string & reason) 
 }
 
 void LoraDeleter::operator()(llama_adapter_lora * lora) const {
-    delete lora;
+    llama_adapter_lora_free(lora);
 }
 
 LoraHandle make_lora(llama_model & model, float alpha, const std::vector<LoraWeights> & weights) {
@@ -48,7 +48,14 @@ LoraHandle make_lora(llama_model & model, float alpha, const std::vector<LoraWei
     for (const LoraWeights & pair : weights) {
         lora->ab_map[pair.weight_name] = llama_adapter_lora_weight(pair.a, pair.b);
     }
+    model.loras.insert(lora.get());
     return lora;
+}
+
+void remove_from_lora(llama_adapter_lora & lora, const std::vector<std::string> & weight_names) {
+    for (const std::string & name : weight_names) {
+        lora.ab_map.erase(name);
+    }
 }
 
 namespace {
@@ -432,13 +439,17 @@ std::string reason_of_no_graph(const llama_model & model, const std::string & sa
            ". Convert the model again, or get another file of it";
 }
 
+ggml_cgraph * reserved_graph(llama_context & context) {
+    return context.get_gf_res_reserve()->get_gf();
+}
+
 std::string problem_of_graph(llama_context & context) {
     context.sched_reserve();
     std::unordered_set<const ggml_tensor *> weights;
     for (const auto & [name, tensor] : context.get_model().tensors_by_name) {
         weights.insert(tensor);
     }
-    ggml_cgraph * graph = context.get_gf_res_reserve()->get_gf();
+    ggml_cgraph * graph = reserved_graph(context);
     const std::string problem = problem_of_rope(context.get_model(), graph);
     if (!problem.empty()) {
         return problem;

@@ -28,8 +28,8 @@ Error untrainable(const std::string & architecture, const std::string & reason);
 
 struct LoraWeights {
     std::string weight_name;  // base tensor, "blk.0.attn_q.weight"
-    ggml_tensor * a;          // F32, ne = [n_in, rank]
-    ggml_tensor * b;          // F32, ne = [rank, n_out]
+    ggml_tensor * a;          // F32, ne = [n_in, rank, n_mat]
+    ggml_tensor * b;          // F32, ne = [rank, n_out, n_mat]
 };
 
 struct LoraDeleter {
@@ -37,8 +37,12 @@ struct LoraDeleter {
 };
 using LoraHandle = std::unique_ptr<llama_adapter_lora, LoraDeleter>;
 
-// llama.cpp's adapter object over tensors owned by the caller; graphs scale B A x by alpha / rank.
+// llama.cpp's adapter object over tensors owned by the caller; graphs scale B A x by alpha / rank. The model knows of it
+// (contexts make room in their graphs), and must outlive it.
 LoraHandle make_lora(llama_model & model, float alpha, const std::vector<LoraWeights> & weights);
+
+// Takes pairs out of an adapter, by the names of their base tensors.
+void remove_from_lora(llama_adapter_lora & lora, const std::vector<std::string> & weight_names);
 
 // A micro-batch as llama.cpp sees it: T rows, rows of one sequence contiguous and in order.
 struct GraphBatch {
@@ -91,6 +95,9 @@ std::string reason_of_no_graph(const llama_model & model, const std::string & sa
 // Builds the context's graphs anew where its adapters have changed; ggml's assertions are the caller's to catch.
 // Returns why they can't be computed: what would end the process, or never end. "" where they can.
 std::string problem_of_graph(llama_context & context);
+
+// The graph that a context was made room for.
+ggml_cgraph * reserved_graph(llama_context & context);
 
 // Runs nodes [begin, end) of a graph.
 ggml_status compute_slice(ggml_backend_t backend, ggml_cgraph * graph, int begin, int end);

@@ -5,10 +5,10 @@
 
 #include <algorithm>
 #include <mutex>
-#include <set>
 
 #include "base/abort_guard.h"
 #include "base/error.h"
+#include "engine/linears.h"
 #include "engine/llama_access.h"
 #include "files/gguf_check.h"
 #include "files/gguf_file.h"
@@ -24,35 +24,6 @@ void initialize_backend() {
         install_llama_log();
         llama_backend_init();
     });
-}
-
-// "blk.<layer>.<kind>.weight"
-bool parse_block_tensor(const std::string & name, int & layer, std::string & kind) {
-    static const std::string prefix = "blk.";
-    static const std::string suffix = ".weight";
-    if (name.compare(0, prefix.size(), prefix) != 0 || name.size() <= prefix.size() + suffix.size() ||
-        name.compare(name.size() - suffix.size(), suffix.size(), suffix) != 0) {
-        return false;
-    }
-    const size_t dot = name.find('.', prefix.size());
-    if (dot == prefix.size() || dot >= name.size() - suffix.size()) {
-        return false;
-    }
-    layer = 0;
-    for (size_t i = prefix.size(); i < dot; i++) {
-        if (name[i] < '0' || name[i] > '9') {
-            return false;
-        }
-        layer = layer * 10 + (name[i] - '0');
-    }
-    kind = name.substr(dot + 1, name.size() - suffix.size() - dot - 1);
-    return true;
-}
-
-bool is_linear_kind(const std::string & kind) {
-    static const std::set<std::string> kinds = {"attn_q",      "attn_k",   "attn_v", "attn_qkv",
-                                                "attn_output", "ffn_gate", "ffn_up", "ffn_down"};
-    return kinds.count(kind) != 0;
 }
 
 [[noreturn]] void fail_to_load(const std::string & path, const std::string & said) {
@@ -161,16 +132,11 @@ std::vector<std::pair<std::string, ggml_tensor *>> Model::tensors() const {
     return model_tensors(*handle_);
 }
 
-std::vector<Linear> Model::linears() const {
-    std::vector<Linear> result;
-    for (const auto & [name, tensor] : tensors()) {
-        int layer;
-        std::string kind;
-        if (parse_block_tensor(name, layer, kind) && is_linear_kind(kind) && ggml_n_dims(tensor) <= 2) {
-            result.push_back({name, kind, layer, tensor->ne[0], tensor->ne[1], tensor});
-        }
+const std::vector<Linear> & Model::linears() {
+    if (!linears_) {
+        linears_ = find_linears(*this);
     }
-    return result;
+    return *linears_;
 }
 
 void Model::check_tokens(const std::vector<int32_t> & tokens) const {

@@ -15,14 +15,16 @@ struct llama_vocab;
 
 namespace ggtune {
 
-// A linear layer that can carry a LoRA adapter: a matrix of a block, by the exact part of its name.
+// A linear layer that can carry a LoRA adapter: a matrix of a block, or a stack of them, by the exact part of its name.
 struct Linear {
     std::string name;  // "blk.0.attn_q.weight"
-    std::string kind;  // "attn_q"
+    std::string kind;  // "attn_q", "ffn_up_exps", "shortconv.in_proj"
     int layer;
     int64_t n_in;
     int64_t n_out;
-    ggml_tensor * weight;
+    int64_t n_mat;         // matrices of the stack, each with a pair of its own: experts, or heads; 1 of a plain linear
+    bool routed;           // each token takes some of the matrices alone: experts (MUL_MAT_ID)
+    ggml_tensor * weight;  // ne = [n_in, n_out, n_mat]
 };
 
 class Model {
@@ -54,7 +56,8 @@ class Model {
 
     std::map<std::string, std::string> metadata() const;
     std::vector<std::pair<std::string, ggml_tensor *>> tensors() const;
-    std::vector<Linear> linears() const;
+    // Found once (engine/linears.h); none of a vocabulary alone.
+    const std::vector<Linear> & linears();
     // Raises Error for an id that is not in the vocabulary.
     void check_tokens(const std::vector<int32_t> & tokens) const;
     // Raises Error where positions have embeddings of their own and there are fewer of them.
@@ -66,6 +69,7 @@ class Model {
   private:
     llama_model * handle_ = nullptr;
     std::string arch_;
+    std::optional<std::vector<Linear>> linears_;
 };
 
 }  // namespace ggtune

@@ -25,13 +25,19 @@ class TensorInfo:
 
 @final
 class Linear:
-    """A linear layer that can carry a LoRA adapter. Its weight has shape ``(n_out, n_in)``."""
+    """A linear layer that can carry a LoRA adapter.
+
+    Its weight has shape ``(n_out, n_in)``, or ``(n_mat, n_out, n_in)`` where it is a stack of matrices (experts, heads),
+    each of which has a pair of its own.
+    """
 
     name: str  # "blk.0.attn_q.weight"
-    kind: str  # "attn_q": the part of the name between "blk.N." and ".weight"
+    kind: str  # "attn_q", "ffn_up_exps": the part of the name between "blk.N." and ".weight"
     layer: int
     n_in: int
     n_out: int
+    n_mat: int  # 1 where it is no stack
+    routed: bool  # each token takes some of the matrices alone: experts
     type: str
 
 @final
@@ -55,7 +61,9 @@ class Model:
     add_eos: bool
     def metadata(self) -> dict[str, str]: ...
     def tensors(self) -> list[TensorInfo]: ...
-    def linears(self) -> list[Linear]: ...
+    def linears(self) -> list[Linear]:
+        """The weights of the blocks to which llama.cpp applies an adapter, by its own graph, in model order; none with
+        ``vocab_only``."""
     def tokenize(self, text: str, *, add_special: bool = False, parse_special: bool = True) -> IntArray:
         """Token ids; with ``parse_special`` the texts of special tokens (``<s>``, ...) become those tokens."""
     def detokenize(self, tokens: IntArray | Sequence[int], *, special: bool = False) -> bytes:
@@ -68,7 +76,8 @@ class Model:
 
 @final
 class Adapter:
-    """A live LoRA adapter: F32 pairs A ``(rank, n_in)`` and B ``(n_out, rank)`` for each chosen linear.
+    """A live LoRA adapter: F32 pairs A ``(rank, n_in)`` and B ``(n_out, rank)`` for each chosen linear; of a stack
+    ``(n_mat, rank, n_in)`` and ``(n_mat, n_out, rank)``.
 
     A ~ N(0, 1/n_in) from a seed of its own per tensor, B = 0 (Hu et al. 2021, arXiv:2106.09685).
     ``alpha`` is the value of ``adapter.lora.alpha``: the product is scaled by ``alpha / rank``; with ``rslora`` the
@@ -88,6 +97,10 @@ class Adapter:
     def get(self, name: str) -> FloatArray:
         """A copy."""
     def set(self, name: str, values: FloatArray) -> None: ...
+    def drop(self, linears: Sequence[str]) -> None:
+        """Leave the pairs of these linears ("blk.0.attn_q.weight") out, before a trainer is made. Raises
+        :class:`ggtune.errors.GgtuneError` where none would be left."""
+    dropped: list[str]  # linears that were left out
 
 @final
 class BatchResult:

@@ -1,0 +1,118 @@
+#include "engine/linears.h"
+
+#include <ggml-cpp.h>
+#include <llama-cpp.h>
+
+#include <algorithm>
+#include <set>
+#include <unordered_map>
+
+#include "engine/adapter.h"
+#include "engine/inference.h"
+#include "engine/llama_access.h"
+
+namespace ggtune {
+
+namespace {
+
+// "blk.<layer>.<kind>.weight"
+bool parse_block_tensor(const std::string & name, int & layer, std::string & kind) {
+    static const std::string prefix = "blk.";
+    static const std::string suffix = ".weight";
+    if (name.compare(0, prefix.size(), prefix) != 0 || name.size() <= prefix.size() + suffix.size() ||
+        name.compare(name.size() - suffix.size(), suffix.size(), suffix) != 0) {
+        return false;
+    }
+    const size_t dot = name.find('.', prefix.size());
+    if (dot == prefix.size() || dot >= name.size() - suffix.size()) {
+        return false;
+    }
+    layer = 0;
+    for (size_t i = prefix.size(); i < dot; i++) {
+        if (name[i] < '0' || name[i] > '9') {
+            return false;
+        }
+        layer = layer * 10 + (name[i] - '0');
+    }
+    kind = name.substr(dot + 1, name.size() - suffix.size() - dot - 1);
+    return true;
+}
+
+bool has_common_name(const Linear & linear) {
+    static const std::set<std::string> kinds = {"attn_q",      "attn_k",   "attn_v", "attn_qkv",
+                                                "attn_output", "ffn_gate", "ffn_up", "ffn_down"};
+    return linear.n_mat == 1 && kinds.count(linear.kind) != 0;
+}
+
+// All matrices and stacks of the blocks. A vector may be a matrix of one row (a gate of shared experts).
+std::vector<Linear> candidates(const Model & model) {
+    std::vector<Linear> found;
+    for (const auto & [name, tensor] : model.tensors()) {
+        int layer;
+        std::string kind;
+        if (parse_block_tensor(name, layer, kind) && ggml_n_dims(tensor) <= 3) {
+            found.push_back({name, kind, layer, tensor->ne[0], tensor->ne[1], tensor->ne[2], false, tensor});
+        }
+    }
+    return found;
+}
+
+// The candidates whose pairs llama.cpp's graph has.
+std::vector<Linear> in_graph(Model & model, const std::vector<Linear> & given) {
+    const ggml_init_params meta = {2 * given.size() * ggml_tensor_overhead() + 1024, nullptr, true};
+    const ggml_context_ptr ctx(ggml_init(meta));
+    std::vector<LoraWeights> pairs;
+    std::unordered_map<const ggml_tensor *, size_t> index_of_a;
+    for (const Linear & linear : given) {
+        ggml_tensor * a = ggml_new_tensor_3d(ctx.get(), GGML_TYPE_F32, linear.n_in, 1, linear.n_mat);
+        ggml_tensor * b = ggml_new_tensor_3d(ctx.get(), GGML_TYPE_F32, 1, linear.n_out, linear.n_mat);
+        index_of_a[a] = pairs.size();
+        pairs.push_back({linear.name, a, b});
+    }
+    const ggml_backend_buffer_ptr buffer = no_memory_for(ctx.get());
+    const LoraHandle lora = make_lora(model.llama(), 1.0f, pairs);
+
+    constexpr int64_t kNTokens = 32;  // the graphs are the same for any number
+    const llama_context_ptr context = make_planning_context(model, inference_params(kNTokens, 1), {{lora.get(), 1.0f}});
+    ggml_cgraph * graph = reserved_graph(*context);
+    std::vector<bool> is_there(given.size()), is_routed(given.size());
+    for (int i = 0; i < ggml_graph_n_nodes(graph); i++) {
+        const ggml_tensor * node = ggml_graph_node(graph, i);
+        if (node->op == GGML_OP_MUL_MAT || node->op == GGML_OP_MUL_MAT_ID) {
+            const auto found = index_of_a.find(node->src[0]);
+            if (found != index_of_a.end()) {
+                is_there[found->second] = true;
+                is_routed[found->second] = node->op == GGML_OP_MUL_MAT_ID;
+            }
+        }
+    }
+    std::vector<Linear> linears;
+    for (size_t i = 0; i < given.size(); i++) {
+        if (is_there[i]) {
+            linears.push_back(given[i]);
+            linears.back().routed = is_routed[i];
+        }
+    }
+    return linears;
+}
+
+}  // namespace
+
+std::vector<Linear> find_linears(Model & model) {
+    if (model.contents == Model::Contents::vocabulary) {
+        return {};
+    }
+    std::vector<Linear> all = candidates(model);
+    if (all.empty()) {
+        return all;
+    }
+    try {
+        return in_graph(model, all);
+    } catch (const ModelFileError &) {
+        all.erase(std::remove_if(all.begin(), all.end(), [](const Linear & l) { return !has_common_name(l); }),
+                  all.end());
+        return all;
+    }
+}
+
+}  // namespace ggtune
