@@ -91,6 +91,7 @@ Trainer::Trainer(std::shared_ptr<Adapter> shared_adapter, const Options & option
                         ")");
         }
     }
+    probe();
     const auto & tensors = adapter->tensors();
     const ggml_init_params params = {tensors.size() * ggml_tensor_overhead() + 1024, nullptr, true};
     ctx_.reset(ggml_init(params));
@@ -111,10 +112,30 @@ Trainer::Trainer(std::shared_ptr<Adapter> shared_adapter, const Options & option
         throw Error("not enough memory for the gradients of " + std::to_string(adapter->n_params()) + " parameters");
     }
     zero_gradients();
-    const BatchRows probe = batch_of_shape(2, 1, 1, false);
-    n_recomputable_ = naming_model(adapter->model(), [&] {
-        return TrainingGraph(builder_, *adapter, accumulators_, probe.view(), graph_options(true))
-            .n_recomputable_layers();
+}
+
+// Builds a small graph, whose gradients go nowhere, to learn what the architecture allows. Pairs on which the loss does
+// not depend are left out.
+void Trainer::probe() {
+    const auto & tensors = adapter->tensors();
+    const ggml_init_params params = {tensors.size() * ggml_tensor_overhead() + 1024, nullptr, true};
+    const ggml_context_ptr ctx(ggml_init(params));
+    std::unordered_map<ggml_tensor *, ggml_tensor *> nowhere;
+    for (const auto & [name, tensor] : tensors) {
+        nowhere[tensor] = ggml_dup_tensor(ctx.get(), tensor);
+    }
+    const ggml_backend_buffer_ptr no_memory = no_memory_for(ctx.get());
+    const BatchRows rows = batch_of_shape(2, 1, 1, false);
+    naming_model(adapter->model(), [&] {
+        const TrainingGraph graph(builder_, *adapter, nowhere, rows.view(), graph_options(true));
+        n_recomputable_ = graph.n_recomputable_layers();
+        if (graph.unreached().size() == adapter->pairs().size()) {
+            throw Error("the loss does not depend on any of the chosen linears (" + graph.unreached().front() +
+                        (graph.unreached().size() > 1 ? ", ..." : "") + "): choose others");
+        }
+        if (!graph.unreached().empty()) {
+            adapter->drop(graph.unreached());
+        }
     });
 }
 

@@ -54,7 +54,8 @@ class Trainer {
         std::optional<int> ops_layers = std::nullopt;  // as in GraphOptions
         float neftune_alpha = 0.0f;                    // as in EmbeddingNoise; `seed` is the noise's, too
     };
-    // Builds one small graph and raises ModelFileError where the model can't be trained.
+    // Builds one small graph and raises ModelFileError where the model can't be trained. The adapter loses pairs on which
+    // the loss does not depend (Adapter::dropped()).
     Trainer(std::shared_ptr<Adapter> shared_adapter, const Options & options);
 
     int recompute_layers = 0;     // so many of the first layers are computed again for their gradient, to save memory
@@ -97,6 +98,7 @@ class Trainer {
 
   private:
     TrainingGraph graph_of_shape(int64_t n_tokens, int64_t n_targets, int64_t n_sequences) const;
+    void probe();
     void check_ops() const;
     void check_weights() const;
     void check(const MicroBatch & batch) const;

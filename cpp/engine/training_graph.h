@@ -48,14 +48,16 @@ struct GraphOptions {
 class TrainingGraph {
   public:
     // accumulators: for each adapter tensor (by pointer) the F32 tensor that its gradient is added to.
-    // Raises Error and names the ops that have no gradient rule, or the adapter tensors that the loss does not depend
-    // on.
+    // Raises Error and names the ops that have no gradient rule.
     TrainingGraph(const ForwardGraphBuilder & builder, const Adapter & adapter,
                   const std::unordered_map<ggml_tensor *, ggml_tensor *> & accumulators, const MicroBatch & batch,
                   const GraphOptions & options);
 
     // Bytes of memory for all that is computed.
     size_t measure(const Executor & executor) const { return executor.measure(gf_, kept_) + forward_->n_state_bytes(); }
+
+    // Linears on which the loss does not depend, with a pair in the adapter.
+    const std::vector<std::string> & unreached() const { return unreached_; }
 
     // So many layers can be computed again for their gradient: 0 where the graph can't be cut between its layers.
     int n_recomputable_layers() const { return static_cast<int>(layer_ends().size()); }
@@ -113,6 +115,7 @@ class TrainingGraph {
     std::vector<int32_t> target_values_;
     std::vector<float> weight_values_;
     std::vector<ggml_tensor *> log_probabilities_;  // one tensor per chunk of rows
+    std::vector<std::string> unreached_;
 };
 
 }  // namespace ggtune
