@@ -310,7 +310,6 @@ ForwardGraphBuilder::ForwardGraphBuilder(llama_model & model, uint32_t context, 
     impl_->cparams.n_ctx = context;
     impl_->cparams.n_ctx_seq = context;
     impl_->cparams.n_seq_max = LLAMA_MAX_SEQ;
-    impl_->cparams.training = true;
     impl_->cparams.flash_attn = false;
     impl_->cparams.auto_fa = false;
     impl_->cparams.kv_unified = true;
