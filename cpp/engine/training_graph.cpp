@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstring>
+#include <functional>
 #include <iterator>
 #include <unordered_set>
 
@@ -56,11 +57,15 @@ bool computes_in_place(const ggml_tensor * node) {
     }
 }
 
-// "l_out-12", but none of the views of it, which llama.cpp gives names like "l_out-12 (view)"
-bool ends_layer(const ggml_tensor * node) {
-    const std::string name = node->name, prefix = "l_out-";
-    return name.size() > prefix.size() && name.compare(0, prefix.size(), prefix) == 0 &&
-           std::all_of(name.begin() + prefix.size(), name.end(), [](char c) { return c >= '0' && c <= '9'; });
+// 12 of "ffn_out-12"; -1 of all others, also of views, which llama.cpp gives names like "l_out-12 (view)".
+int layer_of_name(const ggml_tensor * node) {
+    const std::string name = node->name;
+    const size_t dash = name.rfind('-');
+    constexpr size_t kMaxDigits = 6;
+    const size_t n_digits = dash == std::string::npos ? 0 : name.size() - dash - 1;
+    const bool is_number = n_digits > 0 && n_digits <= kMaxDigits &&
+                           std::all_of(name.end() - n_digits, name.end(), [](char c) { return c >= '0' && c <= '9'; });
+    return is_number ? std::stoi(name.substr(dash + 1)) : -1;
 }
 
 // Inputs that nothing reads have no memory.
@@ -99,6 +104,7 @@ TrainingGraph::TrainingGraph(const ForwardGraphBuilder & builder, const Adapter 
     const std::string arch = adapter.model().architecture();
     std::vector<uint8_t> outputs(batch.n_tokens);
     std::transform(batch.weights, batch.weights + batch.n_tokens, outputs.begin(), [](float w) { return w != 0.0f; });
+    n_layers_ = adapter.model().n_layer();
     forward_ = builder.build({batch.n_tokens, batch.tokens, batch.positions, batch.sequences, outputs.data()});
     hidden_ = forward_->hidden();
     logits_ = forward_->logits();
@@ -369,22 +375,43 @@ void TrainingGraph::build_head(Autodiff * ad) {
     }
 }
 
-// Layers end at llama.cpp's "l_out-<layer>" tensors, which cut the body into segments. The last segment, what follows
-// the last of them (the final norm), is not worth recomputing.
+// Layers end at llama.cpp's "l_out-<layer>" tensors, which cut the body into segments; where it calls one of them
+// something else, behind the last tensor that bears a layer's number. The last segment, what follows the last layer (the
+// final norm), is not worth recomputing.
 std::vector<size_t> TrainingGraph::layer_ends() const {
     std::vector<size_t> ends;
-    std::unordered_set<const ggml_tensor *> of_layer;
+    std::vector<size_t> numbered(n_layers_, 0);
     for (size_t i = 0; i < body_.size(); i++) {
-        if (computes_in_place(body_[i]) && of_layer.count(body_[i]->view_src) == 0) {
-            return {};  // what is computed again would start from other values than the first time
-        }
-        of_layer.insert(body_[i]);
-        if (ends_layer(body_[i])) {
+        const int layer = layer_of_name(body_[i]);
+        if (layer >= 0 && std::strncmp(body_[i]->name, "l_out-", 6) == 0) {
             ends.push_back(i + 1);
-            of_layer.clear();
+        }
+        if (layer >= 0 && layer < n_layers_) {
+            numbered[layer] = i + 1;
         }
     }
-    return ends;
+    if (static_cast<int>(ends.size()) < n_layers_ && !numbered.empty() && numbered.front() > 0 &&
+        std::adjacent_find(numbered.begin(), numbered.end(), std::greater_equal<>()) == numbered.end()) {
+        ends = numbered;
+    }
+    return can_be_computed_again(ends) ? ends : std::vector<size_t>();
+}
+
+// Where something is written over values of another layer, what is computed again would start from others than the
+// first time.
+bool TrainingGraph::can_be_computed_again(const std::vector<size_t> & ends) const {
+    size_t begin = 0;
+    for (const size_t end : ends) {
+        const std::unordered_set<const ggml_tensor *> of_layer(body_.begin() + begin, body_.begin() + end);
+        const bool leaves = std::any_of(body_.begin() + begin, body_.begin() + end, [&](const ggml_tensor * node) {
+            return computes_in_place(node) && of_layer.count(node->view_src) == 0;
+        });
+        if (leaves) {
+            return false;
+        }
+        begin = end;
+    }
+    return true;
 }
 
 // What each segment reads of those before it: mostly the output of the one before.

@@ -88,6 +88,7 @@ class TrainingGraph {
     void add_noise(const EmbeddingNoise & options, const MicroBatch & batch);
     void build_head(Autodiff * ad);
     std::vector<size_t> layer_ends() const;
+    bool can_be_computed_again(const std::vector<size_t> & ends) const;
     std::vector<std::vector<ggml_tensor *>> segment_inputs(const std::vector<size_t> & ends) const;
     void build_backward(Autodiff & ad, int recompute_layers);
     ggml_tensor * clone(const ggml_tensor * node,
@@ -104,6 +105,7 @@ class TrainingGraph {
     std::vector<ggml_tensor *> body_;  // forward nodes up to and including `hidden`, in topological order
     std::vector<ggml_tensor *> kept_;  // of the layers that are computed again: what later ones read
     std::vector<ggml_tensor *> head_;  // nodes from there to the logits
+    int n_layers_ = 0;
     ggml_tensor * hidden_ = nullptr;
     ggml_tensor * logits_ = nullptr;
 

@@ -72,7 +72,7 @@ def test_gradient_is_the_slope_of_the_loss(tmp_path: Path, name: str) -> None:
             adapter.set(key, (values + step * direction[key]).astype(np.float32))
         return float(trainer.evaluate(*batch).loss_sum)
 
-    step = 1e-3
+    step = min(1e-3, 0.05 / norm(gradients))  # short where the loss is steep: it bends there
     slope = (loss(step) - loss(-step)) / (2 * step)
     expected = sum(float((gradients[key] * direction[key]).sum()) for key in gradients)
     assert slope == pytest.approx(expected, rel=1e-2)
