@@ -6,8 +6,8 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <new>
 
+#include "kernels/aligned_buffer.h"
 #include "kernels/attention.h"
 #include "kernels/attention_work.h"
 #include "kernels/blocked_product.h"
@@ -30,40 +30,6 @@ inline constexpr int64_t kKeyBlocks = (kKeyTile + kBlockRows - 1) / kBlockRows;
 static_assert(kQueryTile % kBlockRows == 0 && kKeyTile % kPanelCols == 0);
 
 inline constexpr double kLn2 = 0.69314718055994530942;
-
-// Scratch on cache line boundaries (a vector load across two lines costs two).
-template <typename T>
-class AlignedBuffer {
-  public:
-    AlignedBuffer() = default;
-    AlignedBuffer(const AlignedBuffer &) = delete;
-    AlignedBuffer & operator=(const AlignedBuffer &) = delete;
-    ~AlignedBuffer() { release(); }
-
-    // At least n values, old contents lost.
-    T * reserve(int64_t n) {
-        if (n > size_) {
-            release();
-            data_ = static_cast<T *>(::operator new(static_cast<size_t>(n) * sizeof(T), kAlignment));
-            size_ = n;
-        }
-        return data_;
-    }
-
-  private:
-    static constexpr std::align_val_t kAlignment{64};
-
-    void release() {
-        ::operator delete(data_, kAlignment);
-        data_ = nullptr;
-        size_ = 0;
-    }
-
-    T * data_ = nullptr;
-    int64_t size_ = 0;
-};
-
-using AlignedFloats = AlignedBuffer<float>;
 
 // Which keys of a tile its queries see, by row and by register block; all relative to the tile.
 struct TileMask {

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 namespace ggtune::kernels::simd {
 
@@ -59,6 +60,54 @@ inline Vec max(Vec a, Vec b) {
     return select(a > b, a, b);
 }
 
+namespace detail {
+
+#if defined(__clang__)
+template <int... lanes>
+inline Vec shuffle(Vec a, Vec b, std::integer_sequence<int, lanes...>) {
+    return __builtin_shufflevector(a, b, lanes...);
+}
+#else
+template <int... lanes>
+inline Vec shuffle(Vec a, Vec b, std::integer_sequence<int, lanes...>) {
+    return __builtin_shuffle(a, b, IntVec{lanes...});
+}
+#endif
+
+// Lane i of what halves_added() adds up. Lanes of its second operand are numbered from kWidth on.
+template <int size, bool upper, int... i>
+constexpr auto half_lanes(std::integer_sequence<int, i...>) {
+    return std::integer_sequence<int, (i / size % 2 * kWidth + i / (2 * size) * 2 * size + (upper ? size : 0) +
+                                       i % size)...>();
+}
+
+// Groups of 2 * size lanes become groups of `size` lanes with the same sums: those of a at even, those of b at odd
+// places.
+template <int size>
+inline Vec halves_added(Vec a, Vec b) {
+    constexpr auto kLanes = std::make_integer_sequence<int, kWidth>();
+    return shuffle(a, b, half_lanes<size, false>(kLanes)) + shuffle(a, b, half_lanes<size, true>(kLanes));
+}
+
+template <int stride, int... i>
+constexpr auto every_lane(std::integer_sequence<int, i...>) {
+    return std::integer_sequence<int, (i * stride % kWidth)...>();
+}
+
+// The sums of n groups of lanes, of which `size` lanes at the start of each are to be added.
+template <int n, int size = kWidth / n>
+inline void store_group_sums(Vec v, float * sums) {
+    if constexpr (size > 1) {
+        store_group_sums<n, size / 2>(halves_added<size / 2>(v, v), sums);
+    } else {
+        constexpr auto kStarts = every_lane<kWidth / n>(std::make_integer_sequence<int, kWidth>());
+        const Vec first = shuffle(v, v, kStarts);
+        std::memcpy(sums, &first, n * sizeof(float));
+    }
+}
+
+}  // namespace detail
+
 // The upper half is added to the lower one until one lane is left.
 template <int n = kWidth>
 inline float horizontal_sum(const float * lanes) {
@@ -76,6 +125,22 @@ inline float horizontal_sum(const float * lanes) {
 
 inline float horizontal_sum(Vec v) {
     return horizontal_sum(reinterpret_cast<const float *>(&v));
+}
+
+// Of n vectors, 1, 2 or 4, which stay in registers.
+template <int n>
+inline void horizontal_sums(const Vec (&v)[n], float * sums) {
+    static_assert(n == 1 || n == 2 || n == 4);
+    using detail::halves_added;
+    constexpr int kHalf = kWidth / 2;
+    if constexpr (n == 1) {
+        detail::store_group_sums<1>(v[0], sums);
+    } else if constexpr (n == 2) {
+        detail::store_group_sums<2>(halves_added<kHalf>(v[0], v[1]), sums);
+    } else {
+        const Vec even = halves_added<kHalf>(v[0], v[2]), odd = halves_added<kHalf>(v[1], v[3]);
+        detail::store_group_sums<4>(halves_added<kHalf / 2>(even, odd), sums);
+    }
 }
 
 inline float horizontal_max(Vec v) {

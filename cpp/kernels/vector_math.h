@@ -54,6 +54,15 @@ inline Vec sigmoid(Vec x) {
     return 1.0f / (1.0f + exp(-x));
 }
 
+// log(1 + exp(x))
+inline Vec softplus(Vec x) {
+    // log(1 + u) = 2 artanh(u / (2 + u)) for u = exp(-|x|)
+    static constexpr float kTwoArtanh[] = {2.000000008f, 0.6666631468f, 0.4002491028f, 0.2796060276f, 0.2817833488f};
+    const Vec u = exp(-abs(x));
+    const Vec z = u / (2.0f + u);
+    return max(x, splat(0.0f)) + z * polynomial(kTwoArtanh, z * z);
+}
+
 inline Vec tanh(Vec x) {
     const Vec a = abs(x);
     static constexpr float kTanh[] = {-0.333333291f, 0.1333277508f, -0.05385140995f, 0.02099890686f, -0.006098696896f};

@@ -13,6 +13,7 @@ std::vector<GgmlOp> expert_ops();
 std::vector<GgmlOp> hyper_connection_ops();
 std::vector<GgmlOp> norm_ops();
 std::vector<GgmlOp> product_ops();
+std::vector<GgmlOp> recurrent_ops();
 std::vector<GgmlOp> rope_ops();
 std::vector<GgmlOp> shape_ops();
 std::vector<GgmlOp> softmax_ops();

@@ -16,7 +16,7 @@ using Key = std::pair<ggml_op, int>;
 std::map<Key, Op> all_ggml_ops() {
     std::map<Key, Op> ops;
     for (const auto family : {activation_ops, elementwise_ops, expert_ops, hyper_connection_ops, norm_ops, product_ops,
-                              rope_ops, shape_ops, softmax_ops}) {
+                              recurrent_ops, rope_ops, shape_ops, softmax_ops}) {
         for (const GgmlOp & op : family()) {
             ops.emplace(Key{op.op, op.function}, Op{nullptr, op.rule, op.rows, op.can_differentiate});
         }

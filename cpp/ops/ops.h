@@ -176,6 +176,12 @@ class Ops {
     // has them, dy ne = [targets, sources, T]
     virtual ggml_tensor * sinkhorn_dx(const Sinkhorn & sinkhorn, ggml_tensor * mixes, ggml_tensor * scale,
                                       ggml_tensor * base, ggml_tensor * dy) = 0;
+    // of y = SSM_CONV(x, filters)
+    virtual ggml_tensor * ssm_conv_dx(ggml_tensor * x, ggml_tensor * filters, ggml_tensor * dy) = 0;
+    // of the operands of `scan`, one of ggml's scans over the tokens of a sequence (recurrent.h), which y computes: one
+    // for each of y->src that is needed, else nullptr
+    virtual std::vector<ggml_tensor *> scan_dx(ggml_op scan, ggml_tensor * y, ggml_tensor * dy,
+                                               const std::vector<bool> & needed) = 0;
     // zeros of the shape of t, to be filled in parts
     virtual ggml_tensor * zeros_like(const ggml_tensor * t) = 0;
 

@@ -29,6 +29,7 @@ struct Builder {
     std::vector<ggml_tensor *> nodes;
     std::vector<std::pair<ggml_tensor *, std::vector<int32_t>>> given;  // inputs that are not random
     ggml_context * input_ctx;
+    bool replaces = true;
 
     Builder(Ops & ops, ggml_context * inputs_ctx) : ops(ops), ctx(ops.ctx), input_ctx(inputs_ctx) {}
 
@@ -52,7 +53,7 @@ struct Builder {
     }
     // As the training graph does: the implementation's node in place of ggml's, with what it is made of.
     ggml_tensor * own(ggml_tensor * ggml_node) {
-        ggml_tensor * replacement = ops.replacement(ggml_node);
+        ggml_tensor * replacement = replaces ? ops.replacement(ggml_node) : nullptr;
         return all(replacement != nullptr ? replacement : ggml_node);
     }
     // t and all nodes in front of it
@@ -73,6 +74,7 @@ struct Implementation {
     std::string name;
     std::function<std::unique_ptr<Ops>(ggml_context *)> make;
     bool adds_elements = true;  // has a gradient of what shows an element twice
+    bool scans = false;         // has gradients of scans over the tokens of a sequence
 };
 
 std::vector<Implementation> implementations() {
@@ -81,7 +83,7 @@ std::vector<Implementation> implementations() {
     BackendTraits no_sums;                          // of rows, as on Metal
     no_sums.adds_rows = false;
     return {
-        {"cpu", [](ggml_context * ctx) { return std::make_unique<CpuOps>(ctx); }},
+        {"cpu", [](ggml_context * ctx) { return std::make_unique<CpuOps>(ctx); }, true, true},
         {"ggml", [](ggml_context * ctx) { return std::make_unique<GgmlOps>(ctx); }},
         {"ggml, small tiles", [small](ggml_context * ctx) { return std::make_unique<GgmlOps>(ctx, small); }},
         {"ggml, no sums of rows", [no_sums](ggml_context * ctx) { return std::make_unique<GgmlOps>(ctx, no_sums); },
@@ -103,6 +105,8 @@ struct Case {
     std::function<ggml_tensor *(Builder &)> make;
     float h = 4e-3f;             // step of the differences
     bool adds_elements = false;  // an element goes into several of the result
+    bool scans = false;          // over the tokens of a sequence
+    bool like_ggml = false;      // nodes in place of ggml's differ from them by rounding alone
 };
 
 void fill(ggml_tensor * t, std::mt19937 & rng) {
@@ -223,6 +227,34 @@ void run(const Case & c, const Implementation & implementation) {
     }
 }
 
+// What the implementation puts in place of ggml's nodes computes the same.
+void compare_with_ggml(const Case & c, const Implementation & implementation) {
+    std::vector<double> results[2];
+    for (const bool replaces : {false, true}) {
+        const ggml_context_ptr nodes_ctx(ggml_init({1 << 22, nullptr, true}));
+        const ggml_context_ptr input_ctx(ggml_init({1 << 16, nullptr, true}));
+        const std::unique_ptr<Ops> ops = implementation.make(nodes_ctx.get());
+        Builder b(*ops, input_ctx.get());
+        b.replaces = replaces;
+        ggml_tensor * y = ggml_cont(b.ctx, c.make(b));
+        const ggml_backend_buffer_ptr buffer(
+            ggml_backend_alloc_ctx_tensors_from_buft(input_ctx.get(), ggml_backend_cpu_buffer_type()));
+        std::mt19937 rng(1);
+        for (ggml_tensor * t : b.inputs) {
+            fill(t, rng);
+        }
+        ggml_cgraph * graph = ggml_new_graph_custom(nodes_ctx.get(), 512, false);
+        ggml_build_forward_expand(graph, y);
+        Executor executor(2);
+        executor.allocate(graph);
+        fill_host_inputs(*ops);
+        executor.compute(graph, 0, ggml_graph_n_nodes(graph));
+        const float * values = static_cast<const float *>(y->data);
+        results[replaces].assign(values, values + ggml_nelements(y));
+    }
+    check(implementation.name + ": " + c.what + ": as ggml's", relative_difference(results[1], results[0]), 1e-5);
+}
+
 ggml_tensor * own_glu(Builder & b, ggml_glu_op op, bool fused, bool swapped) {
     ggml_tensor * gate = b.input(true, {fused ? 22 : 11, 5});
     ggml_tensor * up = fused ? nullptr : b.input(true, {11, 5});
@@ -237,6 +269,135 @@ void expect_refusal(const Case & c, const Implementation & implementation) {
         refused = true;
     }
     check(implementation.name + ": " + c.what + " is refused", refused ? 0 : 1, 0);
+}
+
+// Operands between -1 and 1, and between `low` and `high`.
+ggml_tensor * between(Builder & b, float low, float high, ggml_tensor * x) {
+    return b.node(ggml_scale_bias(b.ctx, b.node(ggml_tanh(b.ctx, x)), (high - low) / 2, (high + low) / 2));
+}
+
+ggml_tensor * unit(Builder & b, ggml_tensor * x) {
+    return b.node(ggml_rms_norm(b.ctx, b.node(ggml_scale(b.ctx, x, 1.0f)), 1e-3f));
+}
+
+struct DeltaNetCase {
+    int64_t dim, n_heads_qk, n_heads, n_tokens, n_sequences;
+    bool vector_gate;
+    bool last_state;  // read, too
+    bool own;
+};
+
+ggml_tensor * delta_net(Builder & b, const DeltaNetCase & c) {
+    const auto unit_vectors = [&](int64_t n_heads) {
+        ggml_tensor * x = unit(b, b.input(true, {c.dim, n_heads, c.n_tokens, c.n_sequences}));
+        return b.node(ggml_scale(b.ctx, x, 1.0f / std::sqrt(static_cast<float>(c.dim))));
+    };
+    ggml_tensor * q = unit_vectors(c.n_heads_qk);
+    ggml_tensor * k = unit_vectors(c.n_heads_qk);
+    ggml_tensor * v = b.input(true, {c.dim, c.n_heads, c.n_tokens, c.n_sequences});
+    ggml_tensor * g =
+        between(b, -0.7f, 0.0f, b.input(true, {c.vector_gate ? c.dim : 1, c.n_heads, c.n_tokens, c.n_sequences}));
+    ggml_tensor * beta = between(b, 0.1f, 0.9f, b.input(true, {1, c.n_heads, c.n_tokens, c.n_sequences}));
+    ggml_tensor * state = b.input(true, {c.dim, c.dim, c.n_heads, c.n_sequences});
+    ggml_tensor * scan = ggml_gated_delta_net(b.ctx, q, k, v, g, beta, state, 1);
+    scan = c.own ? b.own(scan) : b.node(scan);
+    if (c.last_state) {
+        return scan;
+    }
+    return b.node(ggml_cont(b.ctx, b.node(ggml_view_1d(b.ctx, scan, ggml_nelements(v), 0))));
+}
+
+struct SsmCase {
+    int64_t n_state, head_dim, n_heads, n_groups, n_tokens, n_sequences;
+    bool wide_a, own;
+};
+
+ggml_tensor * ssm_scan(Builder & b, const SsmCase & c) {
+    ggml_tensor * states = b.input(true, {c.n_state, c.head_dim, c.n_heads, 5});
+    ggml_tensor * x = b.input(true, {c.head_dim, c.n_heads, c.n_tokens, c.n_sequences});
+    ggml_tensor * dt = b.input(true, {c.n_heads, c.n_tokens, c.n_sequences});
+    ggml_tensor * a = between(b, -0.9f, -0.1f, b.input(true, {c.wide_a ? c.n_state : 1, c.n_heads}));
+    // as parts of the rows of one tensor
+    ggml_tensor * both = b.input(true, {2 * c.n_state * c.n_groups, c.n_tokens, c.n_sequences});
+    const auto half = [&](int64_t i) {
+        return b.node(ggml_view_4d(b.ctx, both, c.n_state, c.n_groups, c.n_tokens, c.n_sequences,
+                                   c.n_state * sizeof(float), both->nb[1], both->nb[2],
+                                   i * c.n_state * c.n_groups * sizeof(float)));
+    };
+    ggml_tensor * ids = b.input(false, {c.n_sequences}, GGML_TYPE_I32);
+    ggml_tensor * scan = ggml_ssm_scan(b.ctx, states, x, dt, a, half(0), half(1), ids, 1);
+    return c.own ? b.own(scan) : b.node(scan);
+}
+
+struct WkvCase {
+    ggml_op op;
+    int64_t dim, n_heads, n_tokens, n_sequences;
+    bool own;
+};
+
+ggml_tensor * wkv(Builder & b, const WkvCase & c) {
+    const auto input = [&] { return b.input(true, {c.dim, c.n_heads, c.n_tokens * c.n_sequences}); };
+    ggml_tensor *r = input(), *v = input();
+    ggml_tensor * k = b.node(ggml_scale(b.ctx, input(), 0.5f));
+    ggml_tensor * w = between(b, 0.4f, 0.95f, input());
+    ggml_tensor * state = b.input(true, {c.dim * c.dim * c.n_heads, c.n_sequences});
+    ggml_tensor * scan = nullptr;
+    if (c.op == GGML_OP_GATED_LINEAR_ATTN) {
+        scan = ggml_gated_linear_attn(b.ctx, k, v, r, w, state, 0.7f);
+    } else if (c.op == GGML_OP_RWKV_WKV6) {
+        scan = ggml_rwkv_wkv6(b.ctx, k, v, r, b.input(true, {c.dim, c.n_heads}), w, state);
+    } else {
+        ggml_tensor *to = b.node(ggml_scale(b.ctx, unit(b, input()), 0.2f)), *from = unit(b, input());
+        scan = ggml_rwkv_wkv7(b.ctx, r, w, k, v, from, to, state);
+    }
+    return c.own ? b.own(scan) : b.node(scan);
+}
+
+void add_scans(std::vector<Case> & list) {
+    const auto add = [&](std::string name, double tolerance, std::function<ggml_tensor *(Builder &)> make) {
+        list.push_back({std::move(name), tolerance, std::move(make)});
+        list.back().scans = true;
+        list.back().like_ggml = true;
+    };
+    const std::pair<const char *, DeltaNetCase> delta_nets[] = {
+        {"gated_delta_net", {8, 3, 3, 5, 2, false, false, false}},
+        {"gated_delta_net, shared queries and keys", {6, 2, 4, 4, 2, false, true, false}},
+        {"gated_delta_net, vector gate", {6, 2, 4, 4, 2, true, true, false}},
+        {"gated_delta_net, ggtune's", {6, 2, 4, 4, 2, false, true, true}},
+        {"gated_delta_net, several blocks", {5, 1, 1, 70, 2, false, true, true}},
+        {"gated_delta_net, vector gate, several blocks", {5, 1, 1, 70, 1, true, true, true}},
+    };
+    for (const auto & [name, c] : delta_nets) {
+        add(name, 2e-3, [c = c](Builder & b) { return delta_net(b, c); });
+    }
+    const std::pair<const char *, SsmCase> ssm_scans[] = {
+        {"ssm_scan", {6, 3, 4, 2, 5, 2, false, false}},
+        {"ssm_scan, ggtune's", {6, 3, 4, 2, 5, 2, false, true}},
+        {"ssm_scan, several blocks", {5, 2, 3, 1, 70, 1, false, true}},
+        {"ssm_scan, a for each column", {6, 1, 4, 2, 5, 2, true, false}},
+        {"ssm_scan, a for each column, ggtune's", {6, 2, 4, 2, 5, 2, true, true}},
+        {"ssm_scan, a for each column, several blocks", {5, 1, 3, 1, 70, 1, true, true}},
+    };
+    for (const auto & [name, c] : ssm_scans) {
+        add(name, 2e-3, [c = c](Builder & b) { return ssm_scan(b, c); });
+    }
+    const std::pair<const char *, ggml_op> wkvs[] = {{"gated_linear_attn", GGML_OP_GATED_LINEAR_ATTN},
+                                                     {"rwkv_wkv6", GGML_OP_RWKV_WKV6},
+                                                     {"rwkv_wkv7", GGML_OP_RWKV_WKV7}};
+    for (const auto & [name, op] : wkvs) {
+        // ggml's RWKV_WKV7 computes heads of whole vectors alone
+        const bool whole_vectors = op == GGML_OP_RWKV_WKV7;
+        const WkvCase c = whole_vectors ? WkvCase{op, 64, 1, 2, 2, false} : WkvCase{op, 6, 2, 5, 2, false};
+        add(name, 2e-3, [c = c](Builder & b) { return wkv(b, c); });
+        add(std::string(name) + ", ggtune's", 2e-3, [c = c](Builder & b) {
+            WkvCase own = c;
+            own.own = true;
+            return wkv(b, own);
+        });
+        add(std::string(name) + ", several blocks", 2e-3,
+            [op = op](Builder & b) { return wkv(b, {op, 5, 2, 70, 1, true}); });
+        list.back().like_ggml = !whole_vectors;
+    }
 }
 
 std::vector<Case> cases() {
@@ -605,6 +766,12 @@ std::vector<Case> cases() {
     add("set, one row", kLinear, [](Builder & b) {
         return b.node(ggml_set_1d(b.ctx, b.input(true, {10, 6}), b.input(false, {3}), 4 * sizeof(float)));
     });
+    add("ssm_conv", kLinear,
+        [](Builder & b) { return b.node(ggml_ssm_conv(b.ctx, b.input(true, {12, 19, 2}), b.input(false, {4, 19}))); });
+    add("ssm_conv, ggtune's", kLinear,
+        [](Builder & b) { return b.own(ggml_ssm_conv(b.ctx, b.input(true, {72, 19, 2}), b.input(false, {3, 19}))); });
+    list.back().like_ggml = true;
+    add_scans(list);
     add("dropout", kLinear, [](Builder & b) { return b.all(b.ops.dropout(b.input(true, {33, 5}), {7, 3, 0.3f})); });
     return list;
 }
@@ -614,7 +781,10 @@ std::vector<Case> cases() {
 int main() {
     for (const Implementation & implementation : implementations()) {
         for (const Case & c : cases()) {
-            if (c.adds_elements && !implementation.adds_elements) {
+            if (c.like_ggml) {
+                compare_with_ggml(c, implementation);
+            }
+            if ((c.adds_elements && !implementation.adds_elements) || (c.scans && !implementation.scans)) {
                 expect_refusal(c, implementation);
             } else {
                 run(c, implementation);

@@ -56,7 +56,7 @@ ggml_tensor * CpuOps::replacement(ggml_tensor * node) {
         return can_expert_product(w, x, node->src[2]) ? expert_product(w, x, node->src[2]) : nullptr;
     }
     if (node->op != GGML_OP_MUL_MAT) {
-        return nullptr;
+        return recurrent(node);
     }
     if (w->type == GGML_TYPE_F32 && x->type == GGML_TYPE_F32) {
         return matmul(w, x);

@@ -62,6 +62,9 @@ class CpuOps : public Ops {
     ggml_tensor * repeat_dx(const ggml_tensor * operand, ggml_tensor * dy) override;
     ggml_tensor * sinkhorn_dx(const Sinkhorn & sinkhorn, ggml_tensor * mixes, ggml_tensor * scale, ggml_tensor * base,
                               ggml_tensor * dy) override;
+    ggml_tensor * ssm_conv_dx(ggml_tensor * x, ggml_tensor * filters, ggml_tensor * dy) override;
+    std::vector<ggml_tensor *> scan_dx(ggml_op scan, ggml_tensor * y, ggml_tensor * dy,
+                                       const std::vector<bool> & needed) override;
     ggml_tensor * zeros_like(const ggml_tensor * t) override;
 
   private:
@@ -93,6 +96,9 @@ class CpuOps : public Ops {
     ggml_tensor * glu(Activation f, ggml_tensor * gate, ggml_tensor * up, bool swapped);
     ggml_tensor * limited_glu(const LimitedGlu & f, ggml_tensor * gate, ggml_tensor * up, bool swapped);
     static void attention_rule(const BackwardStep & step);
+
+    // Of the layers with a state, faster than ggml's; nullptr for other nodes.
+    ggml_tensor * recurrent(ggml_tensor * node);
 
     ggml_tensor * matmul(ggml_tensor * w, ggml_tensor * x);
     ggml_tensor * product_gradient(const CpuOp & op, const int64_t ne[4], ggml_tensor * a, ggml_tensor * b, float scale,

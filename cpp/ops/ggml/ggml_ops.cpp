@@ -16,6 +16,7 @@ int64_t GgmlOps::max_nodes(const ggml_tensor * node, BackendTraits traits) {
     constexpr int64_t kMostOfExperts = 32;  // the gradient of a stack of matrices
     constexpr int64_t kPerExpertTile = 14;
     constexpr int64_t kPerDivision = 12;  // of a matrix of hyper-connections
+    constexpr int64_t kPerTap = 4;
     switch (node->op) {
         case GGML_OP_UNARY:
         case GGML_OP_GLU:
@@ -26,6 +27,8 @@ int64_t GgmlOps::max_nodes(const ggml_tensor * node, BackendTraits traits) {
             return kMost + kPerTile * n_tiles(node->src[0], traits.max_tile_bytes);
         case GGML_OP_MUL_MAT_ID:
             return kMostOfExperts + kPerExpertTile * n_expert_tiles(node->src[0], traits.max_tile_bytes);
+        case GGML_OP_SSM_CONV:
+            return kMost + kPerTap * node->src[1]->ne[0];
         default:
             return kMost;
     }

@@ -63,6 +63,10 @@ class GgmlOps : public Ops {
     ggml_tensor * repeat_dx(const ggml_tensor * operand, ggml_tensor * dy) override;
     ggml_tensor * sinkhorn_dx(const Sinkhorn & sinkhorn, ggml_tensor * mixes, ggml_tensor * scale, ggml_tensor * base,
                               ggml_tensor * dy) override;
+    ggml_tensor * ssm_conv_dx(ggml_tensor * x, ggml_tensor * filters, ggml_tensor * dy) override;
+    // Raises Error: ggml has no such node, and a graph of a step for each token would be too long.
+    std::vector<ggml_tensor *> scan_dx(ggml_op scan, ggml_tensor * y, ggml_tensor * dy,
+                                       const std::vector<bool> & needed) override;
     ggml_tensor * zeros_like(const ggml_tensor * t) override;
 
   private:

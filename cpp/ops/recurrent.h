@@ -1,0 +1,19 @@
+// The scans over the tokens of a sequence: SSM_SCAN, GATED_DELTA_NET, RWKV_WKV6, RWKV_WKV7, GATED_LINEAR_ATTN.
+#pragma once
+
+#include "ops/ops.h"
+
+namespace ggtune {
+
+// Of y = SSM_CONV(x, filters), x = y->src[0], filters = y->src[1], which are frozen.
+void add_ssm_conv_gradient(const BackwardStep & s);
+
+// Whether a scan has no state in its result but the last one. Earlier ones are of use for taking tokens back, which
+// training never does.
+bool keeps_last_state_alone(const ggml_tensor * scan);
+
+// Of y, a node with the operands of `scan`. Its gradient holds that of the outputs and that of the last states, as y
+// holds them.
+void add_scan_gradients(const BackwardStep & s, ggml_op scan);
+
+}  // namespace ggtune
