@@ -1,15 +1,17 @@
 #!/usr/bin/env python3
-"""Write a llama-architecture GGUF with random weights in a quantized mixture, of any size, for speed and memory.
+"""Write a GGUF with random weights in a quantized mixture, of any size, for speed and memory.
 
     make_random_model.py OUT.gguf VOCAB.gguf SHAPE TYPE
 
-SHAPE is a name (271M, tinyllama, 7b, 13b) or N_EMBD,N_LAYER,N_HEAD,N_HEAD_KV,N_FF. TYPE is Q4_K_M, Q5_K_M or a plain
-ggml type such as Q8_0 or F16; the two mixtures give attn_v and ffn_down of half the layers and the output matrix Q6_K,
-much as llama.cpp's do. VOCAB.gguf supplies the tokenizer (vendor/llama.cpp/models/ggml-vocab-llama-spm.gguf). Weights
-are drawn and quantized once per shape and type and used again, so that a 13B file takes about a minute.
+SHAPE is a name (271M, tinyllama, 7b, 13b; lfm2-1.2b, qwen3.5-0.8b, mamba2-780m) or, of the llama architecture,
+N_EMBD,N_LAYER,N_HEAD,N_HEAD_KV,N_FF. TYPE is Q4_K_M, Q5_K_M or a plain ggml type such as Q8_0 or F16; the two mixtures
+give attn_v and ffn_down of half the layers and the output matrix Q6_K, much as llama.cpp's do. VOCAB.gguf supplies the
+tokenizer (vendor/llama.cpp/models/ggml-vocab-llama-spm.gguf). Weights are drawn and quantized once per shape and type
+and used again, so that a 13B file takes about a minute.
 """
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,19 +29,64 @@ SHAPES = {
 MIXTURES = {"Q4_K_M": ("q4_K", "q6_K"), "Q5_K_M": ("q5_K", "q6_K")}
 
 
-class WeightMaker:
-    """Quantized random matrices, one per shape and type."""
+class ModelWriter:
+    """A file in the making. Quantized random matrices are made once per shape and type."""
 
-    def __init__(self) -> None:
+    def __init__(self, path: str, architecture: str, vocab: Path, shape: str, type_name: str) -> None:
+        self.normal, self.better = MIXTURES.get(type_name, (type_name, type_name))
+        if type_name not in MIXTURES:
+            self.normal = self.better = next(
+                t.name for t in GGMLQuantizationType if t.name.lower() == type_name.lower()
+            )
+        self.writer = GGUFWriter(path, architecture)
         self.rng = np.random.default_rng(0)
         self.made: dict[tuple[str, int, int], np.ndarray[Any, Any]] = {}
+        self.writer.add_name(f"random {shape}")
+        self.writer.add_file_type(getattr(LlamaFileType, f"MOSTLY_{type_name.upper()}", LlamaFileType.MOSTLY_F16))
+        self.n_vocab = copy_tokenizer(self.writer, vocab)
+        self.writer.add_vocab_size(self.n_vocab)
 
-    def __call__(self, ggml_type: str, n_out: int, n_in: int) -> np.ndarray[Any, Any]:
-        key = (ggml_type, n_out, n_in)
+    def matrix(self, name: str, n_out: int, n_in: int, more_bits: bool = False) -> None:
+        ggml_type = self.better if more_bits else self.normal
+        # ggml's names of types, in the lower case of _core, and gguf's upper case
+        canonical = ggml_type if ggml_type.islower() or "_K" in ggml_type else ggml_type.lower()
+        key = (canonical, n_out, n_in)
         if key not in self.made:
             values = self.rng.standard_normal((n_out, n_in), dtype=np.float32) / np.float32(np.sqrt(n_in))
-            self.made[key] = _core.quantize(ggml_type, values)
-        return self.made[key]
+            self.made[key] = _core.quantize(canonical, values)
+        self.writer.add_tensor(name, self.made[key], raw_dtype=GGMLQuantizationType[canonical.upper()])
+
+    def constant(self, name: str, *shape: int, value: float = 1.0) -> None:
+        self.writer.add_tensor(name, np.full(shape, value, np.float32))
+
+    def floats(self, name: str, n_out: int, n_in: int) -> None:
+        values = self.rng.standard_normal((n_out, n_in), dtype=np.float32) / np.float32(np.sqrt(n_in))
+        self.writer.add_tensor(name, values)
+
+    def sizes(self, n_embd: int, n_layer: int, n_ff: int) -> None:
+        self.writer.add_context_length(4096)
+        self.writer.add_embedding_length(n_embd)
+        self.writer.add_block_count(n_layer)
+        self.writer.add_feed_forward_length(n_ff)
+        self.writer.add_layer_norm_rms_eps(1e-5)
+
+    def feed_forward(self, block: str, n_embd: int, n_ff: int, more_bits: bool) -> None:
+        self.matrix(block + "ffn_gate.weight", n_ff, n_embd)
+        self.matrix(block + "ffn_up.weight", n_ff, n_embd)
+        self.matrix(block + "ffn_down.weight", n_embd, n_ff, more_bits)
+
+    def state_space(self, inner: int, state: int, heads: int, groups: int) -> None:
+        self.writer.add_ssm_conv_kernel(4)
+        self.writer.add_ssm_inner_size(inner)
+        self.writer.add_ssm_state_size(state)
+        self.writer.add_ssm_time_step_rank(heads)
+        self.writer.add_ssm_group_count(groups)
+
+    def close(self) -> None:
+        self.writer.write_header_to_file()
+        self.writer.write_kv_data_to_file()
+        self.writer.write_tensors_to_file(progress=False)
+        self.writer.close()
 
 
 def copy_tokenizer(writer: GGUFWriter, vocab: Path) -> int:
@@ -52,59 +99,138 @@ def copy_tokenizer(writer: GGUFWriter, vocab: Path) -> int:
     return len(fields["tokenizer.ggml.tokens"].contents())
 
 
+def write_llama(model: ModelWriter, n_embd: int, n_layer: int, n_head: int, n_head_kv: int, n_ff: int) -> None:
+    head_dim = n_embd // n_head
+    model.sizes(n_embd, n_layer, n_ff)
+    model.writer.add_head_count(n_head)
+    model.writer.add_head_count_kv(n_head_kv)
+    model.writer.add_rope_dimension_count(head_dim)
+    model.matrix("token_embd.weight", model.n_vocab, n_embd)
+    for layer in range(n_layer):
+        more_bits = layer % 2 == 0
+        block = f"blk.{layer}."
+        model.constant(block + "attn_norm.weight", n_embd)
+        model.constant(block + "ffn_norm.weight", n_embd)
+        model.matrix(block + "attn_q.weight", n_embd, n_embd)
+        model.matrix(block + "attn_k.weight", n_head_kv * head_dim, n_embd)
+        model.matrix(block + "attn_v.weight", n_head_kv * head_dim, n_embd, more_bits)
+        model.matrix(block + "attn_output.weight", n_embd, n_embd)
+        model.feed_forward(block, n_embd, n_ff, more_bits)
+    model.constant("output_norm.weight", n_embd)
+    model.matrix("output.weight", model.n_vocab, n_embd, more_bits=True)
+
+
+def write_lfm2(model: ModelWriter) -> None:
+    """LFM2-1.2B: short convolutions, attention in six of the sixteen layers; tied embeddings."""
+    n_embd, n_layer, n_ff, n_head, n_head_kv, head_dim = 2048, 16, 8192, 32, 8, 64
+    attention = {2, 5, 8, 10, 12, 14}
+    model.sizes(n_embd, n_layer, n_ff)
+    model.writer.add_head_count(n_head)
+    model.writer.add_head_count_kv([n_head_kv if layer in attention else 0 for layer in range(n_layer)])
+    model.writer.add_rope_freq_base(1e6)
+    model.writer.add_shortconv_l_cache(3)
+    model.matrix("token_embd.weight", model.n_vocab, n_embd, more_bits=True)
+    model.constant("token_embd_norm.weight", n_embd)
+    for layer in range(n_layer):
+        more_bits = layer % 2 == 0
+        block = f"blk.{layer}."
+        model.constant(block + "attn_norm.weight", n_embd)
+        model.constant(block + "ffn_norm.weight", n_embd)
+        if layer in attention:
+            model.constant(block + "attn_q_norm.weight", head_dim)
+            model.constant(block + "attn_k_norm.weight", head_dim)
+            model.matrix(block + "attn_q.weight", n_embd, n_embd)
+            model.matrix(block + "attn_k.weight", n_head_kv * head_dim, n_embd)
+            model.matrix(block + "attn_v.weight", n_head_kv * head_dim, n_embd, more_bits)
+            model.matrix(block + "attn_output.weight", n_embd, n_embd)
+        else:
+            model.floats(block + "shortconv.conv.weight", n_embd, 3)
+            model.matrix(block + "shortconv.in_proj.weight", 3 * n_embd, n_embd)
+            model.matrix(block + "shortconv.out_proj.weight", n_embd, n_embd)
+        model.feed_forward(block, n_embd, n_ff, more_bits)
+
+
+def write_qwen35(model: ModelWriter) -> None:
+    """Qwen3.5-0.8B: gated delta nets, attention in every fourth layer; tied embeddings."""
+    n_embd, n_layer, n_ff, n_head, n_head_kv, head_dim = 1024, 24, 3584, 8, 2, 256
+    heads, dim = 16, 128
+    model.sizes(n_embd, n_layer, n_ff)
+    model.writer.add_head_count(n_head)
+    model.writer.add_head_count_kv(n_head_kv)
+    model.writer.add_key_length(head_dim)
+    model.writer.add_value_length(head_dim)
+    model.writer.add_rope_dimension_count(head_dim // 4)
+    model.writer.add_rope_dimension_sections([11, 11, 10, 0])
+    model.writer.add_rope_freq_base(1e7)
+    model.writer.add_full_attention_interval(4)
+    model.state_space(heads * dim, dim, heads, heads)
+    model.matrix("token_embd.weight", model.n_vocab, n_embd, more_bits=True)
+    model.constant("output_norm.weight", n_embd)
+    for layer in range(n_layer):
+        more_bits = layer % 2 == 0
+        block = f"blk.{layer}."
+        model.constant(block + "attn_norm.weight", n_embd)
+        model.constant(block + "post_attention_norm.weight", n_embd)
+        if layer % 4 == 3:
+            model.constant(block + "attn_q_norm.weight", head_dim)
+            model.constant(block + "attn_k_norm.weight", head_dim)
+            model.matrix(block + "attn_q.weight", 2 * n_head * head_dim, n_embd)
+            model.matrix(block + "attn_k.weight", n_head_kv * head_dim, n_embd)
+            model.matrix(block + "attn_v.weight", n_head_kv * head_dim, n_embd, more_bits)
+            model.matrix(block + "attn_output.weight", n_embd, n_head * head_dim)
+        else:
+            model.matrix(block + "attn_qkv.weight", 3 * heads * dim, n_embd)
+            model.matrix(block + "attn_gate.weight", heads * dim, n_embd)
+            model.floats(block + "ssm_conv1d.weight", 3 * heads * dim, 4)
+            model.constant(block + "ssm_dt.bias", heads, value=-3.0)
+            model.constant(block + "ssm_a", heads, value=-1.0)
+            model.matrix(block + "ssm_alpha.weight", heads, n_embd)
+            model.matrix(block + "ssm_beta.weight", heads, n_embd)
+            model.constant(block + "ssm_norm.weight", dim)
+            model.matrix(block + "ssm_out.weight", n_embd, heads * dim)
+        model.feed_forward(block, n_embd, n_ff, more_bits)
+
+
+def write_mamba2(model: ModelWriter) -> None:
+    """Mamba2-780M; tied embeddings."""
+    n_embd, n_layer, inner, state, heads = 1536, 48, 3072, 128, 48
+    model.sizes(n_embd, n_layer, 0)
+    model.writer.add_head_count(0)
+    model.state_space(inner, state, heads, 1)
+    model.matrix("token_embd.weight", model.n_vocab, n_embd, more_bits=True)
+    model.constant("output_norm.weight", n_embd)
+    for layer in range(n_layer):
+        block = f"blk.{layer}."
+        model.constant(block + "attn_norm.weight", n_embd)
+        model.matrix(block + "ssm_in.weight", 2 * inner + 2 * state + heads, n_embd)
+        model.floats(block + "ssm_conv1d.weight", inner + 2 * state, 4)
+        model.constant(block + "ssm_conv1d.bias", inner + 2 * state, value=0.0)
+        model.constant(block + "ssm_dt.bias", heads, value=-3.0)
+        model.constant(block + "ssm_a", heads, 1, value=-1.0)
+        model.constant(block + "ssm_d", heads, 1)
+        model.constant(block + "ssm_norm.weight", 1, inner)
+        model.matrix(block + "ssm_out.weight", n_embd, inner, more_bits=layer % 2 == 0)
+
+
+OTHERS: dict[str, tuple[str, Callable[[ModelWriter], None]]] = {
+    "lfm2-1.2b": ("lfm2", write_lfm2),
+    "qwen3.5-0.8b": ("qwen35", write_qwen35),
+    "mamba2-780m": ("mamba2", write_mamba2),
+}
+
+
 def main() -> None:
     if len(sys.argv) != 5:
         sys.exit(__doc__)
     out, vocab, shape, type_name = sys.argv[1:]
-    n_embd, n_layer, n_head, n_head_kv, n_ff = SHAPES.get(shape) or map(int, shape.split(","))
-    normal, better = MIXTURES.get(type_name, (type_name, type_name))
-    if type_name not in MIXTURES:
-        normal = better = next(t.name for t in GGMLQuantizationType if t.name.lower() == type_name.lower())
-    head_dim = n_embd // n_head
-    writer = GGUFWriter(out, "llama")
-    writer.add_name(f"random {shape}")
-    writer.add_context_length(4096)
-    writer.add_embedding_length(n_embd)
-    writer.add_block_count(n_layer)
-    writer.add_feed_forward_length(n_ff)
-    writer.add_head_count(n_head)
-    writer.add_head_count_kv(n_head_kv)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_rope_dimension_count(head_dim)
-    file_type = getattr(LlamaFileType, f"MOSTLY_{type_name.upper()}", LlamaFileType.MOSTLY_F16)
-    writer.add_file_type(file_type)
-    n_vocab = copy_tokenizer(writer, Path(vocab))
-    writer.add_vocab_size(n_vocab)
-    make = WeightMaker()
-
-    def add(name: str, n_out: int, n_in: int, ggml_type: str) -> None:
-        # ggml's names of types, in the lower case of _core, and gguf's upper case
-        canonical = ggml_type if ggml_type.islower() or "_K" in ggml_type else ggml_type.lower()
-        data = make(canonical, n_out, n_in)
-        writer.add_tensor(name, data, raw_dtype=GGMLQuantizationType[canonical.upper()])
-
-    def add_norm(name: str) -> None:
-        writer.add_tensor(name, np.ones(n_embd, np.float32))
-
-    add("token_embd.weight", n_vocab, n_embd, normal)
-    for layer in range(n_layer):
-        more_bits = better if layer % 2 == 0 else normal
-        block = f"blk.{layer}."
-        add_norm(block + "attn_norm.weight")
-        add_norm(block + "ffn_norm.weight")
-        add(block + "attn_q.weight", n_embd, n_embd, normal)
-        add(block + "attn_k.weight", n_head_kv * head_dim, n_embd, normal)
-        add(block + "attn_v.weight", n_head_kv * head_dim, n_embd, more_bits)
-        add(block + "attn_output.weight", n_embd, n_embd, normal)
-        add(block + "ffn_gate.weight", n_ff, n_embd, normal)
-        add(block + "ffn_up.weight", n_ff, n_embd, normal)
-        add(block + "ffn_down.weight", n_embd, n_ff, more_bits)
-    add_norm("output_norm.weight")
-    add("output.weight", n_vocab, n_embd, better)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file(progress=False)
-    writer.close()
+    architecture, write = OTHERS.get(shape, ("llama", None))
+    model = ModelWriter(out, architecture, Path(vocab), shape, type_name)
+    if write is not None:
+        write(model)
+    else:
+        n_embd, n_layer, n_head, n_head_kv, n_ff = SHAPES.get(shape) or map(int, shape.split(","))
+        write_llama(model, n_embd, n_layer, n_head, n_head_kv, n_ff)
+    model.close()
 
 
 if __name__ == "__main__":
