@@ -3,15 +3,18 @@
 
     make_random_model.py OUT.gguf VOCAB.gguf SHAPE TYPE
 
-SHAPE is a name (271M, tinyllama, 7b, 13b; lfm2-1.2b, qwen3.5-0.8b, mamba2-780m) or, of the llama architecture,
-N_EMBD,N_LAYER,N_HEAD,N_HEAD_KV,N_FF. TYPE is Q4_K_M, Q5_K_M or a plain ggml type such as Q8_0 or F16; the two mixtures
-give attn_v and ffn_down of half the layers and the output matrix Q6_K, much as llama.cpp's do. VOCAB.gguf supplies the
-tokenizer (vendor/llama.cpp/models/ggml-vocab-llama-spm.gguf). Weights are drawn and quantized once per shape and type
-and used again, so that a 13B file takes about a minute.
+SHAPE is a name (271M, tinyllama, 7b, 13b; mixtures of experts: olmoe, mixtral, qwen3-30b-a3b; hybrids: lfm2-1.2b,
+qwen3.5-0.8b, mamba2-780m) or the numbers N_EMBD, N_LAYER, N_HEAD, N_HEAD_KV, N_FF and, of a mixture, N_EXPERT and
+N_USED, separated by commas: the architecture is llama, of a mixture olmoe. TYPE is Q4_K_M, Q5_K_M or a plain ggml type
+such as Q8_0 or F16; the two mixtures of types give attn_v and ffn_down of half the layers and the output matrix Q6_K,
+much as llama.cpp's do. VOCAB.gguf supplies the tokenizer (vendor/llama.cpp/models/ggml-vocab-llama-spm.gguf). Weights
+are drawn and quantized once per shape and type and used again, also for all experts of a layer, so that a 13B file
+takes about a minute.
 """
 
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +23,43 @@ from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter, LlamaFileType
 
 from ggtune import _core
 
+
+@dataclass(frozen=True)
+class Shape:
+    """Numbers of a model; ``n_ff`` is that of an expert where there are experts."""
+
+    n_embd: int
+    n_layer: int
+    n_head: int
+    n_head_kv: int
+    n_ff: int
+    n_expert: int = 0
+    n_used: int = 0
+    architecture: str = ""
+    head_dim: int = 0
+
+    @classmethod
+    def of(cls, text: str) -> "Shape":
+        """Return that of a name or of numbers."""
+        return SHAPES[text] if text in SHAPES else cls(*map(int, text.split(",")))
+
+    @property
+    def arch(self) -> str:
+        return self.architecture or ("olmoe" if self.n_expert else "llama")
+
+    @property
+    def n_rot(self) -> int:
+        return self.head_dim or self.n_embd // self.n_head
+
+
 SHAPES = {
-    "271M": (1024, 16, 16, 16, 2816),
-    "tinyllama": (2048, 22, 32, 4, 5632),
-    "7b": (4096, 32, 32, 32, 11008),
-    "13b": (5120, 40, 40, 40, 13824),
+    "271M": Shape(1024, 16, 16, 16, 2816),
+    "tinyllama": Shape(2048, 22, 32, 4, 5632),
+    "7b": Shape(4096, 32, 32, 32, 11008),
+    "13b": Shape(5120, 40, 40, 40, 13824),
+    "olmoe": Shape(2048, 16, 16, 16, 1024, 64, 8),
+    "mixtral": Shape(4096, 32, 32, 8, 14336, 8, 2, "llama"),
+    "qwen3-30b-a3b": Shape(2048, 48, 32, 4, 768, 128, 8, "qwen3moe", 128),
 }
 MIXTURES = {"Q4_K_M": ("q4_K", "q6_K"), "Q5_K_M": ("q5_K", "q6_K")}
 
@@ -46,7 +81,8 @@ class ModelWriter:
         self.n_vocab = copy_tokenizer(self.writer, vocab)
         self.writer.add_vocab_size(self.n_vocab)
 
-    def matrix(self, name: str, n_out: int, n_in: int, more_bits: bool = False) -> None:
+    def matrix(self, name: str, n_out: int, n_in: int, more_bits: bool = False, n_expert: int = 0) -> None:
+        """Add a matrix, or the stack of those of all experts of a layer."""
         ggml_type = self.better if more_bits else self.normal
         # ggml's names of types, in the lower case of _core, and gguf's upper case
         canonical = ggml_type if ggml_type.islower() or "_K" in ggml_type else ggml_type.lower()
@@ -54,7 +90,9 @@ class ModelWriter:
         if key not in self.made:
             values = self.rng.standard_normal((n_out, n_in), dtype=np.float32) / np.float32(np.sqrt(n_in))
             self.made[key] = _core.quantize(canonical, values)
-        self.writer.add_tensor(name, self.made[key], raw_dtype=GGMLQuantizationType[canonical.upper()])
+        one = self.made[key]
+        data = np.broadcast_to(one, (n_expert, *one.shape)) if n_expert else one
+        self.writer.add_tensor(name, data, raw_dtype=GGMLQuantizationType[canonical.upper()])
 
     def constant(self, name: str, *shape: int, value: float = 1.0) -> None:
         self.writer.add_tensor(name, np.full(shape, value, np.float32))
@@ -70,10 +108,11 @@ class ModelWriter:
         self.writer.add_feed_forward_length(n_ff)
         self.writer.add_layer_norm_rms_eps(1e-5)
 
-    def feed_forward(self, block: str, n_embd: int, n_ff: int, more_bits: bool) -> None:
-        self.matrix(block + "ffn_gate.weight", n_ff, n_embd)
-        self.matrix(block + "ffn_up.weight", n_ff, n_embd)
-        self.matrix(block + "ffn_down.weight", n_embd, n_ff, more_bits)
+    def feed_forward(self, block: str, n_embd: int, n_ff: int, more_bits: bool, n_expert: int = 0) -> None:
+        kind = "_exps" if n_expert else ""
+        self.matrix(f"{block}ffn_gate{kind}.weight", n_ff, n_embd, n_expert=n_expert)
+        self.matrix(f"{block}ffn_up{kind}.weight", n_ff, n_embd, n_expert=n_expert)
+        self.matrix(f"{block}ffn_down{kind}.weight", n_embd, n_ff, more_bits, n_expert)
 
     def state_space(self, inner: int, state: int, heads: int, groups: int) -> None:
         self.writer.add_ssm_conv_kernel(4)
@@ -99,23 +138,36 @@ def copy_tokenizer(writer: GGUFWriter, vocab: Path) -> int:
     return len(fields["tokenizer.ggml.tokens"].contents())
 
 
-def write_llama(model: ModelWriter, n_embd: int, n_layer: int, n_head: int, n_head_kv: int, n_ff: int) -> None:
-    head_dim = n_embd // n_head
-    model.sizes(n_embd, n_layer, n_ff)
-    model.writer.add_head_count(n_head)
-    model.writer.add_head_count_kv(n_head_kv)
-    model.writer.add_rope_dimension_count(head_dim)
+def write_transformer(model: ModelWriter, shape: Shape) -> None:
+    """Attention and feed-forward in every layer, the latter by experts where there are any."""
+    n_embd, n_head_out, n_kv_out = shape.n_embd, shape.n_head * shape.n_rot, shape.n_head_kv * shape.n_rot
+    model.sizes(n_embd, shape.n_layer, shape.n_ff)
+    model.writer.add_head_count(shape.n_head)
+    model.writer.add_head_count_kv(shape.n_head_kv)
+    model.writer.add_rope_dimension_count(shape.n_rot)
+    if shape.head_dim:
+        model.writer.add_key_length(shape.head_dim)
+        model.writer.add_value_length(shape.head_dim)
+    if shape.n_expert:
+        model.writer.add_expert_count(shape.n_expert)
+        model.writer.add_expert_used_count(shape.n_used)
+        model.writer.add_expert_feed_forward_length(shape.n_ff)
     model.matrix("token_embd.weight", model.n_vocab, n_embd)
-    for layer in range(n_layer):
+    for layer in range(shape.n_layer):
         more_bits = layer % 2 == 0
         block = f"blk.{layer}."
         model.constant(block + "attn_norm.weight", n_embd)
         model.constant(block + "ffn_norm.weight", n_embd)
-        model.matrix(block + "attn_q.weight", n_embd, n_embd)
-        model.matrix(block + "attn_k.weight", n_head_kv * head_dim, n_embd)
-        model.matrix(block + "attn_v.weight", n_head_kv * head_dim, n_embd, more_bits)
-        model.matrix(block + "attn_output.weight", n_embd, n_embd)
-        model.feed_forward(block, n_embd, n_ff, more_bits)
+        if shape.arch in ("olmoe", "qwen3moe"):
+            model.constant(block + "attn_q_norm.weight", n_head_out if shape.arch == "olmoe" else shape.n_rot)
+            model.constant(block + "attn_k_norm.weight", n_kv_out if shape.arch == "olmoe" else shape.n_rot)
+        model.matrix(block + "attn_q.weight", n_head_out, n_embd)
+        model.matrix(block + "attn_k.weight", n_kv_out, n_embd)
+        model.matrix(block + "attn_v.weight", n_kv_out, n_embd, more_bits)
+        model.matrix(block + "attn_output.weight", n_embd, n_head_out)
+        if shape.n_expert:
+            model.floats(block + "ffn_gate_inp.weight", shape.n_expert, n_embd)
+        model.feed_forward(block, n_embd, shape.n_ff, more_bits, shape.n_expert)
     model.constant("output_norm.weight", n_embd)
     model.matrix("output.weight", model.n_vocab, n_embd, more_bits=True)
 
@@ -222,14 +274,15 @@ OTHERS: dict[str, tuple[str, Callable[[ModelWriter], None]]] = {
 def main() -> None:
     if len(sys.argv) != 5:
         sys.exit(__doc__)
-    out, vocab, shape, type_name = sys.argv[1:]
-    architecture, write = OTHERS.get(shape, ("llama", None))
-    model = ModelWriter(out, architecture, Path(vocab), shape, type_name)
-    if write is not None:
+    out, vocab, shape_name, type_name = sys.argv[1:]
+    if shape_name in OTHERS:
+        architecture, write = OTHERS[shape_name]
+        model = ModelWriter(out, architecture, Path(vocab), shape_name, type_name)
         write(model)
     else:
-        n_embd, n_layer, n_head, n_head_kv, n_ff = SHAPES.get(shape) or map(int, shape.split(","))
-        write_llama(model, n_embd, n_layer, n_head, n_head_kv, n_ff)
+        shape = Shape.of(shape_name)
+        model = ModelWriter(out, shape.arch, Path(vocab), shape_name, type_name)
+        write_transformer(model, shape)
     model.close()
 
 
