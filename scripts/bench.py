@@ -13,15 +13,15 @@ the answers; five different steps are measured.
 The matrix rate is that of NumPy's BLAS on 2048 x 2048 x 2048, with one thread and with the same threads, best of 10,
 taken in turn with the steps; beside it stands what the CPU's matrix unit reaches on bf16 tiles that stay in the L1
 cache, where it has one. The bound is the float32 rate over the floating point operations of a token: 4 per parameter
-of the linear layers (forward 2, input gradient 2; 6 with recomputation), and 4 per parameter of the output matrix for a
-target.
+of the linear layers (forward 2, input gradient 2; 6 with recomputation), of the experts of a mixture only those that a
+token takes, and 4 per parameter of the output matrix for a target.
 
 All else is measured in turn with that, a step of one after a step of the other, and printed with the ratio:
-``--against`` the same with other settings (ctx, samples, batch, rank, threads, recompute, precision); ``--against-cpu``
-the same in a second process with the kernels of a lesser CPU, which the environment variable GGTUNE_CPU names;
-``--peft`` transformers + PEFT in float32 on the same shape, ``--peft-dtype`` in other types too (bf16: the adapter
-stays float32, as PEFT makes it; bf16-all: it does not). They need torch, transformers and peft, in this Python or in
-the one given by ``--peft-python``.
+``--against`` the same with other settings (ctx, samples, batch, rank, targets, threads, recompute, precision);
+``--against-cpu`` the same in a second process with the kernels of a lesser CPU, which the environment variable
+GGTUNE_CPU names; ``--peft`` transformers + PEFT in float32 on the same shape, ``--peft-dtype`` in other types too
+(bf16: the adapter stays float32, as PEFT makes it; bf16-all: it does not). They need torch, transformers and peft, in
+this Python or in the one given by ``--peft-python``.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from typing import Any
 
 import numpy as np
 
-from bench_steps import SETTINGS, Contender, Shape, make_contender, random_step, real_steps
+from bench_steps import ALL, SETTINGS, Contender, Shape, make_contender, n_active_params, random_step, real_steps
 from ggtune._native import core as _core
 from ggtune.system import available_threads, peak_memory
 from machine_rate import MachineRate
@@ -50,6 +50,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--data", help="real samples instead of random tokens: what `ggtune train --data` takes")
     parser.add_argument("--ctx", type=int, default=256, help="tokens of one micro-batch (default 256)")
     parser.add_argument("--rank", type=int, default=4, help="LoRA rank (default 4)")
+    parser.add_argument("--targets", default=ALL, help="kinds of linears with an adapter, joined by + (default all)")
     parser.add_argument("--batch", type=int, default=1, help="micro-batches of a step (default 1)")
     parser.add_argument("--samples", type=int, default=1, help="samples packed into a micro-batch (default 1)")
     parser.add_argument("--steps", type=int, default=5, help="times a step is measured, the best counts (default 5)")
@@ -172,8 +173,7 @@ def measure(args: argparse.Namespace, shapes: list[Shape]) -> dict[str, Any]:
     for peer in peers:
         peer.close()
 
-    linears = model.linears()
-    n_linear_params = sum(linear.n_in * linear.n_out for linear in linears)
+    n_linear_params = n_active_params(model)
     head_share = first.n_targets / first.n_tokens
     flops = (6 if first.shape.recompute else 4) * n_linear_params + 4 * head_share * model.n_vocab * model.n_embd
     f32_rate = rates[-1].f32

@@ -14,7 +14,8 @@ from ggtune.data.samples import FloatArray
 from ggtune.data.tokenization import IntArray
 from ggtune.train.build import build
 
-SETTINGS = ("ctx", "samples", "batch", "rank", "threads", "recompute", "precision")
+SETTINGS = ("ctx", "samples", "batch", "rank", "targets", "threads", "recompute", "precision")
+ALL = "all"
 DATA_STEPS = 5
 
 Arrays = tuple[IntArray, IntArray, IntArray, IntArray, FloatArray]  # a micro-batch, as Trainer's methods take it
@@ -28,6 +29,7 @@ class Shape:
     samples: int
     batch: int
     rank: int
+    targets: str  # kinds of linears joined by "+", or ALL
     threads: int
     recompute: bool
     precision: str
@@ -39,7 +41,8 @@ class Shape:
             name, _, value = part.partition("=")
             if name not in SETTINGS or not value:
                 sys.exit(f"--against {text}: {part!r} is not one of {', '.join(SETTINGS)} with its value")
-            values[name] = value if name == "precision" else bool(int(value)) if name == "recompute" else int(value)
+            as_text = name in ("precision", "targets")
+            values[name] = value if as_text else bool(int(value)) if name == "recompute" else int(value)
         return replace(self, **values)
 
     def options(self) -> list[str]:
@@ -95,8 +98,9 @@ class Contender:
 
 
 def make_contender(model: _core.Model, shape: Shape, steps: Sequence[Sequence[Arrays]]) -> Contender:
-    """Make one with an adapter on all linears, and warm it up."""
-    targets = sorted({linear.kind for linear in model.linears()})
+    """Make one with an adapter on its targets, and warm it up."""
+    all_kinds = sorted({linear.kind for linear in model.linears()})
+    targets = all_kinds if shape.targets == ALL else shape.targets.split("+")
     adapter = _core.Adapter(model, rank=shape.rank, alpha=shape.rank, targets=targets)
     trainer = _core.Trainer(adapter, context=shape.ctx, threads=shape.threads, precision=shape.precision)
     trainer.recompute_layers = model.n_layer - 1 if shape.recompute else 0
@@ -104,6 +108,12 @@ def make_contender(model: _core.Model, shape: Shape, steps: Sequence[Sequence[Ar
     contender.run()
     contender.best = []
     return contender
+
+
+def n_active_params(model: _core.Model) -> int:
+    """Return the parameters of the linears that a token passes through: of experts those that it takes."""
+    n_used = int(model.metadata().get(f"{model.architecture}.expert_used_count", 1))
+    return sum(linear.n_in * linear.n_out * (n_used if linear.routed else linear.n_mat) for linear in model.linears())
 
 
 def random_batch(rng: np.random.Generator, n_vocab: int, n_tokens: int, n_samples: int) -> Arrays:

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from bench_steps import Arrays, Shape, random_batch, real_steps
+from bench_steps import ALL, Arrays, Shape, random_batch, real_steps
 from ggtune._native import core as _core
 from ggtune.data.samples import FloatArray
 from ggtune.system import available_threads
@@ -111,7 +111,7 @@ def difference(name: str, gradient: FloatArray, reference: FloatArray) -> Differ
 def micro_batches(args: argparse.Namespace, model: _core.Model) -> list[Arrays]:
     """Return one for each repeat; real ones come again where there are fewer."""
     if args.data:
-        shape = Shape(args.ctx, 1, args.batch, args.rank, args.threads, recompute=False, precision=PRECISION)
+        shape = Shape(args.ctx, 1, args.batch, args.rank, ALL, args.threads, recompute=False, precision=PRECISION)
         batches = [batch for step in real_steps(model, args.data, shape)[0] for batch in step]
         return [batches[i % len(batches)] for i in range(args.repeats)]
     rng = np.random.default_rng(args.seed)
