@@ -19,7 +19,7 @@ using detail::round_up;
 // Columns of a unit: at most so many, since the tiles of a kernel are no wider (float32, int16) or since that many are
 // enough for what is done once for each unit to be cheap (int8).
 constexpr int64_t kMostFloatColumns = 512;
-constexpr int64_t kMostInt8Columns = 256;
+constexpr int64_t kMostInt8Columns = 512;
 constexpr int64_t kMostInt16Columns = 1024;
 // Multiples of this where there are enough of them: of the blocks of a weight none is unpacked twice.
 constexpr int64_t kColumnStep = 256;
@@ -30,9 +30,10 @@ constexpr int64_t kMostGathered = 2 << 20;
 constexpr int64_t kMostRows = 1008;
 constexpr int64_t kLeastRows = 96;
 
-// Units enough for the threads, each of one of n_parts independent results.
+// Units enough for the threads, each of one of n_parts independent results; a single result is cut as seldom as it can
+// be, since each of its units reads all rows.
 ExpertUnits divided(int64_t n_parts, int64_t n_columns, int64_t most_columns, int n_threads) {
-    const int64_t wanted = (2 * n_threads + n_parts - 1) / n_parts;
+    const int64_t wanted = n_parts == 1 ? n_threads : (2 * n_threads + n_parts - 1) / n_parts;
     const int64_t width = (n_columns + wanted - 1) / wanted;
     int64_t columns = std::min(most_columns, round_up(width, kColumnStep));
     if ((n_columns + columns - 1) / columns * n_parts < n_threads) {
