@@ -33,19 +33,20 @@ struct AttentionShape {
     // own sample up to itself, or a window of that. A token without keys has zeros for output and gradient.
     const int32_t * first_key;
     const int32_t * end_key;
-    // [n_heads] Sinks (Xiao et al., arXiv:2309.17453, as gpt-oss has them): the logit of one more key of each head, which
-    // every token sees and whose value is zero. nullptr: none.
+    // [n_heads] Sinks (Xiao et al., arXiv:2309.17453, as gpt-oss has them): the logit of one more key of each head,
+    // which every token sees and whose value is zero. nullptr: none.
     const float * sinks = nullptr;
 };
 
 // out = softmax(logits) v;  lse [n_heads, n_tokens] = log(sum(exp(logits))), natural, the sink's among them, -infinity
-// for a token without keys. Work grows with the number of (token, key) pairs that see each other. Thread ith of nth writes its own part of
-// out and lse; the result has the same bits for every nth. No output may overlap an input.
+// for a token without keys. Work grows with the number of (token, key) pairs that see each other. Thread ith of nth
+// writes its own part of out and lse; the result has the same bits for every nth. No output may overlap an input.
 void attention_forward(const AttentionShape & shape, const ConstHeads & q, const ConstHeads & k, const ConstHeads & v,
                        const Heads & out, float * lse, int ith, int nth);
 
-// The gradients of sum(out * d_out), sinks constant; `out` and `lse` are attention_forward()'s: the sink is in them. With `accumulate` they are added to dq,
-// dk and dv, else these are overwritten. Threads as above: every element of dq, dk and dv is written by one thread.
+// The gradients of sum(out * d_out), sinks constant; `out` and `lse` are attention_forward()'s: the sink is in them.
+// With `accumulate` they are added to dq, dk and dv, else these are overwritten. Threads as above: every element of dq,
+// dk and dv is written by one thread.
 void attention_backward(const AttentionShape & shape, const ConstHeads & q, const ConstHeads & k, const ConstHeads & v,
                         const ConstHeads & out, const float * lse, const ConstHeads & d_out, const Heads & dq,
                         const Heads & dk, const Heads & dv, bool accumulate, int ith, int nth);

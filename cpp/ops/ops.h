@@ -97,9 +97,10 @@ class Ops {
 
     // Whether attention() serves; else llama.cpp's nodes for it stay, with the scores of all rows written out.
     virtual bool has_attention() const { return false; }
-    // softmax of the scores over the keys that each row sees, times v. sinks, frozen, ne = [n_head], or nullptr: one more
-    // score of each head, for a key that every row sees and whose v is zero. q ne = [head_dim, T, n_head], k the same with
-    // n_head_kv, v ne = [head_dim_v, T, n_head_kv]; any strides over T and heads. -> ne = [head_dim_v * n_head, T]
+    // softmax of the scores over the keys that each row sees, times v. q ne = [head_dim, T, n_head], k the same with
+    // n_head_kv, v ne = [head_dim_v, T, n_head_kv]; any strides over T and heads. sinks, frozen, ne = [n_head], or
+    // nullptr: one more score of each head, for a key that every row sees and whose v is zero.
+    // -> ne = [head_dim_v * n_head, T]
     virtual ggml_tensor * attention(ggml_tensor * /*q*/, ggml_tensor * /*k*/, ggml_tensor * /*v*/,
                                     const KeyRanges & /*keys*/, const AttentionParams & /*params*/,
                                     ggml_tensor * /*sinks*/) {
@@ -168,7 +169,8 @@ class Ops {
     virtual ggml_tensor * clamp_dx(ggml_tensor * x, ggml_tensor * dy, float min, float max) = 0;
     // gradient of `source` of which `view` shows a part: zero outside
     virtual ggml_tensor * view_dx(ggml_tensor * source, ggml_tensor * view, ggml_tensor * dy) = 0;
-    // gradient of x = [n, rows, ...] whose rows `ids` (I32, ne = [k, ...], any strides) were taken, of each matrix its own
+    // gradient of x = [n, rows, ...] whose rows `ids` (I32, ne = [k, ...], any strides) were taken, of each matrix by
+    // ids of its own
     virtual ggml_tensor * rows_dx(ggml_tensor * x, ggml_tensor * ids, ggml_tensor * dy) = 0;
     // gradient of an operand that was repeated to the shape of dy: the sum over its repetitions
     virtual ggml_tensor * repeat_dx(const ggml_tensor * operand, ggml_tensor * dy) = 0;

@@ -47,8 +47,8 @@ void get_rows_rule(const BackwardStep & s) {
     s.add(s.y->src[0], s.ops.rows_dx(s.y->src[0], s.y->src[1], s.dy));
 }
 
-// Of a CPY: what is left in y, a tensor of another shape and perhaps a part of a bigger one, are the elements of the first
-// operand in order. The second operand is where they go; what it held is lost.
+// Of a CPY: the elements of the first operand in order, in the shape of the second. That is where they go: what it held
+// is lost and has no gradient.
 bool copies_floats(const ggml_tensor * node) {
     return node->src[0]->type == GGML_TYPE_F32;
 }

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <optional>
 #include <random>
 #include <string>
 #include <vector>
@@ -42,8 +43,8 @@ struct Case {
     Packing packing;
     float pre_scale, softcap, post_scale;
     bool accumulate = false;
-    int64_t padding = 0;  // floats between heads, and five times that between tokens
-    Floats sinks = {};    // by head; none: no sinks
+    int64_t padding = 0;                         // floats between heads, and five times that between tokens
+    std::optional<Floats> sinks = std::nullopt;  // by head
 
     Case with_sinks(const Floats & values) const {
         Case c = *this;
@@ -83,7 +84,7 @@ AttentionShape shape_of(const Case & c) {
             c.post_scale,
             c.packing.first_key.data(),
             c.packing.end_key.data(),
-            c.sinks.empty() ? nullptr : c.sinks.data()};
+            c.sinks ? c.sinks->data() : nullptr};
 }
 
 struct Inputs {
@@ -376,7 +377,7 @@ double loss(const AttentionShape & s, const std::vector<double> & q, const std::
     return sum;
 }
 
-void test_finite_differences(const Floats & sinks) {
+void test_finite_differences(const std::optional<Floats> & sinks) {
     for (const float softcap : {0.0f, 2.0f}) {
         const Case c = {"", 4, 2, 8, 8, Packing({5, 13, 1}, 9), 0.7f, softcap, 0.9f, false, 0, sinks};
         const AttentionShape shape = shape_of(c);
@@ -402,7 +403,7 @@ void test_finite_differences(const Floats & sinks) {
                 slopes.push_back((above - below) / (2 * kStep));
             }
             check(std::string("finite differences, ") + names[n] + (softcap != 0 ? ", soft cap" : "") +
-                      (sinks.empty() ? "" : ", sinks"),
+                      (sinks ? ", sinks" : ""),
                   relative_difference(gradients[n]->values, slopes), 1e-6);
         }
     }
@@ -411,8 +412,8 @@ void test_finite_differences(const Floats & sinks) {
 }  // namespace
 
 int main() {
-    test_finite_differences({});
-    test_finite_differences({0.5f, 2.0f, -1.0f, 1.5f});
+    test_finite_differences(std::nullopt);
+    test_finite_differences(Floats{0.5f, 2.0f, -1.0f, 1.5f});
     test_against_reference();
     test_bias();
     test_distant_logits();

@@ -139,7 +139,7 @@ ggml_tensor * GgmlOps::rows_dx(ggml_tensor * x, ggml_tensor * ids, ggml_tensor *
     if (n_matrices == 1) {
         return added_rows(x->ne[1], ids, dy);
     }
-    // Every row that was taken in a matrix of its own, where its number is free whatever the others are; then their sum.
+    // Every row that was taken in a matrix of its own, where no other can be; then their sum.
     const int64_t n = x->ne[0], n_rows = x->ne[1], n_taken = dy->ne[1];
     ggml_tensor * shape = ggml_new_tensor_3d(ctx, GGML_TYPE_F32, n, n_rows, n_taken * n_matrices);
     ggml_tensor * apart = ggml_set_rows(ctx, zeros_like(shape), ggml_reshape_3d(ctx, dy, n, 1, n_taken * n_matrices),
