@@ -44,13 +44,13 @@ bool has_common_name(const Linear & linear) {
     return linear.n_mat == 1 && kinds.count(linear.kind) != 0;
 }
 
-// All matrices and stacks of the blocks. A vector may be a matrix of one row (a gate of shared experts).
+// All matrices and stacks of the blocks. A matrix of one row (the gate of shared experts) is a vector.
 std::vector<Linear> candidates(const Model & model) {
     std::vector<Linear> found;
     for (const auto & [name, tensor] : model.tensors()) {
         int layer;
         std::string kind;
-        if (parse_block_tensor(name, layer, kind) && ggml_n_dims(tensor) <= 3) {
+        if (parse_block_tensor(name, layer, kind) && ggml_n_dims(tensor) >= 2 && ggml_n_dims(tensor) <= 3) {
             found.push_back({name, kind, layer, tensor->ne[0], tensor->ne[1], tensor->ne[2], false, tensor});
         }
     }

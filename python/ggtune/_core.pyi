@@ -27,8 +27,8 @@ class TensorInfo:
 class Linear:
     """A linear layer that can carry a LoRA adapter.
 
-    Its weight has shape ``(n_out, n_in)``, or ``(n_mat, n_out, n_in)`` where it is a stack of matrices (experts, heads),
-    each of which has a pair of its own.
+    Its weight has shape ``(n_out, n_in)``, or ``(n_mat, n_out, n_in)`` where it is a stack of matrices (experts,
+    heads), each of which has a pair of its own.
     """
 
     name: str  # "blk.0.attn_q.weight"

@@ -18,7 +18,15 @@ from ggtune.setting_texts import Holdout, SaveInterval, unknown_doubts, wrong_pa
 
 Face = Literal["train", "finetune"]
 
-LINEAR_KINDS_ALL = "all"
+# What --targets takes beside the kinds of linears that a model has: names of several of them, with their meaning.
+DENSE = "dense"
+LINEAR_GROUPS = {
+    DENSE: "every linear that each token goes through: all but experts and routers",
+    "all": "these and the experts",
+    "attention": "those of attention",
+    "ffn": "those of the feed-forward layers, of shared experts too",
+    "experts": "the experts alone",
+}
 
 # Where --stop-loss alone ends a run, without a number of epochs or steps: it ends all the same after so many epochs
 # (and at least so many steps: a small table has few in an epoch), or when the loss no longer falls.
@@ -31,7 +39,9 @@ _EPOCHS, _LR, _WARMUP_SHARE, _RANK = 3.0, 2e-4, 0.05, 16
 
 
 def _kinds(value: tuple[str, ...]) -> str | None:
-    return None if value and all(value) else 'must be "all" or linears separated by commas, such as attn_q,attn_v'
+    if value and all(part.removeprefix("-") for part in value):
+        return None
+    return f"must be linears or groups separated by commas, such as attn_q,attn_v or {', '.join(LINEAR_GROUPS)}"
 
 
 @dataclass(frozen=True)
@@ -235,10 +245,11 @@ class TrainConfig:
     )
     targets: tuple[str, ...] = setting(
         None,
-        "Linears that get an adapter, separated by commas: attn_q, attn_k, attn_v, attn_output, ffn_gate, ffn_up, "
-        "ffn_down, ... or all.",
-        finetune_default=(LINEAR_KINDS_ALL,),
-        default_text="all, or those of --from",
+        "Linears that get an adapter, separated by commas: attn_q, ffn_up, ... (`ggtune inspect` lists a model's), "
+        "or groups: " + "; ".join(f"{name}: {text}" for name, text in LINEAR_GROUPS.items()) + ". A minus leaves out: "
+        "all,-attn_k.",
+        finetune_default=(DENSE,),
+        default_text=f"{DENSE}, or those of --from",
         check=_kinds,
         metavar="NAMES",
     )
@@ -349,7 +360,7 @@ class TrainConfig:
             values = {"schedule": "constant", "warmup": _WARMUP_STEPS, "stop_plateau": _PLATEAU_EPOCHS}
         else:
             values = {"epochs": _EPOCHS, "lr": _LR, "schedule": "cosine", "warmup": _WARMUP_SHARE, "stop_plateau": 0}
-        return values if self.from_adapter else {**values, "rank": _RANK, "targets": (LINEAR_KINDS_ALL,)}
+        return values if self.from_adapter else {**values, "rank": _RANK, "targets": (DENSE,)}
 
     @property
     def until_stop_loss(self) -> bool:

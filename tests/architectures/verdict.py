@@ -29,9 +29,8 @@ _ROW = re.compile(r"\| `(\S+)` \| (yes|no) \| (.*?) ?\|$", re.MULTILINE)
 def make_trainer(
     model: Model, *, precision: str = "auto", dropout: float = 0.0, context: int = 16, seed: int = 0, **options: Any
 ) -> Trainer:
-    """A trainer of a LoRA on all linears of a model that rank 2 fits, and with a random B."""
-    narrow = {linear.kind for linear in model.linears() if min(linear.n_in, linear.n_out) < 2}
-    kinds = sorted({linear.kind for linear in model.linears()} - narrow)
+    """A trainer of a LoRA on all linears of a model, of rank 2 and with a random B."""
+    kinds = sorted({linear.kind for linear in model.linears()})
     adapter = Adapter(model, rank=2, alpha=2.0, targets=kinds, seed=seed)
     rng = np.random.default_rng(seed)
     for name in adapter.tensor_names():

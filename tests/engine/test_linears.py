@@ -26,7 +26,7 @@ KINDS: Mapping[str, tuple[list[str], list[str]]] = {
     "gpt2": (["attn_qkv", "attn_output", "ffn_up", "ffn_down"], []),
     "muse-glimmer": ([*ATTENTION, "attn_gate", *FEED_FORWARD], []),
     "llama+experts": ([*ATTENTION, "ffn_gate_inp"], EXPERTS),
-    "qwen2moe": ([*ATTENTION, "ffn_gate_inp", "ffn_gate_inp_shexp", *SHARED], EXPERTS),
+    "qwen2moe": ([*ATTENTION, "ffn_gate_inp", *SHARED], EXPERTS),  # ffn_gate_inp_shexp is a vector
     "grovemoe": (
         [*ATTENTION, "ffn_gate_inp"],
         [*EXPERTS, "ffn_gate_chexps", "ffn_up_chexps", "ffn_down_chexps"],
@@ -52,7 +52,10 @@ KINDS: Mapping[str, tuple[list[str], list[str]]] = {
     # the file has a dense feed-forward, which its graph does not multiply with
     "hy_v3": ([*ATTENTION, "ffn_gate_inp", *SHARED], ["ffn_gate_up_exps", "ffn_down_exps"]),
     # multi-head latent attention: llama.cpp multiplies without adapters
-    "deepseek2+experts": (["attn_output", *FEED_FORWARD, "ffn_gate_inp", *SHARED], ["ffn_gate_up_exps", "ffn_down_exps"]),
+    "deepseek2+experts": (
+        ["attn_output", *FEED_FORWARD, "ffn_gate_inp", *SHARED],
+        ["ffn_gate_up_exps", "ffn_down_exps"],
+    ),
 }
 
 

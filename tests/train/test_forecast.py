@@ -149,3 +149,7 @@ def test_lines() -> None:
     assert "2.0 GiB are free: it does NOT fit; a smaller --ctx or --rank, or --recompute needs less" in small
     uncut = example(available_bytes=2 << 30, seconds_per_step=None, can_recompute=False)
     assert "a smaller --ctx or --rank needs less" in uncut.lines(datetime(2030, 1, 1))[0]
+    mixture = example(available_bytes=2 << 30, experts="5.00M for experts, which take 80.0 MB")
+    lines = mixture.lines(datetime(2030, 1, 1))
+    assert "or --targets dense (of the adapter's parameters are 5.00M for experts" in lines[0]
+    assert any("5.00M for experts, which take 80.0 MB" in line for line in lines[1:])

@@ -2,8 +2,9 @@
 
 The layout is that of llama.cpp's ``convert_lora_to_gguf.py``: ``general.type = "adapter"``, ``adapter.type = "lora"``,
 ``adapter.lora.alpha``; tensors ``<base tensor name>.lora_a`` of NumPy shape ``(rank, n_in)`` and ``.lora_b`` of
-``(n_out, rank)``; of ``token_embd.weight``, whose rows are looked up, ``(n_vocab, rank)`` and ``(n_embd, rank)``. The
-product is scaled by alpha / rank.
+``(n_out, rank)``; of ``token_embd.weight``, whose rows are looked up, ``(n_vocab, rank)`` and ``(n_embd, rank)``; of a
+stack of matrices (experts) ``(n_mat, rank, n_in)`` and ``(n_mat, n_out, rank)``, a pair for each. The product is scaled
+by alpha / rank.
 """
 
 import os
@@ -42,12 +43,12 @@ class AdapterFile:
 
     def rank_of(self, base: str) -> int:
         """Rank of one pair."""
-        return int(self.tensors[base + ".lora_b"].shape[1])
+        return int(self.tensors[base + ".lora_b"].shape[-1])
 
-    def shape_of(self, base: str) -> tuple[int, int]:
-        """Return the ``(n_in, n_out)`` of the base tensor that a pair is for."""
+    def shape_of(self, base: str) -> tuple[int, ...]:
+        """Return the ``(n_in, n_out)`` of the base tensor that a pair is for, ``(n_in, n_out, n_mat)`` of a stack."""
         a, b = self.tensors[base + ".lora_a"], self.tensors[base + ".lora_b"]
-        return (b.shape[0], a.shape[0]) if is_flipped(base) else (a.shape[1], b.shape[0])
+        return (b.shape[0], a.shape[0]) if is_flipped(base) else (a.shape[-1], b.shape[-2], *a.shape[:-2])
 
     @property
     def bases(self) -> list[str]:
@@ -94,7 +95,7 @@ def read_adapter(path: str | os.PathLike[str]) -> AdapterFile:
     for t in structure.tensors:
         if t.type_name not in ("F32", "F16"):
             raise ModelError(f"{path}: tensor {t.name} is {t.type_name}; an adapter is F32 or F16")
-        tensors[t.name] = structure.floats(t)
+        tensors[t.name] = _without_stack_of_one(structure.floats(t))
     if not tensors:
         raise ModelError(f"{path} has no tensors")
     notes = structure.ggtune_texts
@@ -107,10 +108,17 @@ def _pairs(path: str | os.PathLike[str], tensors: Mapping[str, FloatArray]) -> d
         other = {"lora_a": f"{base}.lora_b", "lora_b": f"{base}.lora_a"}.get(side)
         if other is None or other not in tensors:
             raise ModelError(f"{path}: tensor {name} is not one of a pair .lora_a and .lora_b")
-        pair = (values, tensors[other]) if side == "lora_a" else (tensors[other], values)
-        if values.ndim != 2 or tensors[other].ndim != 2 or pair[0].shape[is_flipped(base)] != pair[1].shape[1]:
+        a, b = (values, tensors[other]) if side == "lora_a" else (tensors[other], values)
+        flipped = is_flipped(base)
+        fit = a.ndim == b.ndim and a.shape[:-2] == b.shape[:-2] and a.shape[-1 if flipped else -2] == b.shape[-1]
+        if not 2 <= a.ndim <= (2 if flipped else 3) or not fit:
             raise ModelError(f"{path}: {name} and {other} don't fit each other")
     return dict(tensors)
+
+
+def _without_stack_of_one(values: FloatArray) -> FloatArray:
+    """Take off the dimension of a stack that holds one matrix: to ggml it is none."""
+    return values[0] if values.ndim == 3 and len(values) == 1 else values
 
 
 def check_fits(path: str | os.PathLike[str], content: AdapterFile, model: "Model") -> None:
@@ -118,8 +126,12 @@ def check_fits(path: str | os.PathLike[str], content: AdapterFile, model: "Model
     wrong = []
     if content.architecture != model.architecture:
         wrong.append(f"its architecture is {content.architecture!r}, the model's {model.architecture!r}")
-    shapes = {linear.name: (linear.n_in, linear.n_out) for linear in model.linears()}
-    shapes |= {t.name: (t.shape[1], t.shape[0]) for t in model.tensors() if t.name in _BESIDE_LAYERS}
+    shapes: dict[str, tuple[int, ...]] = {
+        linear.name: (linear.n_in, linear.n_out, linear.n_mat)[: 2 if linear.n_mat == 1 else 3]
+        for linear in model.linears()
+    }
+    all_shapes = {t.name: t.shape for t in model.tensors()}
+    shapes |= {name: (shape[1], shape[0]) for name, shape in all_shapes.items() if name in _BESIDE_LAYERS}
     for base in content.bases:
         given = content.shape_of(base)
         if base in _BESIDE_LAYERS and "output.weight" not in shapes:
@@ -129,14 +141,19 @@ def check_fits(path: str | os.PathLike[str], content: AdapterFile, model: "Model
                 "llama.cpp can't apply that. Train without lm_head and embed_tokens."
             )
         if base not in shapes:
-            wrong.append(f"the model has no linear {base}")
+            known = base in all_shapes
+            wrong.append(f"llama.cpp applies no adapter to {base}" if known else f"the model has no linear {base}")
         elif given != shapes[base]:
-            wrong.append(
-                f"{base} is {given[0]} to {given[1]} in it and {shapes[base][0]} to {shapes[base][1]} in the model"
-            )
+            wrong.append(f"{base} is {shape_text(given)} in it and {shape_text(shapes[base])} in the model")
     if wrong:
         more = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
         raise ModelError(f"{path} is an adapter of another model than {model.path}: " + "; ".join(wrong[:3]) + more)
+
+
+def shape_text(shape: tuple[int, ...]) -> str:
+    """``64 to 128``, or ``8 times 64 to 128`` of a stack."""
+    n_in, n_out, *n_mat = shape
+    return "".join(f"{n} times " for n in n_mat) + f"{n_in} to {n_out}"
 
 
 def pairs_beside_layers(content: AdapterFile, model: "Model") -> list[str]:

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ggtune.errors import ModelError
-from ggtune.gguf.adapter_file import AdapterFile, is_flipped, read_adapter
+from ggtune.gguf.adapter_file import AdapterFile, is_flipped, read_adapter, shape_text
 from ggtune.gguf.io import gguf_structure, model_fingerprint
 
 _SHOWN_DIGITS = 8
@@ -92,13 +92,15 @@ def check_pairs(adapter: str | os.PathLike[str], content: AdapterFile, base: str
 
 
 def _misfit(content: AdapterFile, name: str, shapes: Mapping[str, tuple[int, ...]]) -> str:
-    """Say what is wrong with a pair; "" where it fits. ``shapes`` are ggml's: ``(n_in, n_out)``."""
+    """Say what is wrong with a pair; "" where it fits. ``shapes`` are ggml's: ``(n_in, n_out)``, with ``n_mat``."""
     shape = shapes.get(name, ())
-    if len(shape) != 2:
+    while len(shape) > 2 and shape[-1] == 1:  # to ggml they are no dimensions
+        shape = shape[:-1]
+    if not 2 <= len(shape) <= 3:
         return f"the model has no linear {name}"
     if is_flipped(name) and "output.weight" not in shapes:
         return f"{name} is the output layer too, and llama.cpp can't apply a pair to both"
     given = content.shape_of(name)
     if given != shape:
-        return f"{name} is {given[0]} to {given[1]} in it and {shape[0]} to {shape[1]} in the model"
+        return f"{name} is {shape_text(given)} in it and {shape_text(shape)} in the model"
     return ""

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from ggtune.errors import GgtuneError, ModelError
-from ggtune.gguf.adapter_file import AdapterFile, FloatArray, is_flipped, read_adapter, write_adapter
+from ggtune.gguf.adapter_file import AdapterFile, FloatArray, is_flipped, read_adapter, shape_text, write_adapter
 
 STACKED = "stacked"
 """Note of a stacked file: the adapters in it with their factors."""
@@ -42,7 +42,7 @@ def stacked(adapters: Sequence[tuple[str, AdapterFile, float]], *, force: bool =
         raise GgtuneError("There is no adapter to stack.")
     first_name, first, _ = adapters[0]
     parts: dict[str, list[tuple[FloatArray, FloatArray]]] = {}
-    sizes: dict[str, tuple[str, int, int]] = {}
+    sizes: dict[str, tuple[str, tuple[int, ...]]] = {}
     for name, content, scale in adapters:
         if not math.isfinite(scale):
             raise GgtuneError(f"{name}: the factor of an adapter has to be a finite number, not {scale}.")
@@ -56,11 +56,12 @@ def stacked(adapters: Sequence[tuple[str, AdapterFile, float]], *, force: bool =
             raise ModelError(f"{name} and {first_name} were trained on different models. --force stacks them.")
         for base in content.bases:
             a, b, factor = _pair(content, base)
-            other, n_in, n_out = sizes.setdefault(base, (name, a.shape[-1], b.shape[-2]))
-            if (a.shape[-1], b.shape[-2]) != (n_in, n_out):
+            size = content.shape_of(base)
+            other, expected = sizes.setdefault(base, (name, size))
+            if size != expected:
                 raise ModelError(
-                    f"{base} is {a.shape[-1]} to {b.shape[-2]} in {name}, but {n_in} to {n_out} in {other}: they are "
-                    "adapters of different models."
+                    f"{base} is {shape_text(size)} in {name}, but {shape_text(expected)} in {other}: they are adapters "
+                    "of different models."
                 )
             parts.setdefault(base, []).append((a, b * np.float64(scale * factor)))
 
@@ -77,7 +78,7 @@ def stacked(adapters: Sequence[tuple[str, AdapterFile, float]], *, force: bool =
 
 
 def _pair(content: AdapterFile, base: str) -> tuple[FloatArray, FloatArray, float]:
-    """A ``(rank, n_in)``, B ``(n_out, rank)`` and the factor of their product."""
+    """A ``(rank, n_in)``, B ``(n_out, rank)``, stacks of them too, and the factor of their product."""
     a, b = content.tensors[f"{base}.lora_a"], content.tensors[f"{base}.lora_b"]
     factor = content.alpha / b.shape[-1] if content.alpha else 1.0
     return (a.swapaxes(-1, -2) if is_flipped(base) else a), b, factor

@@ -166,7 +166,7 @@ def _content(architecture: str, alpha: float, texts: list[str], tensors: Mapping
     names = [name for name in tensors if name.endswith((".lora_a", ".lora_b"))]
     moments = {name: (tensors[name + ".m"], tensors[name + ".v"]) for name in names}
     for name, pair in moments.items():
-        if tensors[name].ndim != 2 or any(moment.shape != tensors[name].shape for moment in pair):
+        if tensors[name].ndim not in (2, 3) or any(moment.shape != tensors[name].shape for moment in pair):
             raise CheckpointError(f"the shapes of {name} and its moments don't fit each other")
     adapter = AdapterFile(architecture, alpha, {name: tensors[name] for name in names}, state.adapter_notes)
     return Checkpoint(adapter, moments, state, TrainConfig.from_dict(settings))

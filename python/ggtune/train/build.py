@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ggtune._native import core
-from ggtune.config import LINEAR_KINDS_ALL, TrainConfig
+from ggtune.config import TrainConfig
 from ggtune.errors import GgtuneError
 from ggtune.gguf.adapter_file import AdapterFile, adapter_content
 from ggtune.run.checkpoint import Checkpoint, CheckpointError, restore
@@ -13,6 +13,7 @@ from ggtune.system import available_memory, format_bytes, resolved_threads
 from ggtune.train.plan import Plan
 from ggtune.train.samples import RunSamples, read_samples
 from ggtune.train.start import Start, settled
+from ggtune.train.targets import BYTES_PER_PARAMETER, Targets, chosen_targets, experts_share, n_params, smaller_targets
 
 if TYPE_CHECKING:
     from ggtune._core import Adapter, Model, Trainer
@@ -28,6 +29,7 @@ class Build:
     model: "Model"
     samples: RunSamples
     adapter: "Adapter"
+    targets: Targets
     engine: "Trainer"
     plan: Plan
 
@@ -36,9 +38,16 @@ class Build:
         """The settings, none of them open any more."""
         return self.start.config
 
+    @property
+    def experts(self) -> str:
+        """How much of the adapter is for experts, "" where none is."""
+        return experts_share(self.targets.of(self.model.linears()), self.config.rank)
+
     def initial(self) -> AdapterFile:
         """Make the adapter as it was before the first step. It may have been a while ago, in another process."""
-        adapter = _adapter(self.config, self.model)
+        adapter = _adapter(self.config, self.model, self.targets)
+        if self.adapter.dropped:
+            adapter.drop(self.adapter.dropped)
         if self.config.from_adapter:
             settled(self.config, self.model).fill(adapter)
         return adapter_content(adapter, {})
@@ -66,9 +75,10 @@ def build(
             f"the samples of {config.data} are not those that the checkpoint was trained on "
             f"({checkpoint.config.data}): the data has changed. Give the old file, or start a new run."
         )
+    targets = chosen_targets(config.targets, model.linears(), config.rank, config.model)
     if not header_only:
-        _check_adapter_memory(config, model)
-    adapter = _adapter(config, model)
+        _check_adapter_memory(config, model, targets)
+    adapter = _adapter(config, model, targets)
     engine = core.Trainer(
         adapter,
         context=samples.context,
@@ -91,38 +101,27 @@ def build(
         restore(engine, checkpoint)
     elif not header_only:  # such an adapter has no values
         start.fill(adapter)
-    return Build(start, model, samples, adapter, engine, plan)
+    return Build(start, model, samples, adapter, targets, engine, plan)
 
 
-def chosen_targets(config: TrainConfig, model: "Model") -> list[str]:
-    """Return the kinds of linears that get an adapter. Raises :class:`GgtuneError` for one that the model has not."""
-    kinds = list(dict.fromkeys(linear.kind for linear in model.linears()))
-    if config.targets == (LINEAR_KINDS_ALL,):
-        return kinds
-    unknown = [name for name in config.targets if name not in kinds]
-    if unknown and kinds:  # a model without any is the engine's to refuse
-        raise GgtuneError(f"--targets: {config.model} has no linear {', '.join(unknown)}; it has {', '.join(kinds)}")
-    return list(config.targets)
-
-
-def _check_adapter_memory(config: TrainConfig, model: "Model") -> None:
-    """Refuse an adapter that can't even be made. It takes four times its F32 values: with gradient and two moments."""
-    targets = chosen_targets(config, model)
-    n_params = sum(config.rank * (linear.n_in + linear.n_out) for linear in model.linears() if linear.kind in targets)
-    needed, free = 16 * n_params, available_memory()
+def _check_adapter_memory(config: TrainConfig, model: "Model", targets: Targets) -> None:
+    """Refuse an adapter that can't even be made."""
+    linears = targets.of(model.linears())
+    needed, free = BYTES_PER_PARAMETER * n_params(linears, config.rank), available_memory()
     if needed > free and not config.force:
         raise GgtuneError(
             f"more memory is needed than there is: {format_bytes(needed)} for an adapter of rank {config.rank}, "
-            f"{format_bytes(free)} are free. Give a smaller --rank or fewer --targets."
+            f"{format_bytes(free)} are free. Give a smaller --rank or fewer --targets"
+            f"{smaller_targets(experts_share(linears, config.rank))}."
         )
 
 
-def _adapter(config: TrainConfig, model: "Model") -> "Adapter":
+def _adapter(config: TrainConfig, model: "Model", targets: Targets) -> "Adapter":
     return core.Adapter(
         model,
         rank=config.rank,
         alpha=config.effective_alpha,
-        targets=chosen_targets(config, model),
+        targets=targets.kinds,
         rslora=config.rslora,
         seed=config.seed,
     )

@@ -14,6 +14,7 @@ from ggtune.data.packing import MicroBatch
 from ggtune.system import available_memory, format_bytes
 from ggtune.train.build import build
 from ggtune.train.recomputation import set_recomputation
+from ggtune.train.targets import smaller_targets
 
 if TYPE_CHECKING:
     from ggtune._core import Trainer
@@ -34,6 +35,7 @@ class Forecast:
     micro_batches_per_step: float
     tokens_per_step: float
     can_recompute: bool = True  # whether any layer can be
+    experts: str = ""  # how much of the adapter is for experts
     until_loss: float = 0.0  # the total steps are the most that are taken to come under it; 0: all of them are taken
 
     @property
@@ -53,9 +55,14 @@ class Forecast:
         )
         lines = [
             f"Memory: {format_bytes(self.total_bytes)} at the peak, {format_bytes(self.available_bytes)} are free: "
-            + ("it fits" if self.fits else f"it does NOT fit; a smaller {smaller} needs less"),
+            + (
+                "it fits"
+                if self.fits
+                else f"it does NOT fit; a smaller {smaller} needs less{smaller_targets(self.experts)}"
+            ),
             f"  computed again for their gradient: {self.recompute_layers} of {self.n_layer} layers",
             *(f"  {name:<10} {format_bytes(n)}" for name, n in self.memory_bytes.items()),
+            *([f"  of the adapter's parameters {self.experts}"] if self.experts else ()),
         ]
         if self.seconds_per_step is None:
             return [*lines, f"Steps: {self.total_steps or 'no last step'}; their time was not tried"]
@@ -99,6 +106,7 @@ def forecast(config: TrainConfig) -> Forecast:
         held_out_s=_seconds(engine, plan.held_out, gradients=False) if fits and plan.held_out else 0.0,
         steps_per_epoch=n_steps,
         total_steps=plan.total_steps,
+        experts=built.experts,
         until_loss=config.stop_loss if config.until_stop_loss else 0.0,
         micro_batches_per_step=len(batches) / n_steps,
         tokens_per_step=n_tokens / n_steps,

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from ggtune.config import TrainConfig
     from ggtune.train.plan import Plan
 
+_SHOWN = 8
+
 
 def first_lines(built: Build, memory_bytes: Mapping[str, int]) -> list[str]:
     """Describe model, adapter, data, steps; ``memory_bytes`` are what the run will need, by part."""
@@ -26,7 +28,8 @@ def first_lines(built: Build, memory_bytes: Mapping[str, int]) -> list[str]:
         f"Model: {config.model}: {model.architecture}, {model.n_params / 1e6:.1f}M parameters, "
         f"{format_bytes(model.n_bytes)}",
         f"Adapter: rank {config.rank}, alpha {config.effective_alpha:g}, {adapter.n_params / 1e6:.2f}M parameters on "
-        f"{len(adapter.tensor_names()) // 2} linears",
+        f"{len(adapter.tensor_names()) // 2} linears" + (f" ({built.experts})" if built.experts else ""),
+        *_left_out(built),
         *(f"Data: {line}" for line in samples.data.report.lines()),
         f"Samples: {len(samples.training)} to train on, {len(samples.held_out)} held out; "
         f"context {samples.context}{capped}, loss on {'every token' if config.loss_on == 'all' else 'the answers'}",
@@ -38,6 +41,17 @@ def first_lines(built: Build, memory_bytes: Mapping[str, int]) -> list[str]:
         + (f", with {n_again} of {model.n_layer} layers computed again for their gradient" if n_again else ""),
         f"Threads: {resolved_threads(config.threads)} with kernels for {core.kernel_variant()}; seed {config.seed}",
     ]
+
+
+def _left_out(built: Build) -> list[str]:
+    """Name the linears that were asked for by a group or a kind, and get no adapter."""
+    lines = []
+    if built.targets.narrow:
+        lines.append(f"Left out, narrower than the rank: {', '.join(built.targets.narrow)}")
+    if dropped := built.adapter.dropped:
+        more = f" and {len(dropped) - _SHOWN} more" if len(dropped) > _SHOWN else ""
+        lines.append(f"Left out, the loss does not depend on them: {', '.join(dropped[:_SHOWN])}{more}")
+    return lines
 
 
 def _end(config: "TrainConfig", plan: "Plan") -> list[str]:

@@ -11,6 +11,7 @@ from ggtune.run.outputs import Outputs
 from ggtune.setting_texts import SaveInterval
 from ggtune.system import format_bytes
 from ggtune.train.plan import Plan
+from ggtune.train.targets import smaller_targets
 
 if TYPE_CHECKING:
     from ggtune._core import Adapter
@@ -18,15 +19,19 @@ if TYPE_CHECKING:
 _STEP_BYTES = 400  # of metrics
 
 
-def check_memory(config: TrainConfig, parts: Mapping[str, int], n_tokens: int, free: int) -> None:
-    """Refuse a run that needs more than the ``free`` bytes; ``parts`` are for ``n_tokens`` at once."""
+def check_memory(config: TrainConfig, parts: Mapping[str, int], n_tokens: int, free: int, *, experts: str = "") -> None:
+    """Refuse a run that needs more than the ``free`` bytes; ``parts`` are for ``n_tokens`` at once.
+
+    ``experts`` is what :func:`ggtune.train.targets.experts_share` says of the adapter.
+    """
     needed = sum(parts.values())
     if not config.force and needed > free:
         recompute = ", or --recompute" if config.recompute == "none" else ""
         raise GgtuneError(
             f"more memory is needed than there is: {format_bytes(needed)} for {n_tokens} tokens at once ("
             + ", ".join(f"{name} {format_bytes(n)}" for name, n in parts.items())
-            + f"), {format_bytes(free)} are free. Give a smaller --ctx, --micro-batch-tokens or --rank{recompute}; "
+            + f"), {format_bytes(free)} are free. Give a smaller --ctx, --micro-batch-tokens or --rank{recompute}"
+            f"{smaller_targets(experts)}; "
             "--force starts all the same."
         )
 

@@ -59,7 +59,7 @@ def prepare(
     built = build(config, checkpoint=checkpoint, now=_time(started))
     config, free = built.config, available_memory()
     needed = set_recomputation(built, free)
-    check_memory(config, needed, built.plan.largest[0], free)
+    check_memory(config, needed, built.plan.largest[0], free, experts=built.experts)
     outputs.check_writable()
     check_disk(config, outputs, disk_bytes(config, built.adapter, built.plan) + extra_disk_bytes)
     if checkpoint is not None:

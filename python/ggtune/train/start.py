@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ggtune.config import LEAST_LR, LINEAR_KINDS_ALL, MOST_LR, TrainConfig
+from ggtune.config import LEAST_LR, MOST_LR, TrainConfig
 from ggtune.data.load import is_rendered
 from ggtune.data.readers.reader import ReadOptions
 from ggtune.errors import GgtuneError
@@ -15,6 +15,7 @@ from ggtune.gguf.adapter_file import AdapterFile, check_fits, pairs_beside_layer
 from ggtune.gguf.asked_with import ASKED_WITH
 from ggtune.gguf.base import adapter_fingerprint, check_base
 from ggtune.gguf.stack import STACKED
+from ggtune.train.targets import chosen_targets
 
 if TYPE_CHECKING:
     from ggtune._core import Adapter, Model
@@ -42,8 +43,10 @@ class Start:
 
     def fill(self, adapter: "Adapter") -> None:
         """Put the values into the run's adapter. A linear that the file leaves out keeps its random A and B = 0."""
+        names = set(adapter.tensor_names())  # those that the loss doesn't depend on are not among them
         for name, values in self.adapter.tensors.items() if self.adapter is not None else ():
-            adapter.set(name, values)
+            if name in names:
+                adapter.set(name, values)
 
 
 def settled(config: TrainConfig, model: "Model") -> Start:
@@ -71,7 +74,7 @@ def settled(config: TrainConfig, model: "Model") -> Start:
     rank = _rank(path, content)
     # llama.cpp takes alpha 0 for a scale of 1 (llama_adapter_lora_weight::get_scale)
     changes.update(rank=rank, alpha=content.alpha or float(rank), targets=kinds)
-    _check_given(config, changes, set(kind_of.values()))
+    _check_given(config, changes, model)
     changes.update(_texts(config, content.notes))
     n_new = sum(kind in kinds for kind in kind_of.values()) - len(content.bases)
     messages.insert(
@@ -83,16 +86,16 @@ def settled(config: TrainConfig, model: "Model") -> Start:
 
 
 def _rank(path: str, content: AdapterFile) -> int:
-    ranks = {content.tensors[base + ".lora_a"].shape[0] for base in content.bases}
+    ranks = {content.rank_of(base) for base in content.bases}
     if len(ranks) != 1:
         raise GgtuneError(
             f"{path} has pairs of different rank ({', '.join(map(str, sorted(ranks)))}), which can't be gone on from: "
             "merge it into its base and train a new adapter on that"
         )
-    return int(ranks.pop())
+    return ranks.pop()
 
 
-def _check_given(config: TrainConfig, found: Mapping[str, Any], all_kinds: set[str]) -> None:
+def _check_given(config: TrainConfig, found: Mapping[str, Any], model: "Model") -> None:
     wrong = []
     if config.rank is not None and config.rank != found["rank"]:
         wrong.append(f"--rank is {config.rank}, and its rank {found['rank']}")
@@ -101,8 +104,8 @@ def _check_given(config: TrainConfig, found: Mapping[str, Any], all_kinds: set[s
     if config.rslora:
         wrong.append("--rslora is given, and its scale is fixed by its alpha and rank")
     if config.targets is not None:
-        given = all_kinds if config.targets == (LINEAR_KINDS_ALL,) else set(config.targets)
-        if given != set(found["targets"]):
+        given = chosen_targets(config.targets, model.linears(), found["rank"], config.model)
+        if set(given.kinds) != set(found["targets"]):
             wrong.append(f"--targets is {','.join(config.targets)}, and its linears are {','.join(found['targets'])}")
     if wrong:
         raise GgtuneError(
