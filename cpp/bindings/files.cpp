@@ -54,13 +54,15 @@ py::dict tensor_counts(const MergedTensor & tensor) {
 
 py::dict merge_files(const std::string & base, const std::vector<std::pair<std::string, float>> & adapters,
                      const std::string & output, const std::optional<std::string> & outtype,
-                     const std::map<std::string, std::string> & types, const std::string & rounding, uint64_t seed,
+                     const std::map<std::string, std::string> & types,
+                     const std::map<std::string, std::string> & scales, const std::string & rounding, uint64_t seed,
                      const std::vector<int32_t> & tokens, const std::vector<int32_t> & sequences, double seen,
                      double bias, const std::map<std::string, std::string> & metadata, int threads) {
     MergeOptions options;
     options.adapters = adapters;
     options.outtype = outtype;
     options.types = types;
+    options.scales = scales;
     options.rounding = rounding_from_name(rounding);
     options.seed = seed;
     if (!tokens.empty()) {
@@ -154,7 +156,8 @@ void bind_files(py::module_ & m) {
     m.def("check_gguf", check_file, py::arg("path"), py::kw_only(), py::arg("vocab_only") = false);
     m.def("merge", merge_files, py::arg("base"), py::arg("adapters"), py::arg("output"), py::kw_only(),
           py::arg("outtype") = py::none(), py::arg("types") = std::map<std::string, std::string>(),
-          py::arg("rounding") = "unbiased", py::arg("seed") = 0, py::arg("tokens") = std::vector<int32_t>(),
+          py::arg("scales") = std::map<std::string, std::string>(), py::arg("rounding") = "unbiased",
+          py::arg("seed") = 0, py::arg("tokens") = std::vector<int32_t>(),
           py::arg("sequences") = std::vector<int32_t>(), py::arg("seen") = 200.0, py::arg("bias") = 100.0,
           py::arg("metadata") = std::map<std::string, std::string>(), py::arg("threads") = 1);
     m.def("quantize_model", quantize_file, py::arg("source"), py::arg("output"), py::arg("type"), py::kw_only(),

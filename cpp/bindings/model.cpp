@@ -48,6 +48,7 @@ void bind_model(py::module_ & m) {
         .def_readonly("n_out", &Linear::n_out)
         .def_readonly("n_mat", &Linear::n_mat)
         .def_readonly("routed", &Linear::routed)
+        .def_readonly("scale", &Linear::scale)
         .def_property_readonly("type", [](const Linear & l) { return ggml_type_name(l.weight->type); });
 
     py::class_<Model, std::shared_ptr<Model>>(m, "Model")

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <exception>
+#include <unordered_set>
 
 #include "engine/decoder.h"
 
@@ -15,8 +16,9 @@ struct Visit {
     const std::function<bool(const char *)> & wanted;
     const std::function<void(const char *, const LayerInput &)> & visit;
     const ggml_tensor * last = nullptr;
-    std::vector<float> values;     // of `last`
-    std::exception_ptr exception;  // no exception may pass through ggml
+    std::vector<float> values;                     // of `last`
+    std::unordered_set<const ggml_tensor *> seen;  // weights of this part of the text
+    std::exception_ptr exception;                  // no exception may pass through ggml
 };
 
 bool on_node(ggml_tensor * node, bool ask, void * data) {
@@ -29,6 +31,13 @@ bool on_node(ggml_tensor * node, bool ask, void * data) {
         return true;
     }
     const ggml_tensor * input = node->src[1];
+    if (input->type != GGML_TYPE_F32 || !ggml_is_contiguous(input)) {
+        return true;  // such a linear is merged without regard to its inputs
+    }
+    if (!self.seen.insert(weight).second) {  // the text is computed in several parts: operands are others now
+        self.seen = {weight};
+        self.last = nullptr;
+    }
     const bool is_new = input != self.last;
     try {
         if (is_new) {
@@ -62,7 +71,7 @@ VisitLayerInputs inputs_of_sample(const std::string & model_path,
                                   const TextSample & sample, int threads) {
     return [=](const auto & wanted, const auto & visit) {
         Model model(model_path, 0, Model::Contents::all);
-        Visit state{wanted, visit, nullptr, {}, nullptr};
+        Visit state{wanted, visit, nullptr, {}, {}, nullptr};
         const auto n_tokens = static_cast<int64_t>(sample.tokens.size());
         const int32_t n_sequences =
             sample.sequences.empty() ? 1 : *std::max_element(sample.sequences.begin(), sample.sequences.end()) + 1;

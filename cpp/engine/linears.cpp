@@ -4,6 +4,7 @@
 #include <llama-cpp.h>
 
 #include <algorithm>
+#include <optional>
 #include <set>
 #include <unordered_map>
 
@@ -51,10 +52,33 @@ std::vector<Linear> candidates(const Model & model) {
         int layer;
         std::string kind;
         if (parse_block_tensor(name, layer, kind) && ggml_n_dims(tensor) >= 2 && ggml_n_dims(tensor) <= 3) {
-            found.push_back({name, kind, layer, tensor->ne[0], tensor->ne[1], tensor->ne[2], false, tensor});
+            found.push_back({name, kind, layer, tensor->ne[0], tensor->ne[1], tensor->ne[2], false, "", tensor});
         }
     }
     return found;
+}
+
+bool is_product(const ggml_tensor * node) {
+    return node != nullptr && (node->op == GGML_OP_MUL_MAT || node->op == GGML_OP_MUL_MAT_ID);
+}
+
+// a x of a sum that adds scale * b (a x), as llama.cpp adds the product of a pair, else nullptr.
+const ggml_tensor * a_product_of(const ggml_tensor * sum) {
+    const ggml_tensor * scaled = sum->op == GGML_OP_ADD ? sum->src[1] : nullptr;
+    const ggml_tensor * b_product = scaled != nullptr && scaled->op == GGML_OP_SCALE ? scaled->src[0] : nullptr;
+    return is_product(b_product) && is_product(b_product->src[1]) ? b_product->src[1] : nullptr;
+}
+
+// The tensor of factors that the product w x was multiplied with, of which experts' are looked up; "" for w x itself.
+std::string scale_of(const ggml_tensor * product) {
+    if (product->op != GGML_OP_MUL || !is_product(product->src[0])) {
+        return "";
+    }
+    const ggml_tensor * factors = product->src[1];
+    while (factors->op != GGML_OP_NONE && factors->src[0] != nullptr) {
+        factors = factors->src[0];
+    }
+    return factors->name;
 }
 
 // The candidates whose pairs llama.cpp's graph has.
@@ -75,22 +99,21 @@ std::vector<Linear> in_graph(Model & model, const std::vector<Linear> & given) {
     constexpr int64_t kNTokens = 32;  // the graphs are the same for any number
     const llama_context_ptr context = make_planning_context(model, inference_params(kNTokens, 1), {{lora.get(), 1.0f}});
     ggml_cgraph * graph = reserved_graph(*context);
-    std::vector<bool> is_there(given.size()), is_routed(given.size());
+    std::vector<std::optional<Linear>> found(given.size());
     for (int i = 0; i < ggml_graph_n_nodes(graph); i++) {
-        const ggml_tensor * node = ggml_graph_node(graph, i);
-        if (node->op == GGML_OP_MUL_MAT || node->op == GGML_OP_MUL_MAT_ID) {
-            const auto found = index_of_a.find(node->src[0]);
-            if (found != index_of_a.end()) {
-                is_there[found->second] = true;
-                is_routed[found->second] = node->op == GGML_OP_MUL_MAT_ID;
-            }
+        const ggml_tensor * sum = ggml_graph_node(graph, i);
+        const ggml_tensor * a_product = a_product_of(sum);
+        const auto index = a_product != nullptr ? index_of_a.find(a_product->src[0]) : index_of_a.end();
+        if (index != index_of_a.end()) {
+            Linear & linear = found[index->second].emplace(given[index->second]);
+            linear.routed = a_product->op == GGML_OP_MUL_MAT_ID;
+            linear.scale = scale_of(sum->src[0]);
         }
     }
     std::vector<Linear> linears;
-    for (size_t i = 0; i < given.size(); i++) {
-        if (is_there[i]) {
-            linears.push_back(given[i]);
-            linears.back().routed = is_routed[i];
+    for (std::optional<Linear> & linear : found) {
+        if (linear) {
+            linears.push_back(std::move(*linear));
         }
     }
     return linears;

@@ -24,6 +24,8 @@ struct Linear {
     int64_t n_out;
     int64_t n_mat;         // matrices of the stack, each with a pair of its own: experts, or heads; 1 of a plain linear
     bool routed;           // each token takes some of the matrices alone: experts (MUL_MAT_ID)
+    std::string scale;     // tensor of factors for the products of the matrices, ne = [n_mat]; an adapter's are added
+                           // behind them. "" where there is none
     ggml_tensor * weight;  // ne = [n_in, n_out, n_mat]
 };
 

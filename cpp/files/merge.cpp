@@ -291,7 +291,36 @@ class Merger {
                 products.push_back(load_product(adapter, *pair, base_.tensors[tensor]));
             }
         }
+        if (!products.empty()) {
+            divide_by_scales(tensor, products);
+        }
         return products;
+    }
+
+    // The factors stand between the matrix and the sum with the adapter's product, and behind both in the merged file.
+    void divide_by_scales(size_t tensor, std::vector<LoraProduct> & products) {
+        const GgufTensor & weight = base_.tensors[tensor];
+        const auto name = options_.scales.find(weight.name);
+        if (name == options_.scales.end()) {
+            return;
+        }
+        const GgufTensor * scale = base_.find_tensor(name->second);
+        std::vector<float> factors(static_cast<size_t>(weight.ne[2]));
+        if (scale == nullptr || scale->type != GGML_TYPE_F32 || scale->n_bytes != factors.size() * sizeof(float)) {
+            throw ModelFileError(base_.path + ": tensor " + name->second + " does not hold the factors of " +
+                                 weight.name);
+        }
+        data_.read(scale->offset, factors.data(), scale->n_bytes);
+        if (std::any_of(factors.begin(), factors.end(), [](float f) { return f == 0.0f || !std::isfinite(f); })) {
+            throw ModelFileError(base_.path + ": tensor " + scale->name +
+                                 " has a factor that is 0 or not finite: no adapter can be merged into " + weight.name);
+        }
+        for (LoraProduct & product : products) {
+            const auto n = static_cast<size_t>(product.n_out * product.rank);
+            for (size_t i = 0; i < product.left.size(); ++i) {
+                product.left[i] /= factors[i / n];
+            }
+        }
     }
 
     void copy_tensor(size_t index, OutputFile & out) {

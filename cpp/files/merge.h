@@ -22,12 +22,15 @@ struct MergeOptions {
     std::optional<std::string> outtype;
     // Types of single adapted tensors, by name; they win over outtype.
     std::map<std::string, std::string> types;
+    // Of tensors whose products are multiplied with factors before an adapter's are added (Linear::scale): the names of
+    // those, one factor for each matrix. What is merged is divided by them.
+    std::map<std::string, std::string> scales;
     // How a tensor that keeps a quantized type or BF16 is rounded.
     kernels::Rounding rounding = kernels::Rounding::unbiased;
     uint64_t seed = 0;  // of the rounding
     // What the linears of the base with the adapters are multiplied with while it reads a text such as those that the
     // merged model will read (inputs_of_sample() in engine/layer_inputs.h): codes are moved so that the outputs on it
-    // suffer least. Empty: no such regard.
+    // suffer least, but for those of stacks, of whose inputs each matrix reads a few. Empty: no such regard.
     VisitLayerInputs visit_inputs;
     GridDescent::Weights weights;
     // Keys to set in the output, as strings. They win over the names that merge() sets by itself.
@@ -56,7 +59,7 @@ struct MergeResult {
 };
 
 // Writes `base` with W + scale * alpha / rank * B A (Hu et al. 2021, arXiv:2106.09685) in place of each adapted W to
-// `output`. A tensor that keeps a type with a grid (kernels/grid.h) keeps its scales, and its codes are moved; one that
+// `output`, of a stack (experts) in each of its matrices. A tensor that keeps a type with a grid (kernels/grid.h) keeps its scales, and its codes are moved; one that
 // keeps BF16 is rounded without bias likewise; where its type has no grid (IQ1 to IQ3, ...) it takes the next one that
 // has. With another type the sum is computed in f32 from the dequantized rows and quantized by ggml. The same seed
 // gives the same bytes with any number of threads. Every other byte of tensors and keys is the

@@ -38,6 +38,7 @@ class Linear:
     n_out: int
     n_mat: int  # 1 where it is no stack
     routed: bool  # each token takes some of the matrices alone: experts
+    scale: str  # tensor of a factor for each matrix's product, behind which an adapter's is added; "": none
     type: str
 
 @final
@@ -266,6 +267,7 @@ def merge(
     *,
     outtype: str | None = None,
     types: Mapping[str, str] = ...,
+    scales: Mapping[str, str] = ...,
     rounding: str = "unbiased",
     seed: int = 0,
     tokens: Sequence[int] = (),
@@ -278,7 +280,8 @@ def merge(
     """Stream ``base`` to ``output`` with W + scale * alpha / rank * B A in each adapted tensor.
 
     A tensor that keeps a type with a grid keeps its scales, and its codes move: up with the probability of the
-    fraction (``rounding`` "unbiased"), by a hash of ``seed``, or to nearest. ``types`` are types of single tensors.
+    fraction (``rounding`` "unbiased"), by a hash of ``seed``, or to nearest. ``types`` are types of single tensors,
+    ``scales`` the names of tensors with their factors (``Linear.scale``), by which the product is divided.
     ``tokens`` and ``sequences`` are a text such as the model will read: codes are then chosen so that the outputs on it
     suffer least; ``seen`` and ``bias`` weigh errors that the adapter's outputs see (cpp/engine/grid_descent.h).
     Returns counts, and by name of adapted tensor ``from``, ``to``, ``n_weights``, ``n_moved``, ``many_moves`` (so

@@ -32,17 +32,18 @@ _LINEARS = re.compile(r"blk\.\d+\.(attn_(q|k|v|qkv|output)|ffn_(gate|up|down))\.
 _TABLES = re.compile(r"(token_embd|output|per_layer_token_embd)\.weight$")
 
 
-def write_model(folder: Path, name: str, seed: int = 0) -> Path:
+def write_model(folder: Path, name: str, seed: int = 0, *, quantized: bool = True) -> Path:
     """Write the model of that name of :data:`NAMES` and return its path.
 
-    Linears and tables are Q8_0 where their rows allow it, all else is float32. The tokenizer is a SentencePiece
-    of the 256 bytes and some text.
+    Linears and tables are Q8_0 where ``quantized`` and their rows allow it, all else is float32. The tokenizer is a
+    SentencePiece of the 256 bytes and some text.
     """
     path = folder / f"{name}.gguf"
     writer = _writer(path, name)
     for tensor, shape in tensor_shapes(name).items():
         array = _random(tensor, shape, seed)
-        if (_LINEARS.match(tensor) or _TABLES.match(tensor)) and shape[0] % 32 == 0 and len(shape) == 2:
+        named = quantized and (_LINEARS.match(tensor) or _TABLES.match(tensor))
+        if named and shape[0] % 32 == 0 and len(shape) == 2:
             writer.add_tensor(
                 tensor, gguf.quants.quantize(array, QuantizationType.Q8_0), raw_dtype=QuantizationType.Q8_0
             )

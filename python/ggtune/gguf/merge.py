@@ -83,6 +83,7 @@ def merge_adapters(
         for warning in check_base(path, base, force=force, content=content):
             say(warning)
         metadata.update({f"ggtune.{key}": content.notes[key] for key in ASKED_WITH if key in content.notes})
+    scales = {linear.name: linear.scale for linear in model.linears() if linear.scale}
     del model
     sample = sample or TextSample()
     with making_folder(output.parent):
@@ -92,6 +93,7 @@ def merge_adapters(
             str(output),
             outtype=None if outtype == SAME else outtype,
             types=dict(types or {}),
+            scales=scales,
             seed=seed,
             tokens=sample.tokens,
             sequences=sample.sequences,
