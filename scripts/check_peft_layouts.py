@@ -21,7 +21,8 @@ import peft
 import torch
 import transformers
 
-from golden.families import FAMILIES, SPLIT_LINEARS, Family, build_model
+from golden.families import SPLIT_LINEARS, Family, build_model
+from golden.families.dense import FAMILIES
 from golden.llama_cpp import Converter, save_adapter, save_byte_level, save_sentence_piece
 from golden.peft_folders import save_folder
 from golden.pytorch import add_adapter, make_batch, target_log_probs

@@ -8,15 +8,21 @@ for it in float32 (``golden.pytorch.reference``), and the versions that did. Gra
 adapter and go through the adapter converter: it is linear, and brings them into the layout of the GGUF file (it
 permutes the rows of Q and K in llama).
 
+For mixtures of experts and hybrids, in the folder ``sparse``, adapters and gradients are laid out by ``golden.layouts``
+instead, and what PEFT merges is compared with what the file's adapter makes of the file's weights. Their
+``base_log_probs`` are without the adapter.
+
 For the names in ``golden.peft_folders.FOLDERS`` the folder ``peft/NAME`` holds the same adapter as PEFT saves it; for
 those in ``VARIANTS`` an adapter of another kind for one of the models, and PEFT's log-probabilities with it.
 
 Needs torch, transformers, peft, sentencepiece and tokenizers, which ggtune itself does not. The committed files were
-made with torch 2.13.0 (CPU), transformers 5.23.0, peft 0.21.2, sentencepiece 0.2.3, tokenizers 0.23.3 and Python 3.11;
-the same versions on the same kind of processor give the same bytes.
+made with torch 2.13.0 (CPU), transformers 5.23.0 (those in ``sparse``: 5.24.0), peft 0.21.2, sentencepiece 0.2.3,
+tokenizers 0.23.3 and Python 3.11; the same versions on the same kind of processor give the same bytes.
 """
 
 import argparse
+import copy
+import json
 import logging
 import shutil
 import tempfile
@@ -28,10 +34,13 @@ import peft
 import torch
 import transformers
 
-from golden.families import FAMILIES, build_model
-from golden.llama_cpp import Converter, save_adapter, save_byte_level, save_sentence_piece
+from golden.families import FAMILIES, SparseFamily, build_model
+from golden.layouts import Arrays, add_pairs, check_merged, read_places, targets_of, write_adapter
+from golden.llama_cpp import Converter, save_adapter, save_byte_fallback, save_byte_level, save_sentence_piece
 from golden.peft_folders import FOLDERS, VARIANTS, make_variant, save_folder
-from golden.pytorch import ADAMW, ALPHA, RANK, add_adapter, make_batch, reference
+from golden.pytorch import ADAMW, ALPHA, RANK, add_adapter, check_precision, make_batch, reference, target_log_probs
+
+SPARSE_FOLDER = "sparse"
 
 
 def make(name: str, converter: Converter, output: Path, work: Path) -> str:
@@ -56,17 +65,74 @@ def make(name: str, converter: Converter, output: Path, work: Path) -> str:
     save_adapter(adapted, gradients, gradient_folder)
     converter.adapter(gradient_folder, base, work / f"{name}-gradient.gguf")
 
+    return save_numbers(output / name, batch, numbers, converter.read(work / f"{name}-gradient.gguf"))
+
+
+def make_sparse(name: str, family: SparseFamily, converter: Converter, output: Path, work: Path) -> str:
+    """Do as ``make``, by way of ``golden.layouts``, in a folder of ``output``."""
+    output = output / SPARSE_FOLDER
+    output.mkdir(exist_ok=True)
+    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()) + family.seed)
+    model = build_model(family, generator)
+
+    def convert(model: torch.nn.Module, path: Path = work / "converted.gguf") -> Arrays:
+        """Write a model of the family as a GGUF file; returns its tensors."""
+        folder = work / name
+        shutil.rmtree(folder, ignore_errors=True)
+        model.save_pretrained(folder)
+        config = json.loads((folder / "config.json").read_text()) | family.saved_config
+        config = {key: value for key, value in config.items() if key not in family.saved_config or value is not None}
+        (folder / "config.json").write_text(json.dumps(config))
+        if family.byte_fallback:
+            save_byte_fallback(folder)
+        elif family.sentence_piece:
+            save_sentence_piece(folder)
+        else:
+            save_byte_level(folder, family.special_tokens)
+        converter.model(folder, path, *family.converter_arguments)
+        return converter.read(path)
+
+    places = read_places(model, targets_of(model, family), convert)
+    base = convert(model, output / f"{name}.gguf")
+    merged = copy.deepcopy(model)
+    adapted, pairs = add_pairs(model, places, RANK, ALPHA, generator)
+
+    adapter = {key: array for pair in pairs for key, array in pair.in_file(*pair.parameters).items()}
+    write_adapter(output / f"{name}-lora.gguf", converter.architecture(output / f"{name}.gguf"), ALPHA, adapter)
+    with torch.no_grad():
+        for pair in pairs:
+            merged.get_parameter(pair.name).add_(pair.layer.get_delta_weight("default"))
+    check_merged(base, convert(merged), adapter, ALPHA / RANK)
+
+    batch = make_batch(generator, family.sample_lengths)
+    with torch.no_grad(), adapted.disable_adapter():
+        base_log_probs = target_log_probs(adapted, batch).numpy()
+    name_of = {id(parameter): key for key, parameter in adapted.named_parameters()}
+    masks = {
+        name_of[id(parameter)]: mask
+        for pair in pairs
+        for parameter, mask in zip(pair.parameters, pair.masks(), strict=True)
+    }
+    start = copy.deepcopy(adapted.state_dict())
+    numbers, gradients = reference(adapted, batch, masks)
+    adapted.load_state_dict(start)
+    check_precision(adapted, batch, masks, numbers, gradients)
+    numbers["base_log_probs"] = base_log_probs
+    in_file: Arrays = {}
+    for pair in pairs:
+        in_file |= pair.in_file(*(gradients[name_of[id(parameter)]] for parameter in pair.parameters))
+    return save_numbers(output / name, batch, numbers, in_file)
+
+
+def save_numbers(stem: Path, batch: Arrays, numbers: Arrays, converted: Arrays) -> str:
+    """Write the .npz file of one family with the gradients in ``converted``; returns a line about its files."""
     settings = {"rank": RANK, "alpha": ALPHA, **ADAMW}
     versions = [f"{module.__name__} {module.__version__}" for module in (torch, transformers, peft)]
-    converted = converter.read(work / f"{name}-gradient.gguf")
-    np.savez_compressed(
-        output / f"{name}.npz", **batch, **numbers, **settings, **converted, versions=np.array(versions)
-    )
-
+    np.savez_compressed(f"{stem}.npz", **batch, **numbers, **settings, **converted, versions=np.array(versions))
     smallest = min(np.linalg.norm(gradient) for gradient in converted.values())
-    sizes = [(output / f"{name}{end}").stat().st_size for end in (".gguf", "-lora.gguf", ".npz")]
+    sizes = [Path(f"{stem}{end}").stat().st_size for end in (".gguf", "-lora.gguf", ".npz")]
     return (
-        f"{name}: {len(converted)} gradients, smallest norm {smallest:.3g}, "
+        f"{stem.name}: {len(converted)} gradients, smallest norm {smallest:.3g}, "
         f"loss {numbers['losses'][0]:.4f} -> {numbers['losses'][-1]:.4f}, bytes {sizes}"
     )
 
@@ -92,6 +158,8 @@ def main() -> None:
         for name in arguments.names or known:
             if name in VARIANTS:
                 print(make_variant(name, arguments.out / "peft"), flush=True)
+            elif isinstance(family := FAMILIES[name], SparseFamily):
+                print(make_sparse(name, family, converter, arguments.out, work), flush=True)
             else:
                 print(make(name, converter, arguments.out, work), flush=True)
     finally:

@@ -40,18 +40,48 @@ def save_sentence_piece(folder: Path) -> None:
     (folder / "tokenizer.model").write_bytes(model.getvalue())
 
 
-def save_byte_level(folder: Path) -> None:
-    """Write ``tokenizer.json``: GPT-2's pre-tokenizer, N_VOCAB tokens, the first three unknown, BOS and EOS."""
+def save_byte_level(folder: Path, special_tokens: tuple[str, ...] = ()) -> None:
+    """Write ``tokenizer.json``: GPT-2's pre-tokenizer, N_VOCAB tokens.
+
+    The first three are unknown, BOS and EOS, the next ``special_tokens``.
+    """
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(ignore_merges=True))  # so llama's converter calls it llama 3
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = tokenizers.decoders.ByteLevel()
     trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=N_VOCAB,
-        special_tokens=["<unk>", "<s>", "<|endoftext|>"],  # Qwen2's class would add the last
+        special_tokens=["<unk>", "<s>", "<|endoftext|>", *special_tokens],  # Qwen2's class would add the third
         initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator(CORPUS, trainer)
+    fast = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="<|endoftext|>"
+    )
+    fast.save_pretrained(folder)
+
+
+def save_byte_fallback(folder: Path) -> None:
+    """Write ``tokenizer.json`` in gemma4's form, N_VOCAB tokens.
+
+    The first three are unknown, BOS and EOS, then come the 256 bytes, the letters and two merges.
+    """
+    special = ["<unk>", "<s>", "<|endoftext|>"]
+    letters = ["\u2581", *"abcdefghijklmnopqrstuvwxyz"]
+    tokens = [*special, *(f"<0x{byte:02X}>" for byte in range(256)), *letters, "th", "at"]
+    assert len(tokens) == N_VOCAB
+    model = tokenizers.models.BPE(
+        vocab={token: number for number, token in enumerate(tokens)},
+        merges=[("t", "h"), ("a", "t")],
+        unk_token="<unk>",
+        byte_fallback=True,
+        fuse_unk=True,
+    )
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.normalizer = tokenizers.normalizers.Replace(" ", "\u2581")
+    decoders = tokenizers.decoders
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()])
+    tokenizer.add_special_tokens(special)
     fast = transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="<|endoftext|>"
     )
@@ -95,13 +125,19 @@ class Converter:
         finally:
             sys.argv = saved
 
-    def model(self, folder: Path, output: Path) -> None:
-        """Convert the model in ``folder`` to F32."""
-        self._run("convert_hf_to_gguf.py", folder, "--outfile", output, "--outtype", "f32")
+    def model(self, folder: Path, output: Path, *arguments: str) -> None:
+        """Convert the model in ``folder`` to F32; ``arguments`` are more of the script's own."""
+        self._run("convert_hf_to_gguf.py", folder, "--outfile", output, "--outtype", "f32", *arguments)
 
     def adapter(self, folder: Path, base: Path, output: Path) -> None:
         """Convert the PEFT adapter in ``folder``, made for the model in ``base``, to F32."""
         self._run("convert_lora_to_gguf.py", folder, "--base", base, "--outfile", output, "--outtype", "f32")
+
+    def architecture(self, path: Path) -> str:
+        """Read llama.cpp's name of a GGUF file's architecture."""
+        import gguf
+
+        return str(gguf.GGUFReader(path).fields["general.architecture"].contents())
 
     def read(self, path: Path) -> dict[str, np.ndarray]:
         """Read all tensors of a GGUF file by name."""

@@ -7,12 +7,12 @@ import transformers
 from peft.tuners.lora import LoraLayer
 
 from golden.families import N_VOCAB, Family
+from golden.families.family import SAMPLE_LENGTHS
 
 RANK = 4
 ALPHA = 8.0
 ADAMW = {"lr": 3e-3, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8, "weight_decay": 0.1}
 N_STEPS = 20
-SAMPLE_LENGTHS = (25, 38, 17)  # rows; all exceed the sliding windows and phi3-long's original context
 
 
 def add_adapter(model: transformers.PreTrainedModel, family: Family, generator: torch.Generator) -> peft.PeftModel:
@@ -34,13 +34,13 @@ def add_adapter(model: transformers.PreTrainedModel, family: Family, generator: 
     return adapted.eval()
 
 
-def make_batch(generator: torch.Generator) -> dict[str, np.ndarray]:
-    """Draw rows of all samples, one sample after another.
+def make_batch(generator: torch.Generator, lengths: tuple[int, ...] = SAMPLE_LENGTHS) -> dict[str, np.ndarray]:
+    """Draw rows of all samples, one sample after another; ``lengths`` are how many each has.
 
     The first third of each sample (its prompt) has weight 0, the others 0.5, 1 or 1.5.
     """
     rows: dict[str, list[torch.Tensor]] = {"tokens": [], "positions": [], "sequences": [], "targets": [], "weights": []}
-    for sequence, length in enumerate(SAMPLE_LENGTHS):
+    for sequence, length in enumerate(lengths):
         tokens = torch.randint(4, N_VOCAB, (length + 1,), generator=generator)
         weights = 0.5 * torch.randint(1, 4, (length,), generator=generator)
         weights[: length // 3] = 0
@@ -55,7 +55,7 @@ def make_batch(generator: torch.Generator) -> dict[str, np.ndarray]:
 def target_log_probs(model: torch.nn.Module, batch: dict[str, np.ndarray]) -> torch.Tensor:
     """Give log p(target) of every row, shape (n_rows,); each sample is a forward pass of its own."""
     parts = []
-    for sequence in range(len(SAMPLE_LENGTHS)):
+    for sequence in np.unique(batch["sequences"]):
         own = batch["sequences"] == sequence
         tokens, targets = (torch.from_numpy(batch[key][own]).long() for key in ("tokens", "targets"))
         logits = model(input_ids=tokens[None], use_cache=False).logits[0]
@@ -67,10 +67,37 @@ def summed_loss(log_probs: torch.Tensor, batch: dict[str, np.ndarray]) -> torch.
     return -(torch.from_numpy(batch["weights"]) * log_probs).sum()
 
 
+def check_precision(
+    adapted: peft.PeftModel,
+    batch: dict[str, np.ndarray],
+    masks: dict[str, torch.Tensor],
+    numbers: dict[str, np.ndarray],
+    gradients: dict[str, torch.Tensor],
+) -> None:
+    """Raise if float64 gives other gradients (1.5e-5 in norm) or losses (5e-5) than ``reference`` gave in float32.
+
+    A choice between experts that hangs by the last bit, or a norm of next to nothing, would make the numbers a matter
+    of the order of sums. ``adapted`` must be as it was then; it is left trained, in float64.
+    """
+    adapted.double()
+    torch.set_default_dtype(torch.float64)
+    try:
+        exact, exact_gradients = reference(adapted, batch, masks)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    errors = {name: float((gradients[name] - exact).norm() / exact.norm()) for name, exact in exact_gradients.items()}
+    worst = max(errors, key=lambda name: errors[name])
+    loss_error = float(np.abs(numbers["losses"] / exact["losses"] - 1).max())
+    if not (errors[worst] < 1.5e-5 and loss_error < 5e-5):
+        raise AssertionError(
+            f"float32 does not do: {worst} {errors[worst]:.1e}, losses {loss_error:.1e}; another seed?"
+        )
+
+
 def reference(
-    adapted: peft.PeftModel, batch: dict[str, np.ndarray]
+    adapted: peft.PeftModel, batch: dict[str, np.ndarray], masks: dict[str, torch.Tensor] | None = None
 ) -> tuple[dict[str, np.ndarray], dict[str, torch.Tensor]]:
-    """Compute PyTorch's numbers, and the gradients by parameter name.
+    """Compute PyTorch's numbers, and the gradients by parameter name, each times its mask where it has one.
 
     ``log_probs`` (n_rows,) and ``loss_sum``: -sum of weight * log p(target), whose gradients these are. ``losses``
     (N_STEPS + 1,): the weighted mean before each step of AdamW, and after the last. The adapter is left trained.
@@ -79,6 +106,8 @@ def reference(
     log_probs = target_log_probs(adapted, batch)
     loss_sum = summed_loss(log_probs, batch)
     gradients = dict(zip(parameters, torch.autograd.grad(loss_sum, list(parameters.values())), strict=True))
+    for name, mask in (masks or {}).items():
+        gradients[name] *= mask
 
     optimizer = torch.optim.AdamW(
         parameters.values(),
@@ -94,6 +123,8 @@ def reference(
         if step < N_STEPS:
             optimizer.zero_grad()
             loss.backward()
+            for name, mask in (masks or {}).items():
+                parameters[name].grad *= mask
             optimizer.step()
     numbers = {
         "log_probs": log_probs.detach().numpy(),

@@ -1,37 +1,10 @@
-"""Tiny random models, one per architecture, from transformers' configuration classes."""
+"""Dense decoders, one per architecture; llama.cpp's converter knows their adapters."""
 
-from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 import transformers
 
-N_VOCAB = 288
-N_CONTEXT = 512
-
-SPLIT_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-
-
-@dataclass(frozen=True)
-class Family:
-    """How to make one tiny model: transformers' configuration class, what differs from SIZES, which linears."""
-
-    config: type[transformers.PretrainedConfig]
-    options: dict[str, Any] = field(default_factory=dict)
-    targets: tuple[str, ...] = SPLIT_LINEARS
-    sentence_piece: bool = False
-    norm_offset: float = 1.0  # gemma stores its norms' weights minus one
-    common_names: bool = True  # the configuration class calls the sizes what llama's calls them
-
-
-SIZES = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": N_CONTEXT,
-}
+from golden.families.family import N_CONTEXT, Family
 
 
 def plain_rope(theta: float = 10000.0, **more: Any) -> dict[str, Any]:
@@ -154,22 +127,3 @@ FAMILIES: dict[str, Family] = {
         common_names=False,
     ),
 }
-
-
-def build_model(family: Family, generator: torch.Generator) -> transformers.PreTrainedModel:
-    """Build a float32 model whose every parameter is random: norm weights around 1, biases not 0."""
-    options = {"vocab_size": N_VOCAB, "bos_token_id": 1, "eos_token_id": 2, "tie_word_embeddings": False}
-    options |= (SIZES if family.common_names else {}) | family.options
-    config = family.config(**options)
-    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float32)
-    embedding = model.get_input_embeddings().weight
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            values = torch.randn(parameter.shape, generator=generator)
-            if parameter is embedding:
-                parameter.copy_(0.35 * values)
-            elif parameter.ndim > 1 or name.endswith(".bias"):
-                parameter.copy_(0.2 * values)
-            else:
-                parameter.copy_(family.norm_offset + 0.3 * values)
-    return model.eval()

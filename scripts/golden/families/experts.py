@@ -1,0 +1,131 @@
+"""Mixtures of experts: attention as in a dense model, in whose place four experts stand, of which two are used."""
+
+import transformers
+
+from golden.families.dense import plain_rope
+from golden.families.family import SPLIT_LINEARS, Family, SparseFamily
+
+ROUTERS = (".gate.weight", ".router.weight", ".router.proj.weight")
+EXPERTS = ("experts.gate_up_proj", "experts.down_proj", *ROUTERS)
+FOUR_EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 24}
+
+FAMILIES: dict[str, Family] = {
+    "mixtral": SparseFamily(
+        transformers.MixtralConfig,
+        {"num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 24, "head_dim": 8},
+        experts=EXPERTS,
+    ),
+    "qwen3moe": SparseFamily(
+        transformers.Qwen3MoeConfig,
+        {**FOUR_EXPERTS, "num_experts": 4, "head_dim": 16, "norm_topk_prob": True, "use_sliding_window": False},
+        experts=EXPERTS,
+    ),
+    # a shared expert behind a gate of its own; the weights of the chosen experts do not add up to 1
+    "qwen2moe": SparseFamily(
+        transformers.Qwen2MoeConfig,
+        {
+            **FOUR_EXPERTS,
+            "num_experts": 4,
+            "shared_expert_intermediate_size": 32,
+            "norm_topk_prob": False,
+            "use_sliding_window": False,
+        },
+        experts=EXPERTS,
+    ),
+    "olmoe": SparseFamily(
+        transformers.OlmoeConfig,
+        {
+            "num_key_value_heads": 4,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "intermediate_size": 24,
+            "pad_token_id": 0,
+        },
+        experts=EXPERTS,
+    ),
+    "granitemoe": SparseFamily(
+        transformers.GraniteMoeConfig,
+        {
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "intermediate_size": 24,
+            "attention_multiplier": 0.25,
+            "embedding_multiplier": 3.0,
+            "residual_multiplier": 0.6,
+            "logits_scaling": 2.0,
+            "tie_word_embeddings": True,
+        },
+        experts=EXPERTS,
+    ),
+    # attention sinks, biases of experts, a clamped activation, every other layer with a window
+    "gpt-oss": SparseFamily(
+        transformers.GptOssConfig,
+        {
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "intermediate_size": 32,
+            "head_dim": 8,
+            "sliding_window": 8,
+            "rope_parameters": plain_rope(),
+        },
+        experts=EXPERTS,
+    ),
+    # latent attention; a dense layer, then layers with two groups of experts, one group used
+    "deepseek3": SparseFamily(
+        transformers.DeepseekV3Config,
+        {
+            **FOUR_EXPERTS,
+            "num_key_value_heads": 4,
+            "num_hidden_layers": 3,
+            "n_routed_experts": 8,
+            "moe_intermediate_size": 16,
+            "n_shared_experts": 1,
+            "n_group": 2,
+            "topk_group": 1,
+            "first_k_dense_replace": 1,
+            "q_lora_rank": 24,
+            "kv_lora_rank": 16,
+            "qk_rope_head_dim": 8,
+            "qk_nope_head_dim": 8,
+            "v_head_dim": 12,
+        },
+        ("o_proj", "gate_proj", "up_proj", "down_proj"),
+        experts=EXPERTS,
+        saved_config={"scoring_func": "sigmoid"},
+    ),
+    "glm4moe": SparseFamily(
+        transformers.Glm4MoeConfig,
+        {
+            **FOUR_EXPERTS,
+            "num_hidden_layers": 3,
+            "n_routed_experts": 4,
+            "n_shared_experts": 1,
+            "head_dim": 16,
+            "first_k_dense_replace": 1,
+            "use_qk_norm": True,
+            "attention_bias": True,
+            "routed_scaling_factor": 1.5,
+            "rope_parameters": plain_rope(partial_rotary_factor=0.5),
+        },
+        experts=EXPERTS,
+        saved_config={"scoring_func": "sigmoid", "num_nextn_predict_layers": 0},
+        converter_arguments=("--no-mtp",),
+        special_tokens=("[gMASK]", "<|user|>", "<|observation|>"),
+    ),
+    # every other layer dense, of four layers the last without RoPE; llama.cpp fixes the chunk of the attention at 8192
+    "llama4": SparseFamily(
+        transformers.Llama4TextConfig,
+        {
+            "num_hidden_layers": 4,
+            "num_local_experts": 4,
+            "intermediate_size": 24,
+            "intermediate_size_mlp": 48,
+            "interleave_moe_layer_step": 2,
+            "head_dim": 8,
+            "rope_parameters": plain_rope(),
+            "pad_token_id": 0,
+        },
+        SPLIT_LINEARS,
+        experts=EXPERTS,
+    ),
+}
