@@ -34,13 +34,13 @@ std::vector<Sequence> sequences_with_weights(const MicroBatch & batch) {
 }
 
 // Ends of the parts of sequences that fall in length, by dynamic programming over where the last part begins.
-std::vector<size_t> ends_of_parts(const std::vector<Sequence> & falling, int64_t most_rows) {
+std::vector<size_t> ends_of_parts(const std::vector<Sequence> & falling, int64_t most_rows, size_t most_sequences) {
     const size_t n = falling.size();
     std::vector<int64_t> cost(n + 1, std::numeric_limits<int64_t>::max());
     std::vector<size_t> begin_of(n + 1, 0);
     cost[0] = 0;
     for (size_t end = 1; end <= n; end++) {
-        for (size_t begin = 0; begin < end; begin++) {
+        for (size_t begin = end - std::min(end, most_sequences); begin < end; begin++) {
             const int64_t rows = static_cast<int64_t>(end - begin) * falling[begin].length;
             if ((rows <= most_rows || end - begin == 1) && cost[begin] + rows + kRowsPerGraph < cost[end]) {
                 cost[end] = cost[begin] + rows + kRowsPerGraph;
@@ -57,13 +57,13 @@ std::vector<size_t> ends_of_parts(const std::vector<Sequence> & falling, int64_t
 
 }  // namespace
 
-std::vector<EqualLengths> split_to_equal_lengths(const MicroBatch & batch) {
+std::vector<EqualLengths> split_to_equal_lengths(const MicroBatch & batch, size_t most_sequences) {
     std::vector<Sequence> sequences = sequences_with_weights(batch);
     std::stable_sort(sequences.begin(), sequences.end(),
                      [](const Sequence & a, const Sequence & b) { return a.length > b.length; });
     std::vector<EqualLengths> parts;
     size_t begin = 0;
-    for (const size_t end : ends_of_parts(sequences, batch.n_tokens)) {
+    for (const size_t end : ends_of_parts(sequences, batch.n_tokens, most_sequences)) {
         EqualLengths part;
         const int64_t length = sequences[begin].length;
         for (size_t s = begin; s < end; s++) {

@@ -34,7 +34,7 @@ struct EqualLengths {
 };
 
 // Shares out the sequences so that few rows are filled in and few graphs are needed; sequences without a weight are
-// left out. No part has more rows than the micro-batch.
-std::vector<EqualLengths> split_to_equal_lengths(const MicroBatch & batch);
+// left out. No part has more rows than the micro-batch, or more than so many sequences.
+std::vector<EqualLengths> split_to_equal_lengths(const MicroBatch & batch, size_t most_sequences);
 
 }  // namespace ggtune

@@ -60,14 +60,20 @@ void remove_from_lora(llama_adapter_lora & lora, const std::vector<std::string> 
 
 namespace {
 
-// Only the graph tells whether an architecture rotates, and ggml never ends with no dimension to rotate.
-std::string problem_of_rope(const llama_model & model, ggml_cgraph * graph) {
+// What only the graph tells: ops that would write where they must not, or never end. "" where there is none.
+std::string problem_of_nodes(const llama_model & model, ggml_cgraph * graph) {
+    const std::string advice = "): convert the model again";
     for (int i = 0; i < ggml_graph_n_nodes(graph); i++) {
         const ggml_tensor * node = ggml_graph_node(graph, i);
         constexpr int kNDims = 1;  // its place among the op's parameters
         if (node->op == GGML_OP_ROPE && ggml_get_op_params_i32(node, kNDims) <= 0) {
             return "RoPE can't rotate 0 of the " + std::to_string(node->ne[0]) + " dimensions of a head (" +
-                   model_architecture(model) + ".rope.dimension_count): convert the model again";
+                   model_architecture(model) + ".rope.dimension_count" + advice;
+        }
+        constexpr int kWkvStep = 64;  // ggml's vectorized loops go through a head in steps of it
+        if ((node->op == GGML_OP_RWKV_WKV6 || node->op == GGML_OP_RWKV_WKV7) && node->src[1]->ne[0] % kWkvStep != 0) {
+            return "llama.cpp can compute with heads of a multiple of 64 values alone, not of " +
+                   std::to_string(node->src[1]->ne[0]) + " (" + model_architecture(model) + ".wkv.head_size" + advice;
         }
     }
     return "";
@@ -81,6 +87,12 @@ class LlamaForwardGraph final : public ForwardGraph {
     const std::vector<ggml_tensor *> & nodes() const override { return list; }
     ggml_tensor * hidden() const override { return result.t_embd; }
     ggml_tensor * logits() const override { return result.t_logits; }
+
+    bool is_cache_without_memory(const ggml_tensor * leaf) const override {
+        const std::string name = leaf->name, prefix = "cache_";
+        return leaf->op == GGML_OP_NONE && leaf->data == nullptr && leaf->buffer != nullptr &&
+               name.compare(0, prefix.size(), prefix) == 0;
+    }
 
     size_t n_state_bytes() const override {
         size_t n_bytes = 0;
@@ -327,6 +339,11 @@ bool ForwardGraphBuilder::needs_equal_lengths() const {
     return impl_->recurrent;
 }
 
+size_t ForwardGraphBuilder::most_sequences() const {
+    // llama.cpp's graph of this one mixes the sequences of a batch up
+    return impl_->model.arch == LLM_ARCH_PLAMO2 ? 1 : LLAMA_MAX_SEQ;
+}
+
 std::unique_ptr<ForwardGraph> ForwardGraphBuilder::build(const GraphBatch & batch) const {
     const llama_model & model = impl_->model;
     const std::string arch = model_architecture(model);
@@ -385,7 +402,7 @@ std::unique_ptr<ForwardGraph> ForwardGraphBuilder::build(const GraphBatch & batc
         params.cb = name_tensor;
         params.res = &built->result;
         model.build_graph(params);
-        const std::string problem = problem_of_rope(model, built->result.get_gf());
+        const std::string problem = problem_of_nodes(model, built->result.get_gf());
         if (!problem.empty()) {
             throw Error(problem);
         }
@@ -449,7 +466,7 @@ std::string problem_of_graph(llama_context & context) {
         weights.insert(tensor);
     }
     ggml_cgraph * graph = reserved_graph(context);
-    const std::string problem = problem_of_rope(context.get_model(), graph);
+    const std::string problem = problem_of_nodes(context.get_model(), graph);
     if (!problem.empty()) {
         return problem;
     }

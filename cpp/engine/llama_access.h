@@ -59,6 +59,8 @@ class ForwardGraph {
     virtual ~ForwardGraph() = default;
     // In topological order. Keys and values that the rows have written to a cache are read past it (cache_bypass.h).
     virtual const std::vector<ggml_tensor *> & nodes() const = 0;
+    // Whether that leaf is a cache of keys or values, which has no memory.
+    virtual bool is_cache_without_memory(const ggml_tensor * leaf) const = 0;
     // Bytes of the states that recurrent layers start from, which belong to this object.
     virtual size_t n_state_bytes() const = 0;
     virtual ggml_tensor * hidden() const = 0;  // after the final norm, ne = [n_embd, n_outputs]
@@ -80,6 +82,8 @@ class ForwardGraphBuilder {
 
     // Whether all sequences of a micro-batch must be of one length: recurrent layers go through them side by side.
     bool needs_equal_lengths() const;
+    // How many sequences one graph may have.
+    size_t most_sequences() const;
 
     // Raises Error where llama.cpp can't build a training graph for this architecture.
     std::unique_ptr<ForwardGraph> build(const GraphBatch & batch) const;

@@ -225,7 +225,7 @@ BatchResult Trainer::run(const MicroBatch & batch, bool gradients) {
         return result;
     }
     if (builder_.needs_equal_lengths()) {
-        const std::vector<EqualLengths> parts = split_to_equal_lengths(batch);
+        const std::vector<EqualLengths> parts = split_to_equal_lengths(batch, builder_.most_sequences());
         for (size_t i = 0; i < parts.size(); i++) {
             run_graph(parts[i].rows.view(), parts[i].origin, graph_options(gradients, i), result);
         }
@@ -302,7 +302,7 @@ double Trainer::predict_seconds(const MicroBatch & batch, bool gradients) {
         return seconds_of(batch);
     }
     double seconds = 0;
-    for (const EqualLengths & part : split_to_equal_lengths(batch)) {
+    for (const EqualLengths & part : split_to_equal_lengths(batch, builder_.most_sequences())) {
         seconds += seconds_of(part.rows.view());
     }
     return seconds;

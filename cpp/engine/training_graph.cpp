@@ -235,6 +235,14 @@ bool TrainingGraph::collect_forward_nodes() {
     }
     body_.assign(nodes.begin(), end_of_body + 1);
     head_.assign(end_of_body + 1, nodes.end());
+    for (const ggml_tensor * node : nodes) {
+        for (const ggml_tensor * src : node->src) {
+            if (src != nullptr && forward_->is_cache_without_memory(src)) {
+                throw Error("its graph reads " + std::string(src->name) +
+                            " otherwise than as the micro-batch has written it");
+            }
+        }
+    }
     return true;
 }
 

@@ -67,7 +67,7 @@ def _common(n_embd: int, n_head: int, n_ff: int, n_layer: int, n_vocab: int) -> 
         "kda.head_dim": 32,
         "kda.safe_gate": True,
         "kda.gate_lower_bound": -5.0,
-        "wkv.head_size": head,
+        "wkv.head_size": 64,
         "shortconv.l_cache": 3,
         "attn_res.block_size": 12,
         "activation.situ_beta": 4.0,
@@ -111,7 +111,8 @@ _HYBRID: dict[str, Value] = {"attention.head_count": [2, 0, 2], "attention.head_
 _MLA_HYBRID: dict[str, Value] = {**_MLA, "attention.head_count_kv": [1, 0, 1]}
 _WINDOWS: dict[str, Value] = {"attention.sliding_window_pattern": [0, 1, 0]}
 _GROUPED: dict[str, Value] = {"attention.head_count": 4, "attention.head_count_kv": 2}
-_ONE_SHIFT: dict[str, Value] = {"token_shift_count": 1}
+_RWKV: dict[str, Value] = {"embedding_length": 128}
+_ONE_SHIFT: dict[str, Value] = {**_RWKV, "token_shift_count": 1}
 _GATED_DELTA: dict[str, Value] = {"ssm.inner_size": 64}
 
 _GEMMA4: dict[str, Value] = {
@@ -197,8 +198,6 @@ _PLAIN = [
     "qwen2vl",
     "qwen3vl",
     "refact",
-    "rwkv6",
-    "rwkv7",
     "seed_oss",
     "smollm3",
     "stablelm",
@@ -342,6 +341,7 @@ _OWN: dict[str, dict[str, Value]] = {
     "kimi-linear+experts": _MLA_HYBRID,
     "lfm2": _HYBRID,
     "lfm2moe+experts": _HYBRID,
+    "llama4": {"block_count": 4},  # every fourth layer scales its attention
     "maple+experts": {**_WINDOWS, "swiglu_clamp_exp": 7.0},
     "mimo2+experts": _WINDOWS,
     "minicpm3": {"attention.key_length": 64, "attention.value_length": 32, "rope.dimension_count": 32},
@@ -358,7 +358,9 @@ _OWN: dict[str, dict[str, Value]] = {
     "qwen3next+experts": _GATED_DELTA,
     "qwen3tts": {"vocab_size": 3072},
     "qwen4exp+experts": {**_GATED_DELTA, **_PLE, "attention.indexer.key_length": 32},
+    "rwkv6": _RWKV,
     "rwkv6qwen2": _ONE_SHIFT,
+    "rwkv7": _RWKV,
     "spark2_5": _WINDOWS,
     "step35+experts": _WINDOWS,
     # layers that share keys and values heads, in families that mostly do

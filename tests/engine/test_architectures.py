@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from architectures import files, verdict
-from ggtune._core import Model
+from ggtune._core import Adapter, Model, Trainer, decode_log_probs
 
 Batch = tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32], NDArray[np.int32], NDArray[np.float32]]
 
@@ -76,6 +76,19 @@ def test_gradient_is_the_slope_of_the_loss(tmp_path: Path, name: str) -> None:
     slope = (loss(step) - loss(-step)) / (2 * step)
     expected = sum(float((gradients[key] * direction[key]).sum()) for key in gradients)
     assert slope == pytest.approx(expected, rel=1e-2)
+
+
+@pytest.mark.parametrize("name", TRAINABLE)
+def test_what_is_trained_is_what_llama_cpp_computes(tmp_path: Path, name: str) -> None:
+    """Log-probabilities of packed samples against those of each alone through llama_decode."""
+    model = Model(str(files.write_model(tmp_path, name)))
+    tokens, positions, sequences, _, _ = make_batch(model)
+    adapter = Adapter(model, rank=1, alpha=1.0, targets=[model.linears()[0].kind])  # B is zero
+    trainer = Trainer(adapter, context=16, threads=1, precision="llama.cpp")
+    follows = np.append(positions[1:] > 0, False)
+    result = trainer.evaluate(tokens, positions, sequences, np.roll(tokens, -1), follows.astype(np.float32))
+    expected = [decode_log_probs(model, tokens[sequences == sample]) for sample in np.unique(sequences)]
+    np.testing.assert_allclose(result.log_probs[follows], np.concatenate(expected), atol=1e-5)
 
 
 def norm(arrays: dict[str, NDArray[np.float32]]) -> float:
