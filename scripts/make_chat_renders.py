@@ -3,7 +3,8 @@
     python scripts/make_chat_renders.py
 
 The templates are those of the vendored llama.cpp (``models/templates``) and of ``tests/ollama/gguf_samples.py``; the
-conversations are ``CHATS`` of ``tests/data/chats.py``. Of each there is the whole text, and the text up to the last
+conversations are ``CHATS`` of ``tests/data/chats.py``, those that call tools in every way to write such a message
+(``ggtune.data.messages.STYLES``). Of each there is the whole text, and the text up to the last
 answer with a generation prompt; of a long text its hash (``chats.digest``), and null where the template refuses or
 fails. Needs transformers (the committed file: 5.24.0), which ggtune itself does not.
 """
@@ -18,7 +19,7 @@ from transformers.utils.chat_template_utils import _compile_jinja_template
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "tests/data"), str(ROOT / "tests/ollama")]
 
-from chats import BOS, CHATS, EOS, NOW, as_messages, digest, sources  # noqa: E402
+from chats import BOS, CHATS, EOS, NOW, as_messages, digest, golden_name, sources, styles_of  # noqa: E402
 
 
 def render(source: str, messages: list[dict[str, Any]], tools: list[Any] | None, *, ask: bool) -> str | None:
@@ -45,11 +46,13 @@ def main() -> None:
     for name, source in sources().items():
         renders[name] = {}
         for chat, conversation in CHATS.items():
-            messages, tools = as_messages(conversation), list(conversation.tools) or None
-            renders[name][chat] = [
-                render(source, messages, tools, ask=False),
-                render(source, messages[:-1], tools, ask=True),
-            ]
+            tools = list(conversation.tools) or None
+            for style in styles_of(conversation):
+                messages = as_messages(conversation, style)
+                renders[name][golden_name(chat, style)] = [
+                    render(source, messages, tools, ask=False),
+                    render(source, messages[:-1], tools, ask=True),
+                ]
     text = json.dumps(renders, ensure_ascii=False, indent=0)
     (ROOT / "tests/data/golden/chat_renders.json").write_text(text + "\n", encoding="utf-8")
 

@@ -28,6 +28,8 @@ LINEAR_GROUPS = {
     "experts": "the experts alone",
 }
 
+WITHOUT_EFFECT_ON_ALL = ("learn", "prompt_weight")  # where every token counts in the loss
+
 # Where --stop-loss alone ends a run, without a number of epochs or steps: it ends all the same after so many epochs
 # (and at least so many steps: a small table has few in an epoch), or when the loss no longer falls.
 CEILING_EPOCHS = 200
@@ -103,7 +105,7 @@ class TrainConfig:
     system: str = setting("", "System text put before every question.", metavar="TEXT")
     loss_on: str = setting(
         "answer",
-        "Tokens that count in the loss: the answer and its end token, or all.",
+        "Tokens that count in the loss: the answer and its end token, or all (not with --learn or --prompt-weight).",
         choices=("answer", "all"),
         finetune_default="all",
     )
@@ -115,6 +117,11 @@ class TrainConfig:
     )
     prompt_weight: float = setting(
         0.0, "Weight in the loss of the tokens that the model is given.", check=within(0, 1, open_end=False)
+    )
+    split_turns: bool = setting(
+        True,
+        "Where the template leaves out what the assistant thought in earlier turns, make a sample of each such turn: "
+        "every thought is learned, as the model is asked for it.",
     )
     drop: tuple[str, ...] = setting(
         (),

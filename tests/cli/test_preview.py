@@ -56,6 +56,55 @@ def test_rows_are_chosen(chat: str) -> None:
     run("--data", chat, "--rows", "two", status=2)
 
 
+def test_the_samples_of_a_row_whose_thoughts_are_left_out(tmp_path: Path) -> None:
+    """The model's template leaves out earlier thoughts: each turn is a sample, and it is said."""
+    messages = [
+        {"role": "user", "content": "Why is rust red?"},
+        {"role": "assistant", "content": "Iron oxide is.", "reasoning_content": "Redox."},
+        {"role": "user", "content": "And patina?"},
+        {"role": "assistant", "content": "Green.", "reasoning_content": "Copper."},
+    ]
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps(CHAT) + "\n" + json.dumps({"messages": messages}) + "\n")
+    for repeat in ("1", "2"):
+        output = run("--data", str(path), "--rows", "2", "--repeat", repeat, color=True)
+        assert "line 2, sample 1 of 2: " in output
+        assert "line 2, sample 2 of 2: " in output
+        assert len(re.findall(r"Redox\.|Copper\.", output)) == 2
+        assert "in 1 line: these are 2 samples" in output
+        assert "--no-split-turns" in output
+    output = run("--data", str(path), "--rows", "2", "--no-split-turns")
+    assert "line 2: " in output
+    assert "Redox." not in output
+    assert "in 1 line: they are not learned (--split-turns" in output
+    for option in (["--loss-on", "all"], ["--learn", "last"]):
+        assert "sample 1 of" not in run("--data", str(path), "--rows", "2", *option)
+    checked = CliRunner().invoke(cli, ["check-data", "--model", str(MODEL), "--data", str(path)])
+    assert "in 1 line: these are 2 samples, each up to a turn whose thoughts are learned" in checked.output
+    assert "in 3 samples" in checked.output
+    assert ": 2 lines, template" in checked.output
+
+
+@pytest.mark.parametrize(
+    ("given", "idle"),
+    [
+        (["--learn", "last"], "--learn would"),
+        (["--learn", "all-assistant"], "--learn would"),
+        (["--prompt-weight", "0.5"], "--prompt-weight would"),
+        (["--learn", "last", "--prompt-weight", "0"], "--learn and --prompt-weight would"),
+    ],
+)
+def test_what_has_no_effect_on_all_tokens_is_wrong_usage(chat: str, given: list[str], idle: str) -> None:
+    output = run("--data", chat, "--loss-on", "all", *given, status=2)
+    assert f"{idle} have no effect with --loss-on all: every token counts" in output
+    assert "or give --loss-on answer" in output
+    run("--data", chat, *given)
+    old = ["finetune", "--model-base", str(MODEL), "--train-data", chat, *given]
+    result = CliRunner().invoke(cli, old)
+    assert result.exit_code == 2
+    assert f"{idle} have no effect with --loss-on all, which is the default here" in result.output
+
+
 def test_a_page(chat: str, tmp_path: Path) -> None:
     output = run("--data", chat, "--template", "chatml", "--html", str(tmp_path / "page.html"))
     assert "page.html: 2 samples" in output

@@ -7,8 +7,8 @@ from typing import Any
 
 import gguf_samples
 
-from ggtune.data.chat_render import message_of
 from ggtune.data.conversation import Conversation, Turn
+from ggtune.data.messages import STYLES, MessageStyle
 
 VENDORED = Path(__file__).parents[2] / "vendor/llama.cpp/models/templates"
 NOW = datetime.datetime(2026, 3, 4, 5, 6, 7)
@@ -69,7 +69,28 @@ CHATS = {
         1,
         tools=(_WEATHER,),
     ),
+    "tools and thinking": Conversation(
+        (
+            Turn("user", "Does it rain in Ulm?"),
+            Turn("assistant", "", thinking="I look it up.", fields={"tool_calls": [_CALL]}),
+            Turn("tool", '{"rain": true}', fields={"name": "get_weather", "tool_call_id": "call12345"}),
+            Turn("assistant", "Yes, it rains there.", thinking="So it says."),
+            _LAST,
+            Turn("assistant", "Yes: it hardly reacts.", thinking="Noble."),
+        ),
+        1,
+        tools=(_WEATHER,),
+    ),
 }
+
+
+def styles_of(conversation: Conversation) -> tuple[MessageStyle, ...]:
+    """Ways in which a conversation's messages may be written."""
+    return STYLES if any(turn.fields.get("tool_calls") for turn in conversation.turns) else STYLES[:1]
+
+
+def golden_name(chat: str, style: MessageStyle) -> str:
+    return chat if style == STYLES[0] else f"{chat} (content {style.content}, arguments {style.arguments})"
 
 
 def sources() -> dict[str, str]:
@@ -78,9 +99,9 @@ def sources() -> dict[str, str]:
     return {**{name: source for name, (source, _, _) in gguf_samples.JINJA.items()}, **vendored}
 
 
-def as_messages(conversation: Conversation) -> list[dict[str, Any]]:
+def as_messages(conversation: Conversation, style: MessageStyle = STYLES[0]) -> list[dict[str, Any]]:
     """Messages as transformers takes them."""
-    return [message_of(turn) for turn in conversation.turns]
+    return [style.message(turn) for turn in conversation.turns]
 
 
 def digest(text: str) -> str:

@@ -62,7 +62,7 @@ def test_refused_and_dropped_system_texts() -> None:
     with pytest.raises(GgtuneError, match="no system here"):
         make(LLAMA2).render("Be kind.", "Q?", "A.")
     dropping = LLAMA2.replace("{{ raise_exception('no system here') }}", "")
-    with pytest.raises(GgtuneError, match="drops the system text"):
+    with pytest.raises(GgtuneError, match="leaves out the system text"):
         make(dropping).render("Be kind.", "Q?", "A.")
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from ggtune import _core
 from ggtune.data.chat_template import ChatTemplate, choose_template
+from ggtune.data.conversation import exchange
 from ggtune.data.dataset import Dataset
 from ggtune.data.load import load_samples
 from ggtune.data.records import Record, read_csv
@@ -171,9 +172,10 @@ def test_special_tokens_in_cells_stay_text_with_sentencepiece(sentencepiece_mode
 
 def test_answer_continues_the_prompt(sentencepiece_model: _core.Model) -> None:
     encoder = TurnEncoder(sentencepiece_model, TEMPLATES["llama2"])
-    prompt, answer = encoder.encode_turn(TEMPLATES["llama2"].render(None, "a?", "b"))
-    whole = sentencepiece_model.tokenize("<s>[INST] a? [/INST] b </s>")
-    assert [*prompt, *answer] == whole.tolist()
+    rendered = TEMPLATES["llama2"].render_conversation(exchange("a?", "b", row=1))
+    tokens, _, n_prompt = encoder.encode_conversation(rendered, lambda segment: float(segment.turn >= 0))
+    assert tokens == sentencepiece_model.tokenize("<s>[INST] a? [/INST] b </s>").tolist()
+    assert tokens[:n_prompt] == encoder.encode_prompt(TEMPLATES["llama2"].render_prompt(None, "a?"))
 
 
 def test_end_tokens_that_the_model_does_not_know(demo_model: _core.Model, csv_file: Path, tmp_path: Path) -> None:

@@ -159,3 +159,80 @@ def test_a_bos_that_opens_turns_stays_in_text_of_several(tmp_path: Path) -> None
     data = load_samples(tmp_path / "a.txt", model, context=128)  # type: ignore[arg-type]
     assert data.report.asked_with() == {"template": "chatml", "system": "", "system_differs": "false"}
     assert [sample.tokens[0] for sample in data.samples] == [model.bos_token] * 2
+
+
+WEATHER = {"name": "get_weather", "description": "Weather of a town.", "parameters": {"type": "object"}}
+RAIN = '{"town": "Ulm"}'
+
+
+@pytest.mark.parametrize("role", ["function", "tool"])
+@pytest.mark.parametrize("arguments", [RAIN, json.loads(RAIN)])
+def test_function_calls_of_openais_former_api_are_tool_calls(
+    demo_model: _core.Model, tmp_path: Path, role: str, arguments: Any
+) -> None:
+    """They were left out, and the assistant's turn with them."""
+    asked, told = {"role": "user", "content": "Rain in Ulm?"}, {"role": "assistant", "content": "Yes."}
+    call = {"name": "get_weather", "arguments": arguments}
+    former = {
+        "messages": [
+            asked,
+            {"role": "assistant", "content": None, "function_call": call},
+            {"role": role, "name": "get_weather", "content": "rain"},
+            told,
+        ],
+        "functions": [WEATHER],
+    }
+    today = {
+        "messages": [
+            asked,
+            {
+                "role": "assistant",
+                "content": "",
+                "tool_calls": [{"id": "call00200", "type": "function", "function": call}],
+            },
+            {"role": "tool", "name": "get_weather", "tool_call_id": "call00200", "content": "rain"},
+            told,
+        ],
+        "tools": [{"type": "function", "function": WEATHER}],
+    }
+    sharegpt = {
+        "conversations": [
+            {"from": "human", "value": "Rain in Ulm?"},
+            {"from": "function_call", "value": json.dumps(call)},
+            {"from": "observation", "value": "rain"},
+            {"from": "gpt", "value": "Yes."},
+        ],
+        "tools": json.dumps([{"type": "function", "function": WEATHER}]),
+    }
+    template = tmp_path / "tools.jinja"
+    template.write_text(
+        "{{ tools | tojson }}{% for m in messages %}<{{ m.role }} {{ m.name }} {{ m.tool_call_id }}>{{ m.content }}"
+        "{% for c in m.tool_calls or [] %}{{ c | tojson }}{% endfor %}</s>{% endfor %}"
+        "{% if add_generation_prompt %}<assistant  >{% endif %}"
+    )
+    samples = [
+        load_samples(lines(tmp_path / "a.jsonl", row), demo_model, context=512, template=str(template)).samples[0]
+        for row in (former, sharegpt, today)
+    ]
+    assert '"name": "get_weather", "arguments": {"town": "Ulm"}' in learned(demo_model, samples[2])
+    for sample in samples[:2]:
+        assert sample.tokens.tolist() == samples[2].tokens.tolist()
+        assert sample.weights.tolist() == samples[2].weights.tolist()
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        ({"function_call": "x"}, "'function_call of message 2' is a text that is no JSON"),
+        ({"function_call": {"arguments": "{}"}}, "the function_call of message 2 is no object with name and arguments"),
+        ({"function_call": {"name": "f", "arguments": "{"}}, "arguments of a tool call of message 2 are no JSON"),
+        (
+            {"function_call": {"name": "f"}, "tool_calls": [{"function": {"name": "f"}}]},
+            "both tool_calls and a function",
+        ),
+    ],
+)
+def test_function_calls_that_are_none(demo_model: _core.Model, tmp_path: Path, message: Any, reason: str) -> None:
+    row = {"messages": [CHAT[0], {"role": "assistant", "content": None, **message}]}
+    with pytest.raises(DataError, match=reason):
+        load(lines(tmp_path / "a.jsonl", row), demo_model)

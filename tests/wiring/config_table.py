@@ -368,6 +368,12 @@ def last_turn_alone(before: Seen, after: Seen) -> None:
     assert np.array_equal(other.weights, np.where(np.arange(one.n_rows) > one.n_rows // 2, one.weights, 0))
 
 
+def turns_not_split(before: Seen, after: Seen) -> None:
+    assert sorted(text.count("<think>") for text in before.texts) == [1, 1]
+    (text,) = after.texts
+    assert text.count("<think>") == 1  # the template leaves out the thought of the turn before
+
+
 def weighted_prompts(before: Seen, after: Seen) -> None:
     for one, other in zip(before.sequences, after.sequences, strict=True):
         assert np.array_equal(other.weights, np.where(one.weights == 0, np.float32(0.25), one.weights))
@@ -405,6 +411,11 @@ TABLE: dict[str, list[Change]] = {
     "data_format": [Change("text", read_as_text, {**ONE_EPOCH, "data": File("table.csv"), "loss_on": "all"})],
     "skip_bad": [Change(True, bad_rows_left_out, {**ONE_EPOCH, "data": File("bad.jsonl")})],
     "learn": [Change("last", last_turn_alone, {**ONE_EPOCH, "data": File("turns.jsonl")})],
+    "split_turns": [
+        Change(
+            False, turns_not_split, {**ONE_EPOCH, "data": File("thoughts.jsonl"), "ctx": 128, "micro_batch_tokens": 128}
+        )
+    ],
     "prompt_weight": [Change(0.25, weighted_prompts)],
     "drop": [Change(("duplicate",), duplicates_dropped, {**ONE_EPOCH, "data": File("twice.csv")})],
     "neftune_alpha": [Change(50.0, noisy)],

@@ -67,6 +67,9 @@ def wiring_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     turns = [("user", "Hello?"), ("assistant", "Hello to you."), ("user", "Who is it?"), ("assistant", "It is me.")]
     messages = [{"role": role, "content": text} for role, text in turns]
     (folder / "turns.jsonl").write_text(json.dumps({"messages": messages}) + "\n")
+    for message in messages[1::2]:
+        message["reasoning_content"] = "They ask."
+    (folder / "thoughts.jsonl").write_text(json.dumps({"messages": messages}) + "\n")
     write_other_model(folder / "other.gguf")
     config = TrainConfig(**{**BASE, "rank": 2, "lr": 1e-2, "holdout": "0"})
     fine_tune(config, folder / "run", quiet=True)

@@ -95,7 +95,7 @@ class ConfigCommand(click.Command):
 DATA_SETTINGS = (
     *("model", "data", "more_data", "repeat", "question_column", "answer_column", "context_column", "weight_column"),
     *("data_format", "skip_bad", "sample_start", "include_sample_start", "overlapping_samples", "template", "system"),
-    *("loss_on", "learn", "prompt_weight", "drop", "too_long", "holdout", "ctx", "seed"),
+    *("loss_on", "learn", "prompt_weight", "split_turns", "drop", "too_long", "holdout", "ctx", "seed"),
 )
 
 

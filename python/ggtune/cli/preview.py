@@ -27,7 +27,7 @@ def command(context: click.Context, /, count: int, rows: str | None, html_file: 
     import numpy as np
 
     from ggtune._native import core
-    from ggtune.data.preview import page, view
+    from ggtune.data.preview import page, samples_of_row, view_of
     from ggtune.errors import DataError
     from ggtune.files import replace_text
     from ggtune.train.samples import load_data
@@ -41,8 +41,8 @@ def command(context: click.Context, /, count: int, rows: str | None, html_file: 
         places = [np.flatnonzero(data.samples.rows == row)[:1].tolist() for row in wanted]
         if missing := [row for row, place in zip(wanted, places, strict=True) if not place]:
             raise DataError(f"{config.data}: there is no sample of {data.report.unit} {', '.join(map(str, missing))}.")
-        chosen = [place[0] for place in places]
-    views = [view(data.samples[i], model) for i in chosen]
+        chosen = [i for place in places for i in samples_of_row(data, place[0])]
+    views = [view_of(data, i, model) for i in chosen]
     unit = data.report.unit
     if html_file is not None:
         title = f"{Path(config.data).name} for {Path(config.model).name}"

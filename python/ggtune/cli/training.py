@@ -10,7 +10,7 @@ import click
 
 from ggtune.cli.echo import say
 from ggtune.cli.options import given_settings
-from ggtune.config import Face, TrainConfig
+from ggtune.config import WITHOUT_EFFECT_ON_ALL, Face, TrainConfig, flag
 
 STATUSES = (
     "Exit status: 0; 1 for an error; 2 for wrong usage; 3 where the run has diverged; 128 + the number of the signal "
@@ -38,7 +38,14 @@ def settings(
         for name, flags in (("model", "--model"), ("data", "--data")):
             if not given.get(name):
                 raise click.UsageError(f"Missing option '{flags}'.")
-    return pipeline.settings(given, checkpoint, before, face=face, reporter=pipeline.Progress())
+    config = pipeline.settings(given, checkpoint, before, face=face, reporter=pipeline.Progress())
+    if idle := [flag(name) for name in WITHOUT_EFFECT_ON_ALL if name in given and config.loss_on == "all"]:
+        of = "" if "loss_on" in given else ", which is the default here" if before is None else ", as in the run before"
+        raise click.UsageError(
+            f"{' and '.join(idle)} would have no effect with --loss-on all{of}: every token counts. Leave "
+            f"{'it' if len(idle) == 1 else 'them'} out, or give --loss-on answer."
+        )
+    return config
 
 
 def end_of_run(result: "Result") -> None:

@@ -1,24 +1,34 @@
 """Conversations rendered by a Jinja chat template, with the words of each turn found in the result.
 
 The template is rendered twice: with the texts themselves, and with a marker in place of each. Where both agree but for
-the markers, these tell what the template wrote from what people wrote. What an assistant writes starts where the text
-up to its turn with a generation prompt ends, and goes to the first end token behind its words.
+the markers, these tell what the template wrote from what people wrote. Where they do not, because the template writes a
+turn anew (a tool's result as JSON, say), the assistant's words alone get markers. What an assistant writes starts where
+the text up to its turn with a generation prompt ends, and goes to the first end token behind its words.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
-from ggtune.data.conversation import Conversation, Turn
-from ggtune.data.templates import RenderedConversation, Segment
+from ggtune.data.conversation import ROLES, Conversation, Role, Turn
+from ggtune.data.messages import STYLES, MessageStyle, calls_of
+from ggtune.data.segments import RenderedConversation, Segment, joined
+from ggtune.data.spelled import MARK as SPELLED_MARK
+from ggtune.data.spelled import SpelledTokens
+from ggtune.data.thinking import THINK, ThinkingTags, find_tags, mark_thinking
 from ggtune.errors import GgtuneError
 
 # of letters and digits alone: nothing that a template looks for, strips, or escapes
 _MARK = "7Mk{index:03d}Zq{part}9"
 _TEXT, _THINKING = "T", "H"
+_TALK = "7Tk5Zq9"
+_ASSISTANT: tuple[Role, ...] = ("assistant",)
 
 Render = Callable[..., str]
 """``render(messages, tools, add_generation_prompt=...)``: the text, BOS included."""
@@ -26,94 +36,157 @@ Render = Callable[..., str]
 
 @dataclass(frozen=True)
 class _Piece:
-    """Template text, or (``turn`` >= 0) the place of a turn's text or thinking."""
+    """A piece of marked text: the template's, a turn's text or thinking (``turn`` >= 0), or a mark for ``spelled``."""
 
     text: str
     turn: int = -1
     thinking: bool = False
+    spelled: str | None = None
 
 
 @dataclass(frozen=True)
 class _Form:
-    """What a template writes around the texts of conversations that have the same roles and parts."""
+    """What a template writes around the texts of conversations that have the same roles and parts.
 
+    ``pieces`` are those of the whole text. The first ``n_replaced`` give way to ``prompt``, with which the model is
+    asked, where that is no start of the whole text. ``starts`` and ``ends`` count characters of the marked text that
+    this makes.
+    """
+
+    style: MessageStyle
     pieces: tuple[_Piece, ...]
-    prompt: tuple[_Piece, ...] | None  # in place of the pieces in front of the last turn's words
-    starts: dict[int, int]  # of each assistant's turn: characters of the marked text in front of what it writes
-    ends: dict[
-        int, tuple[int, int]
-    ]  # behind its words: where its end token starts and ends, the same where it has none
+    prompt: tuple[_Piece, ...]
+    n_replaced: int
+    starts: dict[int, int]  # of each assistant's turn: in front of what it writes
+    # behind its words: where its end token starts and ends, the same where it has none
+    ends: dict[int, tuple[int, int]]
+    tails: dict[int, tuple[str, str]]  # the same as texts: behind the words to the end token, and that
+
+    @property
+    def final_pieces(self) -> tuple[_Piece, ...]:
+        """The pieces of the text that is trained on."""
+        return (*self.prompt, *self.pieces[self.n_replaced :])
+
+    def shows_thinking_of(self, turn: int) -> bool:
+        return any(piece.thinking and piece.turn == turn for piece in self.final_pieces)
+
+
+@dataclass(frozen=True)
+class _Marked:
+    """A conversation with marks in place of its texts, or of the special tokens that they spell."""
+
+    turns: tuple[Turn, ...]
+    tools: tuple[Any, ...]
+    spelled: SpelledTokens
 
 
 class ConversationRenderer:
     """Renders conversations by one template."""
 
-    def __init__(self, render: Render, *, bos: str, end_of: Callable[[str], str]) -> None:
-        """``end_of(text)`` cuts a text behind its first end token, and gives "" where there is none."""
+    def __init__(
+        self,
+        render: Render,
+        *,
+        bos: str,
+        end_of: Callable[[str], str],
+        special_texts: Callable[[], Iterable[str]] = tuple,
+    ) -> None:
+        """``end_of(text)`` cuts a text behind its first end token, and gives "" where there is none.
+
+        ``special_texts`` gives the texts of the model's special tokens.
+        """
         self._render = render
         self._bos = bos
         self._end_of = end_of
+        self._spelled = SpelledTokens(special_texts)
         self._forms: dict[tuple[object, ...], _Form] = {}
-        self.leaves_out_thinking = False  # it has left out what an assistant thought in an earlier turn
 
     def render(self, conversation: Conversation) -> RenderedConversation:
         """Render up to the last assistant's turn. Raises :class:`GgtuneError` where the template can't show a turn."""
-        turns = _up_to_last_answer(conversation.turns)
-        tools = conversation.tools
+        turns, tools = _up_to_last_answer(conversation.turns), conversation.tools
+        last = len(turns) - 1
         form = self._form(turns, tools)
-        inlined = turns[-1].thinking != "" and not any(p.thinking and p.turn == len(turns) - 1 for p in form.pieces)
-        if inlined:  # the template knows no thinking: it stands in front of the answer, as the model writes it
-            turns = (*(replace(turn, thinking="") for turn in turns[:-1]), _inlined(turns[-1]))
-            form = self._form(turns, tools)
-        thinking = {piece.turn for piece in form.pieces if piece.thinking}
-        if any(turn.thinking and i not in thinking for i, turn in enumerate(conversation.turns[: len(turns) - 1])):
-            self.leaves_out_thinking = True
-        messages = [message_of(turn) for turn in turns]
-        found = _match(form.pieces, turns, self._render(messages, tools, add_generation_prompt=False))
-        pieces = form.pieces
-        if found is not None and form.prompt is not None:
-            prompt = _match(form.prompt, turns, self._render(messages[:-1], tools, add_generation_prompt=True))
-            n_words = _n_before_words(pieces, len(turns) - 1)
-            found = [*prompt, *found[n_words:]] if prompt is not None else None
-            pieces = (*form.prompt, *pieces[n_words:])
-        if found is None and inlined:
-            raise GgtuneError(
-                "The model's chat template leaves out what the assistant thinks. Take the thinking out of the data, or "
-                "choose another --template."
-            )
-        segments = _segments(form, pieces, found, turns) if found is not None else self._by_prompts(turns, tools)
-        if inlined:
-            segments = [part for segment in segments for part in _split_thinking(segment)]
-        bos = self._bos if segments and segments[0].text.startswith(self._bos) else ""
-        if bos:
-            segments[0] = replace(segments[0], text=segments[0].text.removeprefix(bos))
-        return RenderedConversation(bos, tuple(s for s in segments if s.text or s.is_end))
-
-    def _by_prompts(self, turns: Sequence[Turn], tools: Sequence[Any]) -> list[Segment]:
-        """Find the assistant's turns in a text whose other turns the template has changed (JSON written anew, say)."""
-        text = self._render([message_of(turn) for turn in turns], tools, add_generation_prompt=False)
-        segments: list[Segment] = []
-        done = 0
-        for i, turn in enumerate(turns):
-            if turn.role != "assistant":
-                continue
-            prompt = self._prompt(turns[:i], tools, needed=False)
-            messages = [message_of(before) for before in turns[: i + 1]]
-            written = self._render(messages, tools, add_generation_prompt=False)
-            at = written.find(turn.text.strip(), len(prompt))
-            known = text.startswith(prompt) and text.startswith(written) and written.startswith(prompt)
-            if not prompt or not known or at < 0 or len(prompt) < done:
+        inlined = turns[last].thinking != "" and not form.shows_thinking_of(last)
+        if not inlined:
+            form, segments = self._filled(form, turns, tools)
+        else:  # the template knows no thinking: it stands in front of the answer, as the model writes it
+            turns = (*turns[:-1], _inlined(turns[last]))
+            try:
+                form, segments = self._filled(self._form(turns, tools), turns, tools)
+            except GgtuneError as error:
                 raise GgtuneError(
-                    "The model's chat template changes the text of a turn, so that it is unknown which words are the "
-                    "assistant's. Choose another --template."
-                )
-            words_end = at + len(turn.text.strip())
-            end, over = self._end_behind(written[words_end:], words_end)
-            segments += [Segment(text[done : len(prompt)]), Segment(text[len(prompt) : at], turn=i)]
-            segments += [Segment(text[at:words_end], literal=True, turn=i), Segment(text[words_end:end], turn=i)]
-            segments.append(Segment(text[end:over], turn=i, is_end=True))
-            done = over
-        return segments
+                    f"The model's chat template leaves out what the assistant thinks in turn {last + 1}. Take the "
+                    "thinking out of the data, or choose another --template."
+                ) from error
+        if inlined:
+            segments = [part for segment in segments for part in _split_inlined(segment)]
+        return RenderedConversation(
+            *self._without_bos(joined(mark_thinking(joined(segments), self.thinking_tags))),
+            frozenset(i for i, turn in enumerate(turns) if turn.thinking and not form.shows_thinking_of(i)),
+        )
+
+    def _filled(self, form: _Form, turns: Sequence[Turn], tools: Sequence[Any]) -> tuple[_Form, list[Segment]]:
+        """Put a conversation's own texts into its form, which may have to be learned anew for them."""
+        segments = self._segments(form, turns, tools)
+        if segments is None:
+            form = self._learn_in(form.style, self._marked(turns, tools, _ASSISTANT), _ASSISTANT, form.tails)
+            segments = self._segments(form, turns, tools)
+        if segments is None:
+            raise _changed(form.final_pieces)
+        return form, segments
+
+    def render_prompt(self, turns: Sequence[Turn], tools: Sequence[Any] = ()) -> RenderedConversation:
+        """Render turns that wait for an answer. Raises as :meth:`render`."""
+        pieces: tuple[_Piece, ...] = ()
+        for roles in (ROLES, _ASSISTANT):
+            marked = self._marked(turns, tools, roles)
+            pieces = _pieces(self._text(marked.turns, marked.tools, STYLES[0], ask=True), marked)
+            _check_shown(pieces, turns, roles)
+            found = _match(pieces, turns, self._text(turns, tools, STYLES[0], ask=True))
+            if found is not None:
+                segments = [
+                    Segment(text, literal=piece.turn >= 0 or piece.spelled is not None)
+                    for piece, text in zip(pieces, found, strict=True)
+                ]
+                return RenderedConversation(*self._without_bos(joined(segments)))
+        raise _changed(pieces)
+
+    @cached_property
+    def thinking_tags(self) -> tuple[ThinkingTags, ...]:
+        """What the template writes around thoughts."""
+        asked, answer = Turn("user", "?"), Turn("assistant", "!", thinking="-")
+        call = replace(answer, text="", fields={"tool_calls": [{"function": {"name": _TALK, "arguments": {}}}]})
+        for turn in (answer, call):  # some show what was thought in front of a call alone
+            marked = [_marked(asked, 0), _marked(turn, 1)]
+            try:
+                text = self._text(marked, (), STYLES[0], ask=False)
+            except GgtuneError:
+                continue
+            before, shown, behind = text.partition(marked[1].thinking)
+            between, answered, _ = behind.partition(marked[1].text or _TALK)
+            tags = find_tags(before, between) if shown and answered else None
+            # a tag in front of a call may be the call's
+            if tags is not None and tags != THINK and (turn is answer or "think" in tags.closing.lower()):
+                return (tags, THINK)
+        return (THINK,)
+
+    def _text(self, turns: Sequence[Turn], tools: Sequence[Any], style: MessageStyle, *, ask: bool) -> str:
+        return self._render([style.message(turn) for turn in turns], tools, add_generation_prompt=ask)
+
+    def _without_bos(self, segments: tuple[Segment, ...]) -> tuple[str, tuple[Segment, ...]]:
+        if not self._bos or not segments or segments[0].literal or not segments[0].text.startswith(self._bos):
+            return "", segments
+        first = replace(segments[0], text=segments[0].text.removeprefix(self._bos))
+        return self._bos, joined((first, *segments[1:]))
+
+    def _marked(self, turns: Sequence[Turn], tools: Sequence[Any], roles: Sequence[Role]) -> _Marked:
+        spelled = self._spelled
+        marked = [
+            _marked(turn, i) if turn.role in roles else replace(turn, text=spelled.marked(turn.text))
+            for i, turn in enumerate(turns)
+        ]
+        marked = [replace(turn, fields=spelled.marked(turn.fields)) if turn.fields else turn for turn in marked]
+        return _Marked(tuple(marked), spelled.marked(tuple(tools)), spelled)
 
     def _form(self, turns: Sequence[Turn], tools: Sequence[Any]) -> _Form:
         if tools or any(turn.fields for turn in turns):  # what they hold is in the form, too
@@ -124,85 +197,149 @@ class ConversationRenderer:
         return self._forms[key]
 
     def _learn(self, turns: Sequence[Turn], tools: Sequence[Any]) -> _Form:
-        marked = [_marked(turn, i) for i, turn in enumerate(turns)]
-        text = self._render([message_of(turn) for turn in marked], tools, add_generation_prompt=False)
-        pieces = _pieces(text, marked)
-        shown = {piece.turn for piece in pieces if piece.turn >= 0 and not piece.thinking}
-        for i, turn in enumerate(turns):
-            if turn.text and i not in shown:
-                raise GgtuneError(
-                    f"The model's chat template leaves out the text of turn {i + 1} ({turn.role}). Leave it out of the "
-                    "data, or choose another --template."
-                )
+        marked = self._marked(turns, tools, ROLES)
+        refused: list[GgtuneError] = []
+        for style in STYLES if any(turn.fields.get("tool_calls") for turn in turns) else STYLES[:1]:
+            try:
+                return self._learn_in(style, marked, ROLES)
+            except GgtuneError as error:
+                refused.append(error)
+        raise refused[0]
+
+    def _learn_in(
+        self,
+        style: MessageStyle,
+        marked: _Marked,
+        roles: Sequence[Role],
+        tails: Mapping[int, tuple[str, str]] | None = None,
+    ) -> _Form:
+        """``tails`` are those of the form in which all turns are marked, where it is known."""
+        turns = marked.turns
+        last = len(turns) - 1
+        whole = text = self._text(turns, marked.tools, style, ask=False)
         prompts = {
-            i: self._prompt(marked[:i], tools, needed=i == len(turns) - 1)
+            i: self._prompt(marked, i, style, needed=i == last)
             for i, turn in enumerate(turns)
             if turn.role == "assistant"
         }
-        last = len(turns) - 1
-        prompt = None
-        if not text.startswith(prompts[last]) and _words(text, marked[last]) is not None:
+        cut, prompt = 0, ""
+        if not text.startswith(prompts[last]):
             # a generation prompt that opens what a whole text has not ("<think>"): the model is asked with it
-            prompt = _pieces(prompts[last], marked)
-            text = prompts[last] + text[_words(text, marked[last]) :]
-        starts, ends = {}, {}
+            prompt = prompts[last]
+            cut = self._start(text, marked, last, prompt, style)
+            cut += _overlap(prompt, text[cut:])
+            text = prompt + text[cut:]
+        _check_shown(_pieces(text, marked), turns, roles)
+        starts, ends, found = {}, {}, {}
         for i, before in prompts.items():
-            words = _words(text, marked[i])
-            if before and text.startswith(before):
-                starts[i] = len(before)
-            elif words is not None:
-                starts[i] = words
-            else:
-                raise GgtuneError(
-                    f"It can't be told where turn {i + 1} (assistant) starts in what the model's chat template writes. "
-                    "Choose another --template."
-                )
-            ends[i] = self._end(text, marked, i, starts[i])
-            for name in _called(turns[i]):
-                if name not in text[starts[i] : ends[i][1]]:
-                    raise GgtuneError(
-                        f"The model's chat template leaves out the tool call of turn {i + 1}. Leave it out of the "
-                        "data, or choose another --template."
-                    )
-        return _Form(pieces, prompt, starts, ends)
+            starts[i] = self._start(text, marked, i, before, style)
+            words_end = max([starts[i], *(text.rfind(mark) + len(mark) for mark in _marks(turns[i]) if mark in text)])
+            tail = found[i] = tails[i] if tails else self._tail(text, words_end, marked, i, style)
+            if not text.startswith("".join(tail), words_end):
+                raise _changed(_pieces(text, marked))
+            ends[i] = (words_end + len(tail[0]), words_end + len(tail[0]) + len(tail[1]))
+            _check_calls(turns[i], i, text[starts[i] : ends[i][1]])
+        replaced = _pieces(whole[:cut], marked) if prompt else ()
+        asked = _pieces(prompt, marked) if prompt else ()
+        return _Form(style, (*replaced, *_pieces(whole[cut:], marked)), asked, len(replaced), starts, ends, found)
 
-    def _prompt(self, marked: Sequence[Turn], tools: Sequence[Any], *, needed: bool) -> str:
+    def _prompt(self, marked: _Marked, turn: int, style: MessageStyle, *, needed: bool) -> str:
         try:
-            return self._render([message_of(turn) for turn in marked], tools, add_generation_prompt=True)
+            return self._text(marked.turns[:turn], marked.tools, style, ask=True)
         except GgtuneError:  # it may refuse to be asked in the middle
             if needed:
                 raise
             return ""
 
-    def _end(self, text: str, marked: Sequence[Turn], index: int, start: int) -> tuple[int, int]:
-        """Where the end token of an assistant's turn starts and ends in a marked text."""
-        words_end = max(
-            (text.rfind(mark) + len(mark) for mark in _marks(marked[index]) if mark in text[start:]), default=start
+    def _start(self, text: str, marked: _Marked, index: int, prompt: str, style: MessageStyle) -> int:
+        """Where in a marked text an assistant's turn starts that was asked for with ``prompt``."""
+        if prompt and text.startswith(prompt):
+            return len(prompt)
+        turns = marked.turns
+        words = _words(text, turns[index])
+        if words is not None and index < len(turns) - 1:
+            return words
+        # The prompt opens something: the turn starts where both part. For a turn that only calls a tool, one that talks
+        # instead shows what is the header of both.
+        earlier = [0, *(text.rfind(mark) + len(mark) for turn in turns[:index] for mark in _marks(turn))]
+        asked = self._text_or_none(turns[:index], marked.tools, style) or ""
+        header = _n_common(asked, prompt)
+        talking = None
+        if words is None:
+            talk = (*turns[:index], replace(turns[index], text=_TALK, thinking="", fields={}))
+            asks = next((i for i, turn in enumerate(turns) if i > index and turn.role == "user"), len(turns))
+            parts = (talk + turns[index + 1 :], talk + turns[asks:])  # a result may want to stand behind its call
+            talking = next(filter(None, (self._text_or_none(part, marked.tools, style) for part in parts)), None)
+        if words is not None or talking is not None:
+            start = _common_tags(text, prompt, *filter(None, [talking]))
+            if start >= max(header, *earlier) and (words is None or start <= words):
+                return start
+        if words is None and talking is not None:
+            start = _common_tags(text, talking)
+            if start >= max(earlier):
+                return start
+        if words is None:
+            raise GgtuneError(
+                f"It can't be told where turn {index + 1} (assistant) starts in what the model's chat template writes. "
+                "Choose another --template."
+            )
+        return words
+
+    def _text_or_none(self, turns: Sequence[Turn], tools: Sequence[Any], style: MessageStyle) -> str | None:
+        try:
+            return self._text(turns, tools, style, ask=False)
+        except GgtuneError:
+            return None
+
+    def _tail(self, text: str, words_end: int, marked: _Marked, index: int, style: MessageStyle) -> tuple[str, str]:
+        """What stands behind the words of an assistant's turn in a marked text: up to its end token, and that."""
+        turns = marked.turns
+        later = (text.find(mark, words_end) for turn in turns[index + 1 :] for mark in _marks(turn))
+        behind = text[words_end : min((at for at in later if at >= 0), default=len(text))]
+        calls = max((behind.rfind(name) + len(name) for name, _ in calls_of(turns[index]) if name in behind), default=0)
+        ended = behind[:calls] + self._end_of(behind[calls:])
+        token = next(
+            (ended[k:] for k in reversed(range(calls, len(ended))) if self._end_of(ended[k:]) == ended[k:]), ""
         )
-        later = (text.find(mark, words_end) for turn in marked[index + 1 :] for mark in _marks(turn))
-        return self._end_behind(text[words_end : min((at for at in later if at >= 0), default=len(text))], words_end)
+        if token or not calls:
+            return ended.removesuffix(token), token
+        # calls stand behind the words, and nothing that the model knows ends them
+        if index == len(turns) - 1:
+            return behind, ""
+        alone = (turns[: index + 1], tuple(replace(turn, thinking="") for turn in turns[: index + 1]))
+        written = (self._text_or_none(part, marked.tools, style) or "" for part in alone)
+        return behind[: max(0, *(_common_tags(text, part) - words_end for part in written))], ""
 
-    def _end_behind(self, tail: str, words_end: int) -> tuple[int, int]:
-        ended = self._end_of(tail)
-        end = next((ended[k:] for k in reversed(range(len(ended))) if self._end_of(ended[k:]) == ended[k:]), "")
-        return words_end + len(ended) - len(end), words_end + len(ended)
+    def _segments(self, form: _Form, turns: Sequence[Turn], tools: Sequence[Any]) -> list[Segment] | None:
+        """Cut a conversation's text at its turns' bounds; None where the form is not that of its text."""
+        found = _match(form.pieces, turns, self._text(turns, tools, form.style, ask=False))
+        if found is not None and form.prompt:
+            prompt = _match(form.prompt, turns, self._text(turns[:-1], tools, form.style, ask=True))
+            found = [*prompt, *found[form.n_replaced :]] if prompt is not None else None
+        return _cut(form, found, turns) if found is not None else None
 
 
-def _segments(form: _Form, pieces: Sequence[_Piece], texts: Sequence[str], turns: Sequence[Turn]) -> list[Segment]:
+def _cut(form: _Form, texts: Sequence[str], turns: Sequence[Turn]) -> list[Segment]:
     """Cut the pieces at the turns' bounds. ``texts`` are the conversation's own in place of the marks."""
     bounds = {*form.starts.values(), *(at for span in form.ends.values() for at in span)}
     last = max(form.starts)
     segments: list[Segment] = []
     at = 0  # in the marked text
-    for piece, text in zip(pieces, texts, strict=True):
+
+    def turn_at(place: int) -> int:
+        return next((t for t, start in form.starts.items() if start <= place < form.ends[t][1]), -1)
+
+    for piece, text in zip(form.final_pieces, texts, strict=True):
         over = at + len(piece.text)
         if piece.turn >= 0:
             turn = piece.turn if turns[piece.turn].role == "assistant" else -1
             segments.append(Segment(text, literal=True, turn=turn, thinking=piece.thinking))
+        elif piece.spelled is not None:
+            segments.append(Segment(text, literal=True, turn=turn_at(at)))
         else:
             cuts = sorted({at, over, *(bound for bound in bounds if at < bound < over)})
             for begin, end in pairwise(cuts):
-                turn = next((t for t, start in form.starts.items() if start <= begin < form.ends[t][1]), -1)
+                turn = turn_at(begin)
                 is_end = turn >= 0 and form.ends[turn][0] <= begin
                 segments.append(Segment(piece.text[begin - at : end - at], turn=turn, is_end=is_end))
         at = over
@@ -220,29 +357,52 @@ def _up_to_last_answer(turns: Sequence[Turn]) -> tuple[Turn, ...]:
     return tuple(turns[: last + 1])
 
 
-def message_of(turn: Turn) -> dict[str, Any]:
-    """Make the message that a template gets."""
-    message: dict[str, Any] = {"role": turn.role, "content": turn.text, **turn.fields}
-    if turn.thinking:  # templates know it by one of these names
-        message |= {"reasoning_content": turn.thinking, "thinking": turn.thinking}
-    return message
+def _changed(pieces: Sequence[_Piece]) -> GgtuneError:
+    spelled = next((piece.spelled for piece in pieces if piece.spelled is not None), None)
+    if spelled is not None:
+        return GgtuneError(
+            f"The model's chat template changes a text that spells the special token {spelled!r}, so that it can't be "
+            "told from the template's own. Take it out of the data, or choose another --template."
+        )
+    return GgtuneError(
+        "The model's chat template changes the text of a turn, so that it is unknown which words are the assistant's. "
+        "Choose another --template."
+    )
 
 
-def _called(turn: Turn) -> list[str]:
-    """Names of the functions that an assistant's turn calls."""
-    calls = turn.fields.get("tool_calls") or []
-    functions = [call.get("function", call) for call in calls if isinstance(call, Mapping)]
-    return [str(function["name"]) for function in functions if isinstance(function, Mapping) and "name" in function]
+def _check_shown(pieces: Sequence[_Piece], turns: Sequence[Turn], roles: Sequence[Role]) -> None:
+    shown = {piece.turn for piece in pieces if piece.turn >= 0 and not piece.thinking}
+    for i, turn in enumerate(turns):
+        if turn.text and turn.role in roles and i not in shown:
+            text = "the system text" if turn.role == "system" else f"the text of turn {i + 1} ({turn.role})"
+            raise GgtuneError(
+                f"The model's chat template leaves out {text}. Leave it out of the data, or choose another --template."
+            )
+
+
+def _check_calls(turn: Turn, index: int, written: str) -> None:
+    """Raise where a template leaves out the calls of a turn, or writes their arguments as only Python does."""
+    for name, arguments in calls_of(turn):
+        as_python = isinstance(arguments, Mapping) and str(arguments) in written
+        if name not in written or (as_python and str(arguments) != json.dumps(arguments, ensure_ascii=False)):
+            raise GgtuneError(
+                f"The model's chat template leaves out the tool call of turn {index + 1}. Leave it out of the data, or "
+                "choose another --template."
+            )
 
 
 def _marked(turn: Turn, index: int) -> Turn:
     text = _MARK.format(index=index, part=_TEXT) if turn.text else ""
     thinking = _MARK.format(index=index, part=_THINKING) if turn.thinking else ""
-    return Turn(turn.role, text, thinking=thinking, fields=turn.fields)
+    return replace(turn, text=text, thinking=thinking)
 
 
 def _marks(turn: Turn) -> list[str]:
-    return [mark for mark in (turn.thinking, turn.text) if mark]
+    return [mark for mark in (turn.thinking, turn.text) if _IS_MARK.fullmatch(mark)]
+
+
+_IS_MARK = re.compile(_MARK.replace("{index:03d}", r"\d{3,}").replace("{part}", f"[{_TEXT}{_THINKING}]"))
+_ANY_MARK = re.compile(f"({_IS_MARK.pattern}|{SPELLED_MARK.pattern})")
 
 
 def _words(text: str, turn: Turn) -> int | None:
@@ -250,53 +410,59 @@ def _words(text: str, turn: Turn) -> int | None:
     return min((at for at in map(text.find, _marks(turn)) if at >= 0), default=None)
 
 
-def _n_before_words(pieces: Sequence[_Piece], turn: int) -> int:
-    return next(i for i, piece in enumerate(pieces) if piece.turn == turn)
+def _common_tags(*texts: str) -> int:
+    """How much the texts have in common from their start, without a tag that they have in part."""
+    at = _n_common(*texts)
+    opened = re.search(r"[<\[][^<>\[\]\n]*\Z", texts[0][:at]) if at < min(map(len, texts)) else None
+    return opened.start() if opened else at
 
 
-_THINK, _END_THINK = "<think>\n", "\n</think>\n\n"
+def _n_common(first: str, *others: str) -> int:
+    """How many characters texts have in common from their start."""
+    low, high = 0, min(map(len, (first, *others)))
+    while low < high:
+        middle = (low + high + 1) // 2
+        same = all(other.startswith(first[:middle]) for other in others)
+        low, high = (middle, high) if same else (low, middle - 1)
+    return low
+
+
+def _overlap(text: str, following: str) -> int:
+    """How much of a text's end a following one says again."""
+    lengths = range(min(len(text), len(following)), 0, -1)
+    return next((n for n in lengths if following[:n].strip() and text.endswith(following[:n])), 0)
+
+
+_THINK, _END_THINK = f"{THINK.opening}\n", f"\n{THINK.closing}\n\n"
 
 
 def _inlined(turn: Turn) -> Turn:
     return replace(turn, text=f"{_THINK}{turn.thinking}{_END_THINK}{turn.text}", thinking="")
 
 
-def _split_thinking(segment: Segment) -> list[Segment]:
+def _split_inlined(segment: Segment) -> list[Segment]:
     """Take apart what :func:`_inlined` joined: the tags are the model's, the words are text."""
     if segment.turn < 0 or not segment.literal or not segment.text.startswith(_THINK):
         return [segment]
     thinking, _, answer = segment.text.removeprefix(_THINK).partition(_END_THINK)
-    tag = Segment(_THINK, turn=segment.turn, thinking=True)
     return [
-        tag,
+        replace(segment, text=_THINK, literal=False),
         replace(segment, text=thinking, thinking=True),
-        replace(tag, text=_END_THINK),
+        replace(segment, text=_END_THINK, literal=False),
         replace(segment, text=answer),
     ]
 
 
-def _pieces(text: str, marked: Sequence[Turn]) -> tuple[_Piece, ...]:
+def _pieces(text: str, marked: _Marked) -> tuple[_Piece, ...]:
     """Cut a marked text at its marks."""
-    places = sorted(
-        (at, mark, i, mark == turn.thinking)
-        for i, turn in enumerate(marked)
-        for mark in _marks(turn)
-        for at in _occurrences(text, mark)
-    )
+    known = {
+        mark: _Piece(mark, i, mark == turn.thinking) for i, turn in enumerate(marked.turns) for mark in _marks(turn)
+    }
     pieces: list[_Piece] = []
-    done = 0
-    for at, mark, turn, thinking in places:
-        pieces += [_Piece(text[done:at]), _Piece(mark, turn, thinking)]
-        done = at + len(mark)
-    return (*pieces, _Piece(text[done:]))
-
-
-def _occurrences(text: str, mark: str) -> list[int]:
-    found, at = [], text.find(mark)
-    while at >= 0:
-        found.append(at)
-        at = text.find(mark, at + 1)
-    return found
+    for i, part in enumerate(_ANY_MARK.split(text)):
+        spelled = marked.spelled.text_at(part) if i % 2 else None
+        pieces.append(_Piece(part, spelled=spelled) if spelled is not None else known.get(part, _Piece(part)))
+    return tuple(pieces)
 
 
 def _match(pieces: Sequence[_Piece], turns: Sequence[Turn], text: str) -> list[str] | None:
@@ -305,9 +471,10 @@ def _match(pieces: Sequence[_Piece], turns: Sequence[Turn], text: str) -> list[s
     at = 0
     for i, piece in enumerate(pieces):
         if piece.turn < 0:
-            if not text.startswith(piece.text, at):
+            own = piece.text if piece.spelled is None else piece.spelled
+            if not text.startswith(own, at):
                 return None
-            found.append(piece.text)
+            found.append(own)
         else:
             turn = turns[piece.turn]
             whole = turn.thinking if piece.thinking else turn.text

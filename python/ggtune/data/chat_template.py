@@ -12,14 +12,16 @@ import json
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ggtune.data.chat_render import ConversationRenderer
-from ggtune.data.conversation import Conversation
-from ggtune.data.templates import TEMPLATES, Rendered, RenderedConversation, Segment, Template
-from ggtune.data.tokenization import Tokenizer, token_text
+from ggtune.data.conversation import Conversation, Turn, exchange
+from ggtune.data.segments import Rendered, RenderedConversation
+from ggtune.data.templates import TEMPLATES, Template
+from ggtune.data.thinking import ThinkingTags
+from ggtune.data.tokenization import Tokenizer, special_texts, token_text
 from ggtune.errors import GgtuneError
 
 if TYPE_CHECKING:
@@ -56,11 +58,14 @@ class ChatTemplate:
         bos: str,
         eos: str,
         end_of: Callable[[str], str],
+        special_texts: Callable[[], Iterable[str]] = tuple,
         now: datetime.datetime | None = None,
         name: str = "model",
         title: str = "",
     ) -> None:
         """``end_of(text)`` cuts a text behind its first end token, and gives "" where there is none.
+
+        ``special_texts`` gives the texts of the model's special tokens: what people write never becomes one.
 
         ``name`` is what finds the template again (:func:`choose_template`), ``title`` what a reader is shown. ``now``
         is the time for templates that write the date (today by default).
@@ -72,65 +77,47 @@ class ChatTemplate:
         self._special = {"bos_token": bos, "eos_token": eos}
         self.bos = ""
         self.after_question = ""
-        self.answer_suffix = self.end = self._tail = ""
+        self.answer_suffix = self.end = ""
 
-        prompt = self._prompt(None, _PROBE_QUESTION)
+        messages = [{"role": "user", "content": _PROBE_QUESTION}]
+        prompt = self.render_messages(messages, add_generation_prompt=True)
         if bos and prompt.startswith(bos):
             self.bos = bos
         _, found, self.after_question = prompt.rpartition(_PROBE_QUESTION)
         if not found:
             raise GgtuneError("The model's chat template does not show the question. Choose another --template.")
-        _, found, tail = self._full(None, _PROBE_QUESTION, _PROBE_ANSWER).rpartition(_PROBE_ANSWER)
+        messages.append({"role": "assistant", "content": _PROBE_ANSWER})
+        _, found, tail = self.render_messages(messages, add_generation_prompt=False).rpartition(_PROBE_ANSWER)
         if not found:
             raise GgtuneError("The model's chat template does not show the answer. Choose another --template.")
-        self._tail = tail
         # what follows the end token ("\n" mostly) is never generated
         ended = end_of(tail)
         ends = (ended[start:] for start in reversed(range(len(ended))))
         self.end = next((end for end in ends if end_of(end) == end), "")
         self.answer_suffix = ended.removesuffix(self.end)
-        self._renderer = ConversationRenderer(self._render_turns, bos=self.bos, end_of=end_of)
+        self._renderer = ConversationRenderer(
+            self._render_turns, bos=self.bos, end_of=end_of, special_texts=special_texts
+        )
 
     @property
     def stops(self) -> tuple[str, ...]:
         """Strings at which generation has to stop: the end token's text."""
         return (self.end,) if self.end else ()
 
+    @property
+    def thinking_tags(self) -> tuple[ThinkingTags, ...]:
+        """What stands around an assistant's thoughts."""
+        return self._renderer.thinking_tags
+
     def render_prompt(self, system: str | None, question: str) -> Rendered:
         """Render a turn that waits for its answer. Raises as :meth:`render`."""
-        prompt = self._prompt(system, question).removeprefix(self.bos)
-        return Rendered(self.bos, _mark_literal(prompt, system, question, self.after_question), ())
+        first = (Turn("system", system),) if system else ()
+        rendered = self._renderer.render_prompt((*first, Turn("user", question)))
+        return Rendered(rendered.bos, rendered.segments, ())
 
     def render(self, system: str | None, question: str, answer: str) -> Rendered:
-        """Render one turn.
-
-        Raises :class:`GgtuneError` where the template refuses or drops the system text, or changes the answer.
-        """
-        prompt = self._prompt(system, question)
-        full = self._full(system, question, answer)
-        if not full.endswith(self._tail):
-            raise GgtuneError("The model's chat template ends this answer in its own way. Choose another --template.")
-        body = full[: len(full) - len(self._tail)]
-        start = body.rfind(answer)
-        if start < 0:
-            raise GgtuneError(
-                f"The model's chat template changes the text of the answer {answer[:60]!r}. Choose another --template."
-            )
-        # A generation prompt that is no prefix (an opened "<think>") is what the model gets all the same.
-        prefix = body[len(prompt) : start] if body.startswith(prompt) and start >= len(prompt) else ""
-        if body[start + len(answer) :].strip():
-            raise GgtuneError("The model's chat template writes behind the answer. Choose another --template.")
-        answer_segments = (Segment(prefix), Segment(answer, literal=True), Segment(self.answer_suffix + self.end))
-        return Rendered(
-            bos=self.bos,
-            prompt_segments=_mark_literal(prompt.removeprefix(self.bos), system, question, self.after_question),
-            answer_segments=tuple(segment for segment in answer_segments if segment.text),
-        )
-
-    @property
-    def leaves_out_thinking(self) -> bool:
-        """Whether it has left out what an assistant thought in an earlier turn."""
-        return self._renderer.leaves_out_thinking
+        """Render one turn. Raises as :meth:`render_conversation`."""
+        return Rendered.of(self.render_conversation(exchange(question, answer, row=0, system=system)))
 
     def render_conversation(self, conversation: Conversation) -> RenderedConversation:
         """Render turns up to the last assistant's. Raises :class:`GgtuneError` for turns that it has no place for."""
@@ -183,18 +170,6 @@ class ChatTemplate:
             ) from error
         return "".join(text)
 
-    def _prompt(self, system: str | None, question: str) -> str:
-        prompt = self.render_messages(_messages(system, question), add_generation_prompt=True)
-        if system and system not in prompt:
-            raise GgtuneError(
-                "The model's chat template drops the system text. Leave it out, or choose another --template."
-            )
-        return prompt
-
-    def _full(self, system: str | None, question: str, answer: str) -> str:
-        messages = [*_messages(system, question), {"role": "assistant", "content": answer}]
-        return self.render_messages(messages, add_generation_prompt=False)
-
 
 def model_template(tokenizer: TemplatedTokenizer, *, now: datetime.datetime | None = None) -> ChatTemplate:
     """Make the template ``model`` of a GGUF. Raises :class:`GgtuneError` where it has none or a broken one."""
@@ -245,6 +220,7 @@ def _made(
         bos=token_text(tokenizer, tokenizer.bos_token),
         eos=token_text(tokenizer, tokenizer.eos_token),
         end_of=end_of,
+        special_texts=lambda: special_texts(tokenizer),
         now=now,
     )
 
@@ -288,30 +264,6 @@ class _Clock(threading.local):
         if time.monotonic() > self._end:
             raise GgtuneError(f"The model's chat template takes more than {self._seconds:g} s for one turn.")
         return ""
-
-
-def _messages(system: str | None, question: str) -> list[dict[str, str]]:
-    messages = [{"role": "user", "content": question}]
-    return [{"role": "system", "content": system}, *messages] if system else messages
-
-
-def _mark_literal(prompt: str, system: str | None, question: str, after_question: str) -> tuple[Segment, ...]:
-    """Cut the prompt into what the template wrote and what the user wrote.
-
-    Text that the template has changed can't be told from its own: it stays unmarked.
-    """
-    tag_start = prompt.rfind(after_question) if after_question else len(prompt)
-    end = tag_start if prompt[:tag_start].endswith(question) else -1
-    if end < 0:
-        return (Segment(prompt),)
-    start = end - len(question)
-    segments = [Segment(question, literal=True), Segment(prompt[end:])]
-    before, found, between = prompt[:start].partition(system) if system else (prompt[:start], "", "")
-    if found:
-        segments = [Segment(before), Segment(found, literal=True), Segment(between), *segments]
-    else:
-        segments = [Segment(before), *segments]
-    return tuple(segment for segment in segments if segment.text)
 
 
 def _compile(source: str, now: datetime.datetime | None, dates: set[str], clock: _Clock) -> jinja2.Template:

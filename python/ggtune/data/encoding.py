@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
@@ -11,10 +12,11 @@ from ggtune.data.conversation import Conversation, Document, Turn
 from ggtune.data.options import LoadOptions
 from ggtune.data.readers.sft_samples import SAMPLE_START
 from ggtune.data.samples import Sample
-from ggtune.data.sft import encode_text, question_tag, segments_of_turns, without_bos
-from ggtune.data.templates import RenderedConversation, Segment, Template
+from ggtune.data.segments import RenderedConversation, Segment
+from ggtune.data.sft import question_tag, turn_of_text, turns_of_text, without_bos
+from ggtune.data.templates import Template
 from ggtune.data.tokenization import Tokenizer, TurnEncoder, token_text
-from ggtune.errors import DataError
+from ggtune.errors import DataError, GgtuneError
 
 
 def own_weight(turn: Turn) -> float:
@@ -31,11 +33,82 @@ class SampleEncoder:
         self._next_question = ""
         self._looked_for_it = False
         self.end_appended = 0
+        self._n_without_thoughts = 0  # conversations whose earlier thoughts the template leaves out
+        self._n_split = 0  # samples of these
+        self._n_never_shown = 0  # turns whose thoughts it leaves out wherever they stand
         self._counting = threading.Lock()  # samples are made in several threads
         self.notes = self._turns.notes
 
-    def conversation(self, conversation: Conversation) -> Sample:
-        """Make the sample of a conversation. Raises :class:`GgtuneError` where the template can't show it."""
+    def conversation(self, conversation: Conversation) -> list[Sample]:
+        """Make the samples of a conversation. Raises :class:`GgtuneError` where the template can't show it.
+
+        It is one; several where the template leaves out what the assistant thought in earlier turns and ``split_turns``
+        asks for them: then each turn that has such thoughts ends a sample of its own, as the model is asked for it.
+        """
+        everything = {i for i, turn in enumerate(conversation.turns) if turn.role == "assistant"}
+        rendered = self._template.render_conversation(conversation)
+        options = self._options
+        if not rendered.without_thinking or options.learn == "last":
+            return [self._sample_of(conversation, rendered, everything)]
+        splits = options.split_turns and options.loss_on == "answer"
+        samples = self._split(conversation, everything) if splits else []
+        if not splits:
+            samples = [self._sample_of(conversation, rendered, everything)]
+        with self._counting:
+            self._n_without_thoughts += 1
+            self._n_split += len(samples)
+        return samples
+
+    def _split(self, conversation: Conversation, to_learn: set[int]) -> list[Sample]:
+        parts: list[tuple[Conversation, RenderedConversation, set[int]]] = []
+        while to_learn:
+            last = max(to_learn)
+            part = replace(conversation, turns=conversation.turns[: last + 1])
+            try:
+                rendered = self._template.render_conversation(part)
+            except GgtuneError:  # it shows this turn's thoughts nowhere: the turn is learned without them
+                if not parts:
+                    raise
+                parts[-1][2].add(last)
+                to_learn = to_learn - {last}
+                with self._counting:
+                    self._n_never_shown += 1
+                continue
+            here = to_learn - rendered.without_thinking
+            parts.append((part, rendered, here))
+            to_learn = to_learn - here
+        samples: list[Sample] = []
+        refused: DataError | None = None
+        for part, rendered, here in reversed(parts):
+            try:
+                samples.append(self._sample_of(part, rendered, here))
+            except DataError as error:  # these turns are given
+                refused = error
+        if refused is not None and not samples:
+            raise refused
+        return samples
+
+    def notes_on_thinking(self, unit: str) -> list[str]:
+        """Say what became of thoughts that the template leaves out; ``unit`` is what rows are called."""
+        if not self._n_without_thoughts:
+            return []
+        n = self._n_without_thoughts
+        left_out = (
+            f"the template leaves out what the assistant thought in earlier turns, in {n} {unit}{'s' * (n > 1)}: "
+        )
+        options = self._options
+        if not options.split_turns or options.loss_on == "all":
+            how = "--split-turns" if options.loss_on == "answer" else "--loss-on answer"
+            return [f"{left_out}they are not learned ({how} makes samples of each turn, so that they are)"]
+        never = f"; thoughts that it never shows, and that are not learned: {self._n_never_shown}"
+        return [
+            f"{left_out}these are {self._n_split} samples, each up to a turn whose thoughts are learned as the model "
+            "is asked for it (--no-split-turns: one sample each, without those thoughts)"
+            + never
+            * (self._n_never_shown > 0)
+        ]
+
+    def _sample_of(self, conversation: Conversation, rendered: RenderedConversation, to_learn: set[int]) -> Sample:
         turns = conversation.turns
         last = max(i for i, turn in enumerate(turns) if turn.role == "assistant")
 
@@ -43,40 +116,40 @@ class SampleEncoder:
             turn = turns[segment.turn]
             if self._options.loss_on == "all":
                 return conversation.weight * (own_weight(turn) if segment.turn >= 0 else 1.0)
-            if segment.turn < 0 or turn.learned is False or not self._learns(segment, last):
+            given = segment.turn < 0 or turn.learned is False or segment.turn not in to_learn
+            if given or not self._learns(segment, last, thinks=turn.thinking != ""):
                 return conversation.weight * self._options.prompt_weight
             return conversation.weight * turn.weight
 
-        return self._sample(self._template.render_conversation(conversation), conversation.row, weight_of)
+        return self._sample(rendered, conversation.row, weight_of)
 
     def text(self, document: Document, tag: str) -> tuple[Sample, str] | None:
         """Make the sample of a rendered text, and its first prompt; None where it has no answer.
 
         Raises :class:`DataError` (without file and row) where an answer has no end.
         """
-        segments = self._segments(document.text, tag)
-        if segments is not None:
-            last = max(segment.turn for segment in segments)
-
-            def weight_of(segment: Segment) -> float:
-                learned = segment.turn >= 0 and self._learns(segment, last)
-                return document.weight * (
-                    1.0 if learned or self._options.loss_on == "all" else self._options.prompt_weight
-                )
-
-            sample = self._sample(RenderedConversation("", tuple(segments)), document.row, weight_of)
-            return sample, segments[0].text
         prefix = (self._options.read.sample_start or SAMPLE_START) if self._options.include_sample_start else ""
-        turn = encode_text(self._tokenizer, self._turns, self._template, document.text, tag=tag, prefix=prefix)
-        if not turn.has_answer:
-            return None
-        with self._counting:
-            self.end_appended += turn.end_appended
-        given = 1.0 if self._options.loss_on == "all" else self._options.prompt_weight
-        weights = [document.weight * given] * len(turn.prompt) + [document.weight] * len(turn.answer)
-        return self._made(turn.prompt + turn.answer, weights, len(turn.prompt), document.row), turn.prompt_text
+        rendered = self._turns_of(document.text, tag, prefix)
+        if rendered is not None:
+            prompt = rendered.segments[0].text.removeprefix(prefix)
+        else:
+            turn = turn_of_text(
+                self._tokenizer, self._template, document.text, tag=tag, prefix=prefix, bos_is_tag=not self._turns.bos
+            )
+            if not turn.has_answer:
+                return None
+            with self._counting:
+                self.end_appended += turn.end_appended
+            rendered, prompt = turn.rendered, turn.prompt
+        last = rendered.segments[-1].turn
 
-    def _segments(self, text: str, tag: str) -> list[Segment] | None:
+        def weight_of(segment: Segment) -> float:
+            learned = self._options.loss_on == "all" or (segment.turn >= 0 and self._learns(segment, last))
+            return document.weight * (1.0 if learned else self._options.prompt_weight)
+
+        return self._sample(rendered, document.row, weight_of), prompt
+
+    def _turns_of(self, text: str, tag: str, prefix: str) -> RenderedConversation | None:
         """The turns of a text with several answers, or with something behind its only one."""
         if not tag.strip() or tag not in text:
             return None
@@ -94,21 +167,19 @@ class SampleEncoder:
         # a BOS that nobody puts in front again is a tag
         bos = [token_text(self._tokenizer, self._tokenizer.bos_token)] if self._turns.bos else []
         text = without_bos(text, [*bos, self._template.bos])
-        return segments_of_turns(text, self._template, tag=tag, next_question=self._next_question, ends=ends)
+        return turns_of_text(text, self._template, tag=tag, next_question=self._next_question, ends=ends, prefix=prefix)
 
-    def _learns(self, segment: Segment, last: int) -> bool:
+    def _learns(self, segment: Segment, last: int, *, thinks: bool = True) -> bool:
+        """``thinks``: the turn has a thought, not only the tags of one."""
         learn = self._options.learn
         if learn == "last":
             return segment.turn == last
         if learn == "answers":
             return not segment.thinking
-        return segment.thinking if learn == "thinking" else True
+        return (segment.thinking and thinks) if learn == "thinking" else True
 
     def _sample(self, rendered: RenderedConversation, row: int, weight_of: Callable[[Segment], float]) -> Sample:
         tokens, weights, n_prompt = self._turns.encode_conversation(rendered, weight_of)
-        return self._made(tokens, weights, n_prompt, row)
-
-    def _made(self, tokens: list[int], weights: list[float], n_prompt: int, row: int) -> Sample:
         found = np.array(weights, np.float32)
         found[:1] = 0
         if not found.any():

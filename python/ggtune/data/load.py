@@ -13,7 +13,7 @@ from typing import TypeVar
 import numpy as np
 from tqdm import tqdm
 
-from ggtune.data.chat_template import ChatTemplate, TemplatedTokenizer, choose_template, model_template
+from ggtune.data.chat_template import TemplatedTokenizer, choose_template, model_template
 from ggtune.data.conversation import Conversation, Document
 from ggtune.data.dataset import Dataset, LoadReport, row_list
 from ggtune.data.doubts import Inspector, NearDuplicates
@@ -55,6 +55,7 @@ def load_samples(
     loss_on: LossOn = "answer",
     learn: Learn = "all-assistant",
     prompt_weight: float = 0.0,
+    split_turns: bool = True,
     too_long: TooLong = "cut",
     drop: Sequence[str] = (),
     near_duplicates: bool = False,
@@ -85,6 +86,7 @@ def load_samples(
         loss_on=loss_on,
         learn=learn,
         prompt_weight=prompt_weight,
+        split_turns=split_turns,
         too_long=too_long,
         drop=tuple(drop),
         near_duplicates=near_duplicates,
@@ -170,15 +172,16 @@ class _Loader:
         if not len(self._builder):
             raise self._nothing()
         report.empty_rows, report.bad_rows = self._empty, self._bad
-        report.cut_rows, report.skipped_rows = self._cut, self._skipped
+        report.cut_rows, report.skipped_rows = list(dict.fromkeys(self._cut)), list(dict.fromkeys(self._skipped))
         report.too_long_lengths = [n + 1 for n in self._lengths]
         if self._template is not None:
             report.template, report.title = self._template.name, self._template.title
+        if self._options.loss_on == "all" and (self._options.learn != "all-assistant" or self._options.prompt_weight):
+            report.notes.append("loss on all: every token counts, whatever learn and prompt_weight say")
         if self._encoder is not None:
             report.end_appended = self._encoder.end_appended
             report.notes = [*dict.fromkeys([*self._encoder.notes, *report.notes])]
-        if isinstance(self._template, ChatTemplate) and self._template.leaves_out_thinking:
-            report.notes.append("the template leaves out what the assistant thought in earlier turns")
+            report.notes += self._encoder.notes_on_thinking(report.unit)
         asked = self._asked()
         report.system, report.system_differs = asked.text, asked.differs
         report.doubts, report.dropped = self._inspector.finish(), self._dropped
@@ -207,7 +210,7 @@ class _Loader:
             self._template, self._encoder = template, SampleEncoder(self._tokenizer, template, options)
         encoder = self._encoder
 
-        def encode(item: Item) -> Sample | GgtuneError | None:
+        def encode(item: Item) -> list[Sample] | GgtuneError | None:
             try:
                 return (
                     encoder.conversation(item.with_system(options.system)) if isinstance(item, Conversation) else None
@@ -215,17 +218,19 @@ class _Loader:
             except GgtuneError as error:
                 return error
 
-        for item, sample in self._in_order(encode, items):
-            if not isinstance(item, Conversation) or sample is None:
+        for item, samples in self._in_order(encode, items):
+            if not isinstance(item, Conversation) or samples is None:
                 source.findings.add_bad(item.row, "is a text, and the rows before are conversations")
                 continue
-            if isinstance(sample, ModelError):  # not the row's fault
-                raise sample
-            if isinstance(sample, GgtuneError):
-                source.findings.add_bad(item.row, str(sample))
+            if isinstance(samples, ModelError):  # not the row's fault
+                raise samples
+            if isinstance(samples, GgtuneError):
+                source.findings.add_bad(item.row, str(samples))
                 continue
             own = item.system
-            if self._fit(sample, *self._inspector.add(item)):
+            group, kinds = self._inspector.add(item)
+            added = [self._fit(sample, group, kinds, counted=i == 0) for i, sample in enumerate(samples)]
+            if any(added):
                 system = own or options.system
                 if len(self._systems) < _MOST_SYSTEMS or system == options.system:
                     self._systems.add(system)
@@ -324,14 +329,16 @@ class _Loader:
         with bar:
             yield from in_order(encode, bar, size=_size, threads=self._threads)
 
-    def _fit(self, sample: Sample, group: int, kinds: set[str]) -> bool:
+    def _fit(self, sample: Sample, group: int, kinds: set[str], *, counted: bool = True) -> bool:
         """Add a sample, cut to the context, and say whether it was added.
 
-        Skipped is what is too long or has no target left, and what has a doubt of a kind that is not wanted.
+        Skipped is what is too long or has no target left, and what has a doubt of a kind that is not wanted. Further
+        samples of one row are not ``counted``.
         """
-        self._report.n_read += 1
+        self._report.n_read += counted
         if unwanted := [kind for kind in self._options.drop if kind in kinds]:
-            self._dropped.setdefault(unwanted[0], []).append(sample.row)
+            if counted:
+                self._dropped.setdefault(unwanted[0], []).append(sample.row)
             return False
         if sample.n_rows > self._options.context:
             weights = sample.weights[: self._options.context + 1]

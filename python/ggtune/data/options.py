@@ -19,7 +19,8 @@ class LoadOptions:
     """How data become samples; ``template`` None or "" stands for the model's own, or the one a text was made with.
 
     ``learn``: which of the assistant's words count (:class:`Learn`); ``prompt_weight`` is the weight of what the model
-    is given. ``now`` is the time for a model's template that writes the date: the same time gives the same samples.
+    is given. ``split_turns``: see :meth:`ggtune.data.encoding.SampleEncoder.conversation`. ``now`` is the time for a
+    model's template that writes the date: the same time gives the same samples.
     """
 
     context: int
@@ -32,6 +33,7 @@ class LoadOptions:
     drop: tuple[str, ...] = ()
     near_duplicates: bool = False
     read: ReadOptions = field(default_factory=ReadOptions)
+    split_turns: bool = True
     include_sample_start: bool = False
     overlapping_samples: bool = False
     now: datetime.datetime | None = None

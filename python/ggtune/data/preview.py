@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import html
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from ggtune.data.dataset import Dataset
 from ggtune.data.samples import Sample
 from ggtune.data.tokenization import Tokenizer, token_text
 
@@ -28,11 +29,40 @@ class SampleView:
     n_tokens: int
     n_learned: int  # tokens with a weight
     runs: tuple[Run, ...]
+    part: int = 0  # which of the row's samples it is, from 0
+    n_parts: int = 1
 
     def title(self, unit: str) -> str:
         """Say which sample it is."""
         share = 100 * self.n_learned / max(1, self.n_tokens)
-        return f"{unit} {self.row}: {self.n_tokens} tokens, {self.n_learned} of them learned ({share:.0f} %)"
+        part = f", sample {self.part + 1} of {self.n_parts}" if self.n_parts > 1 else ""
+        return f"{unit} {self.row}{part}: {self.n_tokens} tokens, {self.n_learned} of them learned ({share:.0f} %)"
+
+
+def samples_of_row(data: Dataset, index: int) -> list[int]:
+    """Indices of the different samples that were made of the same row as the one at ``index``, in order."""
+    if data.report.plain:  # the windows of a text are as many as it is long
+        return [index]
+    rows, groups = data.samples.rows, data.groups
+
+    def same(other: int) -> bool:
+        return bool(rows[other] == rows[index] and groups[other] == groups[index])
+
+    first = last = index
+    while first > 0 and same(first - 1):
+        first -= 1
+    while last + 1 < len(data.samples) and same(last + 1):
+        last += 1
+    # a row that is repeated has each sample several times
+    different = {data.samples[i].tokens.tobytes(): i for i in reversed(range(first, last + 1))}
+    return sorted(different.values())
+
+
+def view_of(data: Dataset, index: int, tokenizer: Tokenizer) -> SampleView:
+    """Look at the sample at ``index``."""
+    sample = data.samples[index]
+    of_row = [data.samples[i].tokens.tobytes() for i in samples_of_row(data, index)]
+    return replace(view(sample, tokenizer), part=of_row.index(sample.tokens.tobytes()), n_parts=len(of_row))
 
 
 def view(sample: Sample, tokenizer: Tokenizer) -> SampleView:

@@ -13,8 +13,10 @@ from ggtune.data.conversation import Conversation, Turn
 from ggtune.data.readers.decoding import read_text
 from ggtune.data.readers.sft_samples import SAMPLE_START, TextSample, split_samples
 from ggtune.data.records import Record, Table
-from ggtune.data.templates import PromptTemplate, Rendered, Segment, Template
-from ggtune.data.tokenization import Tokenizer, TurnEncoder, token_text
+from ggtune.data.segments import RenderedConversation, Segment, joined
+from ggtune.data.templates import PromptTemplate, Template
+from ggtune.data.thinking import split_thought
+from ggtune.data.tokenization import Tokenizer, token_text
 from ggtune.errors import DataError, GgtuneError
 
 _PROBE = "8Qu6Xw"  # no template writes it
@@ -23,13 +25,12 @@ _SHOWN = 10  # problems listed in one message
 
 @dataclass(frozen=True)
 class TextTurn:
-    """Token ids of one text sample."""
+    """A text sample of one answer."""
 
-    prompt: list[int]
-    answer: list[int]
+    rendered: RenderedConversation
+    prompt: str  # without BOS and prefix
     has_answer: bool  # there is more than an end token
     end_appended: bool  # the text had no end token
-    prompt_text: str  # without BOS and prefix
 
 
 def write_sft(
@@ -117,18 +118,18 @@ def question_tag(template: Template) -> str:
     return text.partition(_PROBE)[0].strip().removeprefix(template.bos).strip()
 
 
-def segments_of_turns(
-    text: str, template: Template, *, tag: str, next_question: str, ends: Sequence[str]
-) -> list[Segment] | None:
+def turns_of_text(
+    text: str, template: Template, *, tag: str, next_question: str, ends: Sequence[str], prefix: str = ""
+) -> RenderedConversation | None:
     """Tell the turns of a rendered text apart; None where there is no answer. What follows the last one is left out.
 
-    An answer ends behind the first of ``ends``, or where the next question starts. Raises :class:`DataError` (without
-    file and line) where neither is found.
+    An answer ends behind the first of ``ends``, or where the next question starts. ``prefix`` goes in front of the
+    text. Raises :class:`DataError` (without file and line) where neither is found.
     """
     first, *parts = text.split(tag)
     if not parts:
         return None
-    segments = [Segment(first + tag)]
+    segments = [Segment(prefix + first + tag)]
     for i, part in enumerate(parts):
         last = i == len(parts) - 1
         at, end = min(((part.index(end), end) for end in ends if end and end in part), default=(-1, ""))
@@ -139,32 +140,32 @@ def segments_of_turns(
                 f"it is unknown where answer {i + 1} of {len(parts)} ends: there is no {' or '.join(map(repr, ends))} "
                 f"in front of the next {tag!r}"
             )
-        answer = part if at < 0 else part[:at]
-        segments.append(Segment(_trim(answer, template.answer_suffix), turn=2 * i + 1))
-        segments.append(Segment(end, turn=2 * i + 1, is_end=True))
+        answer = _trim(part if at < 0 else part[:at], template.answer_suffix)
+        segments += _answer_segments(segments[-1].text, answer, end, template, turn=2 * i + 1)
         if not last:
             segments.append(Segment(part[at + len(end) :] + tag))
-    return segments
+    return RenderedConversation("", joined(segments))
 
 
-def encode_text(
-    tokenizer: Tokenizer, encoder: TurnEncoder, template: Template, text: str, *, tag: str, prefix: str = ""
+def turn_of_text(
+    tokenizer: Tokenizer, template: Template, text: str, *, tag: str, prefix: str = "", bos_is_tag: bool = False
 ) -> TextTurn:
-    """Token ids of a text sample, special tokens in it parsed, a missing end token appended.
+    """Tell prompt and answer of a text sample apart; a missing end token is appended.
 
     The answer starts behind the first ``tag``; where there is none all of the text is the answer. ``prefix`` goes in
     front of the text, behind the BOS. Surplus white space behind question and answer is dropped, as it is from the
-    cells of a table.
+    cells of a table. ``bos_is_tag``: nobody puts the model's BOS in front of a text again, so that it stays in it.
     """
-    text, has_bos = _without_bos(text, [token_text(tokenizer, tokenizer.bos_token), template.bos])
+    bos = token_text(tokenizer, tokenizer.bos_token)
+    text, has_bos = _without_bos(text, [bos, template.bos])
     tokens = tokenizer.tokenize(text, parse_special=True).tolist()
-    end: int | None = None
+    end = template.end
     end_appended = False
     if tokens and tokenizer.is_end_token(tokens[-1]):
-        end = tokens[-1]
-        text = text.removesuffix(token_text(tokenizer, tokens[-1]))
-    elif template.end and text.endswith(template.end):  # an end token that the model does not know
-        text = text.removesuffix(template.end)
+        end = token_text(tokenizer, tokens[-1])
+        text = text.removesuffix(end)
+    elif end and text.endswith(end):  # an end token that the model does not know
+        text = text.removesuffix(end)
     else:
         end_appended = True
         text += template.answer_suffix
@@ -173,12 +174,18 @@ def encode_text(
     if tag and tag in text:
         before, _, answer = text.partition(tag)
         prompt = _trim(before, template.after_question.removesuffix(tag)) + tag
-    rendered = Rendered(template.bos, (Segment(prefix + prompt),), (Segment(answer + template.end),))
-    prompt_tokens, answer_tokens = encoder.encode_turn(rendered, end)
-    if has_bos and not encoder.bos and tokenizer.bos_token >= 0:
-        prompt_tokens = [tokenizer.bos_token, *prompt_tokens]
-    in_front = token_text(tokenizer, tokenizer.bos_token) if has_bos and not encoder.bos else ""
-    return TextTurn(prompt_tokens, answer_tokens, bool(answer.strip()), end_appended, in_front + prompt)
+    prompt = (bos if has_bos and bos_is_tag else "") + prompt
+    segments = [Segment(prefix + prompt), *_answer_segments(prompt, answer, end, template, turn=1)]
+    return TextTurn(RenderedConversation("", joined(segments)), prompt, bool(answer.strip()), end_appended)
+
+
+def _answer_segments(given: str, answer: str, end: str, template: Template, *, turn: int) -> list[Segment]:
+    thought, rest = split_thought(given, answer, template.thinking_tags)
+    return [
+        Segment(thought, turn=turn, thinking=True),
+        Segment(rest, turn=turn),
+        Segment(end, turn=turn, is_end=True),
+    ]
 
 
 def _trim(text: str, margin: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ggtune.data.conversation import Conversation, Document, Role, Turn, exchange
@@ -21,15 +21,17 @@ THINKING_KEYS = ("reasoning_content", "thinking", "reasoning")
 CHAT_KEYS = ("messages", "conversations", "conversation", "dialog", "dialogue", "chat")
 TEXT_KEYS = ("text", "content", "chunk")
 WEIGHT_KEYS = ("weight",)
+_CALL_ROLES = ("function_call", "tool_call")  # of ShareGPT with tools: the text is the call
 # names of the sides, as OpenAI, ShareGPT and others have them
 _ROLES: dict[str, Role] = {
     **dict.fromkeys(("system", "developer"), "system"),
     **dict.fromkeys(("user", "human", "prompter"), "user"),
     **dict.fromkeys(("assistant", "gpt", "model", "bot", "chatgpt", "ai", "chatbot"), "assistant"),
     **dict.fromkeys(("tool", "function", "observation", "function_response", "ipython"), "tool"),
+    **dict.fromkeys(_CALL_ROLES, "assistant"),
 }
 _ROLE_KEYS, _CONTENT_KEYS = ("role", "from"), ("content", "value", "text")
-_FIELDS = ("tool_calls", "tool_call_id", "name", "function_call")
+_FIELDS = ("tool_calls", "tool_call_id", "name")
 
 
 class RowError(ValueError):
@@ -119,12 +121,12 @@ def item_of(row: Mapping[str, Any], shape: Shape, number: int) -> Conversation |
         turns = turns_of(_loaded(row.get(shape.chat), shape.chat), shape.chat)
         if not turns:
             return None
-        tools = _tools(row.get(shape.tools)) if shape.tools else ()
+        tools = _tools(row.get(shape.tools), bare=shape.tools.strip().lower() == "functions") if shape.tools else ()
         return Conversation(turns, number, weight, tools).with_system(system)
     question, answer = row.get(shape.question), row.get(shape.answer)
     if _is_messages(question) or _is_messages(answer):
         sides = [*_side(question, "user", shape.question), *_side(answer, "assistant", shape.answer)]
-        return Conversation(_checked(sides), number, weight).with_system(system) if sides else None
+        return Conversation(_checked(_answered(sides)), number, weight).with_system(system) if sides else None
     asked, answered = _text(question, shape.question).strip(), _answer(answer, shape.answer).strip()
     if not asked or not answered:
         return None
@@ -145,7 +147,7 @@ def turns_of(messages: Any, key: str) -> tuple[Turn, ...]:
         return ()
     if not isinstance(messages, (list, tuple)):
         raise RowError(f"{key!r} is {_kind(messages)}, not a list of messages")
-    return _checked([_turn(message, i) for i, message in enumerate(messages, start=1)])
+    return _checked(_answered([_turn(message, i) for i, message in enumerate(messages, start=1)]))
 
 
 def _turn(message: Any, number: int) -> Turn:
@@ -159,6 +161,13 @@ def _turn(message: Any, number: int) -> Turn:
         )
     content = next((message[key] for key in _CONTENT_KEYS if key in message), None)
     fields = {key: message[key] for key in _FIELDS if message.get(key) is not None}
+    called = message.get("function_call")
+    if str(named).strip().lower() in _CALL_ROLES:
+        called, content = content, None
+    if called:
+        if fields.get("tool_calls"):
+            raise RowError(f"message {number} has both tool_calls and a function_call")
+        fields["tool_calls"] = _legacy_calls(called, number)
     if not isinstance(fields.get("tool_calls", []), (list, tuple)):
         raise RowError(f"the tool_calls of message {number} are {_kind(fields['tool_calls'])}, not a list")
     if "tool_calls" in fields:
@@ -198,6 +207,43 @@ def _call(call: Any, number: int) -> Any:
         except ValueError as error:
             raise RowError(f"the arguments of a tool call of message {number} are no JSON: {error}") from error
     return dict(call)
+
+
+def _legacy_calls(called: Any, number: int) -> list[Any]:
+    """Make tool calls of OpenAI's former ``function_call``, or of its JSON text."""
+    loaded = _loaded(called, f"function_call of message {number}")
+    calls = loaded if isinstance(loaded, (list, tuple)) else [loaded]
+    for call in calls:
+        if not isinstance(call, Mapping) or not isinstance(call.get("name"), str):
+            raise RowError(f"the function_call of message {number} is no object with name and arguments")
+    return [
+        {
+            "id": _legacy_id(number, i),
+            "type": "function",
+            "function": {"name": call["name"], "arguments": call.get("arguments", call.get("parameters")) or {}},
+        }
+        for i, call in enumerate(calls)
+    ]
+
+
+def _legacy_id(number: int, index: int) -> str:
+    """Id of a call that has none; templates that show it want nine letters and digits."""
+    return f"call{100 * number + index:05d}"
+
+
+def _answered(turns: Sequence[Turn]) -> list[Turn]:
+    """Give the results of former function calls the name and id of the call that they follow."""
+    found: list[Turn] = []
+    calls: list[Any] = []
+    for number, turn in enumerate(turns, start=1):
+        if turn.role == "assistant":
+            made = turn.fields.get("tool_calls") or []
+            calls = [call for i, call in enumerate(made) if call.get("id") == _legacy_id(number, i)]
+        elif turn.role == "tool" and calls and "tool_call_id" not in turn.fields:
+            call = calls.pop(0)
+            turn = replace(turn, fields={"name": call["function"]["name"], "tool_call_id": call["id"], **turn.fields})
+        found.append(turn)
+    return found
 
 
 def _checked(turns: Sequence[Turn]) -> tuple[Turn, ...]:
@@ -277,12 +323,18 @@ def _weight(value: Any) -> float:
     return weight
 
 
-def _tools(value: Any) -> tuple[Any, ...]:
+def _tools(value: Any, *, bare: bool) -> tuple[Any, ...]:
+    """Descriptions of tools; ``bare``: of OpenAI's former ``functions``, which had no type around them."""
     loaded = _loaded(value, "tools")
     if loaded is None:
         return ()
     if not isinstance(loaded, list):
         raise RowError(f"'tools' is {_kind(loaded)}, not a list")
+    if bare:
+        return tuple(
+            {"type": "function", "function": tool} if isinstance(tool, Mapping) and "function" not in tool else tool
+            for tool in loaded
+        )
     return tuple(loaded)
 
 

@@ -10,61 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from ggtune.data.conversation import Conversation
+from ggtune.data.conversation import Conversation, exchange
+from ggtune.data.segments import Rendered, RenderedConversation, Segment, joined
+from ggtune.data.thinking import THINK, ThinkingTags, mark_thinking
 from ggtune.errors import GgtuneError
-
-
-@dataclass(frozen=True)
-class Segment:
-    """A piece of rendered text; ``literal`` text came from the user and holds no special tokens.
-
-    ``turn`` is the index of the assistant's turn that the piece is part of (its words, what the template writes before
-    and behind them, its end token); -1 for what the model is given. ``thinking`` tells those words from the answer's.
-    ``is_end``: the end token's text, "" for the model's own EOS.
-    """
-
-    text: str
-    literal: bool = False
-    turn: int = -1
-    thinking: bool = False
-    is_end: bool = False
-
-
-@dataclass(frozen=True)
-class Rendered:
-    """One turn. ``text`` is ``bos + prompt + answer``; the answer includes the template's end token text."""
-
-    bos: str
-    prompt_segments: tuple[Segment, ...]
-    answer_segments: tuple[Segment, ...]
-
-    @property
-    def prompt(self) -> str:
-        """Everything that the model is given, without the BOS."""
-        return "".join(segment.text for segment in self.prompt_segments)
-
-    @property
-    def answer(self) -> str:
-        """Everything that the model has to write."""
-        return "".join(segment.text for segment in self.answer_segments)
-
-    @property
-    def text(self) -> str:
-        """The whole text with the BOS in front, if the template writes one."""
-        return self.bos + self.prompt + self.answer
-
-
-@dataclass(frozen=True)
-class RenderedConversation:
-    """A conversation as one text: ``bos`` and the segments, up to the last turn's end token."""
-
-    bos: str
-    segments: tuple[Segment, ...]
-
-    @property
-    def text(self) -> str:
-        """The whole text with the BOS in front, if the template writes one."""
-        return self.bos + "".join(segment.text for segment in self.segments)
 
 
 class Template(Protocol):
@@ -97,6 +46,10 @@ class Template(Protocol):
     @property
     def stops(self) -> tuple[str, ...]:
         """Strings at which generation has to stop."""
+
+    @property
+    def thinking_tags(self) -> tuple[ThinkingTags, ...]:
+        """What stands around an assistant's thoughts."""
 
     def render(self, system: str | None, question: str, answer: str) -> Rendered:
         """Render one turn. Raises :class:`GgtuneError` for a system text that the template has no place for."""
@@ -138,6 +91,11 @@ class PromptTemplate:
         return self.name
 
     @property
+    def thinking_tags(self) -> tuple[ThinkingTags, ...]:
+        """What stands around an assistant's thoughts."""
+        return (THINK,)
+
+    @property
     def accepts_system(self) -> bool:
         """Whether there is a place for a system text."""
         return self.before_system is not None
@@ -156,13 +114,11 @@ class PromptTemplate:
                 )
             prompt += [Segment(self.before_system), Segment(shown_system, literal=True), Segment(self.after_system)]
         prompt += [Segment(self.before_question), Segment(question, literal=True), Segment(self.after_question)]
-        return Rendered(self.bos, _joined(prompt), ())
+        return Rendered(self.bos, joined(prompt), ())
 
     def render(self, system: str | None, question: str, answer: str) -> Rendered:
         """Render one turn. Raises :class:`GgtuneError` for a system text that the template has no place for."""
-        tail = self.answer_suffix + self.end
-        answer_segments = [Segment(self.answer_prefix), Segment(answer, literal=True), Segment(tail)]
-        return replace(self.render_prompt(system, question), answer_segments=_joined(answer_segments))
+        return Rendered.of(self.render_conversation(exchange(question, answer, row=0, system=system)))
 
     def render_conversation(self, conversation: Conversation) -> RenderedConversation:
         """Render turns up to the last assistant's. Raises :class:`GgtuneError` for turns that it has no place for."""
@@ -194,9 +150,9 @@ class PromptTemplate:
             segments.append(Segment(self.answer_prefix, turn=i + 1))
             if answer.thinking:
                 segments += [
-                    Segment("<think>\n", turn=i + 1, thinking=True),
+                    Segment(f"{THINK.opening}\n", turn=i + 1),
                     Segment(answer.thinking, literal=True, turn=i + 1, thinking=True),
-                    Segment("\n</think>\n\n", turn=i + 1, thinking=True),
+                    Segment(f"\n{THINK.closing}\n\n", turn=i + 1),
                 ]
             segments += [
                 Segment(answer.text, literal=True, turn=i + 1),
@@ -204,7 +160,7 @@ class PromptTemplate:
                 Segment(self.end, turn=i + 1, is_end=True),
             ]
             template = replace(self, default_system=None)  # it opens the conversation, not every turn
-        return RenderedConversation(self.bos, tuple(s for s in segments if s.text or s.is_end))
+        return RenderedConversation(self.bos, joined(mark_thinking(joined(segments), self.thinking_tags)))
 
     def parse(self, text: str) -> tuple[str | None, str, str]:
         """Take a rendered text apart into ``(system, question, answer)``, each without surrounding white space.
@@ -223,17 +179,6 @@ class PromptTemplate:
         if system == self.default_system:
             system = None
         return system, question.strip(), answer.rstrip().removesuffix(self.end).strip()
-
-
-def _joined(segments: list[Segment]) -> tuple[Segment, ...]:
-    """Neighbouring template segments as one, empty ones dropped."""
-    joined: list[Segment] = []
-    for segment in segments:
-        if joined and not segment.literal and not joined[-1].literal:
-            joined[-1] = Segment(joined[-1].text + segment.text)
-        elif segment.text:
-            joined.append(segment)
-    return tuple(segment for segment in joined if segment.text)
 
 
 def _after(text: str, prefix: str) -> str:

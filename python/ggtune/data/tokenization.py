@@ -15,7 +15,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ggtune.data.templates import Rendered, RenderedConversation, Segment, Template
+from ggtune.data.segments import Rendered, RenderedConversation, Segment
+from ggtune.data.templates import Template
 from ggtune.errors import ModelError
 
 IntArray = NDArray[np.int32]
@@ -101,45 +102,19 @@ class TurnEncoder:
                 )
         else:
             raise ModelError("The model has no end-of-sequence token: it could not learn where an answer ends.")
-        self._end_text = template.end
         self._n_looked_at = 0
         self._special_start: re.Pattern[str] | None = None  # first characters of the special tokens' texts
 
     def encode_prompt(self, rendered: Rendered) -> list[int]:
         """Token ids of BOS and prompt."""
-        if not self._spells_special(rendered.prompt_segments):
-            return self.bos + self._without_bos(self._parse(rendered.prompt))
-        tokens: list[int] = []
-        for i, segment in enumerate(rendered.prompt_segments):
-            encode = self._continuation if i else self._parse
-            tokens += encode(segment.text, parse_special=not segment.literal)
-        return self.bos + self._without_bos(tokens)
-
-    def encode_turn(self, rendered: Rendered, end: int | None = None) -> tuple[list[int], list[int]]:
-        """Token ids of the prompt with BOS, and of the answer with its end token: ``end``, or the template's."""
-        prompt = self.encode_prompt(rendered)
-        if self._spells_special(rendered.answer_segments):
-            answer: list[int] = []
-            segments = list(rendered.answer_segments)
-            if self._end_text and segments and not segments[-1].literal:
-                segments[-1] = Segment(segments[-1].text.removesuffix(self._end_text))
-            for segment in segments:
-                answer += self._continuation(segment.text, parse_special=not segment.literal)
-        else:
-            text = rendered.answer.removesuffix(self._end_text)
-            whole = self.bos + self._without_bos(self._parse(rendered.prompt + text))
-            if whole[: len(prompt)] == prompt:
-                answer = whole[len(prompt) :]
-            else:  # a token of the whole text spans the boundary
-                answer = self._continuation(text, parse_special=True)
-        return prompt, [*answer, self.end if end is None else end]
+        return self.bos + self._without_bos(self._group(_Head(), rendered.prompt_segments))
 
     def encode_conversation(
         self, rendered: RenderedConversation, weight_of: Callable[[Segment], float]
     ) -> tuple[list[int], list[float], int]:
         """Token ids of a conversation, their weights as targets, and how many stand before the last turn's words.
 
-        Tokens meet where what the model is given and what it writes meet, as in :meth:`encode_turn`.
+        Tokens meet where what the model is given and what it writes meet: a model is asked with the prompt alone.
         """
         tokens, weights, n_prompt = list(self.bos), [0.0] * len(self.bos), 0
         head = _Head()

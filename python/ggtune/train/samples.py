@@ -55,6 +55,7 @@ def load_data(
         too_long=cast(TooLong, config.too_long),
         learn=cast(Learn, config.learn),
         prompt_weight=config.prompt_weight,
+        split_turns=config.split_turns,
         drop=config.drop,
         near_duplicates=near_duplicates or "near duplicate" in config.drop,
         question_column=config.question_column or None,
