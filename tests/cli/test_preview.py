@@ -114,6 +114,9 @@ def test_a_page(chat: str, tmp_path: Path) -> None:
     assert '<span class="learned">Iron oxide is.</span>' in page
     assert '<span class="some" title="weight 0.5">Green &lt;/s&gt;.</span>' in page
     assert '<span class="learned"><span class="special">&lt;/s&gt;</span></span>' in page
+    assert "learned with the weight 0.5</span>" in page
+    run("--data", chat, "--rows", "2", "--html", str(tmp_path / "plain.html"))
+    assert "with the weight" not in (tmp_path / "plain.html").read_text()
     assert "<script" not in page
     assert "http" not in page
 

@@ -138,21 +138,23 @@ def test_other_splits_of_a_folder_are_not_trained_on(demo_model: _core.Model, tm
     assert "constraints" in demo_model.detokenize(sample.tokens).decode()
 
 
+VOCABULARY = Path(__file__).parents[2] / "vendor/llama.cpp/models/ggml-vocab-qwen2.gguf"
+
+
+class TagIsBos:
+    chat_template = None
+    add_bos = False
+
+    def __init__(self) -> None:
+        self._model = _core.Model(str(VOCABULARY), vocab_only=True)
+        self.bos_token = int(self._model.tokenize("<|im_start|>", parse_special=True)[0])
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+
 def test_a_bos_that_opens_turns_stays_in_text_of_several(tmp_path: Path) -> None:
     """SmolLM2's BOS is ChatML's tag: text of one turn and of two starts with it, and is known for what wrote it."""
-    vocabulary = Path(__file__).parents[2] / "vendor/llama.cpp/models/ggml-vocab-qwen2.gguf"
-
-    class TagIsBos:
-        chat_template = None
-        add_bos = False
-
-        def __init__(self) -> None:
-            self._model = _core.Model(str(vocabulary), vocab_only=True)
-            self.bos_token = int(self._model.tokenize("<|im_start|>", parse_special=True)[0])
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(self._model, name)
-
     model = TagIsBos()
     turn = "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\nSo.<|im_end|>\n"
     (tmp_path / "a.txt").write_text(f"<SFT>{turn}\n<SFT>{turn.replace('Why', 'How')}{turn}")
@@ -236,3 +238,72 @@ def test_function_calls_that_are_none(demo_model: _core.Model, tmp_path: Path, m
     row = {"messages": [CHAT[0], {"role": "assistant", "content": None, **message}]}
     with pytest.raises(DataError, match=reason):
         load(lines(tmp_path / "a.jsonl", row), demo_model)
+
+
+@pytest.mark.parametrize("n_turns", [1, 2, 3])
+def test_the_sample_start_is_left_in_text_of_any_number_of_turns(
+    demo_model: _core.Model, tmp_path: Path, n_turns: int
+) -> None:
+    (tmp_path / "a.txt").write_text("".join(f"<SFT><s>{'[INST] Why? [/INST] So. </s>' * n_turns}\n" for _ in range(2)))
+    without, within = (
+        load_samples(tmp_path / "a.txt", demo_model, context=256, template="llama2", include_sample_start=included)
+        for included in (False, True)
+    )
+    for one, other in zip(without.samples, within.samples, strict=True):
+        assert demo_model.detokenize(other.tokens, special=True).decode().startswith("<s><SFT>[INST] Why?")
+        assert learned(demo_model, other) == learned(demo_model, one) == " So. </s>" * n_turns
+    # what is asked with has no mark
+    assert within.report.asked_with() == without.report.asked_with()
+    tag, turn = "<|im_start|>", "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\nSo.<|im_end|>\n"
+    (tmp_path / "a.txt").write_text(f"<SFT>{turn * n_turns}<SFT>{turn * n_turns}")
+    model = TagIsBos()
+    data = load_samples(tmp_path / "a.txt", model, context=256, include_sample_start=True)  # type: ignore[arg-type]
+    assert model.detokenize(data.samples[0].tokens, special=True).decode().startswith(f"<SFT>{tag}user\nWhy?")
+
+
+@pytest.mark.parametrize("learn", ["all-assistant", "answers", "thinking"])
+@pytest.mark.parametrize("n_turns", [1, 2])
+@pytest.mark.parametrize("name", ["chatml", "seed.jinja", "open.jinja"])
+def test_thoughts_in_rendered_text_are_those_of_turns(
+    demo_model: _core.Model, tmp_path: Path, name: str, n_turns: int, learn: Any
+) -> None:
+    """``--learn`` had no effect on ``<SFT>`` text."""
+    head = "{% for m in messages %}<{{ m.role }}>"
+    tail = "{{ m.content }}</s>{% endfor %}{% if add_generation_prompt %}<assistant>"
+    (tmp_path / "seed.jinja").write_text(
+        f"{head}{{% if m.thinking %}}<seed:think>{{{{ m.thinking }}}}</seed:think>\n{{% endif %}}{tail}{{% endif %}}"
+    )
+    (tmp_path / "open.jinja").write_text(  # the prompt opens the thought
+        f"{head}{{% if m.role == 'assistant' %}}<think>\n{{{{ m.thinking }}}}\n</think>\n{{% endif %}}"
+        f"{tail}<think>\n{{% endif %}}"
+    )
+    template: Any = name if name == "chatml" else str(tmp_path / name)
+    answer = {"role": "assistant", "content": "So.", "thinking": "Hm."}
+    row = {"messages": [{"role": "user", "content": "Why?"}, answer] * n_turns}
+    turns = load_samples(lines(tmp_path / "a.jsonl", row), demo_model, context=256, template=template, learn=learn)
+    text = demo_model.detokenize(turns.samples[0].tokens, special=True).decode().removeprefix("<s>")
+    (tmp_path / "a.txt").write_text(f"<SFT>{text}")
+    texts = load_samples(tmp_path / "a.txt", demo_model, context=256, template=template, learn=learn)
+    assert texts.samples[0].tokens.tolist() == turns.samples[0].tokens.tolist()
+    assert texts.samples[0].weights.tolist() == turns.samples[0].weights.tolist()
+    assert ("Hm." in learned(demo_model, texts.samples[0])) == (learn != "answers")
+    assert ("So." in learned(demo_model, texts.samples[0])) == (learn != "thinking")
+    assert ("think>" in learned(demo_model, texts.samples[0])) == (learn != "answers")
+
+
+def test_an_empty_thought_is_not_learned_as_one(demo_model: _core.Model, tmp_path: Path) -> None:
+    (tmp_path / "t.jinja").write_text(
+        "{% for m in messages %}<{{ m.role }}>"
+        "{% if m.role == 'assistant' %}<think>{{ m.thinking }}</think>\n{% endif %}"
+        "{{ m.content }}</s>{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    path = lines(tmp_path / "a.jsonl", {"messages": [*CHAT, CHAT[0], {**CHAT[1], "thinking": "Hm."}]})
+    for learn, expected in (("answers", "\nb</s>\nb</s>"), ("thinking", "<think>Hm.</think>")):
+        (sample,) = load_samples(
+            path,
+            demo_model,
+            context=256,
+            template=str(tmp_path / "t.jinja"),
+            learn=learn,  # type: ignore[arg-type]
+        ).samples
+        assert learned(demo_model, sample) == expected

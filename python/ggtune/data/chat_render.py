@@ -9,7 +9,6 @@ the text up to its turn with a generation prompt ends, and goes to the first end
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -17,31 +16,29 @@ from itertools import pairwise
 from typing import Any
 
 from ggtune.data.conversation import ROLES, Conversation, Role, Turn
+from ggtune.data.marks import (
+    TALK,
+    MarkedTurns,
+    Piece,
+    common_tags,
+    marks_of,
+    match,
+    n_common,
+    overlap,
+    pieces_of,
+    with_marks,
+    words_at,
+)
 from ggtune.data.messages import STYLES, MessageStyle, calls_of
 from ggtune.data.segments import RenderedConversation, Segment, joined
-from ggtune.data.spelled import MARK as SPELLED_MARK
 from ggtune.data.spelled import SpelledTokens
 from ggtune.data.thinking import THINK, ThinkingTags, find_tags, mark_thinking
 from ggtune.errors import GgtuneError
 
-# of letters and digits alone: nothing that a template looks for, strips, or escapes
-_MARK = "7Mk{index:03d}Zq{part}9"
-_TEXT, _THINKING = "T", "H"
-_TALK = "7Tk5Zq9"
 _ASSISTANT: tuple[Role, ...] = ("assistant",)
 
 Render = Callable[..., str]
 """``render(messages, tools, add_generation_prompt=...)``: the text, BOS included."""
-
-
-@dataclass(frozen=True)
-class _Piece:
-    """A piece of marked text: the template's, a turn's text or thinking (``turn`` >= 0), or a mark for ``spelled``."""
-
-    text: str
-    turn: int = -1
-    thinking: bool = False
-    spelled: str | None = None
 
 
 @dataclass(frozen=True)
@@ -54,8 +51,8 @@ class _Form:
     """
 
     style: MessageStyle
-    pieces: tuple[_Piece, ...]
-    prompt: tuple[_Piece, ...]
+    pieces: tuple[Piece, ...]
+    prompt: tuple[Piece, ...]
     n_replaced: int
     starts: dict[int, int]  # of each assistant's turn: in front of what it writes
     # behind its words: where its end token starts and ends, the same where it has none
@@ -63,21 +60,12 @@ class _Form:
     tails: dict[int, tuple[str, str]]  # the same as texts: behind the words to the end token, and that
 
     @property
-    def final_pieces(self) -> tuple[_Piece, ...]:
+    def final_pieces(self) -> tuple[Piece, ...]:
         """The pieces of the text that is trained on."""
         return (*self.prompt, *self.pieces[self.n_replaced :])
 
     def shows_thinking_of(self, turn: int) -> bool:
         return any(piece.thinking and piece.turn == turn for piece in self.final_pieces)
-
-
-@dataclass(frozen=True)
-class _Marked:
-    """A conversation with marks in place of its texts, or of the special tokens that they spell."""
-
-    turns: tuple[Turn, ...]
-    tools: tuple[Any, ...]
-    spelled: SpelledTokens
 
 
 class ConversationRenderer:
@@ -137,12 +125,12 @@ class ConversationRenderer:
 
     def render_prompt(self, turns: Sequence[Turn], tools: Sequence[Any] = ()) -> RenderedConversation:
         """Render turns that wait for an answer. Raises as :meth:`render`."""
-        pieces: tuple[_Piece, ...] = ()
+        pieces: tuple[Piece, ...] = ()
         for roles in (ROLES, _ASSISTANT):
             marked = self._marked(turns, tools, roles)
-            pieces = _pieces(self._text(marked.turns, marked.tools, STYLES[0], ask=True), marked)
+            pieces = pieces_of(self._text(marked.turns, marked.tools, STYLES[0], ask=True), marked)
             _check_shown(pieces, turns, roles)
-            found = _match(pieces, turns, self._text(turns, tools, STYLES[0], ask=True))
+            found = match(pieces, turns, self._text(turns, tools, STYLES[0], ask=True))
             if found is not None:
                 segments = [
                     Segment(text, literal=piece.turn >= 0 or piece.spelled is not None)
@@ -155,15 +143,15 @@ class ConversationRenderer:
     def thinking_tags(self) -> tuple[ThinkingTags, ...]:
         """What the template writes around thoughts."""
         asked, answer = Turn("user", "?"), Turn("assistant", "!", thinking="-")
-        call = replace(answer, text="", fields={"tool_calls": [{"function": {"name": _TALK, "arguments": {}}}]})
+        call = replace(answer, text="", fields={"tool_calls": [{"function": {"name": TALK, "arguments": {}}}]})
         for turn in (answer, call):  # some show what was thought in front of a call alone
-            marked = [_marked(asked, 0), _marked(turn, 1)]
+            marked = [with_marks(asked, 0), with_marks(turn, 1)]
             try:
                 text = self._text(marked, (), STYLES[0], ask=False)
             except GgtuneError:
                 continue
             before, shown, behind = text.partition(marked[1].thinking)
-            between, answered, _ = behind.partition(marked[1].text or _TALK)
+            between, answered, _ = behind.partition(marked[1].text or TALK)
             tags = find_tags(before, between) if shown and answered else None
             # a tag in front of a call may be the call's
             if tags is not None and tags != THINK and (turn is answer or "think" in tags.closing.lower()):
@@ -179,14 +167,14 @@ class ConversationRenderer:
         first = replace(segments[0], text=segments[0].text.removeprefix(self._bos))
         return self._bos, joined((first, *segments[1:]))
 
-    def _marked(self, turns: Sequence[Turn], tools: Sequence[Any], roles: Sequence[Role]) -> _Marked:
+    def _marked(self, turns: Sequence[Turn], tools: Sequence[Any], roles: Sequence[Role]) -> MarkedTurns:
         spelled = self._spelled
         marked = [
-            _marked(turn, i) if turn.role in roles else replace(turn, text=spelled.marked(turn.text))
+            with_marks(turn, i) if turn.role in roles else replace(turn, text=spelled.marked(turn.text))
             for i, turn in enumerate(turns)
         ]
         marked = [replace(turn, fields=spelled.marked(turn.fields)) if turn.fields else turn for turn in marked]
-        return _Marked(tuple(marked), spelled.marked(tuple(tools)), spelled)
+        return MarkedTurns(tuple(marked), spelled.marked(tuple(tools)), spelled)
 
     def _form(self, turns: Sequence[Turn], tools: Sequence[Any]) -> _Form:
         if tools or any(turn.fields for turn in turns):  # what they hold is in the form, too
@@ -209,7 +197,7 @@ class ConversationRenderer:
     def _learn_in(
         self,
         style: MessageStyle,
-        marked: _Marked,
+        marked: MarkedTurns,
         roles: Sequence[Role],
         tails: Mapping[int, tuple[str, str]] | None = None,
     ) -> _Form:
@@ -227,23 +215,23 @@ class ConversationRenderer:
             # a generation prompt that opens what a whole text has not ("<think>"): the model is asked with it
             prompt = prompts[last]
             cut = self._start(text, marked, last, prompt, style)
-            cut += _overlap(prompt, text[cut:])
+            cut += overlap(prompt, text[cut:])
             text = prompt + text[cut:]
-        _check_shown(_pieces(text, marked), turns, roles)
+        _check_shown(pieces_of(text, marked), turns, roles)
         starts, ends, found = {}, {}, {}
         for i, before in prompts.items():
             starts[i] = self._start(text, marked, i, before, style)
-            words_end = max([starts[i], *(text.rfind(mark) + len(mark) for mark in _marks(turns[i]) if mark in text)])
+            words_end = max([starts[i], *(text.rfind(mark) + len(mark) for mark in marks_of(turns[i]) if mark in text)])
             tail = found[i] = tails[i] if tails else self._tail(text, words_end, marked, i, style)
             if not text.startswith("".join(tail), words_end):
-                raise _changed(_pieces(text, marked))
+                raise _changed(pieces_of(text, marked))
             ends[i] = (words_end + len(tail[0]), words_end + len(tail[0]) + len(tail[1]))
             _check_calls(turns[i], i, text[starts[i] : ends[i][1]])
-        replaced = _pieces(whole[:cut], marked) if prompt else ()
-        asked = _pieces(prompt, marked) if prompt else ()
-        return _Form(style, (*replaced, *_pieces(whole[cut:], marked)), asked, len(replaced), starts, ends, found)
+        replaced = pieces_of(whole[:cut], marked) if prompt else ()
+        asked = pieces_of(prompt, marked) if prompt else ()
+        return _Form(style, (*replaced, *pieces_of(whole[cut:], marked)), asked, len(replaced), starts, ends, found)
 
-    def _prompt(self, marked: _Marked, turn: int, style: MessageStyle, *, needed: bool) -> str:
+    def _prompt(self, marked: MarkedTurns, turn: int, style: MessageStyle, *, needed: bool) -> str:
         try:
             return self._text(marked.turns[:turn], marked.tools, style, ask=True)
         except GgtuneError:  # it may refuse to be asked in the middle
@@ -251,31 +239,31 @@ class ConversationRenderer:
                 raise
             return ""
 
-    def _start(self, text: str, marked: _Marked, index: int, prompt: str, style: MessageStyle) -> int:
+    def _start(self, text: str, marked: MarkedTurns, index: int, prompt: str, style: MessageStyle) -> int:
         """Where in a marked text an assistant's turn starts that was asked for with ``prompt``."""
         if prompt and text.startswith(prompt):
             return len(prompt)
         turns = marked.turns
-        words = _words(text, turns[index])
+        words = words_at(text, turns[index])
         if words is not None and index < len(turns) - 1:
             return words
         # The prompt opens something: the turn starts where both part. For a turn that only calls a tool, one that talks
         # instead shows what is the header of both.
-        earlier = [0, *(text.rfind(mark) + len(mark) for turn in turns[:index] for mark in _marks(turn))]
+        earlier = [0, *(text.rfind(mark) + len(mark) for turn in turns[:index] for mark in marks_of(turn))]
         asked = self._text_or_none(turns[:index], marked.tools, style) or ""
-        header = _n_common(asked, prompt)
+        header = n_common(asked, prompt)
         talking = None
         if words is None:
-            talk = (*turns[:index], replace(turns[index], text=_TALK, thinking="", fields={}))
+            talk = (*turns[:index], replace(turns[index], text=TALK, thinking="", fields={}))
             asks = next((i for i, turn in enumerate(turns) if i > index and turn.role == "user"), len(turns))
             parts = (talk + turns[index + 1 :], talk + turns[asks:])  # a result may want to stand behind its call
             talking = next(filter(None, (self._text_or_none(part, marked.tools, style) for part in parts)), None)
         if words is not None or talking is not None:
-            start = _common_tags(text, prompt, *filter(None, [talking]))
+            start = common_tags(text, prompt, *filter(None, [talking]))
             if start >= max(header, *earlier) and (words is None or start <= words):
                 return start
         if words is None and talking is not None:
-            start = _common_tags(text, talking)
+            start = common_tags(text, talking)
             if start >= max(earlier):
                 return start
         if words is None:
@@ -291,12 +279,15 @@ class ConversationRenderer:
         except GgtuneError:
             return None
 
-    def _tail(self, text: str, words_end: int, marked: _Marked, index: int, style: MessageStyle) -> tuple[str, str]:
+    def _tail(self, text: str, words_end: int, marked: MarkedTurns, index: int, style: MessageStyle) -> tuple[str, str]:
         """What stands behind the words of an assistant's turn in a marked text: up to its end token, and that."""
         turns = marked.turns
-        later = (text.find(mark, words_end) for turn in turns[index + 1 :] for mark in _marks(turn))
+        later = (text.find(mark, words_end) for turn in turns[index + 1 :] for mark in marks_of(turn))
         behind = text[words_end : min((at for at in later if at >= 0), default=len(text))]
-        calls = max((behind.rfind(name) + len(name) for name, _ in calls_of(turns[index]) if name in behind), default=0)
+        calls = 0  # behind the last one's name: a thought in front of it may have an end token of its own
+        for name, _ in calls_of(turns[index]):
+            at = behind.find(name, calls)
+            calls = at + len(name) if at >= 0 else calls
         ended = behind[:calls] + self._end_of(behind[calls:])
         token = next(
             (ended[k:] for k in reversed(range(calls, len(ended))) if self._end_of(ended[k:]) == ended[k:]), ""
@@ -308,13 +299,13 @@ class ConversationRenderer:
             return behind, ""
         alone = (turns[: index + 1], tuple(replace(turn, thinking="") for turn in turns[: index + 1]))
         written = (self._text_or_none(part, marked.tools, style) or "" for part in alone)
-        return behind[: max(0, *(_common_tags(text, part) - words_end for part in written))], ""
+        return behind[: max(0, *(common_tags(text, part) - words_end for part in written))], ""
 
     def _segments(self, form: _Form, turns: Sequence[Turn], tools: Sequence[Any]) -> list[Segment] | None:
         """Cut a conversation's text at its turns' bounds; None where the form is not that of its text."""
-        found = _match(form.pieces, turns, self._text(turns, tools, form.style, ask=False))
+        found = match(form.pieces, turns, self._text(turns, tools, form.style, ask=False))
         if found is not None and form.prompt:
-            prompt = _match(form.prompt, turns, self._text(turns[:-1], tools, form.style, ask=True))
+            prompt = match(form.prompt, turns, self._text(turns[:-1], tools, form.style, ask=True))
             found = [*prompt, *found[form.n_replaced :]] if prompt is not None else None
         return _cut(form, found, turns) if found is not None else None
 
@@ -357,7 +348,7 @@ def _up_to_last_answer(turns: Sequence[Turn]) -> tuple[Turn, ...]:
     return tuple(turns[: last + 1])
 
 
-def _changed(pieces: Sequence[_Piece]) -> GgtuneError:
+def _changed(pieces: Sequence[Piece]) -> GgtuneError:
     spelled = next((piece.spelled for piece in pieces if piece.spelled is not None), None)
     if spelled is not None:
         return GgtuneError(
@@ -370,7 +361,7 @@ def _changed(pieces: Sequence[_Piece]) -> GgtuneError:
     )
 
 
-def _check_shown(pieces: Sequence[_Piece], turns: Sequence[Turn], roles: Sequence[Role]) -> None:
+def _check_shown(pieces: Sequence[Piece], turns: Sequence[Turn], roles: Sequence[Role]) -> None:
     shown = {piece.turn for piece in pieces if piece.turn >= 0 and not piece.thinking}
     for i, turn in enumerate(turns):
         if turn.text and turn.role in roles and i not in shown:
@@ -391,48 +382,6 @@ def _check_calls(turn: Turn, index: int, written: str) -> None:
             )
 
 
-def _marked(turn: Turn, index: int) -> Turn:
-    text = _MARK.format(index=index, part=_TEXT) if turn.text else ""
-    thinking = _MARK.format(index=index, part=_THINKING) if turn.thinking else ""
-    return replace(turn, text=text, thinking=thinking)
-
-
-def _marks(turn: Turn) -> list[str]:
-    return [mark for mark in (turn.thinking, turn.text) if _IS_MARK.fullmatch(mark)]
-
-
-_IS_MARK = re.compile(_MARK.replace("{index:03d}", r"\d{3,}").replace("{part}", f"[{_TEXT}{_THINKING}]"))
-_ANY_MARK = re.compile(f"({_IS_MARK.pattern}|{SPELLED_MARK.pattern})")
-
-
-def _words(text: str, turn: Turn) -> int | None:
-    """Where a turn's words start; None where it has none."""
-    return min((at for at in map(text.find, _marks(turn)) if at >= 0), default=None)
-
-
-def _common_tags(*texts: str) -> int:
-    """How much the texts have in common from their start, without a tag that they have in part."""
-    at = _n_common(*texts)
-    opened = re.search(r"[<\[][^<>\[\]\n]*\Z", texts[0][:at]) if at < min(map(len, texts)) else None
-    return opened.start() if opened else at
-
-
-def _n_common(first: str, *others: str) -> int:
-    """How many characters texts have in common from their start."""
-    low, high = 0, min(map(len, (first, *others)))
-    while low < high:
-        middle = (low + high + 1) // 2
-        same = all(other.startswith(first[:middle]) for other in others)
-        low, high = (middle, high) if same else (low, middle - 1)
-    return low
-
-
-def _overlap(text: str, following: str) -> int:
-    """How much of a text's end a following one says again."""
-    lengths = range(min(len(text), len(following)), 0, -1)
-    return next((n for n in lengths if following[:n].strip() and text.endswith(following[:n])), 0)
-
-
 _THINK, _END_THINK = f"{THINK.opening}\n", f"\n{THINK.closing}\n\n"
 
 
@@ -451,40 +400,3 @@ def _split_inlined(segment: Segment) -> list[Segment]:
         replace(segment, text=_END_THINK, literal=False),
         replace(segment, text=answer),
     ]
-
-
-def _pieces(text: str, marked: _Marked) -> tuple[_Piece, ...]:
-    """Cut a marked text at its marks."""
-    known = {
-        mark: _Piece(mark, i, mark == turn.thinking) for i, turn in enumerate(marked.turns) for mark in _marks(turn)
-    }
-    pieces: list[_Piece] = []
-    for i, part in enumerate(_ANY_MARK.split(text)):
-        spelled = marked.spelled.text_at(part) if i % 2 else None
-        pieces.append(_Piece(part, spelled=spelled) if spelled is not None else known.get(part, _Piece(part)))
-    return tuple(pieces)
-
-
-def _match(pieces: Sequence[_Piece], turns: Sequence[Turn], text: str) -> list[str] | None:
-    """Find the pieces in a text: the template's as they are, the others as the turn has them or stripped."""
-    found: list[str] = []
-    at = 0
-    for i, piece in enumerate(pieces):
-        if piece.turn < 0:
-            own = piece.text if piece.spelled is None else piece.spelled
-            if not text.startswith(own, at):
-                return None
-            found.append(own)
-        else:
-            turn = turns[piece.turn]
-            whole = turn.thinking if piece.thinking else turn.text
-            forms = dict.fromkeys(
-                (whole, whole.strip(), whole.rstrip(), whole.lstrip(), whole.strip("\n"), whole.lstrip("\n"))
-            )
-            following = pieces[i + 1].text if i + 1 < len(pieces) else ""
-            fits = next((form for form in forms if text.startswith(form + following, at)), None)
-            if fits is None:
-                return None
-            found.append(fits)
-        at += len(found[-1])
-    return found if at == len(text) else None

@@ -183,5 +183,6 @@ class SampleEncoder:
         found = np.array(weights, np.float32)
         found[:1] = 0
         if not found.any():
-            raise DataError("nothing of it would be learned: all its tokens have the weight 0")
+            reason = "it has no thought" if self._options.learn == "thinking" else "all its tokens have the weight 0"
+            raise DataError(f"nothing of it would be learned: {reason}")
         return Sample(np.array(tokens, np.int32), found, n_prompt, row)

@@ -100,17 +100,19 @@ body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem aut
 h1 {{ font-size: 1.3rem; }} h2 {{ font-size: 1rem; margin: 2rem 0 .4rem; font-weight: 600; }}
 pre {{ white-space: pre-wrap; overflow-wrap: anywhere; border: 1px solid #8888; border-radius: .4rem; padding: .8rem;
   font: 14px/1.6 ui-monospace, monospace; margin: 0; }}
-.given {{ opacity: .65; }}
+.given {{ color: #666; }}
 .learned {{ background: #2a83; border-radius: .2rem; }}
 .some {{ background: #ca03; border-radius: .2rem; }}
-.special {{ border: 1px solid #88f9; border-radius: .3rem; padding: 0 .2rem; font-size: .85em; color: #55c; }}
-@media (prefers-color-scheme: dark) {{ .special {{ color: #aaf; }} }}
+.special {{ border: 1px solid #88f9; border-radius: .3rem; padding: 0 .2rem; font-size: .85em; color: #44b; }}
+.line::before {{ content: "\\23ce"; opacity: .5; }}
+@media (prefers-color-scheme: dark) {{ .given {{ color: #aaa; }} .special {{ color: #aaf; }}
+  .learned {{ background: #2a86; }} .some {{ background: #ca06; }} }}
 @media print {{ .learned, .some {{ print-color-adjust: exact; -webkit-print-color-adjust: exact; }} }}
 ul {{ padding-left: 1.2rem; }}
 </style></head><body>
 <h1>{title}</h1>
 <ul>{notes}</ul>
-<p><span class="learned">learned</span> <span class="some">learned with another weight</span>
+<p><span class="learned">learned</span>{others}
 <span class="given">given</span> <span class="special">special token</span></p>
 {samples}
 </body></html>
@@ -119,17 +121,23 @@ ul {{ padding-left: 1.2rem; }}
 
 def page(title: str, notes: Sequence[str], views: Iterable[SampleView], unit: str) -> str:
     """Write samples as a web page that needs nothing else."""
+    shown = list(views)
     samples = "\n".join(
-        f"<h2>{html.escape(one.title(unit))}</h2>\n<pre>{''.join(_spans(one.runs))}</pre>" for one in views
+        f"<h2>{html.escape(one.title(unit))}</h2>\n<pre>{''.join(_spans(one.runs))}</pre>" for one in shown
     )
+    weights = sorted({run.weight for one in shown for run in one.runs} - {0, 1})
+    listed_weights = ", ".join(f"{weight:g}" for weight in weights)
+    others = f' <span class="some">learned with the weight {listed_weights}</span>' if weights else ""
     listed = "".join(f"<li>{html.escape(note)}</li>" for note in notes)
-    return _PAGE.format(title=html.escape(title), notes=listed, samples=samples)
+    return _PAGE.format(title=html.escape(title), notes=listed, samples=samples, others=others)
 
 
 def _spans(runs: Sequence[Run]) -> Iterator[str]:
     for run in runs:
         kind = "given" if run.weight == 0 else "learned" if run.weight == 1 else "some"
         shown = html.escape(run.text)
+        if run.weight != 0:  # a line end that is learned can't be seen by its colour
+            shown = shown.replace("\n", '<span class="line"></span>\n')
         title = f' title="weight {run.weight:g}"' if run.weight not in (0, 1) else ""
         if run.special:  # the tag may hold its own line end
             shown = f'<span class="special">{shown}</span>'
