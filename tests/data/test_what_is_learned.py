@@ -307,3 +307,30 @@ def test_an_empty_thought_is_not_learned_as_one(demo_model: _core.Model, tmp_pat
             learn=learn,  # type: ignore[arg-type]
         ).samples
         assert learned(demo_model, sample) == expected
+
+
+def test_a_row_of_several_samples_is_named_once(demo_model: _core.Model, tmp_path: Path) -> None:
+    """As cut, skipped or left out, whichever of its samples it is; all of them are of one group."""
+    answer = {**CHAT[1], "content": "b " * 40, "thinking": "Hm. " * 10}
+    rows = [{"messages": [CHAT[0], answer] * 3}, {"messages": CHAT}]
+    path = lines(tmp_path / "a.jsonl", *rows)
+    template = tmp_path / "t.jinja"
+    template.write_text(
+        "{% for m in messages %}<{{ m.role }}>"
+        "{% if m.thinking and loop.last %}<think>{{ m.thinking }}</think>{% endif %}"
+        "{{ m.content }}</s>{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    named = str(template)
+    whole = load_samples(path, demo_model, context=1024, template=named)
+    assert whole.samples.rows.tolist() == [1, 1, 1, 2]
+    assert whole.report.n_read == 2
+    assert len(set(whole.groups.tolist()[:3])) == 1
+    cut = load_samples(path, demo_model, context=40, template=named)
+    assert (
+        cut.report.cut_rows == cut.report.skipped_rows == [1]
+    )  # the first sample is cut, nothing is left of the others
+    skipped = load_samples(path, demo_model, context=40, template=named, too_long="skip")
+    assert skipped.report.skipped_rows == [1]
+    dropped = load_samples(path, demo_model, context=1024, template=named, drop=["repetition"])
+    assert dropped.report.dropped == {"repetition": [1]}
+    assert dropped.samples.rows.tolist() == [2]

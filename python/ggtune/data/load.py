@@ -172,7 +172,7 @@ class _Loader:
         if not len(self._builder):
             raise self._nothing()
         report.empty_rows, report.bad_rows = self._empty, self._bad
-        report.cut_rows, report.skipped_rows = list(dict.fromkeys(self._cut)), list(dict.fromkeys(self._skipped))
+        report.cut_rows, report.skipped_rows = self._cut, self._skipped
         report.too_long_lengths = [n + 1 for n in self._lengths]
         if self._template is not None:
             report.template, report.title = self._template.name, self._template.title
@@ -346,11 +346,13 @@ class _Loader:
             # of what is left, more than what the model is given has to count
             given = 1.001 * self._options.prompt_weight * float(sample.weights.max())  # weights are rounded to float32
             if self._options.too_long == "skip" or float(weights.max()) <= given:
-                self._skipped.append(sample.row)
+                if counted or self._skipped[-1:] != [sample.row]:
+                    self._skipped.append(sample.row)
                 return False
             tokens = sample.tokens[: self._options.context + 1]
             sample = Sample(tokens, weights, min(sample.n_prompt, len(tokens)), sample.row)
-            self._cut.append(sample.row)
+            if counted or self._cut[-1:] != [sample.row]:
+                self._cut.append(sample.row)
         if self._part.weight != 1:
             sample = replace(sample, weights=sample.weights * np.float32(self._part.weight))
         for _ in range(self._part.repeat):
