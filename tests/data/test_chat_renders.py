@@ -177,11 +177,11 @@ def test_a_turn_that_only_calls_a_tool_is_learned_where_transformers_writes_it(n
         ("openai-gpt-oss-120b.jinja", "<|call|>"),  # its thoughts have an end token of their own
         ("Qwen-Qwen3-0.6B.jinja", "<|im_end|>"),
         ("meetkai-functionary-medium-v3.1.jinja", "<|eom_id|>"),
-        ("GLM-4.7-Flash.jinja", "<|observation|>"),
     ],
 )
-def test_the_end_token_of_a_call_stands_behind_it(name: str, end: str, chat: str) -> None:
-    rendered = template_of(name).render_conversation(CHATS[chat])
+@pytest.mark.parametrize("n_turns", [2, 4])
+def test_the_end_token_of_a_call_stands_behind_it(name: str, end: str, chat: str, n_turns: int) -> None:
+    rendered = template_of(name).render_conversation(replace(CHATS[chat], turns=CHATS[chat].turns[:n_turns]))
     *call, last = (segment for segment in rendered.segments if segment.turn == 1)
     assert (last.text, last.is_end) == (end, True)
     assert "get_weather" in "".join(segment.text for segment in call)
