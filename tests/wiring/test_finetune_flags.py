@@ -17,6 +17,7 @@ from recorded import Seen, finetune
 from ggtune import TrainConfig
 from ggtune.cli.finetune import command
 from ggtune.cli.old_flags import LOST_FLAGS
+from ggtune.config import WITHOUT_EFFECT_ON_ALL
 from ggtune.gguf.adapter_file import read_adapter
 
 Settle = Callable[[dict[str, Any]], dict[str, Any]]
@@ -64,8 +65,10 @@ OLD_NAMES = {
 def arguments(values: dict[str, Any], *, leave_out: str = "") -> list[str]:
     """The long flags of all settings, those of today's names."""
     given = []
-    for name, value in TrainConfig(**values).to_dict().items():
-        if name in OPTIONS and name != leave_out and value not in (None, []):
+    config = TrainConfig(**values)
+    idle = WITHOUT_EFFECT_ON_ALL if config.loss_on == "all" or leave_out == "loss_on" else ()
+    for name, value in config.to_dict().items():
+        if name in OPTIONS and name not in idle and name != leave_out and value not in (None, []):
             given += flag_and_value("--" + name.replace("_", "-"), value)
     return given
 
