@@ -114,8 +114,8 @@ Trainer::Trainer(std::shared_ptr<Adapter> shared_adapter, const Options & option
     zero_gradients();
 }
 
-// Builds a small graph, whose gradients go nowhere, to learn what the architecture allows. Pairs on which the loss does
-// not depend are left out.
+// Builds the graph of one sequence, whose gradients go nowhere, to learn what the architecture allows. Pairs on which the
+// loss does not depend are left out.
 void Trainer::probe() {
     const auto & tensors = adapter->tensors();
     const ggml_init_params params = {tensors.size() * ggml_tensor_overhead() + 1024, nullptr, true};
@@ -125,7 +125,7 @@ void Trainer::probe() {
         nowhere[tensor] = ggml_dup_tensor(ctx.get(), tensor);
     }
     const ggml_backend_buffer_ptr no_memory = no_memory_for(ctx.get());
-    const BatchRows rows = batch_of_shape(2, 1, 1, false);
+    const BatchRows rows = batch_of_shape(options_.context, 1, 1, false);
     naming_model(adapter->model(), [&] {
         const TrainingGraph graph(builder_, *adapter, nowhere, rows.view(), graph_options(true));
         n_recomputable_ = graph.n_recomputable_layers();

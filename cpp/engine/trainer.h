@@ -54,7 +54,7 @@ class Trainer {
         std::optional<int> ops_layers = std::nullopt;  // as in GraphOptions
         float neftune_alpha = 0.0f;                    // as in EmbeddingNoise; `seed` is the noise's, too
     };
-    // Builds one small graph and raises ModelFileError where the model can't be trained. The adapter loses pairs on which
+    // Builds one graph and raises ModelFileError where the model can't be trained. The adapter loses pairs on which
     // the loss does not depend (Adapter::dropped()).
     Trainer(std::shared_ptr<Adapter> shared_adapter, const Options & options);
 

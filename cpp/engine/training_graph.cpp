@@ -136,6 +136,10 @@ TrainingGraph::TrainingGraph(const ForwardGraphBuilder & builder, const Adapter 
     if (!collect_forward_nodes()) {
         throw untrainable(arch, "its logits are not computed from its last hidden state");
     }
+    if (const ggml_tensor * cache = cache_that_is_read()) {
+        throw untrainable(arch, "its layers read " + std::string(cache->name) +
+                                    " in another way than row by row as the micro-batch has written it");
+    }
     assign_layers(options);
     if (options.noise.alpha != 0) {
         add_noise(options.noise, batch);
@@ -235,15 +239,20 @@ bool TrainingGraph::collect_forward_nodes() {
     }
     body_.assign(nodes.begin(), end_of_body + 1);
     head_.assign(end_of_body + 1, nodes.end());
-    for (const ggml_tensor * node : nodes) {
-        for (const ggml_tensor * src : node->src) {
-            if (src != nullptr && forward_->is_cache_without_memory(src)) {
-                throw Error("its graph reads " + std::string(src->name) +
-                            " otherwise than as the micro-batch has written it");
+    return true;
+}
+
+const ggml_tensor * TrainingGraph::cache_that_is_read() const {
+    for (const std::vector<ggml_tensor *> * stretch : {&body_, &head_}) {
+        for (const ggml_tensor * node : *stretch) {
+            for (const ggml_tensor * src : node->src) {
+                if (src != nullptr && forward_->is_cache_without_memory(src)) {
+                    return src;
+                }
             }
         }
     }
-    return true;
+    return nullptr;
 }
 
 // Between the token embeddings and all that reads them.

@@ -84,6 +84,7 @@ class TrainingGraph {
 
     void choose_ops(const GraphOptions & options);
     bool collect_forward_nodes();
+    const ggml_tensor * cache_that_is_read() const;
     void assign_layers(const GraphOptions & options);
     void add_noise(const EmbeddingNoise & options, const MicroBatch & batch);
     void build_head(Autodiff * ad);

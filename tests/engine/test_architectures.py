@@ -83,8 +83,10 @@ def test_what_is_trained_is_what_llama_cpp_computes(tmp_path: Path, name: str) -
     """Log-probabilities of packed samples against those of each alone through llama_decode."""
     model = Model(str(files.write_model(tmp_path, name)))
     tokens, positions, sequences, _, _ = make_batch(model)
+    if model.architecture == "chameleon":
+        tokens %= 4  # the others are ruled out
     adapter = Adapter(model, rank=1, alpha=1.0, targets=[model.linears()[0].kind])  # B is zero
-    trainer = Trainer(adapter, context=16, threads=1, precision="llama.cpp")
+    trainer = Trainer(adapter, context=256, threads=1, precision="llama.cpp")
     follows = np.append(positions[1:] > 0, False)
     result = trainer.evaluate(tokens, positions, sequences, np.roll(tokens, -1), follows.astype(np.float32))
     expected = [decode_log_probs(model, tokens[sequences == sample]) for sample in np.unique(sequences)]
