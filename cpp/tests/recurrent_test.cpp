@@ -361,6 +361,7 @@ int main() {
     test_ssm_scan({5, 3, 4, 2, 7, 2, false, true});
     test_ssm_scan({16, 5, 3, 1, 67, 2, false, true});
     test_ssm_scan({128, 64, 2, 1, 65, 1, false, false});
+    test_ssm_scan({5, 2, 70, 1, 35, 2, false, true});  // several heads to a part
     test_ssm_scan({5, 1, 12, 2, 7, 2, true, true});
     test_ssm_scan({16, 1, 70, 1, 67, 2, true, true});
     test_ssm_scan({8, 3, 6, 2, 33, 1, true, true});
