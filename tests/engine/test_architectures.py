@@ -93,6 +93,19 @@ def test_what_is_trained_is_what_llama_cpp_computes(tmp_path: Path, name: str) -
     np.testing.assert_allclose(result.log_probs[follows], np.concatenate(expected), atol=1e-5)
 
 
+@pytest.mark.parametrize("name", TRAINABLE)
+def test_gradients_out_of_ggmls_own_nodes_are_the_same(tmp_path: Path, name: str) -> None:
+    """After the same forward pass, llama.cpp's: what is left are the roundings of float32."""
+    model = Model(str(files.write_model(tmp_path, name)))
+    found = []
+    for ops in ("cpu", "ggml"):
+        trainer = verdict.make_trainer(model, precision="llama.cpp", ops=ops)
+        trainer.accumulate(*make_batch(model))
+        found.append(trainer.gradients())
+    kernels, plain = found
+    assert norm({key: kernels[key] - plain[key] for key in kernels}) < 5e-6 * norm(kernels)
+
+
 @pytest.mark.parametrize("name", ["gpt-oss", "mimo2+experts"])
 def test_sinks_are_in_the_fused_attention(tmp_path: Path, name: str) -> None:
     """Against llama.cpp's own nodes, which round activations: that moves log p by up to 1.5e-2, no sinks by 7e-2."""
