@@ -95,7 +95,7 @@ def make_sparse(name: str, family: SparseFamily, converter: Converter, output: P
     places = read_places(model, targets_of(model, family), convert)
     base = convert(model, output / f"{name}.gguf")
     merged = copy.deepcopy(model)
-    adapted, pairs = add_pairs(model, places, RANK, ALPHA, generator)
+    adapted, pairs = add_pairs(model, places, base, RANK, ALPHA, generator)
 
     adapter = {key: array for pair in pairs for key, array in pair.in_file(*pair.parameters).items()}
     write_adapter(output / f"{name}-lora.gguf", converter.architecture(output / f"{name}.gguf"), ALPHA, adapter)

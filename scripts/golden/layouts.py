@@ -111,6 +111,33 @@ def _place(tensor: str, numbers: np.ndarray, shape: tuple[int, ...]) -> Place | 
     return place
 
 
+class AfterScale(ParamWrapper):  # type: ignore[misc]
+    """PEFT's layer for experts whose outputs the model scales, ``scale`` (n_experts,), but added as llama.cpp adds it.
+
+    PEFT adapts the weight, s (W + B A) x; llama.cpp the product, s W x + B A x. Here the weight is W + B A / s.
+    """
+
+    scale: torch.Tensor
+
+    @classmethod
+    def make_of(cls, layer: ParamWrapper, scale: np.ndarray) -> None:
+        layer.__class__ = cls
+        layer.register_buffer("scale", torch.from_numpy(scale.reshape(-1, 1, 1)), persistent=False)
+
+    def get_delta_factors(self, adapter_name: str) -> tuple[torch.Tensor, torch.Tensor, float]:
+        left, right, scaling = super().get_delta_factors(adapter_name)
+        return left / self.scale, right, scaling
+
+    def get_delta_weight(self, adapter_name: str) -> torch.Tensor:
+        return super().get_delta_weight(adapter_name) / self.scale
+
+
+def scale_beside(arrays: Arrays, tensor: str) -> np.ndarray | None:
+    """Get what a file scales the outputs of experts with, (n_experts,), if it does."""
+    scale = arrays.get(tensor.replace(".weight", ".scale"))
+    return scale if scale is not None and scale.shape == arrays[tensor].shape[:-2] else None
+
+
 @dataclass(frozen=True)
 class Pair:
     """A LoRA layer of PEFT's, and the tensors of the file that its parameter became."""
@@ -162,11 +189,12 @@ class Pair:
 def add_pairs(
     model: transformers.PreTrainedModel,
     places: dict[str, list[Place]],
+    base: Arrays,
     rank: int,
     alpha: float,
     generator: torch.Generator,
 ) -> tuple[peft.PeftModel, list[Pair]]:
-    """Add LoRA with A ~ N(0, 1/n_in) and B ~ N(0, 0.3^2) to the parameters in ``places``."""
+    """Add LoRA with A ~ N(0, 1/n_in) and B ~ N(0, 0.3^2) to the parameters in ``places``; ``base`` is the file."""
     name_of = {id(parameter): name for name, parameter in model.named_parameters()}
     config = peft.LoraConfig(
         r=rank,
@@ -186,6 +214,8 @@ def add_pairs(
         name = name_of.pop(id(parameter))
         pair = Pair(name, layer, places[name], rank)
         layer.scaling["default"] = alpha / rank
+        if (scale := scale_beside(base, pair.places[0].tensor)) is not None:
+            AfterScale.make_of(layer, scale)
         A, B = pair.parameters
         a, b = pair.factors(A.data, B.data)
         assert a.shape[1] == rank * len(pair.places), name
@@ -216,10 +246,15 @@ def write_adapter(path: Path, architecture: str, alpha: float, arrays: Arrays) -
 
 
 def check_merged(base: Arrays, merged: Arrays, adapter: Arrays, scale: float) -> None:
-    """Raise if the converted merged model is not the converted base plus ``scale`` B A in each adapted tensor."""
+    """Raise if the converted merged model is not the converted base plus ``scale`` B A in each adapted tensor.
+
+    Where the outputs are scaled that is B A over this scale (``AfterScale``).
+    """
     for name, values in merged.items():
         expected = base[name].astype(np.float64)
         if f"{name}.lora_a" in adapter:
-            expected = expected + scale * (adapter[f"{name}.lora_b"] @ adapter[f"{name}.lora_a"])
+            change = scale * (adapter[f"{name}.lora_b"] @ adapter[f"{name}.lora_a"])
+            beside = scale_beside(base, name)
+            expected = expected + (change if beside is None else change / beside[:, None, None])
         if not np.allclose(values, expected, rtol=0, atol=1e-5):
             raise AssertionError(f"{name} as PEFT merges it is not W + scale B A")

@@ -11,29 +11,16 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ggtune._core import Adapter, BatchResult, Model, Trainer, decode_log_probs
+from ggtune._core import Adapter, BatchResult, Model, Trainer, decode_log_probs, merge
 
 FOLDER = Path(__file__).parents[1] / "golden"
 DENSE = sorted(path.stem for path in FOLDER.glob("*.npz"))
-REQUIRED = {"llama", "qwen2", "qwen3", "gemma", "gemma2", "phi3"}
-
-# mixtures of experts and hybrids (scripts/golden/families), and those of them that the engine trains
+# mixtures of experts and hybrids (scripts/golden/families)
 SPARSE = sorted(path.stem for path in (FOLDER / "sparse").glob("*.npz"))
-TRAINED = [
-    "deepseek3",
-    "gemma4",
-    "gemma4-e2b",
-    "gemma4-moe",
-    "glm4moe",
-    "gpt-oss",
-    "granitemoe",
-    "llama4",
-    "mixtral",
-    "olmoe",
-    "qwen2moe",
-    "qwen3moe",
-]
-NAMES = DENSE + TRAINED
+NAMES = DENSE + SPARSE
+REQUIRED = {"llama", "qwen2", "qwen3", "gemma", "gemma2", "phi3"}
+REQUIRED |= {"deepseek3", "falcon-h1", "gemma4", "gpt-oss", "granitehybrid", "jamba", "lfm2", "mamba2", "mixtral"}
+REQUIRED |= {"nemotron-h", "qwen35", "qwen35moe", "qwen3moe", "qwen3next"}
 BATCH_KEYS = ("tokens", "positions", "sequences", "targets", "weights")
 
 Batch = tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32], NDArray[np.int32], NDArray[np.float32]]
@@ -106,7 +93,7 @@ def assert_all_below(errors: dict[str, float], limit: float) -> None:
 
 
 def test_every_required_architecture_is_there() -> None:
-    assert set(DENSE) >= REQUIRED
+    assert set(NAMES) >= REQUIRED
 
 
 def test_files_are_small() -> None:
@@ -116,11 +103,18 @@ def test_files_are_small() -> None:
 
 
 @pytest.mark.parametrize("name", SPARSE)
-def test_llama_cpp_equals_pytorch(name: str) -> None:
-    """The files mean the same to llama.cpp as to PyTorch, with the adapter and without it."""
+def test_llama_cpp_equals_pytorch(name: str, tmp_path: Path) -> None:
+    """The files mean the same to llama.cpp as to PyTorch: the model, the adapter on it, and both merged."""
     golden = load(name)
-    model = Model(str(path_of(name, ".gguf")))
-    for key, adapter_path in (("base_log_probs", None), ("log_probs", str(path_of(name, "-lora.gguf")))):
+    base, lora, merged = (str(path) for path in (path_of(name, ".gguf"), path_of(name, "-lora.gguf"), tmp_path / "m"))
+    scales = {linear.name: linear.scale for linear in Model(base).linears() if linear.scale}
+    merge(base, [(lora, 1.0)], merged, scales=scales)
+    for key, path, adapter_path in (
+        ("base_log_probs", base, None),
+        ("log_probs", base, lora),
+        ("log_probs", merged, None),
+    ):
+        model = Model(path)
         actual = np.concatenate(
             [
                 decode_log_probs(model, np.append(tokens, targets[-1:]), adapter_path=adapter_path)
@@ -132,7 +126,7 @@ def test_llama_cpp_equals_pytorch(name: str) -> None:
             assert np.median(difference) < 1e-3
             assert difference.max() < 2e-2
         else:
-            assert difference.max() < 1e-4, key
+            assert difference.max() < 1e-4, (path, key)
 
 
 def assert_loss_and_log_probs_equal_pytorch(golden: Golden, result: BatchResult) -> None:

@@ -257,7 +257,7 @@ FAMILIES: dict[str, Family] = {
         byte_fallback=True,
         seed=2,
     ),
-    # llama.cpp adds an adapter of ffn_down_exps after the scale that it gives each expert, PEFT before it
+    # the outputs of experts are scaled
     "gemma4-moe": SparseFamily(
         transformers.Gemma4TextConfig,
         {
@@ -269,7 +269,7 @@ FAMILIES: dict[str, Family] = {
             "layer_types": ["sliding_attention", "full_attention"],
             "num_hidden_layers": 2,
         },
-        experts=("experts.gate_up_proj", *ROUTERS),
+        experts=EXPERTS,
         byte_fallback=True,
     ),
 }
