@@ -9,6 +9,17 @@ ROUTERS = (".gate.weight", ".router.weight", ".router.proj.weight")
 EXPERTS = ("experts.gate_up_proj", "experts.down_proj", *ROUTERS)
 FOUR_EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 24}
 
+# eight times the context of before, with dimensions on both sides of the change and within it; "truncate" False, as
+# published gpt-oss has it, is something that llama.cpp does not know
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "original_max_position_embeddings": 64,
+    "beta_fast": 8.0,
+    "beta_slow": 1.0,
+}
+
 FAMILIES: dict[str, Family] = {
     "mixtral": SparseFamily(
         transformers.MixtralConfig,
@@ -64,9 +75,9 @@ FAMILIES: dict[str, Family] = {
             "num_local_experts": 4,
             "num_experts_per_tok": 2,
             "intermediate_size": 32,
-            "head_dim": 8,
+            "head_dim": 16,
             "sliding_window": 8,
-            "rope_parameters": plain_rope(),
+            "rope_parameters": {**YARN, "truncate": True},
         },
         experts=EXPERTS,
     ),
@@ -85,7 +96,8 @@ FAMILIES: dict[str, Family] = {
             "first_k_dense_replace": 1,
             "q_lora_rank": 24,
             "kv_lora_rank": 16,
-            "qk_rope_head_dim": 8,
+            "qk_rope_head_dim": 16,
+            "rope_parameters": {**YARN, "mscale": 1.0, "mscale_all_dim": 1.0},
             "qk_nope_head_dim": 8,
             "v_head_dim": 12,
         },
