@@ -140,4 +140,68 @@ FAMILIES: dict[str, Family] = {
         SPLIT_LINEARS,
         experts=EXPERTS,
     ),
+    # norms over all heads of the queries and of the keys
+    "minimax-m2": SparseFamily(
+        transformers.MiniMaxM2Config,
+        {
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "intermediate_size": 24,
+            "head_dim": 16,
+            "rope_parameters": plain_rope(partial_rotary_factor=0.5),
+        },
+        experts=EXPERTS,
+        saved_config={"scoring_func": "sigmoid", "rotary_dim": 8},
+    ),
+    "ernie4_5-moe": SparseFamily(
+        transformers.Ernie4_5_MoeConfig,
+        {
+            "num_hidden_layers": 3,
+            "moe_intermediate_size": 24,
+            "moe_k": 2,
+            "moe_num_experts": 4,
+            "moe_num_shared_experts": 1,
+            "tie_word_embeddings": True,
+            "pad_token_id": 0,
+        },
+        experts=EXPERTS,
+        sentence_piece=True,
+    ),
+    # of four layers the last attends to everything, without RoPE
+    "exaone-moe": SparseFamily(
+        transformers.ExaoneMoeConfig,
+        {
+            **FOUR_EXPERTS,
+            "num_hidden_layers": 4,
+            "num_experts": 4,
+            "head_dim": 8,
+            "sliding_window": 8,
+            "layer_types": ["sliding_attention", "sliding_attention", "sliding_attention", "full_attention"],
+            "mlp_layer_types": ["dense", "sparse", "sparse", "sparse"],
+            "rope_parameters": plain_rope(),
+            "pad_token_id": 0,
+        },
+        experts=EXPERTS,
+        saved_config={"scoring_func": "sigmoid"},
+    ),
+    # the attention's output behind a gate, norms on both sides of it
+    "afmoe": SparseFamily(
+        transformers.AfmoeConfig,
+        {
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 16,
+            "num_hidden_layers": 4,
+            "num_experts": 4,
+            "num_dense_layers": 1,
+            "num_shared_experts": 1,
+            "head_dim": 8,
+            "sliding_window": 8,
+            "global_attn_every_n_layers": 4,
+            "route_scale": 1.5,
+            "mup_enabled": True,
+            "rope_parameters": plain_rope(),
+        },
+        experts=EXPERTS,
+        saved_config={"score_func": "sigmoid", "route_norm": True},
+    ),
 }
