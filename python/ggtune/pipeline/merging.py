@@ -1,8 +1,10 @@
 """Adapters merged into their base, and what the merged file has kept of them."""
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ggtune.errors import GgtuneError
 from ggtune.evaluate.proved_merge import ProvedMerge, merge_and_prove
@@ -16,7 +18,7 @@ from ggtune.train.samples import RunSamples
 
 @dataclass(frozen=True)
 class MergeOptions:
-    """How adapters are merged."""
+    """How adapters are merged: the keywords of :func:`merge_adapters` and :func:`merge_and_prove`."""
 
     outtype: str | None = None  # of the merged tensors: None or "same" each one's own, "auto", or one for all
     seed: int = 0  # of the rounding
@@ -40,35 +42,13 @@ def merge(
     there is no proof. Raises :class:`GgtuneError`; nothing is left of a file that was not taken.
     """
     base, output, files = str(base), Path(output), [(str(path), scale) for path, scale in adapters]
-    options, note = options or MergeOptions(), (reporter or Reporter()).note
+    options = options or MergeOptions()
+    how: dict[str, Any] = {**dataclasses.asdict(options), "say": (reporter or Reporter()).note}
     if samples is not None:
-        return merge_and_prove(
-            base,
-            files,
-            output,
-            trained=samples.training,
-            held_out=samples.held_out,
-            outtype=options.outtype,
-            seed=options.seed,
-            name=options.name,
-            threads=options.threads,
-            force=options.force,
-            say=note,
-        )
+        return merge_and_prove(base, files, output, trained=samples.training, held_out=samples.held_out, **how)
     if options.outtype == AUTO:
         raise GgtuneError("the type auto needs samples to measure on: those of the training")
-    counts = merge_adapters(
-        base,
-        files,
-        output,
-        outtype=options.outtype,
-        seed=options.seed,
-        name=options.name,
-        threads=options.threads,
-        force=options.force,
-        say=note,
-    )
-    return ProvedMerge(counts, None)
+    return ProvedMerge(merge_adapters(base, files, output, **how), None)
 
 
 @dataclass(frozen=True)
