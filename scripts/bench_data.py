@@ -29,9 +29,10 @@ from ggtune.data.chat_template import choose_template
 from ggtune.data.conversation import Conversation
 from ggtune.data.doubts import Inspector
 from ggtune.data.encoding import SampleEncoder
-from ggtune.data.load import load_samples, open_source
+from ggtune.data.load import load_samples
 from ggtune.data.options import LoadOptions
 from ggtune.data.readers.reader import ReadOptions
+from ggtune.data.sources import open_source
 from ggtune.data.store import StoreBuilder
 from ggtune.data.tokenization import TurnEncoder
 
@@ -66,12 +67,14 @@ def write_data(path: Path, *, n_rows: int = 0, n_bytes: int = 0) -> None:
     rng = random.Random(0)
     letters = "aabcdeeefghiiklmnnoooprrssttuuvwy"
     words = ["".join(rng.choices(letters, k=rng.randint(2, 9))) for _ in range(5000)]
+    stream = rng.choices(words, k=1 << 16)  # cut anywhere: to draw each word would take longer than to read it
     size = row = 0
     with path.open("w") as file:
         while row < n_rows or size < n_bytes:
             row += 1
-            question = " ".join(rng.choices(words, k=12)).capitalize() + f" {row}?"
-            answer = " ".join(rng.choices(words, k=rng.randint(ANSWER_WORDS // 2, 3 * ANSWER_WORDS // 2))).capitalize()
+            start, n = rng.randrange(1 << 15), rng.randint(ANSWER_WORDS // 2, 3 * ANSWER_WORDS // 2)
+            question = " ".join(stream[start : start + 12]).capitalize() + f" {row}?"
+            answer = " ".join(stream[start + 12 : start + 12 + n]).capitalize()
             size += file.write(json.dumps({"question": question, "answer": answer + "."}) + "\n")
 
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from ggtune.errors import GgtuneError
 from ggtune.setting import Switch, above, at_least, filled, parsed_by, setting, setting_of, within
-from ggtune.setting_texts import Holdout, SaveInterval, unknown_doubts, wrong_parts
+from ggtune.setting_texts import Holdout, SaveInterval, unknown_doubts, unknown_encoding, wrong_parts
 
 Face = Literal["train", "finetune"]
 
@@ -85,6 +85,12 @@ class TrainConfig:
         "",
         "Format of the data: csv, jsonl, json, parquet, arrow, sft or text (default: by suffix and content).",
         flags=("--format",),
+        metavar="NAME",
+    )
+    encoding: str = setting(
+        "",
+        "Encoding of the data's text files, such as utf-8, cp1251 or shift_jis (default: found by their content).",
+        check=unknown_encoding,
         metavar="NAME",
     )
     skip_bad: bool = setting(False, "Go on without rows that can't be used (each is said) instead of stopping.")

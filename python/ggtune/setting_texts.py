@@ -99,3 +99,12 @@ def unknown_doubts(values: tuple[str, ...]) -> str | None:
     unknown = [kind for kind in values if kind not in DROPPABLE_DOUBTS]
     known = ", ".join(DROPPABLE_DOUBTS)
     return f"knows no {', '.join(map(repr, unknown))}; kinds are {known}" if unknown else None
+
+
+def unknown_encoding(value: str) -> str | None:
+    """Say that there is no such text encoding, None where there is, or "" is given."""
+    try:
+        "".encode(value or "utf-8")  # a codec of another kind is refused
+    except LookupError:
+        return "names no text encoding"
+    return None

@@ -187,7 +187,12 @@ def test_a_held_out_file_that_shares_questions_is_a_leak(tmp_path: Path) -> None
             "".join(json.dumps({"question": q, "answer": a}) + "\n" for q, a in rows)
         )
     output = check(tmp_path / "train.jsonl", "--holdout", str(tmp_path / "test.jsonl"))
-    assert found_in(output)["leak"] == ["line 11: of 4 (in the held-out file)"]
+    assert found_in(output)["leak"] == ["test.jsonl line 11: of train.jsonl line 4"]
+    held_out = ("--holdout", str(tmp_path / "test.jsonl"))
+    assert "1 doubts, 0 rows skipped (--strict)" in check(tmp_path / "train.jsonl", *held_out, "--strict", status=1)
+    with (tmp_path / "test.jsonl").open("a") as file:
+        file.write('{"question": "Why?", "answer": ""}\n')
+    assert "1 doubts, 1 rows skipped (--strict)" in check(tmp_path / "train.jsonl", *held_out, "--strict", status=1)
 
 
 def test_different_tool_calls_are_no_duplicates() -> None:

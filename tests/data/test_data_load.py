@@ -220,7 +220,7 @@ def test_other_marker_and_marker_in_the_sample(demo_model: _core.Model, tmp_path
     path = text_file(tmp_path, "head\n### <s>[INST] a? [/INST] b </s>### \n### <s>[INST] c? [/INST] </s>")
     dataset = load_samples(path, demo_model, context=64, sample_start="###")
     assert [shown(demo_model, s.tokens) for s in dataset.samples] == ["<s>[INST] a? [/INST] b </s>"]
-    assert dataset.report.empty_rows == [3]
+    assert list(dataset.report.empty_rows) == [3]
     dataset = load_samples(path, demo_model, context=64, sample_start="###", include_sample_start=True)
     assert shown(demo_model, dataset.samples[0].tokens) == "<s>###[INST] a? [/INST] b </s>"
     with pytest.raises(DataError, match="the marker '<SFT>' does not occur"):

@@ -11,11 +11,11 @@ import pytest
 from ggtune import _core
 from ggtune.data.conversation import Conversation, Document, Turn
 from ggtune.data.dataset import Dataset
-from ggtune.data.load import load_samples, open_source
+from ggtune.data.load import load_samples
 from ggtune.data.readers.reader import ReadOptions
 from ggtune.data.samples import Sample
 from ggtune.data.shapes import Columns
-from ggtune.data.sources import files_of
+from ggtune.data.sources import files_of, open_source
 from ggtune.errors import DataError, GgtuneError
 from ggtune.setting_texts import DataPart
 

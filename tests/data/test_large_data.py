@@ -269,20 +269,68 @@ def test_planning_reads_no_tokens(monkeypatch: pytest.MonkeyPatch, demo_model: _
     assert [str(b.arrays) for b in plan.held_out] == [str(b.arrays) for b in expected.held_out]
 
 
-def test_growth_for_each_row() -> None:
-    """2 GB of short rows are some five millions: a hundred bytes for each would be 500 MB."""
+def test_growth_for_each_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """2 GB of short rows are some five millions: fifty bytes for each are 250 MB."""
+    monkeypatch.setattr(store, "_IN_MEMORY_ROWS", 100)
     n_rows = 12_000
-    inspector, builder = Inspector(), StoreBuilder()
+    inspector, builder, groups = Inspector(), StoreBuilder(), store.Column("q")
     sample = make_sample([1], [2], "answer", 1)
     tracemalloc.start()
     try:
         before = tracemalloc.get_traced_memory()[0]
         for row in range(n_rows):
-            inspector.add(exchange(f"What is {row}?", f"It is {row}.", row=row))
+            groups.append(inspector.add(exchange(f"What is {row}?", f"It is {row}.", row=row))[0])
             builder.append(sample)
-        found = builder.build()
         grown = tracemalloc.get_traced_memory()[0] - before
+        del inspector
+        found, of_rows = builder.build(), groups.values()
+        held = tracemalloc.get_traced_memory()[0] - before
     finally:
         tracemalloc.stop()
-    assert len(found) == n_rows
-    assert grown < 90 * n_rows
+    assert len(found) == len(set(of_rows.tolist())) == n_rows
+    assert grown < 50 * n_rows  # the tokens, ten bytes, go to a file as well where they are many
+    assert held < 40 * n_rows
+
+
+def test_doubts_about_every_row_take_little_memory() -> None:
+    inspector = Inspector()
+    tracemalloc.start()
+    try:
+        for row in range(1, 30_001):
+            inspector.add(exchange("<p>Why?", "It is so.", row=row))
+        grown = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    doubts = inspector.finish()
+    assert doubts.counts == {"markup": 30_000, "duplicate": 29_999}
+    assert (doubts[-1].kind, doubts[-1].row, doubts[-1].text) == ("duplicate", 30_000, "of 1")
+    assert (doubts[0].text, doubts[-2].text) == ("'<p>'", "")  # of the first ones what was found is kept
+    assert grown < 100 * 30_000
+
+
+def test_more_tokens_than_32_bits_count() -> None:
+    """Where a sample ends is kept modulo 2^32."""
+
+    class Tokens:
+        def __getitem__(self, part: slice) -> Any:
+            return part.start, part.stop
+
+    class Ids:
+        def __getitem__(self, part: slice) -> Any:
+            return np.zeros(0, np.uint8)
+
+    ends = np.array([5, 2**32 - 3, 2**32 + 4, 2**32 + 4, 2 * 2**32 + 1, 3 * 2**32], np.uint64)
+    few = np.zeros(len(ends), np.int32)
+    found = store.SampleStore(
+        Tokens(),  # type: ignore[arg-type]
+        Ids(),  # type: ignore[arg-type]
+        np.zeros(1, np.float32),
+        ends.astype(np.uint32),
+        few,
+        few,
+        few.astype(np.uint32),
+    )
+    begins = [0, *ends[:-1].tolist()]
+    assert [found[i].tokens for i in range(len(ends))] == list(zip(begins, ends.tolist(), strict=True))
+    assert found.take(np.array([4, 2]))[1].tokens == (2**32 - 3, 2**32 + 4)
+    assert found.lengths.tolist() == np.diff(ends, prepend=np.uint64(0)).tolist()

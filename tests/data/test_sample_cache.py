@@ -18,6 +18,8 @@ from ggtune import _core
 from ggtune.data import sample_cache, store
 from ggtune.data.dataset import Dataset
 from ggtune.data.load import load_samples
+from ggtune.data.readers.reader import ReadOptions
+from ggtune.data.shapes import Columns
 from ggtune.demo import MODEL
 from ggtune.setting_texts import DataPart
 
@@ -95,10 +97,6 @@ def test_a_hit_gives_the_same(
     assert again.samples.take(np.array([3, 1]))[0].row == first.samples[3].row
 
 
-def _touch(path: Path) -> None:
-    os.utime(path, ns=(1, 2))
-
-
 def _same_size_and_time(path: Path) -> None:
     about = path.stat()
     path.write_text(path.read_text().replace("It is 3.", "It is 4."))
@@ -107,7 +105,6 @@ def _same_size_and_time(path: Path) -> None:
 
 
 CHANGES: dict[str, Callable[[Path], None]] = {
-    "time": _touch,
     "size": lambda path: path.write_text(path.read_text() + '{"question": "More?", "answer": "Yes, more."}\n') and None,
     "content": _same_size_and_time,
 }
@@ -127,6 +124,25 @@ def test_changed_data_are_read(
     assert not made
 
 
+def test_a_byte_anywhere_in_the_data_counts(
+    folder: Path, made: list[str], tmp_path: Path, demo_model: _core.Model
+) -> None:
+    """Not only in blocks here and there, with the size and the time of before; the time alone is no change."""
+    path = data_file(tmp_path, 4000)
+    load_samples(path, demo_model, context=64, skip_bad=True)
+    os.utime(path, ns=(1, 2))
+    load_samples(path, demo_model, context=64, skip_bad=True)
+    assert len(made) == 1
+    text = path.read_bytes()
+    for at in range(100_000, len(text), len(text) // 7):
+        at = text.index(b"It is ", at) + 4
+        path.write_bytes(text[:at] + b"z" + text[at + 1 :])
+        os.utime(path, ns=(1, 2))
+        made.clear()
+        load_samples(path, demo_model, context=64, skip_bad=True)
+        assert made, at
+
+
 OPTIONS: list[dict[str, Any]] = [
     {"context": 32},
     {"template": "alpaca"},
@@ -137,8 +153,9 @@ OPTIONS: list[dict[str, Any]] = [
     {"prompt_weight": 0.5},
     {"too_long": "skip"},
     {"drop": ("duplicate",)},
-    {"question_column": "answer", "answer_column": "question"},
-    {"data_format": "jsonl"},
+    {"read": ReadOptions(columns=Columns("answer", "question"), skip_bad=True)},
+    {"read": ReadOptions(format="jsonl", skip_bad=True)},
+    {"read": ReadOptions(encoding="utf-8", skip_bad=True)},
     {"overlapping_samples": True},
 ]
 
@@ -177,6 +194,10 @@ def test_model_and_code_are_part_of_the_key(
     load_samples(path, demo_model, context=64, skip_bad=True)
     copied = tmp_path / "copy.gguf"
     shutil.copyfile(MODEL, copied)
+    load_samples(path, _core.Model(str(copied), vocab_only=True), context=64, skip_bad=True)
+    assert len(made) == 1  # the same model by another name
+    content = copied.read_bytes()
+    copied.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     load_samples(path, _core.Model(str(copied), vocab_only=True), context=64, skip_bad=True)
     assert len(made) == 2
     monkeypatch.setattr(sample_cache, "_code", lambda: "another version")

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import math
 import re
@@ -200,6 +201,31 @@ def test_the_adapter_is_the_one_that_was_merged(tmp_path, finetune, merged, expe
     write_adapter(run / "adapter-best.gguf", replace(content, notes={"step": "30"}))
     assert read_run(run).adapter == run / expected
     assert ("The adapter is that of step 30." in card_of(run)[1]["Loss"]) is (expected == "adapter-best.gguf")
+
+
+def test_data_of_a_folder_and_more_data_are_described(tmp_path):
+    run = make_run(tmp_path)
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    for name in ("b.csv", "a.csv"):
+        (shards / name).write_text(f"question,answer\nq of {name},a\n")
+    (shards / "test.csv").write_text("question,answer\nnot,trained on\n")
+    settings = json.loads((run / "config.json").read_text())
+    more = f"{settings['data']}=0.5"
+    (run / "config.json").write_text(json.dumps(settings | {"data": "shards", "more_data": [more]}))
+    sha = {name: hashlib.sha256((shards / name).read_bytes()).hexdigest() for name in ("a.csv", "b.csv")}
+    listed = hashlib.sha256("".join(f"{sha[name]}  {name}\n" for name in sha).encode()).hexdigest()
+    section = card_of(run)[1]["Data"]
+    assert "| folder | shards: 2 files |" in section
+    assert f"| SHA-256 of the files' sha256sum lines | {listed} |" in section
+    assert section.count("| questions and answers | 2 |") == 2
+    assert "| file | chem.csv |" in section
+    (shards / "a.csv").write_text("question,answer\nanother,a\n")
+    assert listed not in card_of(run)[1]["Data"]
+    status = json.loads((run / "status.json").read_text()) | {"started": (shards / "a.csv").stat().st_mtime - 1}
+    (run / "status.json").write_text(json.dumps(status))
+    assert "| file | shards |" in card_of(run)[1]["Data"]
+    assert "not known: it is gone or has changed since" in card_of(run)[1]["Data"]
 
 
 def test_data_that_have_changed_since_are_not_described(tmp_path):

@@ -163,6 +163,22 @@ def test_other_data_or_model_is_refused(tmp_path: Path, whole_run: Path) -> None
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("changed", ["data", "more", "held"])
+def test_resuming_names_the_file_that_has_changed(tmp_path: Path, changed: str) -> None:
+    for name in ("data", "more", "held"):
+        (tmp_path / f"{name}.csv").write_text(f"question,answer\nWhat is {name}?,It is {name}.\n")
+    files = {name: str(tmp_path / f"{name}.csv") for name in ("data", "more", "held")}
+    own = config(data=files["data"], more_data=(files["more"],), holdout=files["held"], batch=1, max_steps=1)
+    fine_tune(own, tmp_path / "run", quiet=True)
+    checkpoint = tmp_path / "run" / "checkpoint-1.gguf"
+    assert set(load_checkpoint(checkpoint).state.data_files) == {"data.csv", "more.csv", f"{files['held']} (held out)"}
+    path = tmp_path / f"{changed}.csv"
+    path.write_text(path.read_text().replace("It is", "It was"))
+    named = {"data": "data.csv", "more": "more.csv", "held": rf"{files['held']} \(held out\)"}[changed]
+    with pytest.raises(GgtuneError, match=rf"the samples of {named} are not those that the checkpoint was trained on"):
+        go_on(tmp_path / "out", checkpoint)
+
+
 def test_it_stops_when_the_loss_stays_low(tmp_path: Path) -> None:
     result = fine_tune(config(stop_loss=1e3, stop_patience=3, holdout="0"), tmp_path, quiet=True)
     assert result.steps == 3

@@ -353,6 +353,11 @@ def read_as_text(before: Seen, after: Seen) -> None:
     assert any("question,answer" in text for text in after.texts)
 
 
+def other_encoding(before: Seen, after: Seen) -> None:
+    assert any("Это вода." in text for text in before.texts)
+    assert any("Это вода.".encode("cp1251").decode("koi8-r") in text for text in after.texts)
+
+
 def bad_rows_left_out(before: Seen, after: Seen) -> None:
     assert "--skip-bad" in before.error
     assert before.n_steps == 0
@@ -409,6 +414,7 @@ TABLE: dict[str, list[Change]] = {
     "context_column": [Change("about", with_context, {**ONE_EPOCH, "data": File("about.csv")})],
     "weight_column": [Change("importance", weighted_rows, {**ONE_EPOCH, "data": File("about.csv")})],
     "data_format": [Change("text", read_as_text, {**ONE_EPOCH, "data": File("table.csv"), "loss_on": "all"})],
+    "encoding": [Change("koi8-r", other_encoding, {**ONE_EPOCH, "data": File("page.csv"), "ctx": 128})],
     "skip_bad": [Change(True, bad_rows_left_out, {**ONE_EPOCH, "data": File("bad.jsonl")})],
     "learn": [Change("last", last_turn_alone, {**ONE_EPOCH, "data": File("turns.jsonl")})],
     "split_turns": [

@@ -59,6 +59,7 @@ def wiring_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "plain.txt").write_text(" ".join(f"Number {i} is the one after {i - 1}." for i in range(30)))
     rows = [f"What falls {i}?,Water falls.,It is about rain.,{weight}\n" for i, weight in enumerate((0.25, 1, 1, 0.25))]
     (folder / "about.csv").write_text("question,answer,about,importance\n" + "".join(rows))
+    (folder / "page.csv").write_bytes("question,answer\nЧто?,Это вода.\nКто?,Это я.\n".encode("cp1251"))
     (folder / "twice.csv").write_text(
         "question,answer\nOne?,The first.\nTwo?,The second.\nSix?,Sixth.\nOne?,The first.\n"
     )

@@ -32,6 +32,5 @@ def command(context: click.Context, /, *, near_duplicates: bool, every_row: bool
         click.echo(line)
     if not model.chat_template and config.template in ("", "model"):
         click.echo("The model has no chat template of its own: name the one to train with by --template.")
-    n_skipped = len(data.report.bad_rows) + len(data.report.empty_rows) + len(data.report.skipped_rows)
-    if strict and (card.doubts or n_skipped):
-        raise DataError(f"{config.data}: {len(card.doubts)} doubts, {n_skipped} rows skipped (--strict).")
+    if strict and (card.n_doubts or card.n_skipped):
+        raise DataError(f"{config.data}: {card.n_doubts} doubts, {card.n_skipped} rows skipped (--strict).")

@@ -13,6 +13,7 @@ import click
 @click.option("--sample-start", default="<SFT>", show_default=True, help="What starts each sample.", metavar="TEXT")
 @click.option("--question-column", help="Column of the questions (default: found by its name).", metavar="NAME")
 @click.option("--answer-column", help="Column of the answers (default: found by its name).", metavar="NAME")
+@click.option("--encoding", default="", help="Encoding of SOURCE (default: found by its content).", metavar="NAME")
 def command(
     source: Path,
     out: Path,
@@ -21,6 +22,7 @@ def command(
     sample_start: str,
     question_column: str | None,
     answer_column: str | None,
+    encoding: str,
 ) -> None:
     """Turn a CSV table of questions and answers into <SFT> text, or <SFT> text back into a table.
 
@@ -36,10 +38,10 @@ def command(
     if out.exists() and out.samefile(source):
         raise click.UsageError("--out is the source itself.")
     if out.suffix.lower() == ".csv":
-        table = read_sft(source, TEMPLATES[template], sample_start=sample_start)
+        table = read_sft(source, TEMPLATES[template], sample_start=sample_start, encoding=encoding)
         write_csv(out, table.records)
     else:
-        table = read_csv(source, question_column=question_column, answer_column=answer_column)
+        table = read_csv(source, question_column=question_column, answer_column=answer_column, encoding=encoding)
         text = write_sft(source, table.records, TEMPLATES[template], system=system, sample_start=sample_start)
         replace_text(out, text)
     skipped = f"; {len(table.empty_rows)} left out, question or answer empty" if table.empty_rows else ""

@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 @click.command("preview", cls=ConfigCommand)
 @config_options("train", only=DATA_SETTINGS, leave_out=("holdout", "seed"))
 @click.option("-n", "count", type=click.IntRange(min=1), default=3, show_default=True, help="Samples to show.")
-@click.option("--rows", help="Show these instead: rows or lines of the data, separated by commas.")
+@click.option(
+    "--rows",
+    help="Show these instead: rows or lines of the data, separated by commas; FILE:ROW for one of several files.",
+)
 @click.option("--html", "html_file", type=click.Path(path_type=Path), help="Write a web page instead.")
 @click.pass_context
 def command(context: click.Context, /, count: int, rows: str | None, html_file: Path | None, **_: object) -> None:
@@ -37,35 +40,43 @@ def command(context: click.Context, /, count: int, rows: str | None, html_file: 
     data = load_data(config, model)
     chosen = list(range(min(count, len(data.samples))))
     if rows is not None:
-        wanted = _numbers(rows)
-        places = [np.flatnonzero(data.samples.rows == row)[:1].tolist() for row in wanted]
-        if missing := [row for row, place in zip(wanted, places, strict=True) if not place]:
-            raise DataError(f"{config.data}: there is no sample of {data.report.unit} {', '.join(map(str, missing))}.")
-        chosen = [i for place in places for i in samples_of_row(data, place[0])]
+        chosen, missing = [], []
+        for file, row in _numbers(rows):
+            numbers = data.report.numbers_of(row, file)
+            places = [np.flatnonzero(data.samples.rows == number)[:1].tolist() for number in numbers]
+            chosen += [i for place in places if place for i in samples_of_row(data, place[0])]
+            if not any(places):
+                missing.append(f"{file}:{row}" if file else str(row))
+        if missing:
+            raise DataError(f"{config.data}: there is no sample of {data.report.unit} {', '.join(missing)}.")
     views = [view_of(data, i, model) for i in chosen]
-    unit = data.report.unit
+    names = [data.report.where(one.row) for one in views]
     if html_file is not None:
         title = f"{Path(config.data).name} for {Path(config.model).name}"
-        replace_text(html_file, page(title, data.report.lines(), views, unit))
+        replace_text(html_file, page(title, data.report.lines(), views, names))
         click.echo(f"{html_file}: {len(views)} samples")
         return
     for line in data.report.lines():
         click.echo(f"Data: {line}")
     click.echo("In colour: learned. In brackets, reversed: special tokens.")
-    for one in views:
-        _show(one, unit)
+    for one, name in zip(views, names, strict=True):
+        _show(one, name)
 
 
-def _numbers(text: str) -> list[int]:
+def _numbers(text: str) -> list[tuple[str, int]]:
+    """Files ("" where none is named) and rows."""
+    found = [part.strip().rpartition(":") for part in text.split(",")]
     try:
-        return [int(part) for part in text.split(",")]
+        return [(file, int(row)) for file, _, row in found]
     except ValueError as error:
-        raise click.BadParameter("give numbers separated by commas", param_hint="--rows") from error
+        raise click.BadParameter(
+            "give numbers separated by commas, or FILE:NUMBER for a row of one of several files", param_hint="--rows"
+        ) from error
 
 
-def _show(one: "SampleView", unit: str) -> None:
+def _show(one: "SampleView", name: str) -> None:
     click.echo()
-    click.secho(one.title(unit), bold=True)
+    click.secho(one.title(name), bold=True)
     for run in one.runs:
         click.echo(_styled(run), nl=False)
     click.echo()

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ggtune.data.dataset import Dataset
-from ggtune.data.doubts import KINDS, Doubt
+from ggtune.data.doubts import KINDS, Doubt, Doubts
 from ggtune.data.split import IndexArray
 
 _BARS = 10
@@ -28,7 +30,9 @@ class DataCard:
     lengths: NDArray[np.int64]
     learned: int
     n_tokens: int
-    doubts: tuple[Doubt, ...]
+    doubts: Doubts  # of the rows
+    leaks: tuple[Doubt, ...]  # of held-out samples
+    apart: Dataset | None = None  # of a file that is held out
 
     @classmethod
     def of(cls, data: Dataset, held_out: IndexArray | Sequence[int] = (), apart: Dataset | None = None) -> DataCard:
@@ -41,8 +45,22 @@ class DataCard:
             lengths,
             learned,
             int(kept.sum()),
-            (*data.report.doubts, *_leaks(data, held_out), *_shared(data, apart)),
+            data.report.doubts,
+            (*_leaks(data, held_out), *_shared(data, apart)),
+            apart,
         )
+
+    @property
+    def n_doubts(self) -> int:
+        """Doubts about rows, and leaks, also of a file that is held out."""
+        apart = len(self.apart.report.doubts) if self.apart is not None else 0
+        return len(self.doubts) + len(self.leaks) + apart
+
+    @property
+    def n_skipped(self) -> int:
+        """Rows that were left out, also of a file that is held out."""
+        reports = [data.report for data in (self.data, self.apart) if data is not None]
+        return sum(len(rows) for r in reports for rows in (r.bad_rows, r.empty_rows, r.skipped_rows))
 
     @property
     def suggested_context(self) -> int:
@@ -52,10 +70,14 @@ class DataCard:
 
     def lines(self, context: int, *, every_row: bool = False) -> list[str]:
         """Say it for printing."""
-        report, unit = self.data.report, self.data.report.unit
+        report = self.data.report
         share = self.learned / max(1, self.n_tokens)
         lines = report.lines(with_doubts=False)
-        lines += [f"skipped, {unit} {row}: {reason}" for row, reason in report.bad_rows]
+        lines += [f"skipped, {report.where(row)}: {reason}" for row, reason in report.bad_rows]
+        if self.apart is not None:
+            other = self.apart.report
+            lines += [f"held out: {line}" for line in other.lines()]
+            lines += [f"held out: skipped, {other.named(row)}: {reason}" for row, reason in other.bad_rows]
         lines += ["", *self._histogram(), ""]
         lines.append(
             f"Tokens: {self.n_tokens:,} in {len(self.data.samples):,} samples; {self.learned:,} of them are learned "
@@ -79,21 +101,22 @@ class DataCard:
             yield f"{int(np.ceil(low)):>7} to {int(np.ceil(high)) - 1:>6} {count:>7} {bar}"
 
     def _doubtful(self, every_row: bool) -> Iterator[str]:
-        by_kind: dict[str, list[Doubt]] = {}
-        for doubt in self.doubts:
-            by_kind.setdefault(doubt.kind, []).append(doubt)
-        if not by_kind:
+        counts = self.data.report.doubts.counts + Counter(doubt.kind for doubt in self.leaks)
+        if not counts:
             yield "No doubts."
             return
+        shown: dict[str, list[str]] = {kind: [] for kind in counts}
+        for doubt in chain(self.doubts, self.leaks):
+            if every_row or len(shown[doubt.kind]) < _SHOWN:
+                where = doubt.where or self.data.report.where(doubt.row)
+                shown[doubt.kind].append(where + (f": {doubt.text}" if doubt.text else ""))
         yield ""
         yield "Doubts:"
-        unit = self.data.report.unit
-        for kind, found in sorted(by_kind.items(), key=lambda pair: -len(pair[1])):
-            yield f"  {kind}: {len(found)} ({KINDS[kind]})"
-            for doubt in found if every_row else found[:_SHOWN]:
-                yield f"    {unit} {doubt.row}" + (f": {doubt.text}" if doubt.text else "")
-            if not every_row and len(found) > _SHOWN:
-                yield f"    ... and {len(found) - _SHOWN} more (--all shows them)"
+        for kind, n in counts.most_common():
+            yield f"  {kind}: {n} ({KINDS[kind]})"
+            yield from (f"    {line}" for line in shown[kind])
+            if n > len(shown[kind]):
+                yield f"    ... and {n - len(shown[kind])} more (--all shows them)"
 
 
 def _shared(data: Dataset, apart: Dataset | None) -> list[Doubt]:
@@ -103,7 +126,9 @@ def _shared(data: Dataset, apart: Dataset | None) -> list[Doubt]:
     row_of = dict(zip(data.groups.tolist(), data.samples.rows.tolist(), strict=True))
     held_out = zip(apart.groups.tolist(), apart.samples.rows.tolist(), strict=True)
     return [
-        Doubt("leak", row, f"of {row_of[group]} (in the held-out file)") for group, row in held_out if group in row_of
+        Doubt("leak", row, f"of {data.report.named(row_of[group])}", apart.report.named(row))
+        for group, row in held_out
+        if group in row_of
     ]
 
 
@@ -122,5 +147,6 @@ def _leaks(data: Dataset, held_out: IndexArray | Sequence[int]) -> list[Doubt]:
     trained = like[first[np.searchsorted(groups, data.groups[leaking])]]
     rows = data.samples.rows
     return [
-        Doubt("leak", row, f"of {of}") for row, of in zip(rows[leaking].tolist(), rows[trained].tolist(), strict=True)
+        Doubt("leak", row, f"of {data.report.row(of)}")
+        for row, of in zip(rows[leaking].tolist(), rows[trained].tolist(), strict=True)
     ]

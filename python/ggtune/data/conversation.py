@@ -54,11 +54,16 @@ class Conversation:
 
 @dataclass(frozen=True)
 class Document:
-    """A text without turns: all of it is learned."""
+    """A text without turns: all of it is learned.
+
+    A long one comes in pieces: one that ``goes_on`` is followed by the next, whose ``before`` is its last character.
+    """
 
     text: str
     row: int
     weight: float = 1.0
+    before: str = ""
+    goes_on: bool = False
 
 
 def exchange(

@@ -6,8 +6,8 @@ import hashlib
 import re
 from array import array
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 
@@ -39,6 +39,10 @@ KINDS = {
     "near duplicate": "nearly the same text as another row",
 }
 
+_NAMES = tuple(KINDS)
+_NUMBERS = {kind: number for number, kind in enumerate(_NAMES)}
+_LIKE = {"contradiction": "to"}  # the word in front of the other row
+
 _TAGS = re.compile(
     r"<\|(?:im_start|im_end|eot_id|end|user|assistant|system|start_header_id|end_header_id|endoftext)\|>"
     r"|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>|### (?:Instruction|Response|Human|Assistant):|</?s>(?=\s|$)"
@@ -57,7 +61,12 @@ _CHATBOT = re.compile(
 _MARKUP = re.compile(
     r"</?(?:p|br|div|span|b|i|a|ul|li|table|td|tr)\b[^<>]*>|&(?:nbsp|amp|lt|gt|quot|#\d+);", re.IGNORECASE
 )
-_FORMULA = re.compile(r"^=[A-Z]+\(.*\)$|^#(?:REF!|NAME\?|VALUE!|DIV/0!|N/A|NULL!)$")
+# a call or a sum of cells; what Excel and LibreOffice write where one can't be computed
+_FORMULA = re.compile(
+    r"^=(?:[A-Z][A-Z0-9.]*\(.*\)[^a-z]*|[^a-z]*\$?[A-Z]{1,3}\$?[0-9]+[^a-z]*)$"
+    r"|^#(?:REF!|NAME\?|VALUE!|DIV/0!|N/A|NULL!|NUM!|SPILL!|CALC!)$|^Err:5\d\d$",
+    re.DOTALL,
+)
 _PLACEHOLDER = re.compile(
     r"^(?:n/?a|null|none|nan|todo|tbd|xxx+|\?+|-+|\.+|lorem ipsum.*|your (?:answer|text) here\.?)$", re.IGNORECASE
 )
@@ -70,6 +79,8 @@ _ENDED = re.compile(r"[.!?:;)\]}\"'»”’…>`*|\d]\s*$|[\u3002\uff01\uff1f]\s
 _CUT_FROM = 200  # characters: shorter answers are often no sentences
 _PERMUTATIONS = 128
 _SAME_ANSWERS = 20  # so many questions with one answer are said
+_MOST_TEXTS = 10_000  # kept of each kind of doubt: of more the rows alone
+_MOST_SCRIPT_ROWS = 100_000  # kept of each script: one with more is hardly the other one
 _LATIN = "Latin"
 _SCRIPTS = (
     ("Cyrillic", re.compile(r"[\u0400-\u04ff]")),
@@ -83,22 +94,94 @@ _SCRIPTS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Doubt:
+class Doubt(NamedTuple):
     """Something about a row; ``kind`` is one of :data:`KINDS`."""
 
     kind: str
-    row: int
+    row: int  # as :class:`LoadReport` numbers them
     text: str = ""  # which row it is like, or what was found
+    where: str = ""  # the row for a reader, where it is none of the data themselves
 
     def __str__(self) -> str:
         return f"{self.kind}{': ' + self.text if self.text else ''}"
 
 
-class NearDuplicates:
-    """Finds texts that share most of their runs of three words (MinHash with locality-sensitive hashing, datasketch).
+class Doubts(Sequence[Doubt]):
+    """Doubts about rows in a few bytes each: there may be one about every row of very large data."""
 
-    Raises :class:`GgtuneError` where datasketch is missing.
+    def __init__(self, name: Callable[[int], str] = str) -> None:
+        """``name`` names a row that another one is like."""
+        self._name = name
+        self._kinds, self._rows, self._others = array("B"), array("I"), array("I")
+        self._texts: dict[int, str] = {}  # of the first ones of each kind
+        self.counts: Counter[str] = Counter()
+
+    def add(self, kind: str, row: int, text: str = "", other: int = 0) -> None:
+        """Add one; ``text`` is what was found, or the word in front of the row ``other``."""
+        self.counts[kind] += 1
+        if text and not other and self.counts[kind] <= _MOST_TEXTS:
+            self._texts[len(self._kinds)] = text
+        self._kinds.append(_NUMBERS[kind])
+        self._rows.append(row)
+        self._others.append(other)
+
+    def __len__(self) -> int:
+        return len(self._kinds)
+
+    @overload
+    def __getitem__(self, index: int) -> Doubt: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Doubt]: ...
+    def __getitem__(self, index: int | slice) -> Doubt | list[Doubt]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        i = range(len(self))[index]
+        kind, other = _NAMES[self._kinds[i]], self._others[i]
+        text = f"{_LIKE.get(kind, 'of')} {self._name(other)}" if other else self._texts.get(i, "")
+        return Doubt(kind, self._rows[i], text)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Doubts) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def kinds_from(self, begin: int) -> set[str]:
+        """The kinds of those from the number ``begin`` on."""
+        return {_NAMES[kind] for kind in self._kinds[begin:]}
+
+    def in_order(self) -> Doubts:
+        """Give them in the order of their rows."""
+        found = Doubts(self._name)
+        found.counts = self.counts
+        order: Any = np.argsort(np.frombuffer(self._rows, np.uint32), kind="stable") if self._rows else []
+        for at, i in enumerate(order):
+            found._kinds.append(self._kinds[i])
+            found._rows.append(self._rows[i])
+            found._others.append(self._others[i])
+            if (text := self._texts.get(int(i))) is not None:
+                found._texts[at] = text
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        columns = {"kinds": self._kinds, "rows": self._rows, "others": self._others}
+        return {**{key: values.tolist() for key, values in columns.items()}, "texts": list(self._texts.items())}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any], name: Callable[[int], str]) -> Doubts:
+        """Undo :meth:`to_json`."""
+        found = cls(name)
+        found._kinds, found._rows = array("B", values["kinds"]), array("I", values["rows"])
+        found._others, found._texts = array("I", values["others"]), dict(map(tuple, values["texts"]))
+        found.counts = Counter(_NAMES[kind] for kind in found._kinds)
+        return found
+
+
+class NearDuplicates:
+    """Finds texts that share most of their runs of three words (MinHash by datasketch, locality-sensitive hashing).
+
+    Of each text a hash of each band of its sketch is kept: about 300 bytes. Raises :class:`GgtuneError` where
+    datasketch is missing.
     """
 
     def __init__(self, threshold: float = 0.8) -> None:
@@ -107,42 +190,55 @@ class NearDuplicates:
             from datasketch import MinHash, MinHashLSH
         except ImportError as error:
             raise GgtuneError("Near duplicates need datasketch: pip install 'ggtune[quality]'.") from error
-        self._make, self._index = MinHash, MinHashLSH(threshold=threshold, num_perm=_PERMUTATIONS)
+        bands = MinHashLSH(threshold=threshold, num_perm=_PERMUTATIONS)
+        self._make, self._n_rows = MinHash, bands.r
+        self._bands = [(KeyTable(), array("I")) for _ in range(bands.b)]  # the first row of each key
 
     def add(self, row: int, text: str) -> int | None:
-        """Remember a text; gives the row of one that is nearly the same."""
+        """Remember a text; gives the first row of those that are nearly the same."""
         words = text.casefold().split()
         runs = {" ".join(words[i : i + 3]).encode() for i in range(max(1, len(words) - 2))}
         sketch = self._make(num_perm=_PERMUTATIONS)
         sketch.update_batch(runs)
-        found = [int(key.partition(":")[2]) for key in self._index.query(sketch)]
-        self._index.insert(f"{len(self._index.keys)}:{row}", sketch)
-        return min(found) if found else None
+        values, like = sketch.hashvalues, []
+        for band, (table, rows) in enumerate(self._bands):
+            number = table.number(_hash_bytes(values[band * self._n_rows : (band + 1) * self._n_rows].tobytes()))
+            if number == len(rows):
+                rows.append(row)
+            else:
+                like.append(rows[number])
+        return min(like, default=None)
 
 
-@dataclass
 class Inspector:
     """Looks at conversations and texts one after another; of each it keeps a few hashes."""
 
-    near: NearDuplicates | None = None
-    doubts: list[Doubt] = field(default_factory=list)
-    _wholes: KeyTable = field(default_factory=KeyTable)  # texts, and conversations of several turns
-    _whole_rows: array[int] = field(default_factory=lambda: array("I"))  # their first rows
-    _questions: KeyTable = field(default_factory=KeyTable)
-    _question_rows: array[int] = field(default_factory=lambda: array("I"))  # their first rows
-    _answers: array[int] = field(default_factory=lambda: array("q"))  # those of the first rows
-    _scripts: dict[str, array[int]] = field(default_factory=dict)
+    def __init__(self, near: NearDuplicates | None = None, name: Callable[[int], str] = str) -> None:
+        """``name`` names a row in a text."""
+        self.near = near
+        self.doubts = Doubts(name)
+        self._wholes = KeyTable()  # texts, and conversations of several turns
+        self._whole_rows = array("I")  # their first rows
+        self._questions = KeyTable()
+        self._question_rows = array("I")  # their first rows
+        self._answers = array("I")  # those of the first rows, half of a hash of each
+        self._scripts: dict[str, array[int]] = {}  # the first rows of each
+        self._n_of_script: Counter[str] = Counter()
 
-    def add(self, item: Conversation | Document) -> tuple[int, set[str]]:
-        """Look at one. Gives a hash of what it asks (the same for what must not be apart), and the kinds of doubts."""
+    def add(self, item: Conversation | Document, row: int | None = None) -> tuple[int, set[str]]:
+        """Look at one, of this ``row`` or its own.
+
+        Gives a hash of what it asks (the same for what must not be apart), and the kinds of doubts.
+        """
+        row = item.row if row is None else row
         n_before = len(self.doubts)
-        group = self._document(item) if isinstance(item, Document) else self._conversation(item)
-        if self.near is not None and not any(doubt.kind == "duplicate" for doubt in self.doubts[n_before:]):
+        group = self._document(row, item) if isinstance(item, Document) else self._conversation(row, item)
+        if self.near is not None and "duplicate" not in self.doubts.kinds_from(n_before):
             texts = [item.text] if isinstance(item, Document) else [turn.text for turn in item.turns]
-            like = self.near.add(item.row, "\n".join(texts))
+            like = self.near.add(row, "\n".join(texts))
             if like is not None:
-                self.doubts.append(Doubt("near duplicate", item.row, f"of {like}"))
-        return group, {doubt.kind for doubt in self.doubts[n_before:]}
+                self.doubts.add("near duplicate", row, other=like)
+        return group, self.doubts.kinds_from(n_before)
 
     def add_rendered(self, row: int, prompt: str, answer: str) -> tuple[int, set[str]]:
         """Look at a text that has a template's tags already."""
@@ -150,24 +246,28 @@ class Inspector:
         self._texts(row, [prompt, answer], tags=False)
         self._answer(row, answer)
         group = self._pair(row, prompt, answer, "")
-        return group, {doubt.kind for doubt in self.doubts[n_before:]}
+        return group, self.doubts.kinds_from(n_before)
 
-    def _document(self, item: Document) -> int:
-        self._texts(item.row, [item.text])
-        return self._whole(item.row, _hash(_normal(item.text)))
+    def _document(self, row: int, item: Document) -> int:
+        self._texts(row, [item.text])
+        self._no_value(row, item.text)
+        return self._whole(row, _hash(_normal(item.text)))
 
-    def _conversation(self, item: Conversation) -> int:
+    def _conversation(self, row: int, item: Conversation) -> int:
         asked = [turn.text for turn in item.turns if turn.role == "user"]
         answers = [turn.text for turn in item.turns if turn.role == "assistant" and turn.text]
-        self._texts(item.row, [turn.text for turn in item.turns])
+        self._texts(row, [turn.text for turn in item.turns])
         if item.turns[-1].role != "assistant":
-            self.doubts.append(Doubt("unanswered", item.row))
+            self.doubts.add("unanswered", row)
+        for turn in item.turns:
+            if turn.role in ("system", "user"):  # any of a spreadsheet's cells may hold a formula
+                self._no_value(row, turn.text)
         for answer in answers:
-            self._answer(item.row, answer)
+            self._answer(row, answer)
         fields = [repr(turn.fields) for turn in item.turns if turn.fields]
         if len(asked) == 1 and len(answers) == 1 and not fields:
-            return self._pair(item.row, asked[0], answers[0], item.system or "")
-        whole = self._whole(item.row, _hash("\0".join([*(_normal(turn.text) for turn in item.turns), *fields])))
+            return self._pair(row, asked[0], answers[0], item.system or "")
+        whole = self._whole(row, _hash("\0".join([*(_normal(turn.text) for turn in item.turns), *fields])))
         return _hash(_normal(asked[0])) if asked else whole
 
     def _whole(self, row: int, whole: int) -> int:
@@ -175,18 +275,19 @@ class Inspector:
         if number == len(self._whole_rows):
             self._whole_rows.append(row)
         else:
-            self.doubts.append(Doubt("duplicate", row, f"of {self._whole_rows[number]}"))
+            self.doubts.add("duplicate", row, other=self._whole_rows[number])
         return whole
 
-    def finish(self) -> list[Doubt]:
+    def finish(self) -> Doubts:
         """Give all doubts, with those that need all rows, in order of the rows."""
         for number, n_questions in _frequent(self._answers, _SAME_ANSWERS):
-            self.doubts.append(Doubt("same answer", self._question_rows[number], f"to {n_questions} questions"))
-        total = sum(len(rows) for rows in self._scripts.values())
+            self.doubts.add("same answer", self._question_rows[number], f"to {n_questions} questions")
+        total = sum(self._n_of_script.values())
         for script, rows in self._scripts.items():
-            if len(rows) < 0.05 * total:
-                self.doubts += [Doubt("other script", row, script) for row in rows]
-        return sorted(self.doubts, key=lambda doubt: doubt.row)
+            if self._n_of_script[script] < 0.05 * total:
+                for row in rows:
+                    self.doubts.add("other script", row, script)
+        return self.doubts.in_order()
 
     def _texts(self, row: int, texts: list[str], *, tags: bool = True) -> None:
         text = "\n".join(texts)
@@ -198,44 +299,50 @@ class Inspector:
             ("long word", _LONG_WORD),
         ):
             if (tags or pattern is not _TAGS) and (found := pattern.search(text)):
-                self.doubts.append(Doubt(kind, row, repr(found[0][:40])))
+                self.doubts.add(kind, row, repr(found[0][:40]))
         if script := _script(text[:2000]):
-            self._scripts.setdefault(script, array("I")).append(row)
+            self._n_of_script[script] += 1
+            rows = self._scripts.setdefault(script, array("I"))
+            if len(rows) < _MOST_SCRIPT_ROWS:
+                rows.append(row)
+
+    def _no_value(self, row: int, text: str) -> bool:
+        """Whether a text is a formula or a placeholder."""
+        bare = text.strip()
+        kind = "formula" if _FORMULA.match(bare) else "placeholder" if _PLACEHOLDER.match(bare) else ""
+        if kind:
+            self.doubts.add(kind, row, repr(bare[:40]))
+        return bool(kind)
 
     def _answer(self, row: int, answer: str) -> None:
         bare = answer.strip()
-        if _FORMULA.match(bare):
-            self.doubts.append(Doubt("formula", row, repr(bare[:40])))
-        elif _PLACEHOLDER.match(bare):
-            self.doubts.append(Doubt("placeholder", row, repr(bare[:40])))
-        elif len(bare) <= SHORT_ANSWER and not bare.isdigit():
-            self.doubts.append(Doubt("short answer", row, repr(bare)))
+        if not self._no_value(row, bare) and len(bare) <= SHORT_ANSWER and not bare.isdigit():
+            self.doubts.add("short answer", row, repr(bare))
         if found := _CHATBOT.search(bare):
-            self.doubts.append(Doubt("chatbot", row, repr(found[0])))
+            self.doubts.add("chatbot", row, repr(found[0]))
         if len(bare) >= _CUT_FROM and not _ENDED.search(bare):
-            self.doubts.append(Doubt("cut answer", row, repr("..." + bare[-30:])))
+            self.doubts.add("cut answer", row, repr("..." + bare[-30:]))
         if repeated := _repeated(bare[:_REPEATED_UP_TO]):
-            self.doubts.append(Doubt("repetition", row, repr(repeated[:40])))
+            self.doubts.add("repetition", row, repr(repeated[:40]))
 
     def _pair(self, row: int, question: str, answer: str, system: str) -> int:
-        asked, answered = _hash(system + "\0" + _normal(question)), _hash(_normal(answer))
-        if _normal(question) == _normal(answer):
-            self.doubts.append(Doubt("copied question", row))
+        question, answer = _normal(question), _normal(answer)
+        asked, answered = _hash(system + "\0" + question), _hash(answer) & 0xFFFFFFFF
+        if question == answer:
+            self.doubts.add("copied question", row)
         number = self._questions.number(asked)
         if number == len(self._answers):
             self._question_rows.append(row)
             self._answers.append(answered)
         else:
-            same, first_row = self._answers[number] == answered, self._question_rows[number]
-            self.doubts.append(
-                Doubt("duplicate" if same else "contradiction", row, f"{'of' if same else 'to'} {first_row}")
-            )
-        return _hash(_normal(question))
+            same = self._answers[number] == answered
+            self.doubts.add("duplicate" if same else "contradiction", row, other=self._question_rows[number])
+        return _hash(question)
 
 
 def _frequent(values: array[int], least: int) -> Iterator[tuple[int, int]]:
     """Where each value that occurs at least so often is first, and how often it does."""
-    found = np.frombuffer(values, np.int64) if values else np.zeros(0, np.int64)
+    found = np.frombuffer(values, np.dtype(values.typecode)) if values else np.zeros(0, np.int64)
     ascending = np.sort(found)
     frequent = ascending[least - 1 :][ascending[least - 1 :] == ascending[: max(0, len(found) - least + 1)]]
     places = np.flatnonzero(np.isin(found, frequent)) if len(frequent) else frequent
@@ -273,5 +380,8 @@ def _normal(text: str) -> str:
 
 
 def _hash(text: str) -> int:
-    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    return int.from_bytes(digest, "big", signed=True)
+    return _hash_bytes(text.encode("utf-8", "surrogatepass"))
+
+
+def _hash_bytes(data: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big", signed=True)

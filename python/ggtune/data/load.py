@@ -4,45 +4,43 @@ from __future__ import annotations
 
 import datetime
 from array import array
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
-from ggtune.data.chat_template import TemplatedTokenizer, choose_template, model_template
+from ggtune.data.chat_template import TemplatedTokenizer, choose_template
 from ggtune.data.conversation import Conversation, Document
-from ggtune.data.dataset import Dataset, LoadReport, row_list
+from ggtune.data.dataset import Dataset, FileRows, LoadReport
 from ggtune.data.doubts import Inspector, NearDuplicates
 from ggtune.data.encoding import SampleEncoder
 from ggtune.data.options import Learn, LoadOptions
 from ggtune.data.parallel import in_order, usual_threads
-from ggtune.data.readers import has_reader, reader_for
-from ggtune.data.readers.decoding import encoding_of, head_of
-from ggtune.data.readers.reader import Findings, Item, ReadOptions
+from ggtune.data.readers.reader import Item, ReadOptions
 from ggtune.data.readers.sft_samples import TextSample
+from ggtune.data.rendered import template_that_wrote
 from ggtune.data.sample_cache import cached
-from ggtune.data.samples import LossOn, Sample, TooLong, text_windows
-from ggtune.data.sft import answer_tag, find_template, without_bos
-from ggtune.data.shapes import Columns
-from ggtune.data.sources import files_of
-from ggtune.data.store import StoreBuilder
+from ggtune.data.samples import LossOn, Sample, TooLong, WindowCutter, text_tokens
+from ggtune.data.sft import answer_tag
+from ggtune.data.sources import Source, files_of, open_source
+from ggtune.data.store import Column, StoreBuilder
 from ggtune.data.system_text import SystemText, system_of_prompts, system_of_records
 from ggtune.data.templates import TEMPLATES, Template
-from ggtune.data.tokenization import token_text
+from ggtune.data.tokenization import IntArray
 from ggtune.errors import DataError, GgtuneError, ModelError
 from ggtune.setting_texts import DataPart
 
 _Encoded = TypeVar("_Encoded")
-_SHOWN_ROWS = 10
 _QUIET_S = 2.0  # reading that takes longer shows how far it is
 _LOOKED_AT = 1000  # texts from which the template is told
 _MOST_PROMPTS, _MOST_CHARACTERS = 20_000, 20_000_000  # kept to find the system text in
 _MOST_SYSTEMS = 1000  # different ones: that they differ is known then
-_BINARY_HEADS = (b"PAR1", b"ARROW1", b"GGUF", b"PK\x03\x04", b"\x1f\x8b", b"%PDF")
 
 
 def load_samples(
@@ -59,11 +57,7 @@ def load_samples(
     too_long: TooLong = "cut",
     drop: Sequence[str] = (),
     near_duplicates: bool = False,
-    question_column: str | None = None,
-    answer_column: str | None = None,
-    context_column: str | None = None,
-    weight_column: str | None = None,
-    data_format: str | None = None,
+    read: ReadOptions | None = None,
     skip_bad: bool = False,
     sample_start: str | None = None,
     include_sample_start: bool = False,
@@ -78,7 +72,6 @@ def load_samples(
     :class:`DataError` for bad data (all bad rows in one, unless ``skip_bad``), and :class:`GgtuneError` for a template
     that can't be used.
     """
-    columns = Columns(question_column or None, answer_column or None, context_column or None, weight_column or None)
     options = LoadOptions(
         context=context,
         template=template or None,
@@ -90,49 +83,20 @@ def load_samples(
         too_long=too_long,
         drop=tuple(drop),
         near_duplicates=near_duplicates,
-        read=ReadOptions(data_format or "", columns, sample_start, skip_bad),
+        read=read or ReadOptions(sample_start=sample_start, skip_bad=skip_bad),
         include_sample_start=include_sample_start,
         overlapping_samples=overlapping_samples,
         now=now,
     )
     parts = [DataPart(str(path))] if isinstance(path, (str, Path)) else list(path)
-    loader = _Loader(parts, tokenizer, options, threads or usual_threads())
-    return cached(parts, tokenizer, options, loader.load)
+    return load_parts(parts, tokenizer, options, threads=threads)
 
 
-@dataclass(frozen=True)
-class Source:
-    """A data file that is being read."""
-
-    path: Path
-    kind: str
-    items: Iterator[Item]
-    findings: Findings
-
-
-def open_source(path: Path, options: ReadOptions) -> Source:
-    """Begin to read a file. Raises :class:`DataError` for one that nothing here reads."""
-    head = "" if options.format or has_reader(path) else _head(path)
-    reader = reader_for(path, head, options)
-    findings = Findings()
-    return Source(path, reader.name, reader.read(path, options, findings), findings)
-
-
-def is_rendered(path: str | Path, options: ReadOptions) -> bool:
-    """Whether data are texts (rendered conversations, or plain), not turns. Raises :class:`DataError`."""
-    source = open_source(files_of(path)[0], options)
-    return not isinstance(next(source.items, None), Conversation)
-
-
-def _head(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            start = file.read(8)
-    except OSError as error:
-        raise DataError(f"{path}: can't be read: {error.strerror or error}.") from error
-    if start.startswith(_BINARY_HEADS):
-        return start.decode("latin-1")
-    return head_of(path, encoding_of(path, []))
+def load_parts(
+    parts: Sequence[DataPart], tokenizer: TemplatedTokenizer, options: LoadOptions, *, threads: int = 0
+) -> Dataset:
+    """Read data files or folders, as :func:`load_samples` does, with all that may be said about them."""
+    return cached(parts, tokenizer, options, _Loader(parts, tokenizer, options, threads or usual_threads()).load)
 
 
 class _Loader:
@@ -141,56 +105,74 @@ class _Loader:
     ) -> None:
         self._parts, self._tokenizer, self._options, self._threads = parts, tokenizer, options, threads
         self._part = parts[0]
-        self._path = Path(parts[0].path)
+        self._path = self._file = Path(parts[0].path)
+        self._unit = "row"
         self._builder = StoreBuilder()
         self._report = LoadReport(", ".join(part.path for part in parts), "")
-        self._cut: list[int] = []
-        self._skipped: list[int] = []
-        self._lengths: list[int] = []  # of samples that did not fit
+        # rows of the samples, numbered on from file to file
+        self._before = self._last = 0
+        self._cut, self._skipped = array("I"), array("I")
+        self._lengths = array("I")  # of samples that did not fit
         self._systems: set[str | None] = set()
         self._prompts: dict[str, None] = {}
         self._template: Template | None = None
-        self._encoder: SampleEncoder | None = None
-        self._inspector = Inspector(NearDuplicates() if options.near_duplicates else None)
-        self._groups = array("q")
-        self._dropped: dict[str, list[int]] = {}
-        self._empty: list[int] = []
+        self._template_file = Path()  # that was the first in this template
+        self._encoders: list[SampleEncoder] = []
+        self._by_template: SampleEncoder | None = None  # of conversations
+        self._inspector = Inspector(NearDuplicates() if options.near_duplicates else None, self._report.row)
+        self._groups = Column("q")
+        self._dropped: dict[str, array[int]] = {}
+        self._empty = array("I")
         self._bad: list[tuple[int, str]] = []
 
     def load(self) -> Dataset:
         options, report = self._options, self._report
         if options.context < 1:
             raise GgtuneError(f"A context of {options.context} tokens holds no sample.")
-        for part in self._parts:
-            self._part, self._path = part, Path(part.path)
-            for file in files_of(self._path):
-                source = open_source(file, options.read)
-                report.kind = source.kind
-                self._load(source)
-                report.unit = source.findings.unit
-                self._take(source)
+        files = [(part, file) for part in self._parts for file in files_of(part.path)]
+        names = _names([file for _, file in files])
+        found: list[FileRows] = []
+        all_plain = True
+        for (self._part, file), name in zip(files, names, strict=True):
+            self._path = Path(self._part.path)
+            source = open_source(file, options.read)
+            self._before = self._last
+            report.kind, report.plain = source.kind, False
+            self._load(source)
+            report.unit = source.findings.unit
+            found.append(FileRows(name, report.unit, self._before))
+            if len(files) > 1:
+                report.files = tuple(found)
+            all_plain = all_plain and report.plain
+            self._take(source, name if len(files) > 1 else "")
+        report.plain = all_plain
         if not len(self._builder):
             raise self._nothing()
         report.empty_rows, report.bad_rows = self._empty, self._bad
         report.cut_rows, report.skipped_rows = self._cut, self._skipped
-        report.too_long_lengths = [n + 1 for n in self._lengths]
+        report.too_long_lengths = array("I", (n + 1 for n in self._lengths))
         if self._template is not None:
             report.template, report.title = self._template.name, self._template.title
+        report.end_appended = sum(encoder.end_appended for encoder in self._encoders)
         if self._options.loss_on == "all" and (self._options.learn != "all-assistant" or self._options.prompt_weight):
             report.notes.append("loss on all: every token counts, whatever learn and prompt_weight say")
-        if self._encoder is not None:
-            report.end_appended = self._encoder.end_appended
-            report.notes = [*dict.fromkeys([*self._encoder.notes, *report.notes])]
-            report.notes += self._encoder.notes_on_thinking(report.unit)
+        notes = [note for encoder in self._encoders for note in encoder.notes]
+        report.notes = [*dict.fromkeys([*notes, *report.notes])]
+        unit = report.unit if len(report.files) < 2 else "row"
+        report.notes += [note for encoder in self._encoders for note in encoder.notes_on_thinking(unit)]
         asked = self._asked()
         report.system, report.system_differs = asked.text, asked.differs
         report.doubts, report.dropped = self._inspector.finish(), self._dropped
-        return Dataset(self._builder.build(), self._template, report, np.frombuffer(self._groups, np.int64))
+        del self._inspector  # its hashes take more memory than the samples
+        groups: NDArray[np.int64] = self._groups.values()
+        return Dataset(self._builder.build(), self._template, report, groups)
 
     def _load(self, source: Source) -> None:
         first = next(source.items, None)
         if first is None:
             return
+        self._file, self._unit = source.path, source.findings.unit
+        self._report.unit = self._unit
         items = chain([first], source.items)
         if isinstance(first, Conversation):
             self._conversations(items, source)
@@ -201,14 +183,16 @@ class _Loader:
 
     def _conversations(self, items: Iterable[Item], source: Source) -> None:
         options = self._options
-        if self._template is None or self._encoder is None:
+        if self._by_template is None:
             template = options.template
             if template is None or isinstance(template, str):
                 template = choose_template(template, self._tokenizer, now=options.now)
             if options.system:
                 template.render_prompt(options.system, "?")  # a refusal is the template's, not a row's
-            self._template, self._encoder = template, SampleEncoder(self._tokenizer, template, options)
-        encoder = self._encoder
+            self._use(template, source.path)
+            self._by_template = SampleEncoder(self._tokenizer, template, options)
+            self._encoders.append(self._by_template)
+        encoder = self._by_template
 
         def encode(item: Item) -> list[Sample] | GgtuneError | None:
             try:
@@ -228,7 +212,7 @@ class _Loader:
                 source.findings.add_bad(item.row, str(samples))
                 continue
             own = item.system
-            group, kinds = self._inspector.add(item)
+            group, kinds = self._inspector.add(item, self._before + item.row)
             added = [self._fit(sample, group, kinds, counted=i == 0) for i, sample in enumerate(samples)]
             if any(added):
                 system = own or options.system
@@ -245,15 +229,17 @@ class _Loader:
         if isinstance(template, str):
             template = choose_template(template, self._tokenizer, now=options.now)
         samples = [TextSample(item.text, item.row) for item in texts]
-        found = template or self._that_wrote(samples)
+        found = template or template_that_wrote(samples, self._tokenizer, now=options.now)
         everything: Iterable[Item] = chain(looked_at, iterator)
         if source.kind != "sft" and (found is None or not any(answer_tag(found) in item.text for item in texts)):
             self._plain(everything, source)
             return
         # without known tags: plain has no BOS, suffix or end text of its own
         used = found or TEMPLATES["plain"]
-        self._template = found
-        self._encoder = encoder = SampleEncoder(self._tokenizer, used, options)
+        if found is not None:
+            self._use(found, source.path)
+        encoder = SampleEncoder(self._tokenizer, used, options)
+        self._encoders.append(encoder)
         tag = answer_tag(found) if found else ""
         untagged: list[int] = []
         n_characters = _MOST_CHARACTERS
@@ -281,13 +267,13 @@ class _Loader:
                 continue
             sample, prompt = encoded
             answer = item.text.partition(tag)[2] if tag else item.text
-            looked_at_it = self._inspector.add_rendered(item.row, prompt, answer)
+            looked_at_it = self._inspector.add_rendered(self._before + item.row, prompt, answer)
             if self._fit(sample, *looked_at_it) and len(self._prompts) < _MOST_PROMPTS and n_characters > 0:
                 n_characters -= len(prompt)
                 self._prompts[prompt] = None
         if untagged and not (options.read.skip_bad and len(self._builder)):
             looked_for = f"no answer tag {tag!r} of the template '{found.title}'" if found else "no known answer tag"
-            where = row_list(f"{source.findings.unit}s", untagged)
+            where = LoadReport(str(source.path), source.kind, source.findings.unit).row_list(untagged)
             raise DataError(
                 f"{source.path}: {looked_for} in the samples at {where}: it is unknown where their answers start. Give "
                 "their --template, or learn every token with --loss-on all."
@@ -300,25 +286,30 @@ class _Loader:
     def _plain(self, items: Iterable[Item], source: Source) -> None:
         options = self._options
         self._report.plain = True
-        n_documents = 0
+        n_documents, group, cutter = 0, 0, WindowCutter(self._tokenizer, options.context)
 
-        def cut(item: Item) -> list[Sample]:
-            if not isinstance(item, Document):
-                return []
-            return text_windows(self._tokenizer, item.text, options.context, overlapping=options.overlapping_samples)
+        def tokens_of(item: Item) -> IntArray | None:
+            return text_tokens(self._tokenizer, item.text, item.before) if isinstance(item, Document) else None
 
-        for item, windows in self._in_order(cut, items):
-            if not isinstance(item, Document):
-                raise DataError(f"{self._path}: row {item.row} is a conversation, and the rows before are texts.")
-            n_documents += 1
+        for item, tokens in self._in_order(tokens_of, items):
+            if not isinstance(item, Document) or tokens is None:
+                raise DataError(f"{source.path}: row {item.row} is a conversation, and the rows before are texts.")
+            is_first = not item.before
+            n_documents += is_first
             if not item.weight:
                 source.findings.add_bad(item.row, "nothing of it would be learned: its weight is 0")
                 continue
-            group, kinds = self._inspector.add(item)
-            for window in windows:
-                row = window.row if source.kind == "text" else item.row
+            if is_first:
+                cutter = WindowCutter(self._tokenizer, options.context, overlapping=options.overlapping_samples)
+            by_window = source.kind == "text"
+            row = cutter.n_windows + 1 if by_window else item.row
+            found, kinds = self._inspector.add(item, self._before + row)
+            group = found if is_first else group
+            for window in cutter.add(tokens, last=not item.goes_on):
                 weights = window.weights * np.float32(item.weight)
-                self._fit(replace(window, row=row, weights=weights), group, kinds)
+                # windows of one text may be held out singly, but for those that share half of their tokens
+                part = group if options.overlapping_samples else _of_window(group, window.row)
+                self._fit(replace(window, row=window.row if by_window else item.row, weights=weights), part, kinds)
         self._report.notes.append("plain text: the loss is on every token")
         if n_documents > 1:
             self._report.notes.append(f"{n_documents} texts, each with an end token behind it")
@@ -336,9 +327,13 @@ class _Loader:
         samples of one row are not ``counted``.
         """
         self._report.n_read += counted
+        row = sample.row
+        if self._before:
+            sample = replace(sample, row=self._before + row)
+        self._last = max(self._last, sample.row)
         if unwanted := [kind for kind in self._options.drop if kind in kinds]:
             if counted:
-                self._dropped.setdefault(unwanted[0], []).append(sample.row)
+                self._dropped.setdefault(unwanted[0], array("I")).append(sample.row)
             return False
         if sample.n_rows > self._options.context:
             weights = sample.weights[: self._options.context + 1]
@@ -346,32 +341,47 @@ class _Loader:
             # of what is left, more than what the model is given has to count
             given = 1.001 * self._options.prompt_weight * float(sample.weights.max())  # weights are rounded to float32
             if self._options.too_long == "skip" or float(weights.max()) <= given:
-                if counted or self._skipped[-1:] != [sample.row]:
+                if counted or list(self._skipped[-1:]) != [sample.row]:
                     self._skipped.append(sample.row)
                 return False
             tokens = sample.tokens[: self._options.context + 1]
             sample = Sample(tokens, weights, min(sample.n_prompt, len(tokens)), sample.row)
-            if counted or self._cut[-1:] != [sample.row]:
+            if counted or list(self._cut[-1:]) != [sample.row]:
                 self._cut.append(sample.row)
         if self._part.weight != 1:
             sample = replace(sample, weights=sample.weights * np.float32(self._part.weight))
         for _ in range(self._part.repeat):
-            self._builder.append(sample)
+            try:
+                self._builder.append(sample)
+            except DataError as error:
+                raise DataError(f"{self._file}: {self._unit} {row}: {error}.") from error
             self._groups.append(group)
         return True
 
-    def _take(self, source: Source) -> None:
+    def _use(self, template: Template, file: Path) -> None:
+        """Take the template of a file for that of all. Raises :class:`DataError` where another file has another."""
+        if self._template is not None and self._template.name != template.name:
+            raise DataError(
+                f"{file} is in the template '{template.title}', and {self._template_file} in '{self._template.title}': "
+                "a model is asked by one template after a training. Give the one of rendered text by --template, so "
+                "that the conversations of the other files are written in it, or train on files of one template."
+            )
+        if self._template is None:
+            self._template, self._template_file = template, file
+
+    def _take(self, source: Source, name: str) -> None:
         """Note what the reader found; raise for bad rows that are not to be skipped."""
         findings = source.findings
         findings.bad.sort()  # the reader is a little ahead of the encoder
         findings.check(source.path, self._options.read)
-        self._empty += findings.empty
-        self._bad += findings.bad
-        alone = len(self._parts) == 1 and source.path == self._path
-        name = "" if alone else f"{source.path.name}: "
-        self._report.notes += [name + note for note in findings.notes]
+        self._empty.extend(self._before + number for number in findings.empty)
+        self._bad += [(self._before + number, reason) for number, reason in findings.bad]
+        numbers = (*findings.empty, *(number for number, _ in findings.bad))
+        self._last = max(self._last, self._before + max(numbers, default=0))
+        in_file = f"{name}: " if name else ""
+        self._report.notes += [in_file + note for note in findings.notes]
         if findings.unused:
-            self._report.notes.append(f"{name}columns not used: " + ", ".join(findings.unused))
+            self._report.notes.append(f"{in_file}columns not used: " + ", ".join(findings.unused))
 
     def _nothing(self) -> GgtuneError:
         if self._dropped:
@@ -391,48 +401,33 @@ class _Loader:
         return DataError(f"{self._path}: no usable row: there is only a header.")
 
     def _asked(self) -> SystemText:
+        found: list[SystemText] = []
         if self._systems:
             if self._options.system and self._options.system not in self._systems:
                 self._report.notes.append("the given system text is in no sample: every row has one of its own")
-            return system_of_records(self._systems)
+            found.append(system_of_records(self._systems))
         if self._prompts and self._template is not None:
-            found = system_of_prompts(list(self._prompts), self._template)
-            if found == SystemText():
+            found.append(system_of_prompts(list(self._prompts), self._template))
+            if found[-1] == SystemText():
                 self._report.notes.append(
                     f"not all samples have the form of the template '{self._template.title}': their system text, if "
                     "any, is unknown"
                 )
-            return found
-        return SystemText()
+        if len(found) > 1 and found[0] != found[1] and SystemText() not in found:
+            return SystemText(differs=True)
+        return next((text for text in found if text == SystemText()), found[0] if found else SystemText())
 
-    def _that_wrote(self, samples: Sequence[TextSample]) -> Template | None:
-        """Find the template that the texts were made with: one that writes such prompts, if there is one."""
-        candidates = self._candidates()
-        found = find_template(samples, candidates)
-        if found is None:
-            return None
-        tag = answer_tag(found)
-        heads = [sample.text.partition(tag)[0] for sample in samples if tag in sample.text]
-        alike = [found, *(other for other in candidates if other is not found and answer_tag(other) == tag)]
-        # the model's own may put a system text of its own where the texts have none
-        return next((other for other in alike if self._wrote(other, heads, tag)), found)
 
-    def _wrote(self, template: Template, heads: Sequence[str], tag: str) -> bool:
-        """Whether a template writes such texts in front of the answer tag."""
-        bos = token_text(self._tokenizer, self._tokenizer.bos_token)
-        is_tag = bool(bos) and template.render_prompt(None, "?").prompt.startswith(bos)
-        prompts = [without_bos(head, [template.bos] if is_tag else [bos, template.bos]) + tag for head in heads]
-        return system_of_prompts(prompts, template) != SystemText()
+def _names(files: Sequence[Path]) -> list[str]:
+    """Name files for a reader: by their last part where no two have the same."""
+    counts = Counter(file.name for file in files)
+    return [str(file) if counts[file.name] > 1 else file.name for file in files]
 
-    def _candidates(self) -> list[Template]:
-        """Templates to look for in a text, the model's own first."""
-        named: list[Template] = [template for template in TEMPLATES.values() if template.name != "plain"]
-        if not self._tokenizer.chat_template:
-            return named
-        try:
-            return [model_template(self._tokenizer, now=self._options.now), *named]
-        except GgtuneError:
-            return named
+
+def _of_window(group: int, number: int) -> int:
+    """Hash of a window of a text, the text's own for the first one."""
+    mixed = (group + (number - 1) * 0x9E3779B97F4A7C15) & (2**64 - 1)
+    return mixed - 2**64 if mixed >= 2**63 else mixed
 
 
 def _size(item: Item) -> int:

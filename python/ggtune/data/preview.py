@@ -32,11 +32,11 @@ class SampleView:
     part: int = 0  # which of the row's samples it is, from 0
     n_parts: int = 1
 
-    def title(self, unit: str) -> str:
-        """Say which sample it is."""
+    def title(self, name: str) -> str:
+        """Say which sample it is; ``name`` is that of its row."""
         share = 100 * self.n_learned / max(1, self.n_tokens)
         part = f", sample {self.part + 1} of {self.n_parts}" if self.n_parts > 1 else ""
-        return f"{unit} {self.row}{part}: {self.n_tokens} tokens, {self.n_learned} of them learned ({share:.0f} %)"
+        return f"{name}{part}: {self.n_tokens} tokens, {self.n_learned} of them learned ({share:.0f} %)"
 
 
 def samples_of_row(data: Dataset, index: int) -> list[int]:
@@ -119,11 +119,12 @@ ul {{ padding-left: 1.2rem; }}
 """
 
 
-def page(title: str, notes: Sequence[str], views: Iterable[SampleView], unit: str) -> str:
-    """Write samples as a web page that needs nothing else."""
+def page(title: str, notes: Sequence[str], views: Iterable[SampleView], names: Iterable[str]) -> str:
+    """Write samples, named by their rows, as a web page that needs nothing else."""
     shown = list(views)
     samples = "\n".join(
-        f"<h2>{html.escape(one.title(unit))}</h2>\n<pre>{''.join(_spans(one.runs))}</pre>" for one in shown
+        f"<h2>{html.escape(one.title(name))}</h2>\n<pre>{''.join(_spans(one.runs))}</pre>"
+        for one, name in zip(shown, names, strict=True)
     )
     weights = sorted({run.weight for one in shown for run in one.runs} - {0, 1})
     listed_weights = ", ".join(f"{weight:g}" for weight in weights)

@@ -40,6 +40,7 @@ def read_csv(
     question_column: str | None = None,
     answer_column: str | None = None,
     skip_bad: bool = False,
+    encoding: str = "",
 ) -> Table:
     """Read a CSV or TSV file with a header; columns are found by name, case-insensitively.
 
@@ -49,7 +50,7 @@ def read_csv(
     anything that can't be used.
     """
     findings = Findings()
-    options = ReadOptions(columns=Columns(question_column, answer_column), skip_bad=skip_bad)
+    options = ReadOptions(columns=Columns(question_column, answer_column), skip_bad=skip_bad, encoding=encoding)
     records: list[Record] = []
     for item in CsvReader().read(Path(path), options, findings):
         if not isinstance(item, Conversation) or len(item.turns) - (item.system is not None) != 2:

@@ -19,6 +19,7 @@ import struct
 import tempfile
 import time
 import zlib
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -28,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggtune.data.chat_template import TemplatedTokenizer, choose_template, jinja_source
-from ggtune.data.doubts import Doubt
+from ggtune.data.doubts import Doubts
 from ggtune.data.sources import files_of
 from ggtune.data.store import IN_MEMORY_TOKENS, FileValues, SampleStore
 from ggtune.setting_texts import DataPart
@@ -43,8 +44,9 @@ _LEAST_S = 5.0  # what takes less is not kept
 _LEAST_BYTES = 1 << 18  # of the data: less can't take long
 _MOST_BYTES = 8 << 30  # of all entries
 _BLOCK = 1 << 20
-_HASHED_BLOCKS, _HASHED_BYTES = 32, 1 << 14  # of each file
+_HEADER_BYTES = 1 << 27  # of a model file: what its tokenizer is stands in front of the weights
 _UNFINISHED_S = 86400.0  # an unfinished entry of this age belongs to no process
+_ROWS = ("empty_rows", "cut_rows", "skipped_rows", "too_long_lengths")  # of a report
 _DATE_CALL = re.compile(r"""strftime_now\s*\(\s*(?:"([^"]*)"|'([^']*)')\s*\)""")
 
 _DATE_TEST = re.compile(r"strftime_now\s+is\s+(?:not\s+)?defined")
@@ -98,8 +100,8 @@ def _entry(folder: Path, parts: Sequence[DataPart], tokenizer: TemplatedTokenize
     source = jinja[0] if jinja else tokenizer.chat_template or ""
     key = {
         "code": _code(),
-        "data": [[part.path, part.weight, part.repeat, str(file), *_contents(file)] for part, file in files],
-        "model": _contents(Path(model)),
+        "data": [[part.path, part.weight, part.repeat, str(file), _contents(file)] for part, file in files],
+        "model": _model(Path(model)),
         "template": source,
         "dates": _dates(source, options.now),
         "options": repr(dataclasses.replace(options, now=None)),
@@ -108,15 +110,23 @@ def _entry(folder: Path, parts: Sequence[DataPart], tokenizer: TemplatedTokenize
     return folder / hashlib.blake2b(text.encode(), digest_size=20).hexdigest()
 
 
-def _contents(file: Path) -> tuple[str, int, int, str]:
-    """Where a file is, its size, its time in ns, and a hash of blocks all over it."""
-    about = file.stat()
+def _contents(file: Path, most: int | None = None) -> str:
+    """Hash a file, or its first ``most`` bytes: an edit may leave size and time as they were."""
     digest = hashlib.blake2b(digest_size=16)
     with file.open("rb") as stream:
-        for at in np.linspace(0, max(0, about.st_size - _HASHED_BYTES), _HASHED_BLOCKS).astype(np.int64).tolist():
-            stream.seek(at)
-            digest.update(stream.read(_HASHED_BYTES))
-    return str(file.resolve()), about.st_size, about.st_mtime_ns, digest.hexdigest()
+        left = most
+        while block := stream.read(_BLOCK if left is None else min(_BLOCK, left)):
+            digest.update(block)
+            left = left if left is None else left - len(block)
+    return digest.hexdigest()
+
+
+def _model(file: Path) -> list[Any]:
+    """What a tokenizer follows from. Weights are not read: the times and the inode tell that a large file changed."""
+    about = file.stat()
+    size = about.st_size
+    changed = [about.st_mtime_ns, about.st_ctime_ns, about.st_ino] if size > _HEADER_BYTES else []
+    return [_contents(file, _HEADER_BYTES), size, *changed]
 
 
 @cache
@@ -159,10 +169,10 @@ _DTYPES: dict[str, Any] = {
     "tokens": np.int32,
     "weight_ids": np.uint8,
     "weights": np.float32,
-    "ends": np.int64,
+    "ends": np.uint32,
     "n_targets": np.int32,
     "n_prompts": np.int32,
-    "rows": np.int64,
+    "rows": np.uint32,
     "groups": np.int64,
 }
 
@@ -179,7 +189,10 @@ def _write(entry: Path, data: Dataset) -> None:
             file.write(_MAGIC)
             about = [[name, len(values), _write_array(file, name, values)] for name, values in arrays.items()]
             report = {field.name: getattr(data.report, field.name) for field in dataclasses.fields(data.report)}
-            report["doubts"] = [[doubt.kind, doubt.row, doubt.text] for doubt in data.report.doubts]
+            report["doubts"] = data.report.doubts.to_json()
+            report["files"] = [dataclasses.astuple(file) for file in data.report.files]
+            report = {name: value.tolist() if isinstance(value, array) else value for name, value in report.items()}
+            report["dropped"] = {kind: list(rows) for kind, rows in data.report.dropped.items()}
             text = json.dumps({"arrays": about, "report": report}).encode()
             file.write(text)
             file.write(_FOOTER.pack(len(text), zlib.crc32(text)))
@@ -202,7 +215,7 @@ def _write_array(file: IO[bytes], name: str, values: Any) -> int:
 
 def _read(entry: Path, tokenizer: TemplatedTokenizer, options: LoadOptions) -> Dataset | None:
     """Read an entry; None where there is none, or a damaged one."""
-    from ggtune.data.dataset import Dataset, LoadReport
+    from ggtune.data.dataset import Dataset, FileRows, LoadReport
 
     try:
         with entry.open("rb") as file:
@@ -213,11 +226,16 @@ def _read(entry: Path, tokenizer: TemplatedTokenizer, options: LoadOptions) -> D
                 arrays[name] = _read_array(file, name, length, at, checksum)
                 at += length * np.dtype(_DTYPES[name]).itemsize
         report = about["report"]
-        report["doubts"] = [Doubt(*doubt) for doubt in report["doubts"]]
+        doubts = report.pop("doubts")
+        report["files"] = tuple(FileRows(*file) for file in report["files"])
+        for name in _ROWS:
+            report[name] = array("I", report[name])
+        report["dropped"] = {kind: array("I", rows) for kind, rows in report["dropped"].items()}
         report["bad_rows"] = [tuple(bad) for bad in report["bad_rows"]]
         groups: NDArray[np.int64] = arrays.pop("groups")
         store = SampleStore(*(arrays[name] for name in _DTYPES if name != "groups"))
         found = LoadReport(**report)
+        found.doubts = Doubts.from_json(doubts, found.row)
     except (OSError, ValueError, KeyError, TypeError, struct.error):
         return None
     with contextlib.suppress(OSError):

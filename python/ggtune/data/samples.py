@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -44,28 +44,56 @@ def make_sample(prompt: Sequence[int], answer: Sequence[int], loss_on: LossOn, r
 
 
 def text_windows(tokenizer: Tokenizer, text: str, context: int, *, overlapping: bool = False) -> list[Sample]:
-    """Cut a plain text into windows of ``context`` rows, each token a target.
+    """Cut a plain text into windows (:class:`WindowCutter`)."""
+    cutter = WindowCutter(tokenizer, context, overlapping=overlapping)
+    return list(cutter.add(text_tokens(tokenizer, text), last=True))
 
-    A window starts with a BOS where the tokenizer asks for one; special tokens in the text are parsed, and the end
-    token stands behind the text, so that the model learns where one ends. Windows follow each other, or
-    with ``overlapping`` start every half context. ``row`` is the number of the window, from 1.
+
+def text_tokens(tokenizer: Tokenizer, text: str, before: str = "") -> IntArray:
+    """Token ids of a text, special tokens in it parsed, as they are behind the character ``before``. Shape ``(n,)``."""
+    if before:
+        head = tokenizer.tokenize(before, parse_special=True)
+        whole = tokenizer.tokenize(before + text, parse_special=True)
+        if np.array_equal(whole[: len(head)], head):
+            return whole[len(head) :]
+    return tokenizer.tokenize(text, parse_special=True)
+
+
+class WindowCutter:
+    """Cuts the tokens of a plain text, which may come in pieces, into windows of ``context`` rows.
+
+    Each token is a target. A window starts with a BOS where the tokenizer asks for one, and the end token stands behind
+    the text, so that the model learns where one ends. Windows follow each other, or with ``overlapping`` start every
+    half context. ``row`` is the number of the window, from 1.
     """
-    tokens = tokenizer.tokenize(text, parse_special=True)
-    if tokenizer.eos_token >= 0 and not (len(tokens) and tokenizer.is_end_token(int(tokens[-1]))):
-        tokens = np.append(tokens, np.int32(tokenizer.eos_token))
-    bos = tokenizer.bos_token
-    with_bos = tokenizer.add_bos and bos >= 0
-    if with_bos and len(tokens) and tokens[0] == bos:
-        tokens = tokens[1:]
-    stride = max(1, context // 2) if overlapping else context
-    # without BOS the first token of a window is given, and is the last target of the window before
-    length = context if with_bos else context + 1
-    samples: list[Sample] = []
-    for start in range(0, len(tokens), stride):
-        window = tokens[start : start + length].tolist()
-        if not with_bos and len(window) < 2:
-            break
-        samples.append(make_sample([bos] if with_bos else [], window, "all", len(samples) + 1))
-        if start + length >= len(tokens):
-            break
-    return samples
+
+    def __init__(self, tokenizer: Tokenizer, context: int, *, overlapping: bool = False) -> None:
+        self._tokenizer = tokenizer
+        self._bos = [tokenizer.bos_token] if tokenizer.add_bos and tokenizer.bos_token >= 0 else []
+        self._stride = max(1, context // 2) if overlapping else context
+        # without BOS the first token of a window is given, and is the last target of the window before
+        self._length = context if self._bos else context + 1
+        self._left: IntArray = np.zeros(0, np.int32)
+        self._begun = False
+        self.n_windows = 0
+
+    def add(self, tokens: IntArray, *, last: bool) -> Iterator[Sample]:
+        """Give the windows that are full with these tokens, and with the ``last`` ones the rest."""
+        if not self._begun and self._bos and len(tokens) and tokens[0] == self._bos[0]:
+            tokens = tokens[1:]
+        self._begun = True
+        left = np.concatenate([self._left, tokens])
+        eos = self._tokenizer.eos_token
+        if last and eos >= 0 and not (len(left) and self._tokenizer.is_end_token(int(left[-1]))):
+            left = np.append(left, np.int32(eos))
+        start = 0
+        while start < len(left) and (last or start + self._length < len(left)):
+            window = left[start : start + self._length].tolist()
+            if not self._bos and len(window) < 2:
+                break
+            self.n_windows += 1
+            yield make_sample(self._bos, window, "all", self.n_windows)
+            if start + self._length >= len(left):
+                break
+            start += self._stride
+        self._left = left[start:]

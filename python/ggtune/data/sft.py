@@ -67,12 +67,14 @@ def write_sft(
     return "".join(lines)
 
 
-def read_sft(path: str | Path, template: PromptTemplate, *, sample_start: str = SAMPLE_START) -> Table:
+def read_sft(
+    path: str | Path, template: PromptTemplate, *, sample_start: str = SAMPLE_START, encoding: str = ""
+) -> Table:
     """Read ``<SFT>`` text back into records (``row`` is the line). Raises :class:`DataError` naming each odd line."""
     problems: list[str] = []
     records: list[Record] = []
     empty: list[int] = []
-    for sample in split_samples(path, read_text(path), sample_start):
+    for sample in split_samples(path, read_text(path, encoding=encoding), sample_start):
         try:
             system, question, answer = template.parse(sample.text)
         except ValueError as error:

@@ -6,9 +6,11 @@ The shapes are those that data sets come in: question and answer under their usu
 
 from __future__ import annotations
 
+import datetime
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from typing import Any
 
 from ggtune.data.conversation import Conversation, Document, Role, Turn, exchange
@@ -306,13 +308,20 @@ def _text(value: Any, what: str) -> str:
         except UnicodeEncodeError as error:
             raise RowError(f"{what!r} holds half a character (a lone surrogate)") from error
         return value
+    if isinstance(value, bytes):  # a Parquet column of bytes that no one has called a text
+        try:
+            return value.decode()
+        except UnicodeDecodeError as error:
+            raise RowError(f"{what!r} holds bytes that are no UTF-8 text") from error
+    if isinstance(value, (Decimal, datetime.date, datetime.time)):
+        return str(value)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise RowError(f"{what!r} is {_kind(value)}, not a text")
     return "" if value != value else str(value)  # NaN: an empty cell
 
 
 def _weight(value: Any) -> float:
-    if value is None or value == "":
+    if value is None or value == "" or value != value:  # NaN: an empty cell
         return 1.0
     try:
         weight = float(value)

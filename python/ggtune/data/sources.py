@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-from ggtune.data.readers import READERS
+from ggtune.data.conversation import Conversation
+from ggtune.data.readers import READERS, has_reader, reader_for
+from ggtune.data.readers.decoding import encoding_of, head_of
+from ggtune.data.readers.reader import Findings, Item, ReadOptions
 from ggtune.errors import DataError
 
 _TEXT_SUFFIXES = (".txt", ".md", ".text")
 _SPLITS = ("train", "training")
 _OTHER_SPLITS = {"test", "valid", "validation", "val", "dev", "eval"}
 _ABOUT = ("dataset_info.json", "dataset_dict.json", "dataset_infos.json")
+_BINARY_HEADS = (b"PAR1", b"ARROW1", b"GGUF", b"PK\x03\x04", b"\x1f\x8b", b"%PDF")
 
 
 def files_of(path: str | Path) -> list[Path]:
@@ -25,12 +31,7 @@ def files_of(path: str | Path) -> list[Path]:
         return _saved_dataset(folder, state)
     known = {suffix for reader in READERS for suffix in reader.suffixes}
     files = [file for file in sorted(folder.rglob("*")) if file.is_file() and not file.name.startswith(".")]
-    data = [
-        file
-        for file in files
-        if file.suffix.lower() in known
-        and file.name not in ("dataset_info.json", "dataset_dict.json", "dataset_infos.json")
-    ]
+    data = [file for file in files if file.suffix.lower() in known and file.name not in _ABOUT]
     words = {file: set(re.split(r"[^a-z]+", file.stem.lower())) for file in data}
     train = [file for file in data if words[file] & set(_SPLITS)]
     rest = [file for file in data if not words[file] & _OTHER_SPLITS]
@@ -68,3 +69,38 @@ def _saved_dataset(folder: Path, state: Path) -> list[Path]:
     if missing:
         raise DataError(f"{folder}: {', '.join(missing)} is missing: the data set is not whole.")
     return [folder / name for name in names]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data file that is being read."""
+
+    path: Path
+    kind: str
+    items: Iterator[Item]
+    findings: Findings
+
+
+def open_source(path: Path, options: ReadOptions) -> Source:
+    """Begin to read a file. Raises :class:`DataError` for one that nothing here reads."""
+    head = "" if options.format or has_reader(path) else _head(path, options.encoding)
+    reader = reader_for(path, head, options)
+    findings = Findings()
+    return Source(path, reader.name, reader.read(path, options, findings), findings)
+
+
+def is_rendered(path: str | Path, options: ReadOptions) -> bool:
+    """Whether data are texts (rendered conversations, or plain), not turns. Raises :class:`DataError`."""
+    source = open_source(files_of(path)[0], options)
+    return not isinstance(next(source.items, None), Conversation)
+
+
+def _head(path: Path, encoding: str) -> str:
+    try:
+        with path.open("rb") as file:
+            start = file.read(8)
+    except OSError as error:
+        raise DataError(f"{path}: can't be read: {error.strerror or error}.") from error
+    if start.startswith(_BINARY_HEADS):
+        return start.decode("latin-1")
+    return head_of(path, encoding_of(path, [], encoding))

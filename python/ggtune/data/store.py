@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import tempfile
 import weakref
 from array import array
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from typing import IO, Any, Generic, TypeVar, overload
 
@@ -17,6 +19,7 @@ from ggtune.data.tokenization import IntArray
 from ggtune.errors import DataError
 
 IN_MEMORY_TOKENS = 1 << 22  # more than these are written to a file
+_IN_MEMORY_ROWS = 1 << 16  # of a column that is still written
 _MOST_WEIGHTS = 256
 _Scalar = TypeVar("_Scalar", np.int32, np.uint8)
 
@@ -48,6 +51,42 @@ class FileValues(Generic[_Scalar]):
         return np.frombuffer(found, self._dtype)
 
 
+class Column:
+    """One number for each sample, of very many in a file until all are there: then nothing else is in memory."""
+
+    def __init__(self, typecode: str) -> None:
+        """``typecode``: that of :class:`array.array`."""
+        self._values = array(typecode)
+        self._file: IO[bytes] | None = None
+        self._n = 0
+
+    def __len__(self) -> int:
+        return self._n
+
+    def append(self, value: int) -> None:
+        """Add a number."""
+        self._values.append(value)
+        self._n += 1
+        if len(self._values) >= _IN_MEMORY_ROWS:
+            self._spill()
+
+    def _spill(self) -> None:
+        if self._file is None:
+            # removed by the system when it is closed, at the latest with the process
+            self._file = tempfile.TemporaryFile()  # noqa: SIM115
+        self._values.tofile(self._file)
+        self._values = array(self._values.typecode)
+
+    def values(self) -> NDArray[Any]:
+        """Give all of them; nothing is added any more. Shape ``(n,)``."""
+        if self._file is None:
+            return _numbers(self._values, np.dtype(self._values.typecode))
+        self._spill()
+        with self._file as file:
+            file.seek(0)
+            return np.fromfile(file, np.dtype(self._values.typecode))
+
+
 class SampleStore(Sequence[Sample]):
     """Samples by their number. A part of a store (:meth:`take`) has the same arrays."""
 
@@ -56,16 +95,16 @@ class SampleStore(Sequence[Sample]):
         tokens: IntArray | FileValues[np.int32],
         weight_ids: NDArray[np.uint8] | FileValues[np.uint8],
         weights: FloatArray,
-        ends: NDArray[np.int64],
+        ends: NDArray[np.uint32],
         n_targets: IntArray,
         n_prompt: IntArray,
-        rows: NDArray[np.int64],
-        numbers: NDArray[np.int64] | None = None,
+        rows: NDArray[np.uint32],
     ) -> None:
-        """``ends[i]``: tokens of all samples up to sample i; ``weights[weight_ids]``: the tokens' weights."""
+        """``ends[i]``: tokens of all samples up to sample i, modulo 2^32; ``weights[weight_ids]``: tokens' weights."""
         self.tokens, self.weight_ids, self.weights = tokens, weight_ids, weights
         self.ends, self._n_targets, self._n_prompt, self._rows = ends, n_targets, n_prompt, rows
-        self._numbers = numbers  # None: all
+        self._wraps: list[int] = (np.flatnonzero(ends[1:] < ends[:-1]) + 1).tolist()
+        self._numbers: NDArray[np.int64] | None = None  # None: all
 
     def __len__(self) -> int:
         return len(self.ends if self._numbers is None else self._numbers)
@@ -78,7 +117,7 @@ class SampleStore(Sequence[Sample]):
         if isinstance(index, slice):
             return self.take(np.arange(*index.indices(len(self))))
         number = range(len(self))[index] if self._numbers is None else int(self._numbers[index])
-        begin, end = (int(self.ends[number - 1]) if number else 0), int(self.ends[number])
+        begin, end = (self._end(number - 1) if number else 0), self._end(number)
         return Sample(
             self.tokens[begin:end],
             self.weights[self.weight_ids[begin:end]],
@@ -86,21 +125,32 @@ class SampleStore(Sequence[Sample]):
             int(self._rows[number]),
         )
 
+    def _end(self, number: int) -> int:
+        return int(self.ends[number]) + (bisect_right(self._wraps, number) << 32)
+
     def __iter__(self) -> Iterator[Sample]:
         return (self[i] for i in range(len(self)))
 
     def take(self, numbers: NDArray[Any]) -> SampleStore:
         """Give the samples with these numbers, in this order."""
-        chosen = numbers if self._numbers is None else self._numbers[numbers]
-        return SampleStore(
-            self.tokens, self.weight_ids, self.weights, self.ends, self._n_targets, self._n_prompt, self._rows, chosen
-        )
+        part = copy.copy(self)
+        part._numbers = numbers if self._numbers is None else self._numbers[numbers]
+        return part
+
+    def blocks(self, begin: int, end: int) -> Iterator[bytes]:
+        """Give the bytes of the samples ``begin`` to ``end`` of the whole store: lengths, tokens, weights."""
+        first, last = (self._end(begin - 1) if begin else 0), (self._end(end - 1) if end else 0)
+        yield np.diff(self.ends[begin:end], prepend=np.uint32(first & 0xFFFFFFFF)).tobytes()
+        for start in range(first, last, IN_MEMORY_TOKENS):
+            stop = min(last, start + IN_MEMORY_TOKENS)
+            yield self.tokens[start:stop].tobytes()
+            yield self.weights[self.weight_ids[start:stop]].tobytes()
 
     @property
     def lengths(self) -> NDArray[np.int64]:
         """Tokens of each sample, shape ``(n,)``."""
-        lengths = np.diff(self.ends, prepend=0)
-        return lengths if self._numbers is None else lengths[self._numbers]
+        lengths = np.diff(self.ends, prepend=np.uint32(0))
+        return (lengths if self._numbers is None else lengths[self._numbers]).astype(np.int64)
 
     @property
     def n_targets(self) -> IntArray:
@@ -113,8 +163,8 @@ class SampleStore(Sequence[Sample]):
         return self._n_prompt if self._numbers is None else self._n_prompt[self._numbers]
 
     @property
-    def rows(self) -> NDArray[np.int64]:
-        """Row of each sample in the data, shape ``(n,)``."""
+    def rows(self) -> NDArray[np.uint32]:
+        """Row of each sample in the data (as ``LoadReport`` numbers them), shape ``(n,)``."""
         return self._rows if self._numbers is None else self._rows[self._numbers]
 
 
@@ -138,8 +188,8 @@ class StoreBuilder:
     def __init__(self) -> None:
         self._tokens, self._weight_ids = array("i"), array("B")
         self._weights: dict[float, int] = {0.0: 0, 1.0: 1}
-        self._ends, self._rows = array("q"), array("q")
-        self._n_targets, self._n_prompt = array("i"), array("i")
+        self._ends, self._rows = Column("I"), Column("I")
+        self._n_targets, self._n_prompt = Column("i"), Column("i")
         self._files: tuple[IO[bytes], IO[bytes]] | None = None
         self._n_tokens = 0
 
@@ -151,7 +201,7 @@ class StoreBuilder:
         self._tokens.frombytes(np.ascontiguousarray(sample.tokens, dtype=np.int32).tobytes())
         self._weight_ids.frombytes(self._ids_of(sample.weights).tobytes())
         self._n_tokens += len(sample.tokens)
-        self._ends.append(self._n_tokens)
+        self._ends.append(self._n_tokens & 0xFFFFFFFF)
         self._n_targets.append(int(np.count_nonzero(sample.weights)))
         self._n_prompt.append(sample.n_prompt)
         self._rows.append(sample.row)
@@ -170,7 +220,10 @@ class StoreBuilder:
         found = self._weights.get(weight)
         if found is None:
             if len(self._weights) == _MOST_WEIGHTS:
-                raise DataError(f"there are more than {_MOST_WEIGHTS} different weights in the data: round them")
+                raise DataError(
+                    f"its weight {weight:g} is one too many: there may be {_MOST_WEIGHTS} different ones in all the "
+                    "data. Round them, to two digits, say"
+                )
             found = self._weights[weight] = len(self._weights)
         return found
 
@@ -197,10 +250,10 @@ class StoreBuilder:
             tokens,
             ids,
             np.array(list(self._weights), np.float32),
-            _numbers(self._ends, np.int64),
-            _numbers(self._n_targets, np.int32),
-            _numbers(self._n_prompt, np.int32),
-            _numbers(self._rows, np.int64),
+            self._ends.values(),
+            self._n_targets.values(),
+            self._n_prompt.values(),
+            self._rows.values(),
         )
 
 

@@ -16,18 +16,18 @@ from pathlib import Path
 from typing import Any
 
 from ggtune.data.conversation import Conversation
-from ggtune.data.load import open_source
 from ggtune.data.readers.reader import ReadOptions
+from ggtune.data.sources import open_source
 from ggtune.errors import GgtuneError
 from ggtune.ollama.store import parameter_count
 from ggtune.publish.base_model import License
 from ggtune.publish.curve import loss_plot, loss_table, number
-from ggtune.publish.run_folder import RunFolder
+from ggtune.publish.run_folder import DataFiles, RunFolder
 from ggtune.system import format_bytes
 
 # settings that say nothing of the result
 _LEFT_OUT = frozenset(
-    ["model", "data", "threads", "force", "recompute", "save_every", "keep", "spike", "micro_batch_tokens"]
+    ["model", "data", "more_data", "threads", "force", "recompute", "save_every", "keep", "spike", "micro_batch_tokens"]
 )
 _MAX_PROOF_ROWS = 80
 _MAX_CELL = 300
@@ -139,14 +139,9 @@ def _usage(run: RunFolder, repository: str, files: Mapping[str, str]) -> list[st
 
 
 def _data(run: RunFolder) -> list[str]:
-    name = run.settings.get("data")
-    if not isinstance(name, str) or not name:
+    if not run.data:
         return ["The run folder does not say what it was trained on."]
-    facts = [("file", Path(name).name)]
-    if run.data is not None:
-        facts += [("size", format_bytes(run.data.stat().st_size)), ("SHA-256", _sha256(run.data)), *_rows(run)]
-    else:
-        facts.append(("size, SHA-256, rows", "not known: the file is gone or has changed since"))
+    facts = [fact for data in run.data for fact in _facts(data, run.settings)]
     loss_on = {"answer": "the answers alone", "all": "all text"}.get(str(run.settings.get("loss_on")))
     facts += [("loss on", loss_on)] if loss_on else []
     holdout = run.settings.get("holdout")
@@ -154,12 +149,29 @@ def _data(run: RunFolder) -> list[str]:
     return ["The data are not part of this repository.", "", *_table(facts)]
 
 
-def _rows(run: RunFolder) -> list[tuple[str, str]]:
-    """Count the questions of a table; a file that changed its form since is not worth an error."""
-    assert run.data is not None
+def _facts(data: DataFiles, settings: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Name a data file or a folder, and say what it holds."""
+    name = Path(data.path).name
+    if not data.files:
+        return [("file", name), ("size, SHA-256, rows", "not known: it is gone or has changed since")]
+    size = ("size", format_bytes(sum(file.stat().st_size for file in data.files)))
+    if not data.is_folder:
+        return [("file", name), size, ("SHA-256", _sha256(data.files[0])), *_rows(data, settings)]
+    # one line for each file, as sha256sum writes them
+    lines = "".join(f"{_sha256(file)}  {file.name}\n" for file in data.files)
+    listed = hashlib.sha256(lines.encode()).hexdigest()
+    n_files = f"{len(data.files)} file{'s' * (len(data.files) > 1)}"
+    facts = [("folder", f"{name}: {n_files}"), size, ("SHA-256 of the files' sha256sum lines", listed)]
+    return [*facts, *_rows(data, settings)]
+
+
+def _rows(data: DataFiles, settings: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Count the questions of tables; a file that changed its form since is not worth an error."""
+    options = ReadOptions.of_settings(settings, skip_bad=True)
     try:
-        options = ReadOptions.of_settings(run.settings, skip_bad=True)
-        n_conversations = sum(isinstance(item, Conversation) for item in open_source(run.data, options).items)
+        n_conversations = sum(
+            isinstance(item, Conversation) for file in data.files for item in open_source(file, options).items
+        )
     except GgtuneError:
         return []
     return [("questions and answers", str(n_conversations))] if n_conversations else []

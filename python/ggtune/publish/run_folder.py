@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ggtune.data.sources import files_of
 from ggtune.errors import GgtuneError, ModelError
 from ggtune.gguf.asked_with import AskedWith
 from ggtune.gguf.header import GgufHeader, read_header
@@ -17,7 +18,17 @@ from ggtune.ollama.store import check_model_files
 from ggtune.publish.base_model import BaseModel, read_base, read_base_of_merged
 from ggtune.run.metrics import read_metrics
 from ggtune.run.status import FINISHED, RUNNING, read_status, read_status_file
+from ggtune.setting_texts import DataPart
 from ggtune.train.chosen import adapter_of_run
+
+
+@dataclass(frozen=True)
+class DataFiles:
+    """A data file of a run, or a folder of them; ``files`` is empty where they are gone or have changed since."""
+
+    path: str  # as the settings name it
+    files: tuple[Path, ...]
+    is_folder: bool = False
 
 
 @dataclass(frozen=True)
@@ -35,7 +46,7 @@ class RunFolder:
     template: str | None  # what the training asked with, as the adapter says
     system: str | None
     base: BaseModel
-    data: Path | None  # the training data, where they are still there as they were
+    data: tuple[DataFiles, ...]  # what it was trained on
     version: str  # of ggtune, that trained it
     ending: str  # how the run ended
     adapter_step: str  # of the adapter; "" where its file does not say
@@ -82,7 +93,7 @@ def read_run(path: Path, *, merged: bool = True, adapter: bool = True) -> RunFol
         template=trained.template,
         system=trained.system,
         base=_base(status, settings, merged_file, adapter_file),
-        data=_unchanged_data(status, settings),
+        data=_data(status, settings),
         version=str(status.get("version") or ""),
         # what made a run fail can be about the machine, and is left out
         ending=state.reason if state.state == FINISHED else f"the run was not finished ({state.state})",
@@ -128,24 +139,38 @@ def _read_modelfile(path: Path) -> Modelfile:
 
 
 def _there(status: Mapping[str, Any], name: Any) -> Path | None:
-    """Find a file of the settings: its path may be relative to where the run was started."""
+    """Find a file or folder of the settings: its path may be relative to where the run was started."""
     if not isinstance(name, str) or not name:
         return None
     path = Path(str(status.get("working_folder") or "")) / name
-    return path if path.is_file() else None
+    return path if path.exists() else None
 
 
-def _unchanged_data(status: Mapping[str, Any], settings: Mapping[str, Any]) -> Path | None:
-    path, started = _there(status, settings.get("data")), status.get("started")
-    changed = path is not None and isinstance(started, (int, float)) and path.stat().st_mtime > started
-    return None if changed else path
+def _data(status: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[DataFiles, ...]:
+    """Find the data of the settings. Files that were written after the start of the run are not those of it."""
+    more = settings.get("more_data")
+    names = [settings.get("data"), *(DataPart.parse(str(text)).path for text in more or () if text)]
+    started = status.get("started")
+    found = []
+    for name in names:
+        if not isinstance(name, str) or not name:
+            continue
+        path = _there(status, name)
+        try:
+            files = tuple(files_of(path)) if path is not None else ()
+        except GgtuneError:  # a folder without data now
+            files = ()
+        if isinstance(started, (int, float)) and any(file.stat().st_mtime > started for file in files):
+            files = ()
+        found.append(DataFiles(name, files, path is not None and path.is_dir()))
+    return tuple(found)
 
 
 def _base(status: Mapping[str, Any], settings: Mapping[str, Any], merged_file: Path, adapter_file: Path) -> BaseModel:
     name = settings.get("model")
     file_name = Path(name).name if isinstance(name, str) else ""
     path = _there(status, name)
-    if path is not None and _is_trained_on(path, adapter_file):
+    if path is not None and path.is_file() and _is_trained_on(path, adapter_file):
         return read_base(path)
     if merged_file.exists():
         return read_base_of_merged(merged_file, file_name)

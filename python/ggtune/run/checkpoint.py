@@ -42,6 +42,7 @@ class State:
     cursor: int  # steps taken of this epoch
     model_fingerprint: str
     data_fingerprint: str
+    data_files: Mapping[str, str] = field(default_factory=dict)  # a fingerprint of each file's samples, by its name
     monitor: Mapping[str, Any] = field(default_factory=dict)
     pending: Mapping[str, Any] | None = None  # the last step's metrics where its held-out loss is still to be measured
     elapsed_s: float = 0.0
@@ -84,6 +85,7 @@ _JSON_TYPES: dict[str, Any] = {
     "monitor": dict,
     "pending": (dict, type(None)),
     "notes": dict,
+    "data_files": dict,
     "elapsed_s": (int, float),
     "lr_scale": (int, float),
 }

@@ -9,6 +9,7 @@ from ggtune.config import TrainConfig
 from ggtune.errors import GgtuneError
 from ggtune.gguf.adapter_file import AdapterFile, adapter_content
 from ggtune.run.checkpoint import Checkpoint, CheckpointError, restore
+from ggtune.setting_texts import Holdout
 from ggtune.system import available_memory, format_bytes, resolved_threads
 from ggtune.train.plan import Plan
 from ggtune.train.samples import RunSamples, read_samples
@@ -71,9 +72,13 @@ def build(
     config = start.config
     samples = read_samples(config, model, now=now)
     if checkpoint is not None and checkpoint.state.data_fingerprint != samples.fingerprint():
+        changed = ", ".join(samples.changed_files(checkpoint.state.data_files)) or config.data
+        before = [checkpoint.config.data, *checkpoint.config.more_data]
+        if Holdout.parse(checkpoint.config.holdout).path:
+            before.append(checkpoint.config.holdout)
         raise CheckpointError(
-            f"the samples of {config.data} are not those that the checkpoint was trained on "
-            f"({checkpoint.config.data}): the data has changed. Give the old file, or start a new run."
+            f"the samples of {changed} are not those that the checkpoint was trained on ({', '.join(before)}): the "
+            "data has changed. Give the old file, or start a new run."
         )
     targets = chosen_targets(config.targets, model.linears(), config.rank, config.model)
     if not header_only:

@@ -3,7 +3,7 @@
 import dataclasses
 import datetime
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, cast
@@ -12,8 +12,9 @@ import numpy as np
 
 from ggtune.config import TrainConfig
 from ggtune.data.dataset import Dataset
-from ggtune.data.load import load_samples
-from ggtune.data.options import Learn
+from ggtune.data.load import load_parts
+from ggtune.data.options import Learn, LoadOptions
+from ggtune.data.readers.reader import ReadOptions
 from ggtune.data.samples import LossOn, Sample, TooLong
 from ggtune.data.split import IndexArray, hold_out
 from ggtune.setting_texts import DataPart, Holdout
@@ -30,6 +31,7 @@ class RunSamples:
     data: Dataset
     training: Sequence[Sample]
     held_out: Sequence[Sample]
+    apart: Dataset | None = None  # of the file that is held out
 
     def fingerprint(self) -> str:
         """Hash the tokens and weights of all of them."""
@@ -40,34 +42,52 @@ class RunSamples:
             digest.update(sample.weights.tobytes())
         return digest.hexdigest()
 
+    def file_fingerprints(self) -> dict[str, str]:
+        """Hash the samples of each data file, by its name, to say which one has changed."""
+        found = dict(_fingerprints(self.data))
+        if self.apart is not None:
+            found.update((f"{name} (held out)", digest) for name, digest in _fingerprints(self.apart))
+        return found
+
+    def changed_files(self, fingerprints: Mapping[str, str]) -> list[str]:
+        """Name the files whose samples are in none of those that had these fingerprints."""
+        known = set(fingerprints.values())
+        return [name for name, digest in self.file_fingerprints().items() if digest not in known] if known else []
+
+
+def _fingerprints(data: Dataset) -> Iterator[tuple[str, str]]:
+    files = [(file.name, file.before) for file in data.report.files] or [(data.report.path, 0)]
+    begins = np.searchsorted(data.samples.rows, [before for _, before in files], side="right").tolist()
+    for (name, _), begin, end in zip(files, begins, [*begins[1:], len(data.samples)], strict=True):
+        digest = hashlib.sha256()
+        for block in data.samples.blocks(begin, end):
+            digest.update(block)
+        yield name, digest.hexdigest()
+
 
 def load_data(
     config: TrainConfig, model: "Model", *, now: datetime.datetime | None = None, near_duplicates: bool = False
 ) -> Dataset:
     """Read the data as the settings say. Raises :class:`GgtuneError` for data that can't be used."""
-    return load_samples(
+    return load_parts(
         [DataPart(config.data, repeat=config.repeat), *map(DataPart.parse, config.more_data)],
         model,
-        context=longest_sample(config, model),
-        template=config.template or None,
-        system=config.system or None,
-        loss_on=cast(LossOn, config.loss_on),
-        too_long=cast(TooLong, config.too_long),
-        learn=cast(Learn, config.learn),
-        prompt_weight=config.prompt_weight,
-        split_turns=config.split_turns,
-        drop=config.drop,
-        near_duplicates=near_duplicates or "near duplicate" in config.drop,
-        question_column=config.question_column or None,
-        answer_column=config.answer_column or None,
-        context_column=config.context_column or None,
-        weight_column=config.weight_column or None,
-        data_format=config.data_format or None,
-        skip_bad=config.skip_bad,
-        sample_start=config.sample_start,
-        include_sample_start=config.include_sample_start,
-        overlapping_samples=config.overlapping_samples,
-        now=now,
+        LoadOptions(
+            context=longest_sample(config, model),
+            template=config.template or None,
+            system=config.system or None,
+            loss_on=cast(LossOn, config.loss_on),
+            too_long=cast(TooLong, config.too_long),
+            learn=cast(Learn, config.learn),
+            prompt_weight=config.prompt_weight,
+            split_turns=config.split_turns,
+            drop=config.drop,
+            near_duplicates=near_duplicates or "near duplicate" in config.drop,
+            read=ReadOptions.of_settings(config.to_dict()),
+            include_sample_start=config.include_sample_start,
+            overlapping_samples=config.overlapping_samples,
+            now=now,
+        ),
     )
 
 
@@ -105,4 +125,4 @@ def read_samples(config: TrainConfig, model: "Model", *, now: datetime.datetime 
     if apart is not None:
         data.report.notes += [f"held out: {line}" for line in apart.report.lines()]
         chosen = apart.samples
-    return RunSamples(longest_sample(config, model), data, data.samples.take(training), chosen)
+    return RunSamples(longest_sample(config, model), data, data.samples.take(training), chosen, apart)

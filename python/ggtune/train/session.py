@@ -72,6 +72,7 @@ def prepare(
             cursor=0,
             model_fingerprint=fingerprint,
             data_fingerprint=built.samples.fingerprint(),
+            data_files=built.samples.file_fingerprints(),
             notes={**built.start.notes, **built.samples.data.report.asked_with(), "base_fingerprint": fingerprint},
             started=started,
             version=version(),

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ggtune.config import LEAST_LR, MOST_LR, TrainConfig
-from ggtune.data.load import is_rendered
 from ggtune.data.readers.reader import ReadOptions
+from ggtune.data.sources import is_rendered
 from ggtune.errors import GgtuneError
 from ggtune.gguf.adapter_file import AdapterFile, check_fits, pairs_beside_layers, read_adapter
 from ggtune.gguf.asked_with import ASKED_WITH

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ggtune.data.readers.csv_lines import RowLines, open_quote
 from ggtune.data.readers.decoding import encoding_of, head_of, not_whole, open_text
 from ggtune.data.readers.reader import Findings, Item, ReadOptions
 from ggtune.data.readers.rows import items_of
@@ -16,7 +17,7 @@ from ggtune.errors import DataError
 
 _DELIMITERS = (",", ";", "\t", "|")
 _SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\r?\n?', re.IGNORECASE)  # Excel's
-_LARGEST_CELL = 1 << 26
+_LARGEST_CELL = 1 << 24  # characters, four bytes each in csv: as many are read for a quote that is never closed
 _KNOWN = {*QUESTION_KEYS, *ANSWER_KEYS, *CONTEXT_KEYS, *SYSTEM_KEYS, *CHAT_KEYS, *TEXT_KEYS}
 
 
@@ -31,8 +32,8 @@ class CsvReader:
         return options.sample_start is None and has_header(head)
 
     def read(self, path: Path, options: ReadOptions, findings: Findings) -> Iterator[Item]:
-        """Give the rows; the header is row 1, as in a spreadsheet. Raises :class:`DataError`."""
-        encoding = encoding_of(path, findings.notes)
+        """Give the rows, numbered as in a spreadsheet, where the header is row 1. Raises :class:`DataError`."""
+        encoding = encoding_of(path, findings.notes, options.encoding)
         head = head_of(path, encoding)
         if "\0" in head:
             line = head[: head.index("\0")].count("\n") + 1
@@ -44,7 +45,11 @@ class CsvReader:
 
 def has_header(text: str) -> bool:
     """Whether the first line names a question and an answer column."""
-    names = {name.strip().lower() for name in _split_header(text)[1]}
+    return _names_both(_split_header(text)[1])
+
+
+def _names_both(cells: list[str]) -> bool:
+    names = {name.strip().lower() for name in cells}
     return bool(names & set(QUESTION_KEYS)) and bool(names & set(ANSWER_KEYS))
 
 
@@ -52,12 +57,12 @@ def _split_header(text: str) -> tuple[str, list[str]]:
     """Find the delimiter that splits the first line into most columns, and those columns."""
     if separator := _SEPARATOR_LINE.match(text):
         return separator[1], _cells(text[separator.end() :], separator[1])
-    splits = [(delimiter, _cells(text.lstrip("\r\n"), delimiter)) for delimiter in _DELIMITERS]
+    splits = [(delimiter, _cells(text, delimiter)) for delimiter in _DELIMITERS]
     return max(splits, key=lambda split: len(split[1]))
 
 
 def _cells(text: str, delimiter: str) -> list[str]:
-    line = text.replace("\r", "\n").partition("\n")[0]
+    line = next((line for line in re.split(r"[\r\n]", text) if line.strip(f"{delimiter} \t")), "")
     return next(csv.reader([line], delimiter=delimiter, skipinitialspace=True), [""])
 
 
@@ -74,15 +79,16 @@ def _rows(path: Path, encoding: str, head: str, findings: Findings) -> Iterator[
         raise DataError(f"{path}: two columns are called {twice!r}. Rename one.")
     csv.field_size_limit(_LARGEST_CELL)
     with open_text(path, encoding) as file:
+        lines = RowLines(file, 0)
         if _SEPARATOR_LINE.match(head):
             file.readline()
+            lines = RowLines(file, 1)
         # strict: a quote inside a quoted cell would else be dropped without a word
-        reader = csv.reader(file, delimiter=delimiter, skipinitialspace=True, strict=True)
-        number = 0
-        header_seen = False
+        reader = csv.reader(lines, delimiter=delimiter, skipinitialspace=True, strict=True)
+        number, header_seen, broken = 0, False, 0
         while True:
-            if header_seen or number:
-                number += 1
+            number += 1
+            lines.begin_row()
             try:
                 cells = next(reader)
             except StopIteration:
@@ -90,15 +96,25 @@ def _rows(path: Path, encoding: str, head: str, findings: Findings) -> Iterator[
             except UnicodeDecodeError as error:
                 raise not_whole(path, error) from error
             except csv.Error as error:
-                number = max(number, 1)
-                findings.add_bad(number, _csv_fault(error))
                 header_seen = True
-                continue
-            if not header_seen:
-                if any(cell.strip() for cell in cells):
-                    header_seen, number = True, 1
+                several = len(lines.row) > 1
+                opened = lines.first + open_quote(lines.row, delimiter)
+                findings.add_bad(number, _csv_fault(error, opened, lines.last))
+                if several:  # an unclosed quote has swallowed rows: they are read again
+                    broken = opened
+                    lines.back_to(opened + 1)
                 continue
             values = [cell.strip().replace("\r\n", "\n").replace("\r", "\n") for cell in cells]
+            if not any(values):
+                continue
+            if not header_seen:
+                header_seen = True
+                continue
+            if broken:
+                if fault := _stray(values, header, lines.row, broken):
+                    findings.add_bad(number, fault)
+                    continue
+                broken = 0
             if len(values) > len(header) and any(values[len(header) :]):
                 findings.add_bad(
                     number,
@@ -109,17 +125,47 @@ def _rows(path: Path, encoding: str, head: str, findings: Findings) -> Iterator[
             if any("\0" in value for value in values):
                 findings.add_bad(number, "holds a zero byte")
                 continue
+            if _is_header(values, names, path, number):
+                findings.notes.append(f"row {number} is the header once more (files put together?): left out")
+                continue
             values += [""] * (len(header) - len(values))
-            if any(values):
-                yield number, dict(zip(header, values, strict=False))
+            yield number, dict(zip(header, values, strict=False))
 
 
-def _csv_fault(error: csv.Error) -> str:
+def _stray(values: list[str], header: list[str], lines: list[str], broken: int) -> str:
+    """Say why a row behind an open quote may be the rest of its cell, "" for a whole row."""
+    raw = "".join(lines)
+    if len(values) == len(header) and (raw.count('"') == 0 or '""' in raw or not any('"' in v for v in values)):
+        return ""
+    return f"is no whole row, and stands behind the double quote of line {broken}: is it a part of that cell?"
+
+
+def _is_header(values: list[str], names: list[str], path: Path, number: int) -> bool:
+    """Whether a row is the header again. Raises :class:`DataError` for one with the columns in another order."""
+    found = [value.lower() for value in values]
+    if found == names:
+        return True
+    if found[0] in _KNOWN and _names_both(found) and all(name in _KNOWN or name in names for name in found):
+        raise DataError(
+            f"{path}: row {number} is another header ({', '.join(values)}): tables with different columns were put "
+            "together. Make a file of each (--more-data reads several)."
+        )
+    return False
+
+
+def _csv_fault(error: csv.Error, opened: int, last: int) -> str:
+    """Say what is wrong; ``opened`` and ``last`` are the lines where the quoted cell opens and where it broke."""
     text = str(error)
     if "unexpected end of data" in text:
-        return "a double quote is never closed"
+        return f"a double quote is never closed: it opens in line {opened}"
     if "expected after" in text:
-        return "a double quote inside a quoted cell is not written twice"
+        if opened == last:
+            return "a double quote inside a quoted cell is not written twice"
+        return (
+            f"the double quote that opens in line {opened} is not closed there, and what follows up to line {last} "
+            "can't be its cell: close it, or write quotes inside a cell twice"
+        )
     if "field larger" in text:
-        return "a cell is larger than 64 MiB: is a double quote never closed?"
+        cell = f"a cell has more than {_LARGEST_CELL:,} characters"
+        return f"{cell}: is the double quote that opens in line {opened} never closed?"
     return text

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from ggtune.data.readers.decoding import encoding_of, lines_of
+from ggtune.data.readers.json_rows import read_json
 from ggtune.data.readers.reader import Findings, Item, ReadOptions
-from ggtune.data.readers.rows import items_of
 
 
 class JsonLinesReader:
-    """Numbers count lines."""
+    """Numbers count lines; where the content is a list, or objects of several lines, they count objects."""
 
     name = "jsonl"
     suffixes = (".jsonl", ".ndjson")
@@ -30,24 +28,4 @@ class JsonLinesReader:
 
     def read(self, path: Path, options: ReadOptions, findings: Findings) -> Iterator[Item]:
         """Give the objects one after another: the file may be larger than memory. Raises :class:`DataError`."""
-        findings.unit = "line"
-        encoding = encoding_of(path, findings.notes)
-        yield from items_of(_objects(path, encoding, findings), path, options, findings)
-
-
-def _objects(path: Path, encoding: str, findings: Findings) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    for number, line in enumerate(lines_of(path, encoding), start=1):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-        except ValueError as error:
-            findings.add_bad(number, f"is no JSON: {error}")
-            continue
-        except RecursionError:
-            findings.add_bad(number, "is JSON nested too deep")
-            continue
-        if not isinstance(value, dict):
-            findings.add_bad(number, f"is {type(value).__name__}, not an object with names and values")
-            continue
-        yield number, value
+        yield from read_json(path, options, findings, lines=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,24 +21,32 @@ class ReadOptions:
     """What the user says about a data file.
 
     ``format`` is a reader's name, "" to find it; ``sample_start`` the marker of ``<SFT>`` text, "" for plain text, None
-    where not given; ``skip_bad`` goes on without rows that can't be used.
+    where not given; ``skip_bad`` goes on without rows that can't be used; ``encoding`` is that of text files, "" to
+    find it.
     """
 
     format: str = ""
     columns: Columns = field(default_factory=Columns)
     sample_start: str | None = None
     skip_bad: bool = False
+    encoding: str = ""
 
     @classmethod
-    def of_settings(cls, settings: Mapping[str, Any], *, skip_bad: bool) -> ReadOptions:
-        """Take them from the settings of a run, as ``config.json`` holds them."""
+    def of_settings(cls, settings: Mapping[str, Any], *, skip_bad: bool | None = None) -> ReadOptions:
+        """Take them from the settings of a run, as ``config.json`` holds them, ``skip_bad`` too where it is None."""
 
         def text(name: str) -> str:
             return str(settings.get(name) or "")
 
         columns = Columns(*(text(f"{role}_column") or None for role in ("question", "answer", "context", "weight")))
         start = settings.get("sample_start")
-        return cls(text("data_format"), columns, None if start is None else str(start), skip_bad)
+        return cls(
+            text("data_format"),
+            columns,
+            None if start is None else str(start),
+            bool(settings.get("skip_bad")) if skip_bad is None else skip_bad,
+            text("encoding"),
+        )
 
 
 @dataclass
@@ -46,7 +55,7 @@ class Findings:
 
     unit: str = "row"  # what numbers count
     rendered: bool = False  # documents are rendered conversations: their answers stand behind tags
-    empty: list[int] = field(default_factory=list)
+    empty: array[int] = field(default_factory=lambda: array("I"))
     bad: list[tuple[int, str]] = field(default_factory=list)
     unused: list[str] = field(default_factory=list)  # columns
     notes: list[str] = field(default_factory=list)

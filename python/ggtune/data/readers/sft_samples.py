@@ -5,7 +5,9 @@ The format of llama.cpp's former ``finetune`` (``--sample-start``): what stands 
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from ggtune.errors import DataError
@@ -23,18 +25,26 @@ class TextSample:
 
 def split_samples(path: str | Path, text: str, sample_start: str = SAMPLE_START) -> list[TextSample]:
     """Split a text at its markers. Raises :class:`DataError` where there is none, or nothing behind any of them."""
-    before, *pieces = text.split(sample_start)
-    if not pieces:
+    return list(samples_of(path, [text], sample_start))
+
+
+def samples_of(path: str | Path, pieces: Iterable[str], sample_start: str) -> Iterator[TextSample]:
+    """Split the pieces of a text at its markers, as :func:`split_samples` does; one sample is in memory at a time."""
+    left, line, n_parts, n_samples = "", 1, 0, 0
+    for piece in chain(pieces, [None]):
+        *whole, left = (left + (piece or "")).split(sample_start)
+        if piece is None:
+            whole, left = [*whole, left], ""
+        for text in whole:
+            if n_parts and text.strip():
+                n_samples += 1
+                yield TextSample(text.strip(), line)
+            line += text.count("\n") + (sample_start.count("\n") if n_parts else 0)
+            n_parts += 1
+    if n_parts < 2:
         raise DataError(
             f"{path}: the marker {sample_start!r} does not occur. Name the one that starts each sample with "
             "--sample-start, or give --sample-start '' for plain text."
         )
-    samples = []
-    line = 1 + before.count("\n")
-    for piece in pieces:
-        if piece.strip():
-            samples.append(TextSample(piece.strip(), line))
-        line += sample_start.count("\n") + piece.count("\n")
-    if not samples:
+    if not n_samples:
         raise DataError(f"{path}: no text behind any {sample_start!r}.")
-    return samples
