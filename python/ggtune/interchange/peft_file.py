@@ -6,7 +6,7 @@ The format is what ``PeftModel.save_pretrained`` of huggingface/peft writes (``t
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ FloatArray = NDArray[np.float32]
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
+_BASE_LAYER = ".base_layer"
 _PAIR = re.compile(r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(\.default)?(\.weight)?")
 
 # Settings that make of an adapter more than the product of two matrices; only these values leave it one.
@@ -27,7 +28,6 @@ _PLAIN = {
     "use_dora": "is a DoRA adapter, which scales each column of the weights",
     "layer_replication": "repeats layers of the model",
     "trainable_token_indices": "has trained the embeddings of single tokens",
-    "target_parameters": "adapts bare parameters (experts)",
     "alora_invocation_tokens": "is an activated LoRA, which works from certain tokens on only",
     "use_qalora": "is a QALoRA adapter, which pools the inputs",
     "use_bdlora": "is a block-diagonal LoRA",
@@ -51,13 +51,28 @@ class PeftPair:
 
 
 @dataclass(frozen=True)
+class PeftStack:
+    """A ``(n * rank, n_in)`` and B ``(n_out, rank * n)`` of one of a module's parameters, which holds n matrices."""
+
+    module: str
+    a: FloatArray
+    b: FloatArray
+
+
+@dataclass(frozen=True)
 class PeftAdapter:
     """A LoRA adapter as PEFT has it."""
 
     rank: int
     alpha: float  # as adapter.lora.alpha has it: with rsLoRA times the root of the rank
     pairs: Mapping[str, PeftPair]  # by the module's name
+    stacks: Sequence[PeftStack]  # of parameters (target_parameters)
     copies: Mapping[str, FloatArray]  # base weights that PEFT saved along, by the module's name
+    config: Mapping[str, Any]
+
+    def rank_and_scale(self, name: str) -> tuple[int, float]:
+        """Return the rank of a module or parameter by the settings, and the factor of its product."""
+        return _rank_and_scale(self.config, name)
 
 
 def is_peft_folder(folder: Path) -> bool:
@@ -91,11 +106,21 @@ def read_peft(folder: Path) -> PeftAdapter:
         problems.append(f"it holds whole weights beside the pairs, as modules_to_save makes them: {_listed(whole)}")
     rank = config["r"]
     pairs = {}
-    for module, pair in sides.items():
+    stacks = []
+    parents = _parents(config)
+    for name, pair in sides.items():
+        module = name.replace(_BASE_LAYER, "")
+        parameters = {p for parent, p in parents if f".{module}".endswith(f".{parent}")}
+        if parameters - {"weight"} and len(pair) == 2 and all(side.ndim == 2 for side in pair.values()):
+            if not all(np.isfinite(side).all() for side in pair.values()):
+                problems.append(f"{name} has values that are not finite")
+            stacks.append(PeftStack(module, pair["A"], pair["B"]))
+            continue
+        by_pattern = f"{module}.weight" if parameters else module
         if len(pair) != 2 or any(side.ndim != 2 for side in pair.values()):
             problems.append(f"{module} has no pair of matrices lora_A and lora_B")
             continue
-        expected = _by_pattern(config["rank_pattern"], module, rank)
+        expected, scale = _rank_and_scale(config, by_pattern)
         if not (pair["A"].shape[0] == pair["B"].shape[1] == expected):
             problems.append(
                 f"{module} has A {pair['A'].shape} and B {pair['B'].shape}; by {CONFIG} its rank is {expected}"
@@ -103,15 +128,24 @@ def read_peft(folder: Path) -> PeftAdapter:
             continue
         if not (np.isfinite(pair["A"]).all() and np.isfinite(pair["B"]).all()):
             problems.append(f"{module} has values that are not finite")
-        alpha = _by_pattern(config["alpha_pattern"], module, config["lora_alpha"])
-        scale = alpha / (expected**0.5 if config["use_rslora"] else expected)
         pairs[module] = PeftPair(pair["A"], pair["B"], scale, module in embeddings)
-    if not pairs and not problems:
+    if not pairs and not stacks and not problems:
         problems.append("it holds no pairs lora_A and lora_B")
     if problems:
         raise ModelError(f"{folder} is no adapter that a GGUF file can hold: {'; '.join(problems)}")
     alpha = float(config["lora_alpha"]) * (rank**0.5 if config["use_rslora"] else 1)
-    return PeftAdapter(rank, alpha, pairs, copies)
+    return PeftAdapter(rank, alpha, pairs, stacks, copies, config)
+
+
+def _parents(config: Mapping[str, Any]) -> set[tuple[str, str]]:
+    """Modules, by the end of their names, and those of their parameters that are adapted."""
+    return {(name.rpartition(".")[0], name.rpartition(".")[2]) for name in config["target_parameters"]}
+
+
+def _rank_and_scale(config: Mapping[str, Any], name: str) -> tuple[int, float]:
+    rank = _by_pattern(config["rank_pattern"], name, config["r"])
+    alpha = _by_pattern(config["alpha_pattern"], name, config["lora_alpha"])
+    return rank, alpha / (rank**0.5 if config["use_rslora"] else rank)
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -125,12 +159,14 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise ModelError(f"{path} is no configuration of PEFT")
     if config.get("peft_type") != "LORA":
         raise ModelError(f"{path}: the adapter is of type {config.get('peft_type')!r}; only LORA ones can be imported")
-    used = {"lora_alpha": 8, "rank_pattern": {}, "alpha_pattern": {}, "use_rslora": False} | {
-        key: value for key, value in config.items() if value is not None
-    }
+    defaults = {"lora_alpha": 8, "rank_pattern": {}, "alpha_pattern": {}, "use_rslora": False, "target_parameters": []}
+    used = defaults | {key: value for key, value in config.items() if value is not None}
     numbers = [used["lora_alpha"], *_values(used["alpha_pattern"]), *_values(used["rank_pattern"])]
     if not isinstance(used.get("r"), int) or used["r"] < 1 or not all(isinstance(n, (int, float)) for n in numbers):
         raise ModelError(f"{path}: r, lora_alpha, rank_pattern and alpha_pattern have to be numbers, r above 0")
+    parameters = used["target_parameters"]
+    if not isinstance(parameters, list) or not all(isinstance(name, str) for name in parameters):
+        raise ModelError(f"{path}: target_parameters have to be names")
     return used
 
 

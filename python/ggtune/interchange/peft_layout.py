@@ -55,6 +55,9 @@ class Layout:
     output: str = "lm_head"
     row_orders: Mapping[str, Callable[[int, Heads], RowOrder]] = field(default_factory=dict)
     fan_in_fan_out: bool = False  # the modules hold their weights transposed (Conv1D)
+    experts: str = ""  # the module that holds all experts of a layer in parameters
+    interleaved: bool = False  # rows of gate and up take turns in its gate_up_proj
+    parameters: frozenset[str] = frozenset()  # kinds whose module is no linear: its parameter "weight" is adapted
 
     def module(self, tensor: str) -> str | None:
         """Name the module of a GGUF tensor, None where this architecture has none for it."""
@@ -64,6 +67,10 @@ class Layout:
             return self.output
         block, layer, kind = _parts(tensor)
         return self.blocks[kind].format(layer) if block == "blk" and kind in self.blocks else None
+
+    def experts_module(self, layer: int) -> str | None:
+        """Name the module of a layer's experts, None where this architecture is not known to have any."""
+        return self.experts.format(layer) if self.experts else None
 
     def row_order(self, tensor: str, n_rows: int, heads: Heads) -> RowOrder | None:
         """Which row of the module's weight each row of the GGUF tensor is; None where they are the same."""
@@ -80,6 +87,11 @@ def layer_of(tensor: str) -> int:
 def _parts(tensor: str) -> tuple[str, str, str]:
     parts = tensor.removesuffix(".weight").split(".")
     return (parts[0], parts[1], parts[2]) if len(parts) == 3 and parts[1].isdecimal() else ("", "", "")
+
+
+def kind_of(tensor: str) -> str:
+    """Return ``attn_q`` of ``blk.0.attn_q.weight``, "" of a tensor beside the blocks."""
+    return _parts(tensor)[2]
 
 
 _LAYER = "model.layers.{}."
@@ -99,18 +111,36 @@ _ROPE_ORDERS = {"attn_q": _query, "attn_k": _key}
 _PLAIN = Layout(_ATTENTION | _FEED_FORWARD)
 _INTERLEAVED = Layout(_ATTENTION | _FEED_FORWARD, row_orders=_ROPE_ORDERS)
 
+_EXPERTS = _LAYER + "mlp.experts"
+_ROUTER = {"ffn_gate_inp": _LAYER + "mlp.gate"}
+_SHARED_EXPERT = {
+    "ffn_gate_shexp": _LAYER + "mlp.shared_expert.gate_proj",
+    "ffn_up_shexp": _LAYER + "mlp.shared_expert.up_proj",
+    "ffn_down_shexp": _LAYER + "mlp.shared_expert.down_proj",
+}
+_ROUTERS = frozenset(_ROUTER)
+
 _UNGATED = {kind: module for kind, module in _FEED_FORWARD.items() if kind != "ffn_gate"}
 
 _PLAIN_ARCHITECTURES = (
-    *("qwen2", "qwen3", "qwen2moe", "qwen3moe", "gemma", "gemma2", "gemma3", "olmo2", "stablelm", "command-r"),
+    *("qwen2", "qwen3", "gemma", "gemma2", "gemma3", "olmo2", "stablelm", "command-r"),
     *("cohere2", "seed_oss", "hunyuan-dense"),
 )
 
-# scripts/check_peft_layouts.py compared each with llama.cpp's own converter of adapters, and let PEFT read what is
-# exported. Of mixtures only what is not in an expert: experts are one tensor for all in a GGUF file.
+# scripts/check_peft_layouts.py compared each with llama.cpp's own converter of adapters (which knows no experts), and
+# let PEFT read what is exported.
 LAYOUTS: Mapping[str, Layout] = {
-    **dict.fromkeys(("llama", "granite", "smollm3", "olmo"), _INTERLEAVED),
+    **dict.fromkeys(("granite", "smollm3", "olmo"), _INTERLEAVED),
+    "llama": Layout(
+        _ATTENTION | _FEED_FORWARD | _ROUTER, row_orders=_ROPE_ORDERS, experts=_EXPERTS, parameters=_ROUTERS
+    ),
     **dict.fromkeys(_PLAIN_ARCHITECTURES, _PLAIN),
+    "qwen2moe": Layout(_ATTENTION | _FEED_FORWARD | _ROUTER | _SHARED_EXPERT, experts=_EXPERTS, parameters=_ROUTERS),
+    "qwen3moe": Layout(_ATTENTION | _FEED_FORWARD | _ROUTER, experts=_EXPERTS, parameters=_ROUTERS),
+    "olmoe": Layout(_ATTENTION | _FEED_FORWARD | _ROUTER, experts=_EXPERTS, parameters=_ROUTERS),
+    "gpt-oss": Layout(
+        _ATTENTION | {"ffn_gate_inp": _LAYER + "mlp.router"}, experts=_EXPERTS, interleaved=True, parameters=_ROUTERS
+    ),
     "arcee": Layout(_ATTENTION | _UNGATED, row_orders=_ROPE_ORDERS),
     **dict.fromkeys(("apertus", "nemotron"), Layout(_ATTENTION | _UNGATED)),
     "phi2": Layout(
