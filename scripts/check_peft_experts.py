@@ -3,8 +3,8 @@
     python scripts/check_peft_experts.py --llama-cpp vendor/llama.cpp [--write tests/golden/peft-experts] [NAME ...]
 
 A tiny random mixture per architecture and a PEFT adapter (``target_parameters``) with random A and B of its experts,
-its router and some of its attention: llama_decode with the import has to give PyTorch's numbers, and so has PEFT with what
-is exported again; of an adapter of ggtune's own, whose gate and up have an A each, both have to give the same.
+its router and some of its attention: llama_decode with the import has to give PyTorch's numbers, and so has PEFT with
+what is exported again; of an adapter of ggtune's own, whose gate and up have an A each, both have to give the same.
 ``--write`` keeps base, folder and log-probabilities of each for the tests. Needs what ``make_golden.py`` needs; made
 with peft 0.21.2, transformers 5.24.0, torch 2.13.0.
 """

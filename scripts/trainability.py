@@ -51,15 +51,18 @@ def refusals() -> dict[str, str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tensor-list", type=Path, help="make the table of tensors with this program")
-    parser.add_argument("--write", action="store_true", help="write docs/architectures.md instead of printing it")
+    parser.add_argument(
+        "--write", action="store_true", help="write docs/architectures.md and the file that `ggtune models` reads"
+    )
     options = parser.parse_args()
     if options.tensor_list is not None:
         return make_table(options.tensor_list)
-    text = verdict.page(refusals())
+    found = refusals()
     if options.write:
-        verdict.PAGE.write_text(text)
+        verdict.PAGE.write_text(verdict.page(found))
+        verdict.DATA.write_text(verdict.data(found), encoding="utf-8")
     else:
-        print(text, end="")
+        print(verdict.page(found), end="")
     return 0
 
 

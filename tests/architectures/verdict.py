@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +13,9 @@ import numpy as np
 from ggtune._core import Adapter, Model, Trainer
 from ggtune.errors import GgtuneError
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "architectures.md"
+_ROOT = Path(__file__).resolve().parents[2]
+PAGE = _ROOT / "docs" / "architectures.md"
+DATA = _ROOT / "python" / "ggtune" / "gguf" / "architectures.json"  # what `ggtune models` reads
 
 _HEAD = """\
 # Which architectures train
@@ -64,6 +67,11 @@ def page(refusals: Mapping[str, str]) -> str:
         *rows,
     ]
     return "\n".join(lines) + "\n"
+
+
+def data(refusals: Mapping[str, str]) -> str:
+    """The text of the file that `ggtune models` reads."""
+    return json.dumps(dict(sorted(refusals.items())), indent=0, ensure_ascii=False) + "\n"
 
 
 def read_page() -> dict[str, str]:

@@ -11,6 +11,8 @@ COMMANDS = [
     "run",
     "train",
     "plan",
+    "inspect",
+    "models",
     "preview",
     "check-data",
     "resume",

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from architectures import files, verdict
 from ggtune._core import Adapter, Model, Trainer, decode_log_probs
+from ggtune.gguf.architectures import architectures
 
 Batch = tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32], NDArray[np.int32], NDArray[np.float32]]
 
@@ -133,6 +134,8 @@ def test_what_is_refused_says_why(tmp_path: Path, name: str) -> None:
 
 def test_the_page_is_complete() -> None:
     assert verdict.page(WHY_NOT) == verdict.PAGE.read_text(), "run scripts/trainability.py --write"
+    assert architectures() == WHY_NOT, "run scripts/trainability.py --write"
+    assert verdict.data(WHY_NOT) == verdict.DATA.read_text(encoding="utf-8")
     assert sorted(WHY_NOT) == files.NAMES
     assert len({files.architecture_of(name) for name in TRAINABLE}) >= 61
 

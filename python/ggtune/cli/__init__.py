@@ -20,6 +20,8 @@ _COMMANDS = {
     "run": ("run", "CSV and base model in, model for Ollama out: train, merge and package in one go."),
     "train": ("train", "Train an adapter on questions and answers, or on text."),
     "plan": ("plan", "Say how much memory and time a training will take, before it starts."),
+    "inspect": ("inspect", "Say what a model file is, and whether it can be trained."),
+    "models": ("models", "Say which architectures train, and why others don't."),
     "preview": ("preview", "Show samples as they will be trained on."),
     "check-data": ("check_data", "Say what looks wrong in training data."),
     "resume": ("resume", "Go on with a run that was interrupted, or add to one that has ended."),

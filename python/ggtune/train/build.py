@@ -97,7 +97,7 @@ def build(
         samples.training,
         samples.held_out,
         batch=config.batch,
-        max_tokens=config.micro_batch_tokens or max(samples.context, _LEAST_MICRO_BATCH),
+        max_tokens=config.micro_batch_tokens or least_micro_batch(samples.context),
         seed=config.seed,
         epochs=config.epochs,
         max_steps=config.max_steps,
@@ -107,6 +107,11 @@ def build(
     elif not header_only:  # such an adapter has no values
         start.fill(adapter)
     return Build(start, model, samples, adapter, targets, engine, plan)
+
+
+def least_micro_batch(context: int) -> int:
+    """Return how many tokens are computed at once by default."""
+    return max(context, _LEAST_MICRO_BATCH)
 
 
 def _check_adapter_memory(config: TrainConfig, model: "Model", targets: Targets) -> None:

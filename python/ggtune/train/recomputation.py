@@ -1,20 +1,33 @@
 """How many layers are computed a second time for their gradient: less memory for more time."""
 
+from typing import TYPE_CHECKING
+
 from ggtune.errors import GgtuneError
 from ggtune.train.build import Build
+
+if TYPE_CHECKING:
+    from ggtune._core import Trainer
 
 _USABLE_SHARE = 0.9  # of the free memory: other programs go on, and the run's own Python side grows a little
 
 
 def set_recomputation(built: Build, free_bytes: int) -> dict[str, int]:
-    """Set ``recompute_layers`` of the engine as the settings ask, and return the bytes that are then needed, by part.
+    """Do as :func:`fit_recomputation` for a run's largest micro-batch, as its settings ask."""
+    n_params = built.adapter.n_params
+    return fit_recomputation(built.engine, built.config.recompute, built.plan.largest, free_bytes, n_params=n_params)
 
-    ``"auto"`` takes as few as fit ``free_bytes``, all where even that is too much. The parts are those of
-    ``Trainer.memory``, and what a checkpoint takes while it is written. Where the engine can compute no layer again,
-    ``"auto"`` means none, and ``"layers"`` raises :class:`GgtuneError`.
+
+def fit_recomputation(
+    engine: "Trainer", how: str, largest: tuple[int, int, int], free_bytes: int, *, n_params: int
+) -> dict[str, int]:
+    """Set ``recompute_layers`` of the engine, and return the bytes that are then needed, by part.
+
+    ``largest`` are the tokens, targets and sequences of a micro-batch, ``n_params`` the adapter's. ``how`` "auto" takes
+    as few layers as fit ``free_bytes``, all where even that is too much. The parts are those of ``Trainer.memory``, and what a checkpoint
+    takes while it is written. Where the engine can compute no layer again, "auto" means none, and "layers" raises
+    :class:`GgtuneError`.
     """
-    engine, how, largest = built.engine, built.config.recompute, built.plan.largest
-    checkpoint = {"checkpoint": 12 * built.adapter.n_params}  # adapter and both moments
+    checkpoint = {"checkpoint": 12 * n_params}  # adapter and both moments
     if how == "layers" and engine.n_recomputable_layers == 0:
         raise GgtuneError(
             "recompute: llama.cpp's graph of this model can't be cut between its layers, so that none of them can be "

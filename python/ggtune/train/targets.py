@@ -34,6 +34,13 @@ def is_router(kind: str) -> bool:
     return kind.startswith(_ROUTERS)
 
 
+def group_of(linear: "Linear") -> str:
+    """Name the narrowest group of a linear, "router" where it is in none."""
+    if is_router(linear.kind):
+        return "router"
+    return next(group for group in ("experts", "attention", "ffn", DENSE) if _in_group(group, linear.kind, linear))
+
+
 def n_params(linears: Iterable["Linear"], rank: int) -> int:
     """Count the parameters of pairs for these linears, of each matrix of a stack."""
     return sum(rank * (linear.n_in + linear.n_out) * linear.n_mat for linear in linears)
