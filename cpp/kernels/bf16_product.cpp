@@ -42,14 +42,23 @@ int64_t panel_stride(int64_t depth_left) {
 
 template <class Pack>
 void pack(const float * x, int64_t x_row_stride, int64_t n, int64_t n_tokens, float scale, void * packed, int64_t first,
-          int64_t end, Pack pack_panel) {
+          int64_t end, const int32_t * rows, Pack pack_panel) {
+    alignas(64) float gathered[kTileRows * kDepth];
     Bf16 * block = aligned(packed);
     for (int64_t k = 0; k < n; k += kDepth) {
         const int64_t depth = std::min(kDepth, n - k);
         const int64_t stride = panel_stride(depth);
         for (int64_t p = first; p < end; ++p) {
-            pack_panel(x + p * kTileRows * x_row_stride + k, x_row_stride,
-                       std::min(kTileRows, n_tokens - p * kTileRows), depth, scale, block + p * stride);
+            const int64_t n_rows = std::min(kTileRows, n_tokens - p * kTileRows);
+            if (rows == nullptr) {
+                pack_panel(x + p * kTileRows * x_row_stride + k, x_row_stride, n_rows, depth, scale,
+                           block + p * stride);
+                continue;
+            }
+            for (int64_t i = 0; i < n_rows; ++i) {
+                std::copy_n(x + rows[p * kTileRows + i] * x_row_stride + k, depth, gathered + i * depth);
+            }
+            pack_panel(gathered, depth, n_rows, depth, scale, block + p * stride);
         }
         block += bf16_panel_count(n_tokens) * stride;
     }
@@ -218,13 +227,27 @@ void store_block(const float * sums, int64_t n_rows, int64_t n_cols, float * res
 
 // The sums of a stage to the result, some rows of it at a time.
 template <bool transposed>
-void store(const Stage & stage, const float * sums, float * result, int64_t stride, bool accumulate) {
+void store(const Stage & stage, const float * sums, float * result, int64_t stride, bool accumulate,
+           const int32_t * rows) {
+    alignas(64) float block_rows[kBlockSums];
     for (int64_t token = stage.token; token < stage.end_token; token += kSide) {
         const int64_t n = std::min(kSide, stage.end_token - token);
         for (int64_t column = stage.column; column < stage.end_column; column += kSide) {
             const int64_t n_columns = std::min(kSide, stage.end_column - column);
             const int64_t block =
                 (column - stage.column) / kSide * stage.token_blocks() + (token - stage.token) / kSide;
+            if (rows != nullptr) {
+                const float * from = sums + block * kBlockSums;
+                if (transposed) {
+                    store_transposed(from, n_columns, n, block_rows, kSide, false);
+                    from = block_rows;
+                }
+                for (int64_t i = 0; i < n; ++i) {
+                    store_block(from + i * kSide, 1, n_columns, result + rows[token + i] * stride + column, stride,
+                                accumulate);
+                }
+                continue;
+            }
             float * place = result + token * stride + column;
             if (transposed) {
                 store_transposed(sums + block * kBlockSums, n_columns, n, place, stride, accumulate);
@@ -239,7 +262,7 @@ void store(const Stage & stage, const float * sums, float * result, int64_t stri
 // that of the gradient.
 template <class Unpacker>
 void multiply(const Bf16Term * terms, int n_terms, int64_t n_tokens, float * result, int64_t stride, bool accumulate,
-              const Range & tokens, const Range & columns) {
+              const Range & tokens, const Range & columns, const int32_t * rows) {
     constexpr bool kWeightsAreA = std::is_same_v<Unpacker, OutputUnpacker>;
     const TileSession session(tile_unit());
     Scratch & buffers = scratch();
@@ -280,7 +303,7 @@ void multiply(const Bf16Term * terms, int n_terms, int64_t n_tokens, float * res
             }
         }
         if (stage.last) {
-            store<kWeightsAreA>(stage, buffers.sums, result, stride, accumulate);
+            store<kWeightsAreA>(stage, buffers.sums, result, stride, accumulate, rows);
         }
     }
 }
@@ -301,12 +324,22 @@ size_t bf16_panel_bytes(int64_t n) {
 
 void bf16_pack_inputs(const float * x, int64_t x_row_stride, int64_t n, int64_t n_tokens, float scale, void * packed,
                       int64_t first, int64_t end) {
-    pack(x, x_row_stride, n, n_tokens, scale, packed, first, end, pack_columns);
+    bf16_pack_input_rows(x, x_row_stride, nullptr, n, n_tokens, scale, packed, first, end);
+}
+
+void bf16_pack_input_rows(const float * x, int64_t x_row_stride, const int32_t * rows, int64_t n, int64_t n_tokens,
+                          float scale, void * packed, int64_t first, int64_t end) {
+    pack(x, x_row_stride, n, n_tokens, scale, packed, first, end, rows, pack_columns);
 }
 
 void bf16_pack_gradients(const float * dy, int64_t dy_row_stride, int64_t n, int64_t n_tokens, float scale,
                          void * packed, int64_t first, int64_t end) {
-    pack(dy, dy_row_stride, n, n_tokens, scale, packed, first, end, pack_rows);
+    bf16_pack_gradient_rows(dy, dy_row_stride, nullptr, n, n_tokens, scale, packed, first, end);
+}
+
+void bf16_pack_gradient_rows(const float * dy, int64_t dy_row_stride, const int32_t * rows, int64_t n, int64_t n_tokens,
+                             float scale, void * packed, int64_t first, int64_t end) {
+    pack(dy, dy_row_stride, n, n_tokens, scale, packed, first, end, rows, pack_rows);
 }
 
 Bf16Blocks bf16_blocks(int64_t n_tokens, int64_t n_columns, int nth) {
@@ -320,12 +353,22 @@ Bf16Blocks bf16_blocks(int64_t n_tokens, int64_t n_columns, int nth) {
 
 void bf16_forward(const Bf16Term * terms, int n_terms, int64_t n_tokens, float * y, int64_t y_row_stride,
                   bool accumulate, const Range & tokens, const Range & columns) {
-    multiply<OutputUnpacker>(terms, n_terms, n_tokens, y, y_row_stride, accumulate, tokens, columns);
+    bf16_forward_rows(terms, n_terms, n_tokens, y, y_row_stride, nullptr, accumulate, tokens, columns);
+}
+
+void bf16_forward_rows(const Bf16Term * terms, int n_terms, int64_t n_tokens, float * y, int64_t y_row_stride,
+                       const int32_t * rows, bool accumulate, const Range & tokens, const Range & columns) {
+    multiply<OutputUnpacker>(terms, n_terms, n_tokens, y, y_row_stride, accumulate, tokens, columns, rows);
 }
 
 void bf16_input_gradient(const Bf16Term * terms, int n_terms, int64_t n_tokens, float * dx, int64_t dx_row_stride,
                          bool accumulate, const Range & tokens, const Range & columns) {
-    multiply<InputUnpacker>(terms, n_terms, n_tokens, dx, dx_row_stride, accumulate, tokens, columns);
+    bf16_input_gradient_rows(terms, n_terms, n_tokens, dx, dx_row_stride, nullptr, accumulate, tokens, columns);
+}
+
+void bf16_input_gradient_rows(const Bf16Term * terms, int n_terms, int64_t n_tokens, float * dx, int64_t dx_row_stride,
+                              const int32_t * rows, bool accumulate, const Range & tokens, const Range & columns) {
+    multiply<InputUnpacker>(terms, n_terms, n_tokens, dx, dx_row_stride, accumulate, tokens, columns, rows);
 }
 
 }  // namespace ggtune::kernels

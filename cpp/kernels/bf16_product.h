@@ -56,6 +56,16 @@ void bf16_forward(const Bf16Term * terms, int n_terms, int64_t n_tokens, float *
 void bf16_input_gradient(const Bf16Term * terms, int n_terms, int64_t n_tokens, float * dx, int64_t dx_row_stride,
                          bool accumulate, const Range & tokens, const Range & columns);
 
+// The same for rows of larger matrices, which are gathered and scattered: token t is row rows[t] of X, dY, Y or dX.
+void bf16_pack_input_rows(const float * x, int64_t x_row_stride, const int32_t * rows, int64_t n, int64_t n_tokens,
+                          float scale, void * packed, int64_t first, int64_t end);
+void bf16_pack_gradient_rows(const float * dy, int64_t dy_row_stride, const int32_t * rows, int64_t n, int64_t n_tokens,
+                             float scale, void * packed, int64_t first, int64_t end);
+void bf16_forward_rows(const Bf16Term * terms, int n_terms, int64_t n_tokens, float * y, int64_t y_row_stride,
+                       const int32_t * rows, bool accumulate, const Range & tokens, const Range & columns);
+void bf16_input_gradient_rows(const Bf16Term * terms, int n_terms, int64_t n_tokens, float * dx, int64_t dx_row_stride,
+                              const int32_t * rows, bool accumulate, const Range & tokens, const Range & columns);
+
 // G[r, i] += scale * sum_t S[t, r] * L[t, i], the gradient of a low-rank matrix, for columns [first, end) of L; `first`
 // is a multiple of bf16_outer_block().
 //   s  [n_tokens, rank]    l  [n_tokens, n]    g  [rank, n], element (r, i) at g[r * g_row_stride + i * g_col_stride]

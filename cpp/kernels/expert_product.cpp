@@ -4,6 +4,7 @@
 #include <limits>
 #include <vector>
 
+#include "kernels/bf16_product.h"
 #include "kernels/dequantize.h"
 #include "kernels/gemm.h"
 #include "kernels/int16_gradient.h"
@@ -21,6 +22,7 @@ using detail::round_up;
 constexpr int64_t kMostFloatColumns = 512;
 constexpr int64_t kMostInt8Columns = 512;
 constexpr int64_t kMostInt16Columns = 1024;
+constexpr int64_t kMostBf16Columns = 512;
 // Multiples of this where there are enough of them: of the blocks of a weight none is unpacked twice.
 constexpr int64_t kColumnStep = 256;
 constexpr int64_t kSmallColumnStep = 32;
@@ -116,9 +118,55 @@ int64_t n_parts(const ExpertWeights & w, const ExpertInputs & inputs) {
     return inputs.shared ? 1 : w.n_experts;
 }
 
-// What an expert's tokens take of the blocks that all are quantized to.
-int64_t int8_blocks_of(const ExpertRows & pairs, int64_t expert) {
-    return int8_token_blocks(pairs.of(expert).size());
+// What all rows of a kind are quantized or packed to, expert by expert: in so many blocks of an expert's rows.
+using CountBlocks = int64_t (*)(int64_t n_rows);
+
+int64_t blocks_of(const ExpertRows & pairs, int64_t expert, CountBlocks count) {
+    return count(pairs.of(expert).size());
+}
+
+// Blocks of the experts before one, which are asked for in ascending order.
+class BlocksBefore {
+  public:
+    BlocksBefore(const ExpertRows & pairs, CountBlocks count) : pairs_(pairs), count_(count) {}
+
+    int64_t operator()(int64_t expert) {
+        for (; expert_ < expert; ++expert_) {
+            sum_ += blocks_of(pairs_, expert_, count_);
+        }
+        return sum_;
+    }
+
+  private:
+    const ExpertRows & pairs_;
+    const CountBlocks count_;
+    int64_t expert_ = 0, sum_ = 0;
+};
+
+// work(expert, blocks, first) for blocks [units.begin, units.end) of all: `blocks` among those of the expert, whose first
+// one is `first` of all.
+template <class Work>
+void for_blocks(const ExpertRows & pairs, CountBlocks count, const Range & units, Work && work) {
+    int64_t first = 0;
+    for (int64_t expert = 0; expert < pairs.n_experts && first < units.end; ++expert) {
+        const int64_t n = blocks_of(pairs, expert, count);
+        const Range blocks = {std::max<int64_t>(units.begin - first, 0), std::min(units.end - first, n)};
+        if (blocks.begin < blocks.end) {
+            work(expert, blocks, first);
+        }
+        first += n;
+    }
+}
+
+int64_t all_blocks(const ExpertRows & pairs, CountBlocks count) {
+    return BlocksBefore(pairs, count)(pairs.n_experts);
+}
+
+// One more panel than there are leaves room for it.
+template <class Byte>
+Byte * on_cache_line(Byte * packed) {
+    constexpr uintptr_t kLine = 64;
+    return packed + (kLine - reinterpret_cast<uintptr_t>(packed) % kLine) % kLine;
 }
 
 constexpr int64_t kWeightGradientColumns = 512;
@@ -263,27 +311,17 @@ int64_t expert_int8_blocks(int64_t n_experts, int64_t n_pairs) {
 }
 
 int64_t expert_int8_quantize_units(const ExpertRows & pairs) {
-    int64_t sum = 0;
-    for (int64_t expert = 0; expert < pairs.n_experts; ++expert) {
-        sum += int8_blocks_of(pairs, expert);
-    }
-    return sum;
+    return all_blocks(pairs, int8_token_blocks);
 }
 
 void expert_int8_quantize(const ExpertRows & pairs, const float * x, const ExpertInputs & inputs, int64_t n_in,
                           int64_t activation_block, void * quantized, const Range & units) {
     const size_t block_bytes = int8_token_block_bytes(n_in, activation_block);
-    int64_t first = 0;
-    for (int64_t expert = 0; expert < pairs.n_experts && first < units.end; ++expert) {
-        const int64_t n = int8_blocks_of(pairs, expert);
-        const Range blocks = {std::max<int64_t>(units.begin - first, 0), std::min(units.end - first, n)};
-        if (blocks.begin < blocks.end) {
-            int8_quantize_rows(x, inputs.row_stride, inputs.rows(pairs) + pairs.first[expert], n_in, activation_block,
-                               pairs.of(expert).size(),
-                               static_cast<char *>(quantized) + static_cast<size_t>(first) * block_bytes, blocks);
-        }
-        first += n;
-    }
+    for_blocks(pairs, int8_token_blocks, units, [&](int64_t expert, const Range & blocks, int64_t first) {
+        int8_quantize_rows(x, inputs.row_stride, inputs.rows(pairs) + pairs.first[expert], n_in, activation_block,
+                           pairs.of(expert).size(),
+                           static_cast<char *>(quantized) + static_cast<size_t>(first) * block_bytes, blocks);
+    });
 }
 
 ExpertUnits expert_int8_forward_units(const ExpertWeights & w, int n_threads) {
@@ -293,14 +331,12 @@ ExpertUnits expert_int8_forward_units(const ExpertWeights & w, int n_threads) {
 void expert_int8_forward(const ExpertWeights & w, const ExpertRows & pairs, const void * quantized, float * y,
                          int64_t y_row_stride, int64_t unit_columns, const Range & units) {
     const size_t block_bytes = int8_token_block_bytes(w.n_in, int8_activation_block(w.type));
-    int64_t known = 0, first = 0;  // blocks of the experts before `known`
+    BlocksBefore blocks_before(pairs, int8_token_blocks);
     for_units(units, w.n_out, unit_columns, [&](int64_t expert, const Range & columns) {
-        for (; known < expert; ++known) {
-            first += int8_blocks_of(pairs, known);
-        }
-        int8_forward_rows(w.type, w.row(expert, 0), w.row_bytes, w.n_in,
-                          static_cast<const char *>(quantized) + static_cast<size_t>(first) * block_bytes,
-                          pairs.of(expert).size(), y, y_row_stride, pairs.pairs + pairs.first[expert], columns);
+        int8_forward_rows(
+            w.type, w.row(expert, 0), w.row_bytes, w.n_in,
+            static_cast<const char *>(quantized) + static_cast<size_t>(blocks_before(expert)) * block_bytes,
+            pairs.of(expert).size(), y, y_row_stride, pairs.pairs + pairs.first[expert], columns);
         if (expert == 0) {
             fill_lost(pairs, pairs.pairs, columns, y, y_row_stride);
         }
@@ -319,6 +355,76 @@ void expert_int16_input_gradient(const ExpertWeights & w, const ExpertRows & pai
         int16_input_gradient_rows(w.type, w.row(expert, 0), w.row_bytes, w.n_out, dy, dy_row_stride,
                                   pairs.pairs + sorted.begin, sorted.size(), dx, inputs.row_stride,
                                   inputs.rows(pairs) + sorted.begin, to_dx, columns);
+    };
+    input_gradient(w, pairs, accumulate, dx, inputs, unit_columns, units, add);
+}
+
+int64_t expert_bf16_panels(int64_t n_experts, int64_t n_pairs) {
+    return bf16_panel_count(n_pairs) + n_experts + 1;
+}
+
+int64_t expert_bf16_pack_units(const ExpertRows & pairs) {
+    return all_blocks(pairs, bf16_panel_count);
+}
+
+void expert_bf16_pack_inputs(const ExpertRows & pairs, const float * x, const ExpertInputs & inputs, int64_t n_in,
+                             void * packed, const Range & units) {
+    char * panels = on_cache_line(static_cast<char *>(packed));
+    for_blocks(pairs, bf16_panel_count, units, [&](int64_t expert, const Range & blocks, int64_t first) {
+        bf16_pack_input_rows(x, inputs.row_stride, inputs.rows(pairs) + pairs.first[expert], n_in,
+                             pairs.of(expert).size(), 1.0f,
+                             panels + static_cast<size_t>(first) * bf16_panel_bytes(n_in), blocks.begin, blocks.end);
+    });
+}
+
+void expert_bf16_pack_gradients(const ExpertRows & pairs, const float * dy, int64_t dy_row_stride, int64_t n_out,
+                                void * packed, const Range & units) {
+    char * panels = on_cache_line(static_cast<char *>(packed));
+    for_blocks(pairs, bf16_panel_count, units, [&](int64_t expert, const Range & blocks, int64_t first) {
+        bf16_pack_gradient_rows(dy, dy_row_stride, pairs.pairs + pairs.first[expert], n_out, pairs.of(expert).size(),
+                                1.0f, panels + static_cast<size_t>(first) * bf16_panel_bytes(n_out), blocks.begin,
+                                blocks.end);
+    });
+}
+
+ExpertUnits expert_bf16_forward_units(const ExpertWeights & w, int n_threads) {
+    return divided(w.n_experts, w.n_out, kMostBf16Columns, n_threads);
+}
+
+void expert_bf16_forward(const ExpertWeights & w, const ExpertRows & pairs, const void * packed, float * y,
+                         int64_t y_row_stride, int64_t unit_columns, const Range & units) {
+    const char * panels = on_cache_line(static_cast<const char *>(packed));
+    BlocksBefore blocks_before(pairs, bf16_panel_count);
+    for_units(units, w.n_out, unit_columns, [&](int64_t expert, const Range & columns) {
+        const int64_t n = pairs.of(expert).size();
+        const Bf16Term term = {w.type, w.row(expert, 0), w.row_bytes, w.n_in,
+                               panels + static_cast<size_t>(blocks_before(expert)) * bf16_panel_bytes(w.n_in)};
+        bf16_forward_rows(&term, 1, n, y, y_row_stride, pairs.pairs + pairs.first[expert], false, {0, n}, columns);
+        if (expert == 0) {
+            fill_lost(pairs, pairs.pairs, columns, y, y_row_stride);
+        }
+    });
+}
+
+ExpertUnits expert_bf16_input_gradient_units(const ExpertWeights & w, const ExpertInputs & inputs, int n_threads) {
+    return divided(n_parts(w, inputs), w.n_in, kMostBf16Columns, n_threads);
+}
+
+void expert_bf16_input_gradient(const ExpertWeights & w, const ExpertRows & pairs, const void * packed, bool accumulate,
+                                float * dx, const ExpertInputs & inputs, int64_t unit_columns, const Range & units) {
+    const char * panels = on_cache_line(static_cast<const char *>(packed));
+    std::vector<int64_t> first(static_cast<size_t>(w.n_experts));
+    BlocksBefore blocks_before(pairs, bf16_panel_count);
+    for (int64_t expert = 0; expert < w.n_experts; ++expert) {
+        first[static_cast<size_t>(expert)] = blocks_before(expert);
+    }
+    const auto add = [&](int64_t expert, const Range & columns, bool to_dx) {
+        const int64_t n = pairs.of(expert).size();
+        const Bf16Term term = {
+            w.type, w.row(expert, 0), w.row_bytes, w.n_out,
+            panels + static_cast<size_t>(first[static_cast<size_t>(expert)]) * bf16_panel_bytes(w.n_out)};
+        bf16_input_gradient_rows(&term, 1, n, dx, inputs.row_stride, inputs.rows(pairs) + pairs.first[expert], to_dx,
+                                 {0, n}, columns);
     };
     input_gradient(w, pairs, accumulate, dx, inputs, unit_columns, units, add);
 }

@@ -103,6 +103,22 @@ void expert_int16_input_gradient(const ExpertWeights & w, const ExpertRows & pai
                                  int64_t dy_row_stride, bool accumulate, float * dx, const ExpertInputs & inputs,
                                  int64_t unit_columns, const Range & units);
 
+// Both with scale 1 in bf16 (bf16_product.h), for all types. What X and dY are packed to, expert by expert, takes
+// expert_bf16_panels() panels of bf16_panel_bytes() at most; it is made by panels, of which there are
+// expert_bf16_pack_units().
+int64_t expert_bf16_panels(int64_t n_experts, int64_t n_pairs);
+int64_t expert_bf16_pack_units(const ExpertRows & pairs);
+void expert_bf16_pack_inputs(const ExpertRows & pairs, const float * x, const ExpertInputs & inputs, int64_t n_in,
+                             void * packed, const Range & units);
+void expert_bf16_pack_gradients(const ExpertRows & pairs, const float * dy, int64_t dy_row_stride, int64_t n_out,
+                                void * packed, const Range & units);
+ExpertUnits expert_bf16_forward_units(const ExpertWeights & w, int n_threads);
+void expert_bf16_forward(const ExpertWeights & w, const ExpertRows & pairs, const void * packed, float * y,
+                         int64_t y_row_stride, int64_t unit_columns, const Range & units);
+ExpertUnits expert_bf16_input_gradient_units(const ExpertWeights & w, const ExpertInputs & inputs, int n_threads);
+void expert_bf16_input_gradient(const ExpertWeights & w, const ExpertRows & pairs, const void * packed, bool accumulate,
+                                float * dx, const ExpertInputs & inputs, int64_t unit_columns, const Range & units);
+
 // dW[e, o, i] = scale * sum over the pairs of e of dY[p, o] * X[., i], added to dW where `accumulate`; dW float32,
 // contiguous, ne = [n_in, n_out, n_experts].
 struct ExpertShape {

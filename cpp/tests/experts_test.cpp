@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "check.h"
+#include "kernels/bf16_product.h"
 #include "kernels/dequantize.h"
 #include "kernels/expert_product.h"
 #include "kernels/int16_gradient.h"
@@ -251,6 +252,77 @@ void test_int8(const Weights & weights, const Routing & routing, bool shared) {
     }
 }
 
+// The same in bf16, forward and backward.
+void test_bf16(const Weights & weights, const Routing & routing, bool shared, bool accumulate) {
+    const ExpertWeights & w = weights.w;
+    const ExpertRows rows = routing.rows();
+    const ExpertInputs inputs = routing.inputs(shared, w.n_in);
+    const std::string name = weights.name() + " " + routing.name() + (shared ? " shared" : "") + " bf16";
+    const int64_t y_stride = w.n_out + kPadding;
+    const Floats x = random_values(inputs.n_rows * inputs.row_stride, 2);
+    const Floats dy = random_values(routing.n_pairs() * y_stride, 4);
+    const Floats y_before(dy.size(), 0.25f), dx_before = random_values(static_cast<int64_t>(x.size()), 3);
+    Floats y_expected = y_before, dx_expected = dx_before;
+    for (int64_t t = 0; t < inputs.n_rows && shared && !accumulate; ++t) {
+        std::fill_n(dx_expected.begin() + t * inputs.row_stride, w.n_in, 0.0f);
+    }
+    const auto packing = [](int64_t n_rows, int64_t n) {
+        return std::vector<char>(static_cast<size_t>(bf16_panel_count(n_rows)) * bf16_panel_bytes(n) + 64);
+    };
+    for (int64_t e = 0; e < w.n_experts; ++e) {
+        const int64_t n = rows.of(e).size();
+        const int32_t * x_index = inputs.rows(rows) + rows.first[e];
+        const int32_t * y_index = rows.pairs + rows.first[e];
+        Floats x_rows, dy_rows, y_rows(static_cast<size_t>(n * w.n_out)), dx_rows(static_cast<size_t>(n * w.n_in));
+        for (int64_t i = 0; i < n; ++i) {
+            x_rows.insert(x_rows.end(), x.begin() + x_index[i] * inputs.row_stride,
+                          x.begin() + x_index[i] * inputs.row_stride + w.n_in);
+            dy_rows.insert(dy_rows.end(), dy.begin() + y_index[i] * y_stride,
+                           dy.begin() + y_index[i] * y_stride + w.n_out);
+        }
+        std::vector<char> packed_x = packing(n, w.n_in), packed_dy = packing(n, w.n_out);
+        bf16_pack_inputs(x_rows.data(), w.n_in, w.n_in, n, 1.0f, packed_x.data(), 0, bf16_panel_count(n));
+        bf16_pack_gradients(dy_rows.data(), w.n_out, w.n_out, n, 1.0f, packed_dy.data(), 0, bf16_panel_count(n));
+        const Bf16Term forward = {w.type, w.row(e, 0), w.row_bytes, w.n_in, packed_x.data()};
+        const Bf16Term backward = {w.type, w.row(e, 0), w.row_bytes, w.n_out, packed_dy.data()};
+        bf16_forward(&forward, 1, n, y_rows.data(), w.n_out, false, {0, n}, {0, w.n_out});
+        bf16_input_gradient(&backward, 1, n, dx_rows.data(), w.n_in, false, {0, n}, {0, w.n_in});
+        for (int64_t i = 0; i < n; ++i) {
+            std::copy_n(y_rows.begin() + i * w.n_out, w.n_out, y_expected.begin() + y_index[i] * y_stride);
+            for (int64_t j = 0; j < w.n_in; ++j) {
+                float & element = dx_expected[static_cast<size_t>(x_index[i] * inputs.row_stride + j)];
+                element = dx_rows[static_cast<size_t>(i * w.n_in + j)] + (shared || accumulate ? element : 0.0f);
+            }
+        }
+    }
+    const auto all_panels = [&](int64_t n) {
+        const size_t n_bytes =
+            static_cast<size_t>(expert_bf16_panels(w.n_experts, routing.n_pairs())) * bf16_panel_bytes(n);
+        return std::vector<char>(n_bytes + 1, '\x55');
+    };
+    for (const int n_threads : {1, 3}) {
+        std::vector<char> packed_x = all_panels(w.n_in), packed_dy = all_panels(w.n_out);
+        const int64_t n_units = expert_bf16_pack_units(rows);
+        for (int64_t begin = 0; begin < n_units; begin += n_threads) {  // across experts
+            const Range units = {begin, std::min<int64_t>(begin + n_threads, n_units)};
+            expert_bf16_pack_inputs(rows, x.data(), inputs, w.n_in, packed_x.data(), units);
+            expert_bf16_pack_gradients(rows, dy.data(), y_stride, w.n_out, packed_dy.data(), units);
+        }
+        Floats y = y_before, dx = dx_before;
+        const ExpertUnits forward = expert_bf16_forward_units(w, n_threads);
+        expert_bf16_forward(w, rows, packed_x.data(), y.data(), y_stride, forward.n_columns, {0, forward.n_units});
+        const ExpertUnits backward = expert_bf16_input_gradient_units(w, inputs, n_threads);
+        run_units(backward.n_units, [&](const Range & units) {
+            expert_bf16_input_gradient(w, rows, packed_dy.data(), accumulate, dx.data(), inputs, backward.n_columns,
+                                       units);
+        });
+        const std::string threads = ", " + std::to_string(n_threads) + " threads";
+        check_true(name + threads, same_bits(y, y_expected));
+        check_true(name + " dX" + threads, same_bits(dx, dx_expected));
+        check_true(name + ", within its memory" + threads, packed_x.back() == '\x55' && packed_dy.back() == '\x55');
+    }
+}
+
 void test_weight_gradient(const ExpertShape & shape, const Routing & routing, bool shared, bool accumulate) {
     const ExpertRows rows = routing.rows();
     const ExpertInputs inputs = routing.inputs(shared, shape.n_in);
@@ -359,6 +431,7 @@ int main() {
         for (const bool shared : {false, true}) {
             test_forward(weights, few, shared, shared);
             test_input_gradient(weights, few, shared, !shared);
+            test_bf16(weights, few, shared, !shared);
             if (int8_product_supported(type)) {
                 test_int8(weights, few, shared);
             }
@@ -370,6 +443,7 @@ int main() {
         test_input_gradient(q4, many, shared, false);
         test_int8(q4, many, shared);
         test_int8(q6, wide, shared);
+        test_bf16(q6, wide, shared, shared);
         test_forward(narrow, one, shared, true);
         test_input_gradient(narrow, one, shared, true);
         for (const bool accumulate : {false, true}) {

@@ -29,7 +29,7 @@ void CpuOps::begin_stretch(const std::vector<ggml_tensor *> & nodes) {
     quantized_.clear();
     packed_.clear();
     sorted_pairs_.clear();
-    quantized_for_experts_.clear();
+    expert_inputs_.clear();
     // a model of float32 weights stays exact
     bf16_stretch_ = std::any_of(nodes.begin(), nodes.end(), [&](const ggml_tensor * node) {
         return node->op == GGML_OP_MUL_MAT && can_bf16_product(node->src[0], node->src[1]);

@@ -113,14 +113,17 @@ class CpuOps : public Ops {
     ggml_tensor * int8_quantize(ggml_tensor * x, int64_t activation_block);
 
     // y[o, k, t] by the matrices of a mixture of experts, w of any type, in float32 or, where rounding is allowed and
-    // faster, by int8 dot products.
+    // faster, in bf16 or by int8 dot products.
     static bool can_expert_product(const ggml_tensor * w, const ggml_tensor * x, const ggml_tensor * ids);
     ggml_tensor * expert_product(ggml_tensor * w, ggml_tensor * x, ggml_tensor * ids);
     // The pairs of tokens and experts, as all products by the same ids take them.
     ggml_tensor * sorted_pairs(ggml_tensor * ids, int64_t n_experts);
-    ggml_tensor * expert_quantize(const ggml_tensor * w, ggml_tensor * x, ggml_tensor * ids);
-    ggml_tensor * expert_gradient(const CpuOp & op, const int64_t ne[4], ggml_tensor * a, ggml_tensor * dy,
-                                  ggml_tensor * sorted, float scale, ggml_tensor * accumulator);
+    // x or dy, quantized (activation_block > 0) or packed in bf16 (0), expert by expert
+    ggml_tensor * expert_inputs(const ggml_tensor * w, ggml_tensor * x, ggml_tensor * ids, int64_t activation_block);
+    ggml_tensor * expert_operand(ggml_tensor * x, ggml_tensor * ids, int64_t n_experts, int64_t activation_block,
+                                 bool is_gradient);
+    ggml_tensor * expert_gradient(const CpuOp & op, const int64_t ne[4], Operands operands, float scale,
+                                  ggml_tensor * accumulator);
     static void expert_sum_rule(const BackwardStep & step);
 
     // In bf16 with sums in float32, w of any type but F32, whose products stay exact.
@@ -149,8 +152,8 @@ class CpuOps : public Ops {
     std::map<std::pair<const ggml_tensor *, int64_t>, ggml_tensor *> quantized_;
     // of the stretch, and of gradients: what the experts of its tokens, I32 ne = [n_used, T], are sorted to
     std::map<const ggml_tensor *, ggml_tensor *> sorted_pairs_;
-    // of the stretch: an operand of products by such ids and the values that share a scale, what it is quantized to
-    std::map<std::tuple<const ggml_tensor *, const ggml_tensor *, int64_t>, ggml_tensor *> quantized_for_experts_;
+    // of the stretch: an operand of products by such ids and the values that share a scale, what it is made for them
+    std::map<std::tuple<const ggml_tensor *, const ggml_tensor *, int64_t>, ggml_tensor *> expert_inputs_;
     // of the stretch: an operand of products in bf16 as it is packed for them
     std::map<const ggml_tensor *, ggml_tensor *> packed_;
     std::map<std::pair<const ggml_tensor *, float>, ggml_tensor *> packed_gradients_;

@@ -2,6 +2,7 @@
 // ordinary product for each expert.
 #include "ops/experts.h"
 
+#include "kernels/bf16_product.h"
 #include "kernels/dequantize.h"
 #include "kernels/expert_product.h"
 #include "kernels/int16_gradient.h"
@@ -67,21 +68,33 @@ void run_expert_product(ggml_tensor * y, int, int nth, void * userdata) {
     });
 }
 
-struct ExpertQuantize {
+// An operand as the products of all experts by integers or in bf16 take it.
+struct ExpertOperand {
     int64_t n_experts;
-    int64_t activation_block;
+    int64_t activation_block;  // 0: packed in bf16
+    bool is_gradient;
     Dealer dealer;
 };
 
-// src: x, sorted pairs, ids
-void run_expert_quantize(ggml_tensor * quantized, int, int nth, void * userdata) {
-    ExpertQuantize & node = *static_cast<ExpertQuantize *>(userdata);
-    const ggml_tensor * x = quantized->src[0];
-    const int64_t n_pairs = ggml_nelements(quantized->src[2]);
-    const ExpertRows pairs = rows(quantized->src[1], node.n_experts, n_pairs);
-    node.dealer.run(kernels::expert_int8_quantize_units(pairs), nth, [&](Range units) {
-        kernels::expert_int8_quantize(pairs, floats(x), inputs(x, n_pairs), x->ne[0], node.activation_block,
-                                      quantized->data, units);
+// src: x or dy, sorted pairs, ids
+void run_expert_operand(ggml_tensor * prepared, int, int nth, void * userdata) {
+    ExpertOperand & node = *static_cast<ExpertOperand *>(userdata);
+    const ggml_tensor * x = prepared->src[0];
+    const int64_t n_pairs = ggml_nelements(prepared->src[2]);
+    const ExpertRows pairs = rows(prepared->src[1], node.n_experts, n_pairs);
+    if (node.activation_block > 0) {
+        node.dealer.run(kernels::expert_int8_quantize_units(pairs), nth, [&](Range units) {
+            kernels::expert_int8_quantize(pairs, floats(x), inputs(x, n_pairs), x->ne[0], node.activation_block,
+                                          prepared->data, units);
+        });
+        return;
+    }
+    node.dealer.run(kernels::expert_bf16_pack_units(pairs), nth, [&](Range units) {
+        if (node.is_gradient) {
+            kernels::expert_bf16_pack_gradients(pairs, floats(x), stride(x, 1), x->ne[0], prepared->data, units);
+        } else {
+            kernels::expert_bf16_pack_inputs(pairs, floats(x), inputs(x, n_pairs), x->ne[0], prepared->data, units);
+        }
     });
 }
 
@@ -92,6 +105,17 @@ void run_expert_int8(ggml_tensor * y, int, int nth, void * userdata) {
     const ExpertUnits all = kernels::expert_int8_forward_units(w, nth);
     node.dealer.run(all.n_units, nth, [&](Range units) {
         kernels::expert_int8_forward(w, rows(y->src[3], w.n_experts, ggml_nrows(y)), y->src[4]->data, floats(y),
+                                     y->ne[0], all.n_columns, units);
+    });
+}
+
+// src: w, x, ids, sorted pairs, packed x
+void run_expert_bf16(ggml_tensor * y, int, int nth, void * userdata) {
+    ExpertNode & node = *static_cast<ExpertNode *>(userdata);
+    const ExpertWeights w = weights(y->src[0]);
+    const ExpertUnits all = kernels::expert_bf16_forward_units(w, nth);
+    node.dealer.run(all.n_units, nth, [&](Range units) {
+        kernels::expert_bf16_forward(w, rows(y->src[3], w.n_experts, ggml_nrows(y)), y->src[4]->data, floats(y),
                                      y->ne[0], all.n_columns, units);
     });
 }
@@ -133,6 +157,20 @@ void run_expert_int16_dx(ggml_tensor * dx, int, int nth, void * userdata) {
     node.dealer.run(all.n_units, nth, [&](Range units) {
         kernels::expert_int16_input_gradient(w, rows(node.operand(dx, 2), w.n_experts, n_pairs), floats(dy),
                                              stride(dy, 1), node.accumulate, floats(dx), x, all.n_columns, units);
+    });
+}
+
+// src: [dx,] w, packed dy, sorted pairs, ids
+void run_expert_bf16_dx(ggml_tensor * dx, int, int nth, void * userdata) {
+    ExpertNode & node = *static_cast<ExpertNode *>(userdata);
+    const ExpertWeights w = weights(node.operand(dx, 0));
+    const int64_t n_pairs = ggml_nelements(node.operand(dx, 3));
+    const ExpertInputs x = inputs(dx, n_pairs);
+    const ExpertUnits all = kernels::expert_bf16_input_gradient_units(w, x, nth);
+    node.dealer.run(all.n_units, nth, [&](Range units) {
+        kernels::expert_bf16_input_gradient(w, rows(node.operand(dx, 2), w.n_experts, n_pairs),
+                                            node.operand(dx, 1)->data, node.accumulate, floats(dx), x, all.n_columns,
+                                            units);
     });
 }
 
@@ -185,12 +223,16 @@ void run_expert_sum_dweights(ggml_tensor * dweights, int ith, int nth, void *) {
 
 const CpuOp sort_pairs_op = {{"sort_pairs", nullptr, Rows::together, nullptr, Op::Arrival::nowhere}, run_sort_pairs};
 const CpuOp expert_quantize_op = {{"expert_quantize", nullptr, Rows::together, nullptr, Op::Arrival::nowhere},
-                                  run_expert_quantize};
+                                  run_expert_operand};
+const CpuOp expert_bf16_pack_op = {{"expert_bf16_pack", nullptr, Rows::together, nullptr, Op::Arrival::nowhere},
+                                   run_expert_operand};
 const CpuOp expert_product_op = {{"expert_product", expert_product_rule}, run_expert_product};
 const CpuOp expert_int8_op = {{"expert_int8", expert_product_rule}, run_expert_int8};
+const CpuOp expert_bf16_op = {{"expert_bf16", expert_product_rule}, run_expert_bf16};
 const CpuOp expert_lora_add_op = {{"expert_lora_add", expert_lora_add_rule}, run_expert_lora_add};
 const CpuOp expert_dx_op = {{"expert_dx"}, run_expert_dx};
 const CpuOp expert_int16_dx_op = {{"expert_int16_dx"}, run_expert_int16_dx};
+const CpuOp expert_bf16_dx_op = {{"expert_bf16_dx"}, run_expert_bf16_dx};
 const CpuOp expert_dw_op = {{"expert_dw"}, run_expert_dw};
 const CpuOp expert_sum_dx_op = {{"expert_sum_dx"}, run_expert_sum_dx};
 const CpuOp expert_sum_dweights_op = {{"expert_sum_dweights"}, run_expert_sum_dweights};
@@ -213,26 +255,41 @@ ggml_tensor * CpuOps::sorted_pairs(ggml_tensor * ids, int64_t n_experts) {
 ggml_tensor * CpuOps::expert_product(ggml_tensor * w, ggml_tensor * x, ggml_tensor * ids) {
     const int64_t ne[4] = {w->ne[1], ids->ne[0], ids->ne[1], 1};
     ggml_tensor * sorted = sorted_pairs(ids, w->ne[2]);
+    // x for its gradient
+    if (bf16_ && w->type != GGML_TYPE_F32) {
+        return node(expert_bf16_op, ne, {w, x, ids, sorted, expert_inputs(w, x, ids, 0)}, make<ExpertNode>());
+    }
     if (may_round_ && kernels::int8_product_fast() && kernels::int8_product_supported(w->type)) {
-        // x for its gradient
-        return node(expert_int8_op, ne, {w, x, ids, sorted, expert_quantize(w, x, ids)}, make<ExpertNode>());
+        ggml_tensor * quantized = expert_inputs(w, x, ids, kernels::int8_activation_block(w->type));
+        return node(expert_int8_op, ne, {w, x, ids, sorted, quantized}, make<ExpertNode>());
     }
     return node(expert_product_op, ne, {w, even_rows(x), ids, sorted}, make<ExpertNode>());
 }
 
-ggml_tensor * CpuOps::expert_quantize(const ggml_tensor * w, ggml_tensor * x, ggml_tensor * ids) {
-    const int64_t block = kernels::int8_activation_block(w->type);
-    ggml_tensor *& quantized = quantized_for_experts_[{x, ids, block}];
-    if (quantized == nullptr) {
-        ExpertQuantize * params = make<ExpertQuantize>();
-        params->n_experts = w->ne[2];
-        params->activation_block = block;
-        const int64_t ne[4] = {static_cast<int64_t>(kernels::int8_token_block_bytes(x->ne[0], block)),
-                               kernels::expert_int8_blocks(w->ne[2], ggml_nelements(ids)), 1, 1};
-        quantized =
-            node(expert_quantize_op, ne, {even_rows(x), sorted_pairs(ids, w->ne[2]), ids}, params, GGML_TYPE_I8);
+ggml_tensor * CpuOps::expert_inputs(const ggml_tensor * w, ggml_tensor * x, ggml_tensor * ids,
+                                    int64_t activation_block) {
+    ggml_tensor *& prepared = expert_inputs_[{x, ids, activation_block}];
+    if (prepared == nullptr) {
+        prepared = expert_operand(x, ids, w->ne[2], activation_block, false);
     }
-    return quantized;
+    return prepared;
+}
+
+ggml_tensor * CpuOps::expert_operand(ggml_tensor * x, ggml_tensor * ids, int64_t n_experts, int64_t activation_block,
+                                     bool is_gradient) {
+    ExpertOperand * params = make<ExpertOperand>();
+    params->n_experts = n_experts;
+    params->activation_block = activation_block;
+    params->is_gradient = is_gradient;
+    const bool packed = activation_block == 0;
+    const int64_t n_pairs = ggml_nelements(ids);
+    const size_t n_bytes =
+        packed ? kernels::bf16_panel_bytes(x->ne[0]) : kernels::int8_token_block_bytes(x->ne[0], activation_block);
+    const int64_t n =
+        packed ? kernels::expert_bf16_panels(n_experts, n_pairs) : kernels::expert_int8_blocks(n_experts, n_pairs);
+    const int64_t ne[4] = {static_cast<int64_t>(n_bytes), n, 1, 1};
+    return node(packed ? expert_bf16_pack_op : expert_quantize_op, ne,
+                {even_rows(x), sorted_pairs(ids, n_experts), ids}, params, GGML_TYPE_I8);
 }
 
 ggml_tensor * CpuOps::expert_lora_add(ggml_tensor * y, ggml_tensor * b, ggml_tensor * h, ggml_tensor * ids,
@@ -242,26 +299,31 @@ ggml_tensor * CpuOps::expert_lora_add(ggml_tensor * y, ggml_tensor * b, ggml_ten
     return node_over(expert_lora_add_op, y, {b, h, ids, sorted_pairs(ids, b->ne[2])}, params);
 }
 
-ggml_tensor * CpuOps::expert_gradient(const CpuOp & op, const int64_t ne[4], ggml_tensor * a, ggml_tensor * dy,
-                                      ggml_tensor * sorted, float scale, ggml_tensor * accumulator) {
+ggml_tensor * CpuOps::expert_gradient(const CpuOp & op, const int64_t ne[4], Operands operands, float scale,
+                                      ggml_tensor * accumulator) {
     ExpertNode * params = make<ExpertNode>();
     params->scale = scale;
     params->accumulate = accumulator != nullptr;
-    const Operands operands = {a, even_rows(dy), sorted};
     return accumulator != nullptr ? node_over(op, accumulator, operands, params) : node(op, ne, operands, params);
 }
 
 ggml_tensor * CpuOps::expert_dx(ggml_tensor * w, ggml_tensor * x, ggml_tensor * ids, ggml_tensor * dy, float scale,
                                 ggml_tensor * accumulator) {
-    const bool rounded =
-        may_round_ && scale == 1.0f && kernels::int16_gradient_fast() && kernels::int16_gradient_supported(w->type);
-    return expert_gradient(rounded ? expert_int16_dx_op : expert_dx_op, x->ne, w, dy, sorted_pairs(ids, w->ne[2]),
-                           scale, accumulator);
+    ggml_tensor * sorted = sorted_pairs(ids, w->ne[2]);
+    const bool rounded = may_round_ && scale == 1.0f;
+    if (rounded && bf16_ && w->type != GGML_TYPE_F32) {
+        ggml_tensor * packed = expert_operand(dy, ids, w->ne[2], 0, true);
+        return expert_gradient(expert_bf16_dx_op, x->ne, {w, packed, sorted, ids}, scale, accumulator);
+    }
+    const bool by_integers = rounded && kernels::int16_gradient_fast() && kernels::int16_gradient_supported(w->type);
+    return expert_gradient(by_integers ? expert_int16_dx_op : expert_dx_op, x->ne, {w, even_rows(dy), sorted}, scale,
+                           accumulator);
 }
 
 ggml_tensor * CpuOps::expert_dw(ggml_tensor * w, ggml_tensor * x, ggml_tensor * ids, ggml_tensor * dy, float scale,
                                 ggml_tensor * accumulator) {
-    return expert_gradient(expert_dw_op, w->ne, even_rows(x), dy, sorted_pairs(ids, w->ne[2]), scale, accumulator);
+    return expert_gradient(expert_dw_op, w->ne, {even_rows(x), even_rows(dy), sorted_pairs(ids, w->ne[2])}, scale,
+                           accumulator);
 }
 
 ggml_tensor * CpuOps::expert_sum(ggml_tensor * x, ggml_tensor * weights) {
