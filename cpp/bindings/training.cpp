@@ -215,11 +215,12 @@ void bind_training(py::module_ & m) {
         .def(
             "step",
             [](Trainer & trainer, double lr, std::optional<double> divisor, double beta1, double beta2, double epsilon,
-               double weight_decay,
-               double clip) { return trainer.step({lr, beta1, beta2, epsilon, weight_decay, clip}, divisor); },
+               double weight_decay, double clip, double lora_plus_ratio) {
+                return trainer.step({lr, beta1, beta2, epsilon, weight_decay, clip, lora_plus_ratio}, divisor);
+            },
             py::arg("lr"), py::kw_only(), py::arg("divisor") = py::none(), py::arg("beta1") = 0.9,
             py::arg("beta2") = 0.999, py::arg("epsilon") = 1e-8, py::arg("weight_decay") = 0.0, py::arg("clip") = 0.0,
-            py::call_guard<py::gil_scoped_release>())
+            py::arg("lora_plus_ratio") = 1.0, py::call_guard<py::gil_scoped_release>())
         .def("moments", get_moments)
         .def("set_moments", set_moments, py::arg("moments"))
         .def(

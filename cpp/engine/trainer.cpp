@@ -49,6 +49,11 @@ BatchRows padded(const MicroBatch & from, int64_t context) {
     return batch;
 }
 
+bool is_b(const std::string & tensor) {
+    static const std::string suffix = ".lora_b";
+    return tensor.size() > suffix.size() && tensor.compare(tensor.size() - suffix.size(), suffix.size(), suffix) == 0;
+}
+
 // What keeps a model from being trained, with the name of its file before it.
 template <typename Make>
 auto naming_model(const Model & model, const Make & make) {
@@ -360,14 +365,17 @@ double Trainer::step(const AdamW & o, std::optional<double> divisor) {
     // the small constant is PyTorch's (torch.nn.utils.clip_grad_norm_)
     const double clip_factor = o.clip > 0 ? std::min(1.0, o.clip / (norm + 1e-6)) : 1.0;
     const auto t = static_cast<double>(n_steps + 1);
-    const kernels::AdamWFactors factors = {
+    const kernels::AdamWFactors of_a = {
         clip_factor / scale,        o.lr,      o.beta1,        o.beta2, 1.0 - std::pow(o.beta1, t),
         1.0 - std::pow(o.beta2, t), o.epsilon, o.weight_decay,
     };
+    kernels::AdamWFactors of_b = of_a;
+    of_b.lr = o.lr * o.lora_plus_ratio;
     for_each_piece([&](State & state, int64_t begin, int64_t end, int64_t) {
         float * gradient = gradients(state) + begin;
         kernels::adamw_update(end - begin, static_cast<float *>(state.parameter->data) + begin, gradient,
-                              state.first_moment.data() + begin, state.second_moment.data() + begin, factors);
+                              state.first_moment.data() + begin, state.second_moment.data() + begin,
+                              is_b(state.name) ? of_b : of_a);
         std::fill_n(gradient, end - begin, 0.0f);
     });
     weight_sum_ = 0;

@@ -32,7 +32,8 @@ struct AdamW {
     double beta2;
     double epsilon;
     double weight_decay;
-    double clip;  // global norm; 0: never
+    double clip;                   // global norm; 0: never
+    double lora_plus_ratio = 1.0;  // B's rate is so many times lr, which is A's (Hayou et al. 2024, arXiv:2402.12354)
 };
 
 struct MemoryParts {

@@ -199,9 +199,11 @@ class Trainer:
         epsilon: float = 1e-8,
         weight_decay: float = 0.0,
         clip: float = 0.0,
+        lora_plus_ratio: float = 1.0,
     ) -> float:
         """Divide the gradients by ``divisor``, clip to global norm ``clip`` (0: never), take one AdamW step, zero the
-        accumulators. Returns the norm before clipping.
+        accumulators. Returns the norm before clipping. The rate of B is ``lora_plus_ratio`` times ``lr``, which is A's
+        (LoRA+, arXiv:2402.12354).
 
         ``divisor`` None is the sum of the accumulated weights, so that the loss is a weighted mean; where weights have
         both signs (preference losses) give the number of samples or whatever else makes it a mean. Changes nothing and

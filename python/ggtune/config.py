@@ -233,6 +233,12 @@ class TrainConfig:
         1.0, "Largest norm of the gradient (0: not clipped).", finetune_flags=("--adam-gclip",), check=at_least(0)
     )
 
+    lora_plus_ratio: float = setting(
+        1.0,
+        "LoRA+: B's learning rate is so many times A's, which is --lr (1: the same; 4 to 16 with a lower --lr).",
+        check=above(0),
+    )
+
     from_adapter: str = setting(
         "",
         "Adapter to start from, with this data and a schedule of its own: ggtune's, llama.cpp's or an imported one. "

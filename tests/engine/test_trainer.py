@@ -481,6 +481,25 @@ def test_clipping_scales_the_gradient(tiny: Model) -> None:
         assert np.array_equal(loose.moments()[name][0], first)
 
 
+def test_lora_plus_moves_b_faster(tiny: Model) -> None:
+    """By the ratio, weight decay included; A as without, bit for bit. A ratio of 1 changes nothing."""
+    moves: dict[float | None, dict[str, NDArray[np.float32]]] = {}
+    for ratio in (None, 1.0, 4.0):
+        trainer = make_trainer(tiny)
+        before = {name: trainer.adapter.get(name) for name in trainer.adapter.tensor_names()}
+        trainer.accumulate(*make_batch())
+        options = {} if ratio is None else {"lora_plus_ratio": ratio}
+        trainer.step(1e-3, weight_decay=0.1, **options)
+        moves[ratio] = {name: trainer.adapter.get(name) - values for name, values in before.items()}
+    assert same_bits(moves[None], moves[1.0])
+    for name, move in moves[4.0].items():
+        if name.endswith(".lora_a"):
+            assert np.array_equal(move, moves[1.0][name])
+        else:
+            np.testing.assert_allclose(move, 4 * moves[1.0][name], rtol=1e-3, atol=1e-6)
+            assert np.abs(move).max() > 1e-3
+
+
 def test_moments_carry_over(tiny: Model) -> None:
     """A second trainer with adapter, moments and counters of the first takes the same next step."""
     trainer, other = make_trainer(tiny), make_trainer(tiny)

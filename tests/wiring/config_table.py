@@ -463,6 +463,7 @@ TABLE: dict[str, list[Change]] = {
     "epsilon": [Change(1e-2, given_to_step("epsilon", 1e-8, 1e-2))],
     "weight_decay": [Change(0.5, given_to_step("weight_decay", 0.0, 0.5))],
     "clip": [Change(1e-6, given_to_step("clip", 1.0, 1e-6))],
+    "lora_plus_ratio": [Change(4.0, given_to_step("lora_plus_ratio", 1.0, 4.0))],
     "from_adapter": [Change(File("adapter.gguf"), started_from, {"rank": None, "targets": None})],
     "rank": [Change(2, smaller_rank)],
     "alpha": [Change(16.0, stronger)],

@@ -223,6 +223,7 @@ class Loop:
                 epsilon=config.epsilon,
                 weight_decay=config.weight_decay,
                 clip=config.clip,
+                lora_plus_ratio=config.lora_plus_ratio,
             )
         except NotFiniteError:
             self._engine.zero_gradients()
