@@ -6,6 +6,7 @@
 #include <limits>
 #include <numeric>
 
+#include "base/abort_guard.h"
 #include "base/error.h"
 #include "engine/equal_lengths.h"
 #include "kernels/adamw.h"
@@ -61,6 +62,8 @@ auto naming_model(const Model & model, const Make & make) {
         return make();
     } catch (const Error & e) {
         throw ModelFileError(model.path + ": " + e.what());
+    } catch (const std::runtime_error & e) {
+        throw ModelFileError(model.path + ": " + untrainable(model.architecture(), reason(e)).what());
     }
 }
 
@@ -131,6 +134,7 @@ void Trainer::probe() {
     }
     const ggml_backend_buffer_ptr no_memory = no_memory_for(ctx.get());
     const BatchRows rows = batch_of_shape(options_.context, 1, 1, false);
+    const AbortAsException guard;
     naming_model(adapter->model(), [&] {
         const TrainingGraph graph(builder_, *adapter, nowhere, rows.view(), graph_options(true));
         n_recomputable_ = graph.n_recomputable_layers();

@@ -30,7 +30,7 @@ _ROW = re.compile(r"\| `(\S+)` \| (yes|no) \| (.*?) ?\|$", re.MULTILINE)
 
 
 def make_trainer(
-    model: Model, *, precision: str = "auto", dropout: float = 0.0, context: int = 256, seed: int = 0, **options: Any
+    model: Model, *, precision: str = "auto", dropout: float = 0.0, context: int = 64, seed: int = 0, **options: Any
 ) -> Trainer:
     """A trainer of a LoRA on all linears of a model, of rank 2 and with a random B."""
     kinds = sorted({linear.kind for linear in model.linears()})
