@@ -36,7 +36,7 @@ MUTE = {
     "expert_gating_func is missing": {"mixture"},
 }
 # What llama.cpp itself asserts of these tiny models when it is asked to compute with them.
-ASSERTS = {"arwkv7", "llama4", "minimax-m3", "plm", "rwkv6qwen2"}
+ASSERTS = {"plm"}
 
 Result = tuple[int, str, str]  # status, output, error output
 
@@ -122,7 +122,7 @@ def test_refusals_are_errors_for_the_user(
 
 def test_what_cannot_be_planned_cannot_be_trained(results: dict[tuple[str, str], Result]) -> None:
     refused = [name for (command, name), (status, _, _) in results.items() if command == "plan" and status != 0]
-    assert len(refused) > 90
+    assert len(refused) > 30
     assert {path.name for path in CORPUS} - USABLE <= set(refused)
     for name in refused:
         assert results["train", name][0] == 1, name
@@ -166,6 +166,7 @@ def test_advice(results: dict[tuple[str, str], Result]) -> None:
         "Give a model that",
         "of another model",
         "Fetch or write",
+        "choose from",
         "get ",
     )
     without = [

@@ -103,7 +103,7 @@ def _width(linears: Iterable["Linear"]) -> int:
 
 
 def _known(by_kind: Iterable[str]) -> str:
-    return f"it has {', '.join(by_kind)}, and there are the groups {', '.join(LINEAR_GROUPS)}"
+    return f"choose from those that it has, {', '.join(by_kind)}, and the groups {', '.join(LINEAR_GROUPS)}"
 
 
 def _in_group(group: str, kind: str, linear: "Linear") -> bool:
