@@ -109,7 +109,13 @@ float float_param(const ggml_tensor * node, int index) {
 }
 
 ggml_tensor * contiguous(ggml_context * ctx, ggml_tensor * t) {
-    return ggml_is_contiguous(t) ? t : ggml_cont(ctx, t);
+    if (!ggml_is_contiguous(t)) {
+        return ggml_cont(ctx, t);
+    }
+    // dimensions of size 1 may have any stride, which some of ggml's ops do not take
+    const bool usual_strides = t->nb[1] == ggml_row_size(t->type, t->ne[0]) && t->nb[2] == t->nb[1] * t->ne[1] &&
+                               t->nb[3] == t->nb[2] * t->ne[2];
+    return usual_strides ? t : ggml_reshape_4d(ctx, t, t->ne[0], t->ne[1], t->ne[2], t->ne[3]);
 }
 
 }  // namespace ggtune

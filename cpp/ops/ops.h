@@ -41,7 +41,7 @@ struct AttentionParams {
     float pre_scale, softcap, post_scale;
 };
 
-// t, or a contiguous copy of it
+// t, t with the usual strides (those of dimensions of size 1 may be anything), or a contiguous copy of it
 ggml_tensor * contiguous(ggml_context * ctx, ggml_tensor * t);
 
 class Ops {

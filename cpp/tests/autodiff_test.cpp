@@ -742,6 +742,11 @@ std::vector<Case> cases() {
         ggml_tensor * y = b.node(ggml_concat(b.ctx, b.input(true, {4, 3}), b.input(true, {2, 3}), 0));
         return b.node(ggml_cont(b.ctx, b.node(ggml_transpose(b.ctx, y))));
     });
+    // the gradient of one row of several: contiguous, but the strides of the dimensions of size 1 are the others'
+    add("scale, then concat", kLinear, [](Builder & b) {
+        ggml_tensor * x = b.node(ggml_scale(b.ctx, b.input(true, {8, 1}), -0.7f));
+        return b.node(ggml_concat(b.ctx, x, b.input(true, {8, 3}), 1));
+    });
     add("sum_rows", kLinear, [](Builder & b) { return b.node(ggml_sum_rows(b.ctx, b.input(true, {7, 3, 2}))); });
     add("sum_rows, transposed", kLinear, [](Builder & b) {
         ggml_tensor * sums = b.node(ggml_sum_rows(b.ctx, b.input(true, {7, 3, 2})));
