@@ -106,6 +106,8 @@ class Sample {
             const auto values = inputs.find(src);
             if (values != inputs.end()) {
                 ggml_backend_tensor_set(twin, values->second->data(), 0, ggml_nbytes(twin));
+            } else if (const CustomNode * custom = custom_node(src); custom != nullptr && custom->op->fill_twin) {
+                custom->op->fill_twin(twin, src);
             } else if (twin->type == GGML_TYPE_F32) {
                 ggml_backend_tensor_memset(twin, kOperandByte, 0, ggml_nbytes(twin));
             }

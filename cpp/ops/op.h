@@ -66,6 +66,9 @@ struct Op {
     Arrival arrival = Arrival::node;
     // ne[1] of a node whose operands have so many rows; nullptr: as many.
     int64_t (*cut_rows)(int64_t n_rows) = nullptr;
+    // Fills `twin`, in the host's memory, with a result as the node may have it, where only the time counts that what
+    // reads it takes; nullptr: any values do.
+    void (*fill_twin)(ggml_tensor * twin, const ggml_tensor * node) = nullptr;
 };
 
 // An op of ggml's. `function`: of GGML_OP_UNARY and GGML_OP_GLU, which one; any_function: all that have no entry of

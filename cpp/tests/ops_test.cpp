@@ -3,6 +3,7 @@
 
 #include "check.h"
 #include "engine/autodiff.h"
+#include "kernels/expert_product.h"
 #include "ops/cpu/cpu_ops.h"
 
 namespace {
@@ -108,6 +109,40 @@ void test_prepared_operands() {
     expect("made anew for the next stretch", ops.replacement(product)->src[2] != prepared);
 }
 
+// What products by experts read is made once for all of a layer; where only time counts, each expert has its share.
+void test_experts() {
+    const ggml_context_ptr ctx(ggml_init({1 << 20, nullptr, true}));
+    CpuOps ops(ctx.get());
+    constexpr int64_t kExperts = 6, kUsed = 2, kTokens = 9;
+    ggml_tensor * w = ggml_new_tensor_3d(ctx.get(), GGML_TYPE_F32, 8, 4, kExperts);
+    ggml_tensor * x = ggml_new_tensor_3d(ctx.get(), GGML_TYPE_F32, 8, 1, kTokens);
+    ggml_tensor * ids = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_I32, kUsed, kTokens);
+    const ggml_tensor * product = ops.replacement(ggml_mul_mat_id(ctx.get(), w, x, ids));
+    ggml_tensor * sorted = product->src[3];
+    expect("sorted once", ops.replacement(ggml_mul_mat_id(ctx.get(), w, x, ids))->src[3] == sorted);
+    expect("no gradient arrives", op_of(sorted).arrival == Op::Arrival::nowhere);
+    ops.begin_stretch({});
+    expect("sorted anew for the next stretch",
+           ops.replacement(ggml_mul_mat_id(ctx.get(), w, x, ids))->src[3] != sorted);
+
+    std::vector<int32_t> values(ggml_nelements(sorted), -1);
+    ggml_tensor twin = *sorted;
+    twin.data = values.data();
+    op_of(sorted).fill_twin(&twin, sorted);
+    const kernels::ExpertRows rows = kernels::expert_rows(values.data(), kExperts, kUsed * kTokens);
+    bool same = true;
+    for (int64_t expert = 0; expert < kExperts; expert++) {
+        same = same && rows.of(expert).size() == kUsed * kTokens / kExperts;
+    }
+    expect("each expert has its share", same);
+
+    ggml_tensor * two = ggml_new_tensor_3d(ctx.get(), GGML_TYPE_F32, 8, 2, kTokens);
+    ggml_tensor * four_ids = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_I32, 4, kTokens);
+    ggml_tensor * repeated = ggml_mul_mat_id(ctx.get(), w, two, four_ids);
+    expect("rows for some of the experts are ggml's, and have no gradient",
+           ops.replacement(repeated) == nullptr && !op_of(repeated).can_differentiate(repeated));
+}
+
 }  // namespace
 
 int main() {
@@ -115,5 +150,6 @@ int main() {
     test_descriptors_of_ggml_nodes();
     test_descriptors_of_own_nodes();
     test_prepared_operands();
+    test_experts();
     return finish();
 }

@@ -55,6 +55,18 @@ void run_sort_pairs(ggml_tensor * sorted, int ith, int, void * userdata) {
     }
 }
 
+// As many pairs for each expert.
+void fill_sorted_pairs(ggml_tensor * twin, const ggml_tensor * node) {
+    const ggml_tensor * ids = node->src[0];
+    const int64_t n_experts = params_of<int64_t>(node);
+    std::vector<int32_t> in_turn(ggml_nelements(ids));
+    for (size_t i = 0; i < in_turn.size(); i++) {
+        in_turn[i] = static_cast<int32_t>(static_cast<int64_t>(i) % n_experts);
+    }
+    kernels::sort_pairs(in_turn.data(), 1, ids->ne[0], ids->ne[0], ids->ne[1], n_experts,
+                        static_cast<int32_t *>(twin->data));
+}
+
 // src: w, x, ids, sorted pairs
 void run_expert_product(ggml_tensor * y, int, int nth, void * userdata) {
     ExpertNode & node = *static_cast<ExpertNode *>(userdata);
@@ -221,7 +233,8 @@ void run_expert_sum_dweights(ggml_tensor * dweights, int ith, int nth, void *) {
                                  kernels::split_range(x->ne[2], ith, nth));
 }
 
-const CpuOp sort_pairs_op = {{"sort_pairs", nullptr, Rows::together, nullptr, Op::Arrival::nowhere}, run_sort_pairs};
+const CpuOp sort_pairs_op = {
+    {"sort_pairs", nullptr, Rows::together, nullptr, Op::Arrival::nowhere, nullptr, fill_sorted_pairs}, run_sort_pairs};
 const CpuOp expert_quantize_op = {{"expert_quantize", nullptr, Rows::together, nullptr, Op::Arrival::nowhere},
                                   run_expert_operand};
 const CpuOp expert_bf16_pack_op = {{"expert_bf16_pack", nullptr, Rows::together, nullptr, Op::Arrival::nowhere},
