@@ -1,7 +1,6 @@
 #include "kernels/int16_gradient.h"
 
 #include <algorithm>
-#include <cstdlib>
 #include <cstring>
 #include <limits>
 #include <vector>
@@ -49,6 +48,22 @@ constexpr int64_t kMinTokens = 8;
 constexpr int64_t kMinLanes = 8;
 static_assert(kTileTokens % kTokens == 0 && kTileTokens % kMinTokens == 0);
 typedef float MinVec __attribute__((vector_size(kMinLanes * sizeof(float))));
+
+typedef int16_t ShortVec __attribute__((vector_size(kWidth * sizeof(int32_t))));
+
+inline IntVec widened(const uint8_t * p) {
+#if defined(__AVX512F__)
+    // masked, since GCC warns of the undefined lanes of the other form
+    return (IntVec)_mm512_maskz_cvtepu8_epi32(0xffff, _mm_loadu_si128(reinterpret_cast<const __m128i *>(p)));
+#elif defined(__AVX2__)
+    return (IntVec)_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(p)));
+#else
+    typedef uint8_t ByteVec __attribute__((vector_size(kWidth)));
+    ByteVec bytes;
+    std::memcpy(&bytes, p, sizeof bytes);
+    return __builtin_convertvector(bytes, IntVec);
+#endif
+}
 
 // Each lane of `sum` gains the dot product of two int16 of w and of x.
 #if defined(__AVX512VNNI__) && defined(__AVX512F__)
@@ -145,28 +160,27 @@ struct Weight {
 
     // Outputs o and, unless it is beyond the last, o + 1.
     void unpack_pair(const uint8_t * src, int64_t o, int64_t n_outputs, WeightBlock & block) const {
-        uint8_t values[kMostCols];
-        int16_t factors[kMostSubBlocks];
-        float mins[kMostSubBlocks];
-        int16_t rows[2][kMostCols];
+        uint8_t values[2][kMostCols];
+        // read kMinLanes at a time
+        int16_t factors[2][kMostSubBlocks + kMinLanes] = {};
+        float mins[kMostSubBlocks + kMinLanes] = {};
+        int32_t pairs[kMostCols];
         for (int64_t i = 0; i < 2; ++i, src += row_bytes) {
             if (o + i == n_outputs) {
-                std::fill(std::begin(rows[i]), std::end(rows[i]), int16_t{0});
+                std::fill_n(values[i], format.block, uint8_t{0});
+                std::fill_n(factors[i], format.block / format.sub_block, int16_t{0});
                 break;
             }
             __builtin_prefetch(src + 4 * row_bytes);
             __builtin_prefetch(src + 4 * row_bytes + 64);
-            block.scales[o + i] = format.unpack_block(src, values, factors, mins);
-            multiply_by_factors(values, factors, rows[i]);
-            // all of them, also where only some of the columns are wanted: rounding must not depend on that
-            for (int64_t j = 0; j < format.block; ++j) {
-                block.sums[j] += std::abs(rows[i][j]);
-            }
+            block.scales[o + i] = format.unpack_block(src, values[i], factors[i], mins);
             if (format.has_min) {
-                write_mins(mins, factors, o + i, n_outputs, block);
+                write_mins(mins, factors[i], o + i, n_outputs, block);
             }
         }
-        write_pair(rows[0] + block.first_in_block, rows[1] + block.first_in_block, o / 2, (n_outputs + 1) / 2, block);
+        // all of them, also where only some of the columns are wanted: rounding must not depend on that
+        multiply_by_factors(values, factors, pairs, block.sums);
+        write_pair(pairs + block.first_in_block, o / 2, (n_outputs + 1) / 2, block);
     }
 
     // Values about zero are smaller integers; the mins are smaller, too.
@@ -174,34 +188,43 @@ struct Weight {
                     WeightBlock & block) const {
         const int64_t first = block.first_in_block / format.sub_block;
         const float center = block.scales[o] * static_cast<float>(format.center);
-        float centered[kMostSubBlocks] = {};
-        for (int64_t s = 0; s < block.n_sub_blocks; ++s) {
-            centered[s] = mins[first + s] - center * static_cast<float>(factors[first + s]);
-        }
         for (int64_t s = 0; s < block.n_sub_blocks; s += kMinLanes) {
-            std::memcpy(block.mins.data() + s * n_outputs + o * kMinLanes, centered + s, sizeof(MinVec));
-        }
-    }
-
-    void multiply_by_factors(const uint8_t * values, const int16_t * factors, int16_t * row) const {
-        for (int64_t j = 0; j < format.block; j += 16) {
-            const int16_t factor = factors[j / format.sub_block];
-#pragma GCC unroll 1  // unrolled early, 16 values are no longer seen as a loop to vectorize
-            for (int64_t i = j; i < j + 16; ++i) {
-                row[i] = static_cast<int16_t>((values[i] - format.center) * factor);
+            float * centered = block.mins.data() + s * n_outputs + o * kMinLanes;
+            for (int64_t i = 0; i < kMinLanes; ++i) {
+                centered[i] = mins[first + s + i] - center * static_cast<float>(factors[first + s + i]);
             }
         }
     }
 
-    static void write_pair(const int16_t * low, const int16_t * high, int64_t pair, int64_t n_pairs,
-                           WeightBlock & block) {
-        for (int64_t j = 0; j < block.n_cols; j += kPanelCols) {
-            const int64_t width = std::min(kPanelCols, block.n_cols - j);
-            int32_t * out = block.pairs.data() + j * n_pairs + pair * width;
-            for (int64_t i = 0; i < width; ++i) {
-                out[i] = static_cast<int32_t>(static_cast<uint16_t>(low[j + i]) |
-                                              static_cast<uint32_t>(static_cast<uint16_t>(high[j + i])) << 16);
-            }
+    // The integers of two outputs, the second one's in the upper halves, and their magnitudes added to the sums.
+    void multiply_by_factors(const uint8_t (&values)[2][kMostCols],
+                             const int16_t (&factors)[2][kMostSubBlocks + kMinLanes], int32_t * pairs,
+                             int32_t * sums) const {
+        const ShortVec center = ShortVec{} + static_cast<int16_t>(format.center);
+        const IntVec ones = IntVec{} + 0x00010001;
+        for (int64_t j = 0; j < format.block; j += kWidth) {
+            const int64_t s = j / format.sub_block;
+            const auto factor = static_cast<int32_t>(static_cast<uint16_t>(factors[0][s]) |
+                                                     static_cast<uint32_t>(static_cast<uint16_t>(factors[1][s])) << 16);
+            const IntVec both = widened(values[0] + j) | widened(values[1] + j) << 16;
+            const ShortVec integers = ((ShortVec)both - center) * (ShortVec)(IntVec{} + factor);
+            std::memcpy(pairs + j, &integers, sizeof integers);
+            const ShortVec magnitudes = integers < 0 ? -integers : integers;
+            IntVec sum;
+            std::memcpy(&sum, sums + j, sizeof sum);
+            sum = add_dot2(sum, (IntVec)magnitudes, ones);
+            std::memcpy(sums + j, &sum, sizeof sum);
+        }
+    }
+
+    static void write_pair(const int32_t * pairs, int64_t pair, int64_t n_pairs, WeightBlock & block) {
+        int64_t j = 0;
+        for (; j + kPanelCols <= block.n_cols; j += kPanelCols) {
+            std::copy_n(pairs + j, kPanelCols, block.pairs.data() + j * n_pairs + pair * kPanelCols);
+        }
+        if (j < block.n_cols) {
+            const int64_t width = block.n_cols - j;
+            std::copy_n(pairs + j, width, block.pairs.data() + j * n_pairs + pair * width);
         }
     }
 };
