@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from architectures import files, verdict
 from ggtune._core import Adapter, Model, Trainer, decode_log_probs
+from ggtune.errors import GgtuneError
 from ggtune.gguf.architectures import architectures
 
 Batch = tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32], NDArray[np.int32], NDArray[np.float32]]
@@ -18,6 +19,8 @@ Batch = tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32], NDArray[n
 WHY_NOT = verdict.read_page()
 TRAINABLE = [name for name in files.NAMES if not WHY_NOT.get(name, "not in docs/architectures.md")]
 LLAMA_CPP = Path(__file__).resolve().parents[2] / "vendor" / "llama.cpp"
+
+SCANS = "SSM_SCAN|GATED_DELTA_NET|GATED_LINEAR_ATTN|RWKV_WKV6|RWKV_WKV7"
 
 # of no model in the tests: a part of llama.cpp's quantizer, one without a graph, a decoder of sounds, and models that
 # draft for another and can't be loaded alone
@@ -100,12 +103,16 @@ def test_what_is_trained_is_what_llama_cpp_computes(tmp_path: Path, name: str) -
 def test_gradients_out_of_ggmls_own_nodes_are_the_same(tmp_path: Path, name: str) -> None:
     """After the same forward pass, llama.cpp's: what is left are the roundings of float32."""
     model = Model(str(files.write_model(tmp_path, name)))
-    found = []
-    for ops in ("cpu", "ggml"):
-        trainer = verdict.make_trainer(model, precision="llama.cpp", ops=ops)
-        trainer.accumulate(*make_batch(model))
-        found.append(trainer.gradients())
-    kernels, plain = found
+    try:
+        trainers = [verdict.make_trainer(model, precision="llama.cpp", ops=ops) for ops in ("cpu", "ggml")]
+    except GgtuneError as error:
+        if not re.search(f"ops=ggml has no gradient for ({SCANS})$", str(error)):
+            raise
+        pytest.skip("a scan's gradient is a kernel alone")
+    batch = make_batch(model)
+    for trainer in trainers:
+        trainer.accumulate(*batch)
+    kernels, plain = (trainer.gradients() for trainer in trainers)
     assert norm({key: kernels[key] - plain[key] for key in kernels}) < 5e-6 * norm(kernels)
 
 
