@@ -156,7 +156,8 @@ class TrainConfig:
     batch: int = setting(8, "Samples per optimizer step.", flags=("-b",), check=at_least(1))
     micro_batch_tokens: int = setting(
         0,
-        "Most tokens computed at once: samples are packed up to this (0: the context, at least 512). "
+        "Most tokens computed at once: samples are packed up to this (0: the context, at least 512, and up to 2048 "
+        "where a mixture of experts needs them to keep all experts busy). "
         "Less takes less memory, more is faster.",
         check=at_least(0),
     )

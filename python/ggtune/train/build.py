@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from ggtune._core import Adapter, Model, Trainer
 
 _LEAST_MICRO_BATCH = 512
+_MOST_MICRO_BATCH = 2048
+_ROWS_PER_EXPERT = 64  # from so many on, an expert's products run at the speed of dense ones
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ def build(
         samples.training,
         samples.held_out,
         batch=config.batch,
-        max_tokens=config.micro_batch_tokens or least_micro_batch(samples.context),
+        max_tokens=config.micro_batch_tokens or default_micro_batch(samples.context, model, engine),
         seed=config.seed,
         epochs=config.epochs,
         max_steps=config.max_steps,
@@ -109,9 +111,30 @@ def build(
     return Build(start, model, samples, adapter, targets, engine, plan)
 
 
-def least_micro_batch(context: int) -> int:
-    """Return how many tokens are computed at once by default."""
-    return max(context, _LEAST_MICRO_BATCH)
+def default_micro_batch(context: int, model: "Model", engine: "Trainer") -> int:
+    """Return how many tokens are computed at once by default.
+
+    More where each goes through a few of many experts, as far as there is memory for it.
+    """
+    least = max(context, _LEAST_MICRO_BATCH)
+    wanted = min(_tokens_for_experts(model), _MOST_MICRO_BATCH)
+    if wanted <= least:
+        return least
+    n_sequences = max(1, wanted // context)
+    needed = sum(engine.memory(wanted, wanted, n_sequences).values())
+    return wanted if needed <= available_memory() else least
+
+
+def _tokens_for_experts(model: "Model") -> int:
+    """Count the tokens that give every expert its rows, where all are chosen equally often; 0 without experts."""
+    metadata = model.metadata()
+
+    def number(key: str) -> int:
+        text = metadata.get(f"{model.architecture}.{key}", "0")
+        return int(text) if text.isdigit() else 0
+
+    n_expert, n_used = number("expert_count"), number("expert_used_count")
+    return _ROWS_PER_EXPERT * n_expert // n_used if n_expert and n_used else 0
 
 
 def _check_adapter_memory(config: TrainConfig, model: "Model", targets: Targets) -> None:

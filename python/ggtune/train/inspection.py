@@ -15,7 +15,7 @@ from ggtune.errors import GgtuneError
 from ggtune.gguf.io import gguf_structure
 from ggtune.gguf.structure import Structure
 from ggtune.system import available_memory, format_bytes
-from ggtune.train.build import least_micro_batch
+from ggtune.train.build import default_micro_batch
 from ggtune.train.recomputation import fit_recomputation
 from ggtune.train.targets import chosen_targets, group_of
 
@@ -175,7 +175,7 @@ def _memory(model: "Model", config: TrainConfig) -> Memory:
     adapter = core.Adapter(model, rank=config.rank, alpha=config.effective_alpha, targets=targets.kinds)
     engine = core.Trainer(adapter, context=context, threads=1, precision=config.precision)
     available = available_memory()
-    n_tokens = min(config.micro_batch_tokens or least_micro_batch(context), config.batch * context)
+    n_tokens = min(config.micro_batch_tokens or default_micro_batch(context, model, engine), config.batch * context)
     largest = n_tokens, n_tokens, config.batch
     parts = fit_recomputation(engine, config.recompute, largest, available, n_params=adapter.n_params)
     parts["program"] = psutil.Process().memory_info().rss
