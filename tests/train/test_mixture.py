@@ -125,10 +125,15 @@ def test_what_is_left_out_is_told(folder: Path, tmp_path: Path) -> None:
     session = prepare(config(folder, model=str(grouped), rank=64), Outputs.folder(tmp_path / "narrow"))
     assert "Left out, narrower than the rank: attn_k, attn_v" in session.report
 
-    indexed = str(files.write_model(tmp_path, "deepseek4+experts"))
-    chosen = config(folder, model=indexed, targets=("attn_q_a", "indexer.proj"), max_steps=2)
+    indexed = str(files.write_model(tmp_path, "qwen4exp+experts"))
+    chosen = config(folder, model=indexed, targets=("attn_q", "indexer.q_proj"), max_steps=2)
     session = prepare(chosen, Outputs.folder(tmp_path / "indexed"))
     dropped = session.built.adapter.dropped
-    assert kinds(dropped) == {"indexer.proj"}
+    assert kinds(dropped) == {"indexer.q_proj"}
     assert f"Left out, the loss does not depend on them: {', '.join(dropped)}" in session.report
-    assert kinds(session.built.initial().bases) == {"attn_q_a"}
+    assert kinds(session.built.initial().bases) == {"attn_q"}
+    result = session.loop(Progress(quiet=True)).run()
+    assert kinds(read_adapter(result.adapter).bases) == {"attn_q"}
+    checkpoint = load_checkpoint(tmp_path / "indexed/checkpoint-2.gguf")
+    resumed = prepare(checkpoint.config.continued({"max_steps": 3}), session.outputs, checkpoint=checkpoint)
+    assert resumed.loop(Progress(quiet=True)).run().steps == 3

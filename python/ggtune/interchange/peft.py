@@ -101,6 +101,7 @@ def import_peft(folder: Path, base_path: str, output: Path) -> AdapterFile:
         a, b = stack.scaled_for(alpha)
         tensors[tensor + ".lora_a"], tensors[tensor + ".lora_b"] = np.ascontiguousarray(a), np.ascontiguousarray(b)
     if unknown:
+        unknown = sorted(set(unknown))
         shown = ", ".join(unknown[:4]) + (f" and {len(unknown) - 4} more" if len(unknown) > 4 else "")
         raise ModelError(
             f"{folder} adapts modules for which {base_path} ({base.model.architecture}) has no weight of its own: "
