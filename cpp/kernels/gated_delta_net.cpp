@@ -30,23 +30,26 @@ class Heads {
     Heads(const DeltaNetShape & shape, const DeltaNetOperands & x, ScanScratch & scratch, bool backward)
         : shape_(shape), x_(x), scan_(scratch, shape.n_tokens, shape.dim, shape.dim, backward) {}
 
-    void forward(int64_t head, int64_t sequence, float * out, float * last_state) {
+    void forward(int64_t head, int64_t sequence, float * out, float * last_state, float * inner) {
         const Vectors outs = packed_vectors(out, shape_.dim, shape_.n_heads, shape_.n_tokens);
         load_state(head, sequence);
-        scan_.forward([&](Range tokens, const ScanBlock & block) { pack(head, sequence, tokens, block); },
-                      [&](Range tokens, const float * rows) {
-                          for (int64_t t = 0; t < tokens.size(); ++t) {
-                              std::copy_n(rows + t * shape_.dim, shape_.dim, outs.at(tokens.begin + t, head, sequence));
-                          }
-                      });
+        scan_.forward(
+            inner_of(inner, head, sequence),
+            [&](Range tokens, const ScanBlock & block) { pack(head, sequence, tokens, block); },
+            [&](Range tokens, const float * rows) {
+                for (int64_t t = 0; t < tokens.size(); ++t) {
+                    std::copy_n(rows + t * shape_.dim, shape_.dim, outs.at(tokens.begin + t, head, sequence));
+                }
+            });
         copy_state(scan_.state(), scan_.width(), last_state + state_at(head, sequence), shape_.dim);
     }
 
-    void backward(int64_t head, int64_t sequence, const float * d_out, const float * d_last_state,
+    void backward(int64_t head, int64_t sequence, const float * d_out, const float * d_last_state, float * inner,
                   const DeltaNetGradients & d) {
         const ConstVectors d_outs = packed_vectors(d_out, shape_.dim, shape_.n_heads, shape_.n_tokens);
         load_state(head, sequence);
         scan_.backward(
+            inner_of(inner, head, sequence),
             [&](Range tokens, const ScanBlock & block, float * d_rows) {
                 pack(head, sequence, tokens, block);
                 for (int64_t t = 0; d_rows != nullptr && t < tokens.size(); ++t) {
@@ -65,6 +68,9 @@ class Heads {
     }
 
   private:
+    float * inner_of(float * inner, int64_t head, int64_t sequence) const {
+        return inner != nullptr ? inner + (sequence * shape_.n_heads + head) * shape_.n_tokens * shape_.dim : nullptr;
+    }
     int64_t state_at(int64_t head, int64_t sequence) const {
         return (sequence * shape_.n_heads + head) * shape_.dim * shape_.dim;
     }
@@ -133,9 +139,9 @@ void for_heads(const DeltaNetShape & shape, const DeltaNetOperands & x, bool bac
 }  // namespace
 
 void delta_net_forward(const DeltaNetShape & shape, const DeltaNetOperands & x, float * out, float * last_state,
-                       int ith, int nth) {
+                       float * u, int ith, int nth) {
     const auto work = [&](auto & heads, int64_t head, int64_t sequence) {
-        heads.forward(head, sequence, out, last_state);
+        heads.forward(head, sequence, out, last_state, u);
     };
     if (shape.gate_width == 1) {
         for_heads<ScalarGate>(shape, x, false, ith, nth, work);
@@ -145,9 +151,9 @@ void delta_net_forward(const DeltaNetShape & shape, const DeltaNetOperands & x, 
 }
 
 void delta_net_backward(const DeltaNetShape & shape, const DeltaNetOperands & x, const float * d_out,
-                        const float * d_last_state, const DeltaNetGradients & d, int ith, int nth) {
+                        const float * d_last_state, float * u, const DeltaNetGradients & d, int ith, int nth) {
     const auto work = [&](auto & heads, int64_t head, int64_t sequence) {
-        heads.backward(head, sequence, d_out, d_last_state, d);
+        heads.backward(head, sequence, d_out, d_last_state, u, d);
     };
     if (shape.gate_width == 1) {
         for_heads<ScalarGate>(shape, x, true, ith, nth, work);

@@ -39,14 +39,16 @@ struct DeltaNetGradients {
     float * d_state;
 };
 
-// out [n_sequences, n_tokens, n_heads, dim], last_state like M_0. Thread ith of nth takes its own heads; results have
-// the same bits for every nth.
+// out [n_sequences, n_tokens, n_heads, dim], last_state like M_0. u, where not nullptr: all u_t [n_sequences, n_heads,
+// n_tokens, dim], which the gradient wants. Thread ith of nth takes its own heads; results have the same bits for every
+// nth.
 void delta_net_forward(const DeltaNetShape & shape, const DeltaNetOperands & x, float * out, float * last_state,
-                       int ith, int nth);
+                       float * u, int ith, int nth);
 
-// The gradients of sum(out * d_out) + sum(last_state * d_last_state).
+// The gradients of sum(out * d_out) + sum(last_state * d_last_state). u: of the forward pass, or nullptr, then it is
+// computed again, which costs as much as the forward pass.
 void delta_net_backward(const DeltaNetShape & shape, const DeltaNetOperands & x, const float * d_out,
-                        const float * d_last_state, const DeltaNetGradients & d, int ith, int nth);
+                        const float * d_last_state, float * u, const DeltaNetGradients & d, int ith, int nth);
 
 // The loops that define them, in double.
 void delta_net_forward_reference(const DeltaNetShape & shape, const DeltaNetOperands & x, float * out,

@@ -29,11 +29,13 @@ enum class Update { add, delta, low_rank };
 enum class Read { after, before };
 
 inline constexpr int64_t kScanBlock = 32;  // tokens
-// Rows of the state at a time.
+// Rows of the state at a time: as many as registers hold sums for. Backward each row has several of them.
 #if defined(__AVX512F__) || defined(__aarch64__)
-inline constexpr int kScanRows = 4;
+inline constexpr int kForwardRows = 8;
+inline constexpr int kBackwardRows = 4;
 #else
-inline constexpr int kScanRows = 2;
+inline constexpr int kForwardRows = 4;
+inline constexpr int kBackwardRows = 2;
 #endif
 
 inline int64_t padded_width(int64_t width) {
@@ -185,6 +187,23 @@ void scan_rows(const ScanBlock & block, int64_t row, float * state, float * out)
     }
 }
 
+// The same for a block whose u or c are known, without outputs.
+template <class Kind, int n>
+void advance_rows(const ScanBlock & block, int64_t row, float * state) {
+    const ScanBlock x = block;
+    float * m = state + row * x.width;
+    for (int64_t t = 0; t < x.n; ++t) {
+        const TokenGate<Kind> gate(x, t);
+        const TokenUpdate<Kind, n> update(x, t, row);
+        for (int64_t i = 0; i < x.width; i += simd::kWidth) {
+            for (int r = 0; r < n; ++r) {
+                const simd::Vec before = simd::load(m + r * x.width + i);
+                simd::store(m + r * x.width + i, update(r, i, before * gate(row + r, i)));
+            }
+        }
+    }
+}
+
 // The states in front of all tokens of the block, of n rows: states [x.n, n, width], from the first of them.
 template <class Kind, int n>
 void restore_states(const ScanBlock & block, int64_t row, const float * first, float * states) {
@@ -260,6 +279,12 @@ void scan_rows_backward(const ScanBlock & block, int64_t row, const float * stat
                 }
             }
         }
+        // M_t is what the gate has left of M_{t-1}, and products of e and k, c and b
+        Vec read_e = {}, read_c = {};
+        for (int r = 0; r < n; ++r) {
+            read_e += dy[r] * update.e[r];
+            read_c += dy[r] * update.c[r];
+        }
         Vec d_added[n] = {}, d_steps[n] = {}, d_gate = {};
         for (int64_t i = 0; i < x.width; i += simd::kWidth) {
             const Vec q = load(x.q + at + i), k = load(x.k + at + i);
@@ -272,7 +297,7 @@ void scan_rows_backward(const ScanBlock & block, int64_t row, const float * stat
                 if constexpr (Kind::update == Update::add && kReadsAfter) {
                     dm_t += dy[r] * q;
                 }
-                dq += dy[r] * (kReadsAfter ? update(r, i, gated) : m);
+                dq += dy[r] * (kReadsAfter ? gated : m);
                 dk += update.e[r] * dm_t;
                 Vec d_gated = dm_t;
                 if constexpr (Kind::update == Update::add) {
@@ -300,6 +325,12 @@ void scan_rows_backward(const ScanBlock & block, int64_t row, const float * stat
                 }
                 simd::store(dm + r * x.width + i, d_before);
             }
+            if constexpr (kReadsAfter) {
+                dq += read_e * k;
+            }
+            if constexpr (kReadsAfter && Kind::update == Update::low_rank) {
+                dq += read_c * load(x.b + at + i);
+            }
             add_to(d.q + at + i, dq);
             add_to(d.k + at + i, dk);
             if constexpr (Kind::update == Update::low_rank) {
@@ -323,12 +354,12 @@ void scan_rows_backward(const ScanBlock & block, int64_t row, const float * stat
     }
 }
 
-// work<n>(row) for all rows, n = kScanRows at a time and the rest singly.
-template <class Work>
+// work(n, row) for all rows, n at a time and the rest singly.
+template <int n, class Work>
 void for_rows(int64_t n_rows, Work && work) {
     int64_t row = 0;
-    for (; row + kScanRows <= n_rows; row += kScanRows) {
-        work(std::integral_constant<int, kScanRows>(), row);
+    for (; row + n <= n_rows; row += n) {
+        work(std::integral_constant<int, n>(), row);
     }
     for (; row < n_rows; ++row) {
         work(std::integral_constant<int, 1>(), row);
@@ -377,7 +408,7 @@ class Scan {
             place(d_.v, backward ? n_block_rows : 0);
             place(d_.steps, backward ? n_block_rows : 0);
             place(d_.rates, backward ? n_states : 0);
-            place(states_, backward ? kScanBlock * kScanRows * width_ : 0);
+            place(states_, backward ? kScanBlock * kBackwardRows * width_ : 0);
         };
         place_all();
         base_ = scratch.operands.reserve(n_floats);
@@ -400,33 +431,42 @@ class Scan {
     float * rates() { return x_.rates; }
 
     // pack(tokens, block) writes the operands; take(tokens, out) reads out [n, n_rows]. state() becomes the last one.
+    // inner, where not nullptr: [n_tokens, n_rows] becomes u or c, which backward() wants.
     template <class Pack, class Take>
-    void forward(Pack && pack, Take && take) {
-        x_.inner = inner_;
+    void forward(float * inner, Pack && pack, Take && take) {
         for (int64_t begin = 0; begin < n_tokens_; begin += kScanBlock) {
             const Range tokens = block_at(begin);
             pack(tokens, static_cast<const ScanBlock &>(x_));
-            for_rows(n_rows_, [&](auto n, int64_t row) { scan_rows<Kind, decltype(n)::value>(x_, row, state_, out_); });
+            x_.inner = inner != nullptr ? inner + begin * n_rows_ : inner_;
+            for_rows<kForwardRows>(
+                n_rows_, [&](auto n, int64_t row) { scan_rows<Kind, decltype(n)::value>(x_, row, state_, out_); });
             take(tokens, static_cast<const float *>(out_));
         }
     }
 
-    // pack(tokens, block, d_out) writes the operands and d_out [n, n_rows], which is nullptr in the first pass;
-    // last(d_state) the gradient of the last state; take(tokens, block, gradient) reads the gradients. state() becomes
-    // the gradient of the first one.
+    // inner: of forward(), or nullptr: then it is computed again. pack(tokens, block, d_out) writes the operands and
+    // d_out [n, n_rows], which is nullptr in the first pass; last(d_state) the gradient of the last state;
+    // take(tokens, block, gradient) reads the gradients. state() becomes the gradient of the first one.
     template <class Pack, class Last, class Take>
-    void backward(Pack && pack, Last && last, Take && take) {
+    void backward(float * inner, Pack && pack, Last && last, Take && take) {
         const int64_t n_states = n_rows_ * width_;
+        const bool known = inner != nullptr || Kind::update == Update::add;
+        inner = inner != nullptr ? inner : inner_history_;
         for (int64_t block = 0; block < n_blocks(); ++block) {
             std::memcpy(first_states_ + block * n_states, state_, static_cast<size_t>(n_states) * sizeof(float));
-            if (block + 1 == n_blocks() && Kind::update == Update::add) {
+            if (block + 1 == n_blocks() && known) {
                 break;
             }
             const Range tokens = block_at(block * kScanBlock);
             pack(tokens, static_cast<const ScanBlock &>(x_), nullptr);
-            x_.inner = inner_history_ + tokens.begin * n_rows_;
-            for_rows(n_rows_,
-                     [&](auto n, int64_t row) { scan_rows<Kind, decltype(n)::value>(x_, row, state_, nullptr); });
+            x_.inner = inner + tokens.begin * n_rows_;
+            for_rows<kForwardRows>(n_rows_, [&](auto n, int64_t row) {
+                if (known) {
+                    advance_rows<Kind, decltype(n)::value>(x_, row, state_);
+                } else {
+                    scan_rows<Kind, decltype(n)::value>(x_, row, state_, nullptr);
+                }
+            });
         }
         std::fill_n(state_, n_states, 0.0f);
         std::fill_n(d_.rates, n_states, 0.0f);
@@ -434,11 +474,12 @@ class Scan {
         for (int64_t block = n_blocks() - 1; block >= 0; --block) {
             const Range tokens = block_at(block * kScanBlock);
             pack(tokens, static_cast<const ScanBlock &>(x_), out_);
-            x_.inner = inner_history_ + tokens.begin * n_rows_;
+            x_.inner = inner + tokens.begin * n_rows_;
             std::fill(base_ + first_gradient_, base_ + end_gradient_, 0.0f);
-            for_rows(n_rows_, [&](auto n, int64_t row) {
-                restore_states<Kind, decltype(n)::value>(x_, row, first_states_ + block * n_states, states_);
-                scan_rows_backward<Kind, decltype(n)::value>(x_, row, states_, state_, out_, d_);
+            for_rows<kBackwardRows>(n_rows_, [&](auto n, int64_t row) {
+                constexpr int kRows = decltype(n)::value;
+                restore_states<Kind, kRows>(x_, row, first_states_ + block * n_states, states_);
+                scan_rows_backward<Kind, kRows>(x_, row, states_, state_, out_, d_);
             });
             take(tokens, static_cast<const ScanBlock &>(x_), static_cast<const ScanBlockGradient &>(d_));
         }
@@ -459,7 +500,7 @@ class Scan {
     float * state_ = nullptr;
     float * out_ = nullptr;     // or d_out [kScanBlock, n_rows]
     float * inner_ = nullptr;   // of a block
-    float * states_ = nullptr;  // [kScanBlock, kScanRows, width]
+    float * states_ = nullptr;  // [kScanBlock, kBackwardRows, width]
     float * first_states_ = nullptr;
     float * inner_history_ = nullptr;  // of all tokens
 };

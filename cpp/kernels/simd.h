@@ -127,16 +127,19 @@ inline float horizontal_sum(Vec v) {
     return horizontal_sum(reinterpret_cast<const float *>(&v));
 }
 
-// Of n vectors, 1, 2 or 4, which stay in registers.
+// Of n vectors, 1, 2, 4 or 8, which stay in registers.
 template <int n>
 inline void horizontal_sums(const Vec (&v)[n], float * sums) {
-    static_assert(n == 1 || n == 2 || n == 4);
+    static_assert(n == 1 || n == 2 || n == 4 || n == 8);
     using detail::halves_added;
     constexpr int kHalf = kWidth / 2;
     if constexpr (n == 1) {
         detail::store_group_sums<1>(v[0], sums);
     } else if constexpr (n == 2) {
         detail::store_group_sums<2>(halves_added<kHalf>(v[0], v[1]), sums);
+    } else if constexpr (n == 8) {
+        horizontal_sums<4>({v[0], v[1], v[2], v[3]}, sums);
+        horizontal_sums<4>({v[4], v[5], v[6], v[7]}, sums + 4);
     } else {
         const Vec even = halves_added<kHalf>(v[0], v[2]), odd = halves_added<kHalf>(v[1], v[3]);
         detail::store_group_sums<4>(halves_added<kHalf / 2>(even, odd), sums);

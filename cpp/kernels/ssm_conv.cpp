@@ -104,6 +104,78 @@ void ssm_conv_backward(const SsmConvShape & shape, const float * filters, const 
     });
 }
 
+namespace {
+
+// of channels at a time: so many that a row of each tap stays in the nearest cache
+constexpr int64_t kBlockChannels = 256;
+
+template <class Work>
+void for_channel_blocks(const SsmConvRowsShape & shape, int ith, int nth, Work && work) {
+    const int64_t n_blocks = (shape.n_channels + kBlockChannels - 1) / kBlockChannels;
+    const Range mine = split_range(n_blocks * shape.n_sequences, ith, nth);
+    for (int64_t i = mine.begin; i < mine.end; ++i) {
+        const int64_t first = i % n_blocks * kBlockChannels;
+        work(Channels{i / n_blocks, first, std::min(kBlockChannels, shape.n_channels - first)});
+    }
+}
+
+// y = sum over k of taps[k] * row(k), n channels; row(k) nullptr: zeros. taps [n_taps, kBlockChannels]
+template <class Row>
+void sum_of_taps(const float * taps, int64_t n_taps, int64_t n, float * y, Row && row) {
+    for (int64_t i = 0; i < n; i += kWidth) {
+        const int64_t lanes = std::min<int64_t>(kWidth, n - i);
+        Vec sum = {};
+        for (int64_t k = 0; k < n_taps; ++k) {
+            if (const float * values = row(k)) {
+                sum += simd::load(taps + k * kBlockChannels + i) * load_channels(values + i, lanes);
+            }
+        }
+        store_channels(y + i, sum, lanes);
+    }
+}
+
+}  // namespace
+
+void ssm_conv_rows_forward(const SsmConvRowsShape & shape, const float * state, const float * x, const float * filters,
+                           float * y, int ith, int nth) {
+    static thread_local detail::AlignedFloats scratch;
+    const int64_t n_before = shape.n_taps - 1;
+    float * taps = scratch.reserve((shape.n_taps + n_before) * kBlockChannels);
+    float * before = taps + shape.n_taps * kBlockChannels;
+    std::fill_n(taps, (shape.n_taps + n_before) * kBlockChannels, 0.0f);
+    for_channel_blocks(shape, ith, nth, [&](const Channels & c) {
+        detail::transpose_copy(filters + c.first * shape.n_taps, shape.n_taps, c.n, shape.n_taps, taps, kBlockChannels);
+        detail::transpose_copy(state + c.sequence * shape.state_sequence_stride + c.first * shape.state_channel_stride,
+                               shape.state_channel_stride, c.n, n_before, before, kBlockChannels);
+        const float * from = x + c.sequence * shape.x_sequence_stride + c.first;
+        float * to = y + c.sequence * shape.y_sequence_stride + c.first;
+        for (int64_t t = 0; t < shape.n_tokens; ++t) {
+            sum_of_taps(taps, shape.n_taps, c.n, to + t * shape.y_token_stride, [&](int64_t k) {
+                const int64_t token = t + k - n_before;
+                return token < 0 ? before + (t + k) * kBlockChannels : from + token * shape.x_token_stride;
+            });
+        }
+    });
+}
+
+void ssm_conv_rows_backward(const SsmConvRowsShape & shape, const float * filters, const float * dy, float * dx,
+                            int ith, int nth) {
+    static thread_local detail::AlignedFloats scratch;
+    float * taps = scratch.reserve(shape.n_taps * kBlockChannels);
+    std::fill_n(taps, shape.n_taps * kBlockChannels, 0.0f);
+    for_channel_blocks(shape, ith, nth, [&](const Channels & c) {
+        detail::transpose_copy(filters + c.first * shape.n_taps, shape.n_taps, c.n, shape.n_taps, taps, kBlockChannels);
+        const float * from = dy + c.sequence * shape.y_sequence_stride + c.first;
+        float * to = dx + c.sequence * shape.x_sequence_stride + c.first;
+        for (int64_t t = 0; t < shape.n_tokens; ++t) {
+            sum_of_taps(taps, shape.n_taps, c.n, to + t * shape.x_token_stride, [&](int64_t k) {
+                const int64_t token = t + shape.n_taps - 1 - k;
+                return token < shape.n_tokens ? from + token * shape.y_token_stride : nullptr;
+            });
+        }
+    });
+}
+
 void ssm_conv_forward_reference(const SsmConvShape & shape, const float * x, const float * filters, float * y) {
     for (int64_t sequence = 0; sequence < shape.n_sequences; ++sequence) {
         for (int64_t t = 0; t < shape.n_tokens; ++t) {

@@ -57,13 +57,13 @@ class Scans {
 
     void forward(const Part & part, int64_t head, float * y, float * last_states) {
         load_state(part, head);
-        scan_.forward([&](Range tokens, const ScanBlock & block) { pack(part, head, tokens, block); },
-                      [&](Range tokens, const float * out) {
-                          for (int64_t t = 0; t < tokens.size(); ++t) {
-                              std::copy_n(out + t * n_rows_, n_rows_,
-                                          y + index(tokens.begin + t, part, head) * shape_.head_dim);
-                          }
-                      });
+        scan_.forward(
+            nullptr, [&](Range tokens, const ScanBlock & block) { pack(part, head, tokens, block); },
+            [&](Range tokens, const float * out) {
+                for (int64_t t = 0; t < tokens.size(); ++t) {
+                    std::copy_n(out + t * n_rows_, n_rows_, y + index(tokens.begin + t, part, head) * shape_.head_dim);
+                }
+            });
         copy_state(scan_.state(), scan_.width(), last_states + state_at(part.sequence, head), shape_.n_state);
     }
 
@@ -71,6 +71,7 @@ class Scans {
                   const SsmScanGradients & d) {
         load_state(part, head);
         scan_.backward(
+            nullptr,
             [&](Range tokens, const ScanBlock & block, float * d_out) {
                 pack(part, head, tokens, block);
                 for (int64_t t = 0; d_out != nullptr && t < tokens.size(); ++t) {

@@ -25,32 +25,35 @@ class Heads {
     Heads(const WkvShape & shape, const WkvOperands & x, ScanScratch & scratch, bool backward)
         : shape_(shape), x_(x), scan_(scratch, shape.n_tokens, shape.dim, shape.dim, backward) {}
 
-    void forward(int64_t head, int64_t sequence, float * out, float * last_state) {
+    void forward(int64_t head, int64_t sequence, float * out, float * last_state, float * c) {
         load_state(x_.state + state_at(head, sequence), scan_.state());
-        scan_.forward([&](Range tokens, const ScanBlock & block) { pack(head, sequence, tokens, block); },
-                      [&](Range tokens, const float * rows) {
-                          for (int64_t t = 0; t < tokens.size(); ++t) {
-                              float * to = out + at(tokens.begin + t, head, sequence);
-                              std::copy_n(rows + t * shape_.dim, shape_.dim, to);
-                              if constexpr (kBonus) {
-                                  const int64_t i = at(tokens.begin + t, head, sequence);
-                                  const float factor = bonus(i, head);
-                                  for (int64_t j = 0; j < shape_.dim; ++j) {
-                                      to[j] += x_.v[i + j] * factor;
-                                  }
-                              }
-                          }
-                      });
+        scan_.forward(
+            inner_of(c, head, sequence),
+            [&](Range tokens, const ScanBlock & block) { pack(head, sequence, tokens, block); },
+            [&](Range tokens, const float * rows) {
+                for (int64_t t = 0; t < tokens.size(); ++t) {
+                    float * to = out + at(tokens.begin + t, head, sequence);
+                    std::copy_n(rows + t * shape_.dim, shape_.dim, to);
+                    if constexpr (kBonus) {
+                        const int64_t i = at(tokens.begin + t, head, sequence);
+                        const float factor = bonus(i, head);
+                        for (int64_t j = 0; j < shape_.dim; ++j) {
+                            to[j] += x_.v[i + j] * factor;
+                        }
+                    }
+                }
+            });
         save_state(last_state + state_at(head, sequence));
     }
 
-    void backward(int64_t head, int64_t sequence, const float * d_out, const float * d_last_state,
+    void backward(int64_t head, int64_t sequence, const float * d_out, const float * d_last_state, float * c,
                   const WkvGradients & d) {
         load_state(x_.state + state_at(head, sequence), scan_.state());
         if constexpr (kBonus) {
             std::fill_n(d.du + u_at(head, sequence), shape_.dim, 0.0f);
         }
         scan_.backward(
+            inner_of(c, head, sequence),
             [&](Range tokens, const ScanBlock & block, float * d_rows) {
                 pack(head, sequence, tokens, block);
                 for (int64_t t = 0; d_rows != nullptr && t < tokens.size(); ++t) {
@@ -72,6 +75,10 @@ class Heads {
     static constexpr bool kLowRank = Kind::update == Update::low_rank;
     static constexpr bool kBonus = Kind::read == Read::before;
 
+    float * inner_of(float * c, int64_t head, int64_t sequence) const {
+        return kLowRank && c != nullptr ? c + (sequence * shape_.n_heads + head) * shape_.n_tokens * shape_.dim
+                                        : nullptr;
+    }
     int64_t state_at(int64_t head, int64_t sequence) const {
         return (sequence * shape_.n_heads + head) * shape_.dim * shape_.dim;
     }
@@ -181,15 +188,16 @@ void for_kind(const WkvShape & shape, const WkvOperands & x, bool backward, int 
 
 }  // namespace
 
-void wkv_forward(const WkvShape & shape, const WkvOperands & x, float * out, float * last_state, int ith, int nth) {
+void wkv_forward(const WkvShape & shape, const WkvOperands & x, float * out, float * last_state, float * c, int ith,
+                 int nth) {
     for_kind(shape, x, false, ith, nth,
-             [&](auto & heads, int64_t head, int64_t sequence) { heads.forward(head, sequence, out, last_state); });
+             [&](auto & heads, int64_t head, int64_t sequence) { heads.forward(head, sequence, out, last_state, c); });
 }
 
 void wkv_backward(const WkvShape & shape, const WkvOperands & x, const float * d_out, const float * d_last_state,
-                  const WkvGradients & d, int ith, int nth) {
+                  float * c, const WkvGradients & d, int ith, int nth) {
     for_kind(shape, x, true, ith, nth, [&](auto & heads, int64_t head, int64_t sequence) {
-        heads.backward(head, sequence, d_out, d_last_state, d);
+        heads.backward(head, sequence, d_out, d_last_state, c, d);
     });
 }
 

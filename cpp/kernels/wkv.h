@@ -39,13 +39,16 @@ struct WkvGradients {
     float * d_state;
 };
 
-// out [n_sequences, n_tokens, n_heads, dim], last_state like M_0. Thread ith of nth takes its own heads; results have
+// out [n_sequences, n_tokens, n_heads, dim], last_state like M_0. c, where not nullptr: of rwkv7 all M_{t-1} a_t
+// [n_sequences, n_heads, n_tokens, dim], which the gradient wants. Thread ith of nth takes its own heads; results have
 // the same bits for every nth.
-void wkv_forward(const WkvShape & shape, const WkvOperands & x, float * out, float * last_state, int ith, int nth);
+void wkv_forward(const WkvShape & shape, const WkvOperands & x, float * out, float * last_state, float * c, int ith,
+                 int nth);
 
-// The gradients of sum(out * d_out) + sum(last_state * d_last_state).
+// The gradients of sum(out * d_out) + sum(last_state * d_last_state). c: of the forward pass, or nullptr, then it is
+// computed again.
 void wkv_backward(const WkvShape & shape, const WkvOperands & x, const float * d_out, const float * d_last_state,
-                  const WkvGradients & d, int ith, int nth);
+                  float * c, const WkvGradients & d, int ith, int nth);
 
 // The loops that define them, in double.
 void wkv_forward_reference(const WkvShape & shape, const WkvOperands & x, float * out, float * last_state);

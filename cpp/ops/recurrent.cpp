@@ -14,11 +14,15 @@ void scan_rule(const BackwardStep & s) {
 
 }  // namespace
 
-void add_ssm_conv_gradient(const BackwardStep & s) {
-    ggml_tensor *x = s.y->src[0], *filters = s.y->src[1];
+void refuse_filters(const BackwardStep & s, const ggml_tensor * filters) {
     if (s.needs(filters)) {
         throw Error("no gradient of the filters of a convolution: " + std::string(filters->name));
     }
+}
+
+void add_ssm_conv_gradient(const BackwardStep & s) {
+    ggml_tensor *x = s.y->src[0], *filters = s.y->src[1];
+    refuse_filters(s, filters);
     s.add(x, s.ops.ssm_conv_dx(x, filters, s.dy));
 }
 

@@ -5,7 +5,9 @@
 
 namespace ggtune {
 
-// Of y = SSM_CONV(x, filters), x = y->src[0], filters = y->src[1], which are frozen.
+// Raises Error where the filters of a convolution need a gradient: they are never trained.
+void refuse_filters(const BackwardStep & s, const ggml_tensor * filters);
+// Of y = SSM_CONV(x, filters), x = y->src[0], filters = y->src[1].
 void add_ssm_conv_gradient(const BackwardStep & s);
 
 // Whether a scan has no state in its result but the last one. Earlier ones are of use for taking tokens back, which

@@ -280,6 +280,11 @@ ggml_tensor * unit(Builder & b, ggml_tensor * x) {
     return b.node(ggml_rms_norm(b.ctx, b.node(ggml_scale(b.ctx, x, 1.0f)), 1e-3f));
 }
 
+// The first n elements of what a node computes; ours may hold more than ggml's.
+ggml_tensor * first_of(Builder & b, ggml_tensor * y, int64_t n) {
+    return b.node(ggml_cont(b.ctx, b.node(ggml_view_1d(b.ctx, y, n, 0))));
+}
+
 struct DeltaNetCase {
     int64_t dim, n_heads_qk, n_heads, n_tokens, n_sequences;
     bool vector_gate;
@@ -300,11 +305,8 @@ ggml_tensor * delta_net(Builder & b, const DeltaNetCase & c) {
     ggml_tensor * beta = between(b, 0.1f, 0.9f, b.input(true, {1, c.n_heads, c.n_tokens, c.n_sequences}));
     ggml_tensor * state = b.input(true, {c.dim, c.dim, c.n_heads, c.n_sequences});
     ggml_tensor * scan = ggml_gated_delta_net(b.ctx, q, k, v, g, beta, state, 1);
-    scan = c.own ? b.own(scan) : b.node(scan);
-    if (c.last_state) {
-        return scan;
-    }
-    return b.node(ggml_cont(b.ctx, b.node(ggml_view_1d(b.ctx, scan, ggml_nelements(v), 0))));
+    const int64_t n = c.last_state ? ggml_nelements(scan) : ggml_nelements(v);
+    return first_of(b, c.own ? b.own(scan) : b.node(scan), n);
 }
 
 struct SsmCase {
@@ -350,7 +352,8 @@ ggml_tensor * wkv(Builder & b, const WkvCase & c) {
         ggml_tensor *to = b.node(ggml_scale(b.ctx, unit(b, input()), 0.2f)), *from = unit(b, input());
         scan = ggml_rwkv_wkv7(b.ctx, r, w, k, v, from, to, state);
     }
-    return c.own ? b.own(scan) : b.node(scan);
+    const int64_t n = ggml_nelements(scan);
+    return first_of(b, c.own ? b.own(scan) : b.node(scan), n);
 }
 
 void add_scans(std::vector<Case> & list) {
@@ -776,6 +779,17 @@ std::vector<Case> cases() {
     add("ssm_conv, ggtune's", kLinear,
         [](Builder & b) { return b.own(ggml_ssm_conv(b.ctx, b.input(true, {72, 19, 2}), b.input(false, {3, 19}))); });
     list.back().like_ggml = true;
+    for (const bool own : {false, true}) {
+        add(own ? "ssm_conv behind a state, ggtune's" : "ssm_conv behind a state", kLinear, [own](Builder & b) {
+            ggml_tensor *state = b.input(true, {3, 19, 2}), *rows = b.input(true, {22, 9, 2});
+            // a part of each row
+            ggml_tensor * x = b.node(ggml_view_3d(b.ctx, rows, 19, 9, 2, rows->nb[1], rows->nb[2], 8));
+            ggml_tensor * all = ggml_concat(b.ctx, state, ggml_transpose(b.ctx, x), 0);
+            ggml_tensor * y = ggml_ssm_conv(b.ctx, all, b.input(false, {4, 19}));
+            return own ? b.own(y) : b.all(y);
+        });
+        list.back().like_ggml = true;
+    }
     add_scans(list);
     add("dropout", kLinear, [](Builder & b) { return b.all(b.ops.dropout(b.input(true, {33, 5}), {7, 3, 0.3f})); });
     return list;

@@ -1,6 +1,7 @@
 // Checks the convolution and the scans of recurrent layers against the loops that define them, and those against finite
 // differences.
 #include <functional>
+#include <memory>
 #include <utility>
 
 #include "check.h"
@@ -44,6 +45,48 @@ void test_ssm_conv(int64_t n_tokens, int64_t n_channels, int64_t n_sequences, in
         run_parts(nth, [&](int ith, int n) {
             ssm_conv_forward(shape, x.data(), filters.data(), y.data(), ith, n);
             ssm_conv_backward(shape, filters.data(), dy.data(), dx.data(), ith, n);
+        });
+        const std::string threads = ", threads: " + std::to_string(nth);
+        check(name + " forward" + threads, relative_difference(y, y_expected), kRounding);
+        check(name + " backward" + threads, relative_difference(dx, dx_expected), kRounding);
+    }
+}
+
+// The same by rows: what ssm_conv computes of x behind the state.
+void test_ssm_conv_rows(int64_t n_tokens, int64_t n_channels, int64_t n_sequences, int64_t n_taps) {
+    const std::string name = "ssm_conv by rows " + std::to_string(n_tokens) + " x " + std::to_string(n_channels);
+    const int64_t n_before = n_taps - 1, n_times = n_tokens + n_before;
+    const SsmConvShape whole = {n_tokens, n_channels,           n_sequences, n_taps,
+                                n_times,  n_times * n_channels, n_channels,  n_channels * n_tokens};
+    const int64_t token_stride = n_channels + 3;
+    const SsmConvRowsShape shape = {n_tokens,     n_channels,
+                                    n_sequences,  n_taps,
+                                    token_stride, token_stride * n_tokens,
+                                    n_channels,   n_channels * n_tokens,
+                                    n_before,     n_before * n_channels};
+    const Floats x = random_values(n_sequences * whole.x_sequence_stride, 1);
+    const Floats filters = random_values(n_channels * n_taps, 2);
+    const Floats dy = random_values(n_sequences * whole.y_sequence_stride, 3);
+    Floats y_expected(dy.size()), dx_whole(x.size());
+    ssm_conv_forward_reference(whole, x.data(), filters.data(), y_expected.data());
+    ssm_conv_backward_reference(whole, filters.data(), dy.data(), dx_whole.data());
+    Floats state(n_sequences * shape.state_sequence_stride), rows(n_sequences * shape.x_sequence_stride, 7.0f);
+    Floats dx_expected = rows;
+    for (int64_t i = 0; i < static_cast<int64_t>(x.size()); ++i) {
+        const int64_t s = i % n_times, c = i / n_times % n_channels, sequence = i / n_times / n_channels;
+        if (s < n_before) {
+            state[sequence * shape.state_sequence_stride + c * n_before + s] = x[i];
+        } else {
+            const int64_t at = sequence * shape.x_sequence_stride + (s - n_before) * token_stride + c;
+            rows[at] = x[i];
+            dx_expected[at] = dx_whole[i];
+        }
+    }
+    for (int nth = 1; nth <= 3; ++nth) {
+        Floats y(dy.size()), dx(rows.size(), 7.0f);
+        run_parts(nth, [&](int ith, int n) {
+            ssm_conv_rows_forward(shape, state.data(), rows.data(), filters.data(), y.data(), ith, n);
+            ssm_conv_rows_backward(shape, filters.data(), dy.data(), dx.data(), ith, n);
         });
         const std::string threads = ", threads: " + std::to_string(nth);
         check(name + " forward" + threads, relative_difference(y, y_expected), kRounding);
@@ -159,7 +202,7 @@ Floats tiled_heads(const Floats & d, int64_t dim, int64_t n_heads, int64_t n) {
 }
 
 void test_delta_net(int64_t dim, int64_t n_heads_qk, int64_t n_heads, int64_t n_tokens, int64_t n_sequences,
-                    bool vector_gate, bool differences) {
+                    bool vector_gate, bool differences, bool keeps) {
     DeltaNetShape shape = {n_tokens,   n_sequences, n_heads, n_heads_qk,
                            n_heads_qk, dim,         1,       1.0f / std::sqrt(static_cast<float>(dim))};
     shape.gate_width = vector_gate ? dim : 1;
@@ -174,6 +217,7 @@ void test_delta_net(int64_t dim, int64_t n_heads_qk, int64_t n_heads, int64_t n_
                      between(0.1f, 0.9f, n * n_heads, 5),
                      random_values(n_sequences * n_heads * dim * dim, 6, unit)};
     scan.outputs = {Floats(n * n_heads * dim), Floats(scan.operands[5].size())};
+    const auto kept = std::make_shared<Floats>(scan.outputs[0].size());  // for the gradient
     scan.gradients = {Floats(n * n_heads * dim), Floats(n * n_heads * dim), scan.operands[2],
                       scan.operands[3],          scan.operands[4],          scan.operands[5]};
     const auto operands = [=](const std::vector<Floats> & x) {
@@ -188,7 +232,7 @@ void test_delta_net(int64_t dim, int64_t n_heads_qk, int64_t n_heads, int64_t n_
         if (nth == 0) {
             delta_net_forward_reference(shape, operands(x), y[0].data(), y[1].data());
         } else {
-            delta_net_forward(shape, operands(x), y[0].data(), y[1].data(), ith, nth);
+            delta_net_forward(shape, operands(x), y[0].data(), y[1].data(), keeps ? kept->data() : nullptr, ith, nth);
         }
     };
     scan.backward = [=](const std::vector<Floats> & x, const std::vector<Floats> & dy, std::vector<Floats> & d, int ith,
@@ -197,7 +241,8 @@ void test_delta_net(int64_t dim, int64_t n_heads_qk, int64_t n_heads, int64_t n_
         if (nth == 0) {
             delta_net_backward_reference(shape, operands(x), dy[0].data(), dy[1].data(), to);
         } else {
-            delta_net_backward(shape, operands(x), dy[0].data(), dy[1].data(), to, ith, nth);
+            delta_net_backward(shape, operands(x), dy[0].data(), dy[1].data(), keeps ? kept->data() : nullptr, to, ith,
+                               nth);
         }
     };
     scan.shared = [=](size_t i, const Floats & d) { return i < 2 ? tiled_heads(d, dim, n_heads, n_heads_qk) : d; };
@@ -283,7 +328,8 @@ void test_ssm_scan(const SsmCase & c) {
     test_scan(scan, kRounding, c.differences);
 }
 
-void test_wkv(WkvKind kind, int64_t dim, int64_t n_heads, int64_t n_tokens, int64_t n_sequences, bool differences) {
+void test_wkv(WkvKind kind, int64_t dim, int64_t n_heads, int64_t n_tokens, int64_t n_sequences, bool differences,
+              bool keeps) {
     const WkvShape shape = {kind, n_tokens, n_sequences, n_heads, dim, 0.7f};
     const int64_t n = n_tokens * n_sequences * n_heads * dim;
     const float unit = 1.0f / std::sqrt(static_cast<float>(dim));
@@ -302,6 +348,7 @@ void test_wkv(WkvKind kind, int64_t dim, int64_t n_heads, int64_t n_tokens, int6
         scan.operands.push_back(random_values(n_heads * dim, 8));
     }
     scan.outputs = {scan.operands[0], scan.operands[4]};
+    const auto kept = std::make_shared<Floats>(scan.outputs[0].size());  // for the gradient
     scan.gradients = scan.operands;
     if (bonus) {
         scan.gradients[5] = Floats(n_sequences * n_heads * dim);
@@ -320,7 +367,7 @@ void test_wkv(WkvKind kind, int64_t dim, int64_t n_heads, int64_t n_tokens, int6
         if (nth == 0) {
             wkv_forward_reference(shape, operands(x), y[0].data(), y[1].data());
         } else {
-            wkv_forward(shape, operands(x), y[0].data(), y[1].data(), ith, nth);
+            wkv_forward(shape, operands(x), y[0].data(), y[1].data(), keeps ? kept->data() : nullptr, ith, nth);
         }
     };
     scan.backward = [=](const std::vector<Floats> & x, const std::vector<Floats> & dy, std::vector<Floats> & d, int ith,
@@ -336,7 +383,7 @@ void test_wkv(WkvKind kind, int64_t dim, int64_t n_heads, int64_t n_tokens, int6
         if (nth == 0) {
             wkv_backward_reference(shape, operands(x), dy[0].data(), dy[1].data(), to);
         } else {
-            wkv_backward(shape, operands(x), dy[0].data(), dy[1].data(), to, ith, nth);
+            wkv_backward(shape, operands(x), dy[0].data(), dy[1].data(), keeps ? kept->data() : nullptr, to, ith, nth);
         }
     };
     scan.shared = [=](size_t i, const Floats & d) {
@@ -352,11 +399,15 @@ int main() {
     test_ssm_conv(5, 19, 2, 4);
     test_ssm_conv(64, 16, 1, 3);
     test_ssm_conv(131, 37, 3, 4);
+    test_ssm_conv_rows(2, 5, 2, 4);
+    test_ssm_conv_rows(70, 300, 2, 3);
+    test_ssm_conv_rows(9, 528, 1, 4);
     for (const bool vector_gate : {false, true}) {
-        test_delta_net(5, 1, 2, 7, 2, vector_gate, true);
-        test_delta_net(16, 2, 4, 71, 2, vector_gate, true);
-        test_delta_net(37, 2, 2, 33, 1, vector_gate, true);
-        test_delta_net(128, 1, 2, 130, 1, vector_gate, false);
+        test_delta_net(5, 1, 2, 7, 2, vector_gate, true, false);
+        test_delta_net(16, 2, 4, 71, 2, vector_gate, true, true);
+        test_delta_net(37, 2, 2, 33, 1, vector_gate, true, false);
+        test_delta_net(128, 1, 2, 130, 1, vector_gate, false, true);
+        test_delta_net(128, 1, 2, 130, 1, vector_gate, false, false);
     }
     test_ssm_scan({5, 3, 4, 2, 7, 2, false, true});
     test_ssm_scan({16, 5, 3, 1, 67, 2, false, true});
@@ -366,9 +417,10 @@ int main() {
     test_ssm_scan({16, 1, 70, 1, 67, 2, true, true});
     test_ssm_scan({8, 3, 6, 2, 33, 1, true, true});
     for (const WkvKind kind : {WkvKind::gated, WkvKind::rwkv6, WkvKind::rwkv7}) {
-        test_wkv(kind, 5, 3, 7, 2, true);
-        test_wkv(kind, 18, 2, 71, 2, true);
-        test_wkv(kind, 64, 2, 65, 1, false);
+        test_wkv(kind, 5, 3, 7, 2, true, false);
+        test_wkv(kind, 18, 2, 71, 2, true, true);
+        test_wkv(kind, 64, 2, 65, 1, false, true);
+        test_wkv(kind, 64, 2, 65, 1, false, false);
     }
     return finish();
 }

@@ -99,6 +99,10 @@ class CpuOps : public Ops {
 
     // Of the layers with a state, faster than ggml's; nullptr for other nodes.
     ggml_tensor * recurrent(ggml_tensor * node);
+    ggml_tensor * ssm_conv(ggml_tensor * node);
+    static void ssm_conv_rows_rule(const BackwardStep & step);
+    // t, or a copy, with rows whose elements are adjacent
+    ggml_tensor * with_rows(ggml_tensor * t) const { return t->nb[0] == sizeof(float) ? t : ggml_cont(ctx, t); }
 
     ggml_tensor * matmul(ggml_tensor * w, ggml_tensor * x);
     ggml_tensor * product_gradient(const CpuOp & op, const int64_t ne[4], ggml_tensor * a, ggml_tensor * b, float scale,

@@ -25,16 +25,20 @@ kernels::DeltaNetOperands operands_of(ggml_tensor * const * src) {
     return {vectors(src[0]), vectors(src[1]), vectors(src[2]), floats(src[3]), floats(src[4]), floats(src[5])};
 }
 
+float * removed_values(ggml_tensor * y, ggml_tensor * const * src) {
+    return kept_by(y, ggml_nelements(src[2]), ggml_nelements(src[5]));
+}
+
 void run(ggml_tensor * y, int ith, int nth, void *) {
     kernels::delta_net_forward(shape_of(y->src), operands_of(y->src), floats(y), floats(y) + ggml_nelements(y->src[2]),
-                               ith, nth);
+                               removed_values(y, y->src), ith, nth);
 }
 
 void run_dx(ggml_tensor * dx, int ith, int nth, void * params) {
     const std::vector<float *> d = gradient_parts(delta_net_scan, dx, *static_cast<ScanParams *>(params));
     const float * dy = floats(dx->src[6]);
     kernels::delta_net_backward(shape_of(dx->src), operands_of(dx->src), dy, dy + ggml_nelements(dx->src[2]),
-                                {d[0], d[1], d[2], d[3], d[4], d[5]}, ith, nth);
+                                removed_values(dx->src[7], dx->src), {d[0], d[1], d[2], d[3], d[4], d[5]}, ith, nth);
 }
 
 void rule(const BackwardStep & s) {
@@ -53,6 +57,6 @@ std::vector<ScanPart> parts(ggml_tensor * const * src) {
 
 }  // namespace
 
-const CpuScan delta_net_scan = {6, 5, {{"delta_net", rule}, run}, {{"delta_net_dx"}, run_dx}, parts};
+const CpuScan delta_net_scan = {6, 5, {{"delta_net", rule}, run}, {{"delta_net_dx"}, run_dx}, true, parts};
 
 }  // namespace ggtune

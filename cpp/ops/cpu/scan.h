@@ -19,9 +19,12 @@ struct ScanPart {
 
 struct CpuScan {
     int n_operands;
-    int state;       // the operand that holds the first states, whose gradient comes last
-    CpuOp forward;   // of ggml's operands, with ggml's result: the outputs, then the last states
-    CpuOp backward;  // of the same and the gradient of the result: the gradients of all operands, one after another
+    int state;      // the operand that holds the first states, whose gradient comes last
+    CpuOp forward;  // of ggml's operands, with ggml's result: the outputs, then the last states
+    CpuOp
+        backward;  // of the same, the gradient of the result and, if it keeps something, our forward node: the gradients of all operands, one after another
+    // Whether the forward node has more, behind what ggml's has: for each output a number that the gradient wants.
+    bool keeps;
     // a part for each operand that has a gradient; the others are empty
     std::vector<ScanPart> (*parts)(ggml_tensor * const * operands);
 };
@@ -44,6 +47,11 @@ const CpuScan * cpu_scan(ggml_op op);
 inline ScanPart like(const ggml_tensor * t) {
     const std::array<int64_t, GGML_MAX_DIMS> ne = {t->ne[0], t->ne[1], t->ne[2], t->ne[3]};
     return {ne, ne};
+}
+
+// What a forward node has kept, or nullptr: of ggml's node.
+inline float * kept_by(ggml_tensor * y, int64_t n_outputs, int64_t n_states) {
+    return y != nullptr ? floats(y) + n_outputs + n_states : nullptr;
 }
 
 // Where the gradient of each operand lies in the backward node dx, floats from its beginning.

@@ -62,6 +62,6 @@ std::vector<ScanPart> parts(ggml_tensor * const * src) {
 
 }  // namespace
 
-const CpuScan ssm_scan = {7, 0, {{"ssm_scan", rule}, run}, {{"ssm_scan_dx"}, run_dx}, parts};
+const CpuScan ssm_scan = {7, 0, {{"ssm_scan", rule}, run}, {{"ssm_scan_dx"}, run_dx}, false, parts};
 
 }  // namespace ggtune

@@ -40,10 +40,17 @@ const CpuScan & scan_of() {
     return kind == WkvKind::gated ? gated_scan : kind == WkvKind::rwkv6 ? rwkv6_scan : rwkv7_scan;
 }
 
+// of rwkv7 alone
+template <WkvKind kind>
+float * removed_values(ggml_tensor * y, ggml_tensor * const * src) {
+    return kind == WkvKind::rwkv7 ? kept_by(y, ggml_nelements(src[0]), ggml_nelements(src[kPlaces<kind>.state]))
+                                  : nullptr;
+}
+
 template <WkvKind kind>
 void run(ggml_tensor * y, int ith, int nth, void * params) {
     kernels::wkv_forward(shape_of<kind>(y->src, *static_cast<ScanParams *>(params)), operands_of<kind>(y->src),
-                         floats(y), floats(y) + ggml_nelements(y->src[0]), ith, nth);
+                         floats(y), floats(y) + ggml_nelements(y->src[0]), removed_values<kind>(y, y->src), ith, nth);
 }
 
 template <WkvKind kind>
@@ -54,7 +61,7 @@ void run_dx(ggml_tensor * dx, int ith, int nth, void * userdata) {
     constexpr Places p = kPlaces<kind>;
     const float * dy = floats(dx->src[p.state + 1]);
     kernels::wkv_backward(shape_of<kind>(dx->src, params), operands_of<kind>(dx->src), dy,
-                          dy + ggml_nelements(dx->src[0]),
+                          dy + ggml_nelements(dx->src[0]), removed_values<kind>(dx->src[p.state + 2], dx->src),
                           {at(p.r), at(p.k), at(p.v), at(p.w), at(p.a), at(p.b), at(p.u), at(p.state)}, ith, nth);
 }
 
@@ -82,16 +89,19 @@ const CpuScan gated_scan = {5,
                             4,
                             {{"gated_linear_attention", rule<GGML_OP_GATED_LINEAR_ATTN>}, run<WkvKind::gated>},
                             {{"gated_linear_attention_dx"}, run_dx<WkvKind::gated>},
+                            false,
                             parts<WkvKind::gated>};
 const CpuScan rwkv6_scan = {6,
                             5,
                             {{"rwkv6", rule<GGML_OP_RWKV_WKV6>}, run<WkvKind::rwkv6>},
                             {{"rwkv6_dx"}, run_dx<WkvKind::rwkv6>},
+                            false,
                             parts<WkvKind::rwkv6>};
 const CpuScan rwkv7_scan = {7,
                             6,
                             {{"rwkv7", rule<GGML_OP_RWKV_WKV7>}, run<WkvKind::rwkv7>},
                             {{"rwkv7_dx"}, run_dx<WkvKind::rwkv7>},
+                            true,
                             parts<WkvKind::rwkv7>};
 
 }  // namespace ggtune
