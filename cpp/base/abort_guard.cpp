@@ -16,12 +16,12 @@ namespace ggtune {
 namespace {
 
 #ifdef GGTUNE_OPENMP
-constexpr bool kNowsParallelRegions = true;
+constexpr bool kKnowsParallelRegions = true;
 bool in_parallel_region() {
     return omp_in_parallel() != 0;
 }
 #else
-constexpr bool knows_parallel_regions = false;
+constexpr bool kKnowsParallelRegions = false;
 bool in_parallel_region() {
     return false;
 }
@@ -46,7 +46,7 @@ void on_abort(const char * message) {
 
 }  // namespace
 
-AbortAsException::AbortAsException(Around around) : active_(around == Around::calls || kNowsParallelRegions) {
+AbortAsException::AbortAsException(Around around) : active_(around == Around::calls || kKnowsParallelRegions) {
     static std::once_flag once;
     std::call_once(once, [] { ggml_set_abort_callback(on_abort); });
     n_guards += active_;

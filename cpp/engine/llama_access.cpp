@@ -96,8 +96,10 @@ class LlamaForwardGraph final : public ForwardGraph {
 
     size_t n_state_bytes() const override {
         size_t n_bytes = 0;
-        for (const auto & [type, n] : memory->memory_breakdown()) {
-            n_bytes += n;
+        if (const llama_memory_i * states = recurrent_memory()) {
+            for (const auto & [type, n] : states->memory_breakdown()) {
+                n_bytes += n;
+            }
         }
         return n_bytes;
     }
@@ -144,6 +146,16 @@ class LlamaForwardGraph final : public ForwardGraph {
     std::vector<ggml_tensor *> list;  // of nodes
 
   private:
+    const llama_memory_i * recurrent_memory() const {
+        if (const auto * hybrid = dynamic_cast<const llama_memory_hybrid *>(memory.get())) {
+            return hybrid->get_mem_recr();
+        }
+        if (const auto * hybrid = dynamic_cast<const llama_memory_hybrid_iswa *>(memory.get())) {
+            return hybrid->get_mem_recr();
+        }
+        return dynamic_cast<const llama_memory_recurrent *>(memory.get());
+    }
+
     static void set_states(llm_graph_input_rs & states, const llama_ubatch * rows) {
         if (states.s_copy->buffer != nullptr) {
             states.set_input(rows);

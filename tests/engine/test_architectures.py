@@ -116,6 +116,18 @@ def test_gradients_out_of_ggmls_own_nodes_are_the_same(tmp_path: Path, name: str
     assert norm({key: kernels[key] - plain[key] for key in kernels}) < 5e-6 * norm(kernels)
 
 
+@pytest.mark.parametrize("name", ["llama", "gemma4+shared-kv", "deepseek2+experts", "lfm2", "qwen35", "rwkv7"])
+def test_the_header_is_enough_to_predict_memory(tmp_path: Path, name: str) -> None:
+    path = str(files.write_model(tmp_path, name))
+    parts = []
+    for header_only in (True, False):
+        model = Model(path, header_only=header_only)
+        adapter = Adapter(model, rank=2, alpha=2.0, targets=[model.linears()[0].kind])
+        parts.append(Trainer(adapter, context=64, threads=1).memory(32, 32, 2))
+    predicted, real = parts
+    assert predicted == real
+
+
 @pytest.mark.parametrize("name", ["gpt-oss", "mimo2+experts"])
 def test_sinks_are_in_the_fused_attention(tmp_path: Path, name: str) -> None:
     """Against llama.cpp's own nodes, which round activations: that moves log p by up to 1.5e-2, no sinks by 7e-2."""
