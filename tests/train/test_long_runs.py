@@ -174,13 +174,13 @@ def test_the_best_checkpoint_is_kept_beside_the_newest(tmp_path: Path, monkeypat
 def test_a_date_in_a_template_is_that_of_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from ggtune.train import samples
 
-    times, load = [], samples.load_samples
+    times, load = [], samples.load_parts
 
     def spy(*arguments: Any, **options: Any) -> Any:
-        times.append(options["now"])
+        times.append(arguments[2].now)
         return load(*arguments, **options)
 
-    monkeypatch.setattr(samples, "load_samples", spy)
+    monkeypatch.setattr(samples, "load_parts", spy)
     run(tmp_path, config(max_steps=2))
     checkpoint = load_checkpoint(tmp_path / "checkpoint-2.gguf")
     earlier = dataclasses.replace(checkpoint.state, started="2020-02-29T12:00:00")
