@@ -42,8 +42,8 @@ struct SsmScanGradients {
     float * d_states;  // of M_0 [n_sequences, n_heads, head_dim, n_state]
 };
 
-// y [n_sequences, n_tokens, n_heads, head_dim], last_states [n_sequences, n_heads, head_dim, n_state]. Thread ith of nth
-// takes its own heads; results have the same bits for every nth.
+// y [n_sequences, n_tokens, n_heads, head_dim], last_states [n_sequences, n_heads, head_dim, n_state]. Thread ith of
+// nth takes its own heads; results have the same bits for every nth.
 void ssm_scan_forward(const SsmScanShape & shape, const SsmScanOperands & x, float * y, float * last_states, int ith,
                       int nth);
 

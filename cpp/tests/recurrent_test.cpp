@@ -109,7 +109,8 @@ struct Scan {
     std::function<Floats(size_t i, const Floats &)> shared = [](size_t, const Floats & d) { return d; };
 };
 
-// The reference's gradients against central differences of its forward pass, along one random direction of each operand.
+// The reference's gradients against central differences of its forward pass, along one random direction of each
+// operand.
 void test_reference(const Scan & scan, const std::vector<Floats> & d_outputs, const std::vector<Floats> & gradients) {
     constexpr float kStep = 3e-3f;
     for (size_t i = 0; i < scan.operands.size(); ++i) {

@@ -19,10 +19,12 @@ struct ScanPart {
 
 struct CpuScan {
     int n_operands;
-    int state;      // the operand that holds the first states, whose gradient comes last
-    CpuOp forward;  // of ggml's operands, with ggml's result: the outputs, then the last states
-    CpuOp
-        backward;  // of the same, the gradient of the result and, if it keeps something, our forward node: the gradients of all operands, one after another
+    int state;  // the operand that holds the first states, whose gradient comes last
+    // Of ggml's operands, with ggml's result: the outputs, then the last states.
+    CpuOp forward;
+    // Of the same operands, the gradient of the result and, if it keeps something, our forward node: the gradients of
+    // all operands, one after another.
+    CpuOp backward;
     // Whether the forward node has more, behind what ggml's has: for each output a number that the gradient wants.
     bool keeps;
     // a part for each operand that has a gradient; the others are empty
