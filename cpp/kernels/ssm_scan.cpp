@@ -23,6 +23,16 @@ void map(int64_t n, float * to, F && f) {
     }
 }
 
+// The rows of one head lie so far apart that the CPU does not see a pattern in them.
+constexpr int64_t kTokensAhead = 4;
+
+void prefetch(const float * p, int64_t n) {
+    constexpr int64_t kLine = 16;  // floats
+    for (int64_t i = 0; i < n; i += kLine) {
+        __builtin_prefetch(p + i);
+    }
+}
+
 // Heads [heads.begin, heads.end) of one sequence, all of one group.
 struct Part {
     int64_t sequence;
@@ -75,6 +85,8 @@ class Scans {
             [&](Range tokens, const ScanBlock & block, float * d_out) {
                 pack(part, head, tokens, block);
                 for (int64_t t = 0; d_out != nullptr && t < tokens.size(); ++t) {
+                    const int64_t ahead = std::min(tokens.begin + t + kTokensAhead, shape_.n_tokens - 1);
+                    prefetch(dy + index(ahead, part, head) * shape_.head_dim, n_rows_);
                     std::copy_n(dy + index(tokens.begin + t, part, head) * shape_.head_dim, n_rows_,
                                 d_out + t * n_rows_);
                 }
@@ -150,6 +162,7 @@ class Scans {
             map(n_heads_, steps, [&](auto get) { return simd::softplus(get(x_.dt + index(token, part, head))); });
             const float * row_steps = for_rows_of(steps);
             const float * x = x_.x.at(token, head, part.sequence);
+            prefetch(x_.x.at(std::min(token + kTokensAhead, shape_.n_tokens - 1), head, part.sequence), n_rows_);
             map(n_rows_, block.v + t * n_rows_, [&](auto get) { return get(x) * get(row_steps); });
             if constexpr (Kind::gate == Gate::rows) {
                 std::copy_n(row_steps, n_rows_, block.steps + t * n_rows_);
