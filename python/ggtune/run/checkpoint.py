@@ -42,7 +42,6 @@ class State:
     cursor: int  # steps taken of this epoch
     model_fingerprint: str
     data_fingerprint: str
-    data_files: Mapping[str, str] = field(default_factory=dict)  # a fingerprint of each file's samples, by its name
     monitor: Mapping[str, Any] = field(default_factory=dict)
     pending: Mapping[str, Any] | None = None  # the last step's metrics where its held-out loss is still to be measured
     elapsed_s: float = 0.0
@@ -53,6 +52,7 @@ class State:
     n_dropped_in_a_row: int = 0
     lr_scale: float = 1.0  # halved when the run goes back, and where its loss no longer falls
     failed_step: int = 0  # where it last went back, 0 when it is past that
+    data_files: Mapping[str, str] = field(default_factory=dict)  # a fingerprint of each file's samples, by its name
 
     @property
     def n_updates(self) -> int:
