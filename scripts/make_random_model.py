@@ -41,7 +41,11 @@ class Shape:
     @classmethod
     def of(cls, text: str) -> "Shape":
         """Return that of a name or of numbers."""
-        return SHAPES[text] if text in SHAPES else cls(*map(int, text.split(",")))
+        if text in SHAPES:
+            return SHAPES[text]
+        n_embd, n_layer, n_head, n_head_kv, n_ff, *experts = map(int, text.split(","))
+        n_expert, n_used = experts or (0, 0)
+        return cls(n_embd, n_layer, n_head, n_head_kv, n_ff, n_expert, n_used)
 
     @property
     def arch(self) -> str:
