@@ -32,6 +32,8 @@ TEXTS = [
 OF_DEVICES = {
     *(
         "MUL_MAT",
+        "MUL_MAT_ID",
+        "ARGSORT",
         "GET_ROWS",
         "SET_ROWS",
         "CONT",
