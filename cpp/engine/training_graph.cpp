@@ -194,13 +194,12 @@ void TrainingGraph::assign_layers(const GraphOptions & options) {
     if (makers_.size() == 1 || options.ops_layers == 0) {
         return;
     }
-    const std::string name = "l_out-" + std::to_string(*options.ops_layers - 1);
-    const auto end = std::find_if(body_.begin(), body_.end(), [&](const ggml_tensor * t) { return t->name == name; });
-    if (end == body_.end()) {
+    const std::vector<size_t> ends = marked_layer_ends();
+    if (static_cast<int>(ends.size()) < *options.ops_layers) {
         throw Error("the layers can't be shared out: this architecture's graph does not mark the end of layer " +
                     std::to_string(*options.ops_layers));
     }
-    std::for_each(body_.begin(), end + 1,
+    std::for_each(body_.begin(), body_.begin() + ends[*options.ops_layers - 1],
                   [&](const ggml_tensor * t) { implementations_->assign(t, *makers_.front()); });
 }
 
@@ -395,7 +394,7 @@ void TrainingGraph::build_head(Autodiff * ad) {
 // Layers end at llama.cpp's "l_out-<layer>" tensors, which cut the body into segments; where it calls one of them
 // something else, behind the last tensor that bears a layer's number. The last segment, what follows the last layer (the
 // final norm), is not worth recomputing.
-std::vector<size_t> TrainingGraph::layer_ends() const {
+std::vector<size_t> TrainingGraph::marked_layer_ends() const {
     std::vector<size_t> ends;
     std::vector<size_t> numbered(n_layers_, 0);
     for (size_t i = 0; i < body_.size(); i++) {
@@ -411,6 +410,12 @@ std::vector<size_t> TrainingGraph::layer_ends() const {
         std::adjacent_find(numbered.begin(), numbered.end(), std::greater_equal<>()) == numbered.end()) {
         ends = numbered;
     }
+    return ends;
+}
+
+// The same where each layer can be computed again.
+std::vector<size_t> TrainingGraph::layer_ends() const {
+    const std::vector<size_t> ends = marked_layer_ends();
     return can_be_computed_again(ends) ? ends : std::vector<size_t>();
 }
 

@@ -88,6 +88,7 @@ class TrainingGraph {
     void assign_layers(const GraphOptions & options);
     void add_noise(const EmbeddingNoise & options, const MicroBatch & batch);
     void build_head(Autodiff * ad);
+    std::vector<size_t> marked_layer_ends() const;
     std::vector<size_t> layer_ends() const;
     bool can_be_computed_again(const std::vector<size_t> & ends) const;
     std::vector<std::vector<ggml_tensor *>> segment_inputs(const std::vector<size_t> & ends) const;
