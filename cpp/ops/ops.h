@@ -135,7 +135,7 @@ class Ops {
     // dw[i, o, ...], x and w F32
     virtual ggml_tensor * matmul_dw(ggml_tensor * w, ggml_tensor * x, ggml_tensor * dy, float scale,
                                     ggml_tensor * accumulator) = 0;
-    // dx[i, t, ...] for a frozen matrix w of any type, ne = [i, o], elements contiguous
+    // dx[i, t, ...] for a frozen w of any type: a matrix, elements of a row contiguous, or a contiguous stack
     virtual ggml_tensor * weight_dx(ggml_tensor * w, ggml_tensor * dy, ggml_tensor * accumulator) = 0;
 
     // ---- Gradients of the products of a mixture of experts, y[o, k, t] = sum_i w[i, o, e] x[i, k, t] with

@@ -6,13 +6,18 @@ namespace ggtune {
 
 namespace {
 
-bool is_matrix(const ggml_tensor * t) {
-    return t->ne[2] == 1 && t->ne[3] == 1 && t->nb[0] == ggml_type_size(t->type);
+// A matrix, or a stack of them: those of each head of multi-head latent attention.
+bool is_weight(const ggml_tensor * t) {
+    return ggml_is_matrix(t) ? t->nb[0] == ggml_type_size(t->type) : ggml_is_contiguous(t);
 }
 
-// stacks of quantized matrices appear only in architectures that are refused for other ops
-bool has_matrix_or_floats(const ggml_tensor * node) {
-    return is_matrix(node->src[0]) || node->src[0]->type == GGML_TYPE_F32;
+// Stacks of floats may have any strides and have products of their own.
+bool is_frozen_weight(const BackwardStep & s, const ggml_tensor * w) {
+    return !s.needs(w) && is_weight(w) && (ggml_is_matrix(w) || w->type != GGML_TYPE_F32);
+}
+
+bool has_weight_or_floats(const ggml_tensor * node) {
+    return is_weight(node->src[0]) || node->src[0]->type == GGML_TYPE_F32;
 }
 
 }  // namespace
@@ -23,10 +28,10 @@ void product_rule(const BackwardStep & s) {
 
 void add_product_gradients(const BackwardStep & s, ggml_tensor * w, ggml_tensor * x, float scale) {
     if (s.needs(x)) {
-        const bool frozen_matrix = !s.needs(w) && is_matrix(w);
+        const bool frozen = is_frozen_weight(s, w);
         add_in_place(s, x, [&](ggml_tensor * accumulator) {
-            return frozen_matrix && scale == 1.0f ? s.ops.weight_dx(w, s.dy, accumulator)
-                                                  : s.ops.matmul_dx(w, s.dy, scale, accumulator);
+            return frozen && scale == 1.0f ? s.ops.weight_dx(w, s.dy, accumulator)
+                                           : s.ops.matmul_dx(w, s.dy, scale, accumulator);
         });
     }
     if (s.needs(w)) {
@@ -41,7 +46,7 @@ void add_product_gradients(const BackwardStep & s, ggml_tensor * w, ggml_tensor 
 }
 
 std::vector<GgmlOp> product_ops() {
-    return {{GGML_OP_MUL_MAT, product_rule, Rows::singly, has_matrix_or_floats}};
+    return {{GGML_OP_MUL_MAT, product_rule, Rows::singly, has_weight_or_floats}};
 }
 
 }  // namespace ggtune

@@ -468,6 +468,13 @@ std::vector<Case> cases() {
             return b.node(ggml_mul_mat(b.ctx, b.input(false, {32, 7}, GGML_TYPE_F16), b.input(true, {32, 5})));
         },
         1.0f);
+    add(
+        "mul_mat, frozen stack of F16", 2e-3,
+        [](Builder & b) {
+            return b.node(
+                ggml_mul_mat(b.ctx, b.input(false, {32, 7, 2, 3}, GGML_TYPE_F16), b.input(true, {32, 5, 4, 3})));
+        },
+        1.0f);
     add("mul_mat, ggtune's", kLinear, [](Builder & b) {
         ggml_tensor * w = b.input(true, {12, 7, 2});
         ggml_tensor * x = b.input(true, {12, 5, 4});

@@ -36,9 +36,23 @@ void run_weight_dx(ggml_tensor * dx, int ith, int nth, void * userdata) {
     const auto & params = *static_cast<const ProductGradient *>(userdata);
     const ggml_tensor * w = params.operand(dx, 0);
     const ggml_tensor * dy = params.operand(dx, 1);
-    kernels::weight_input_gradient(w->type, w->data, w->nb[1], w->ne[0], w->ne[1], floats(dy), stride(dy, 1),
-                                   dy->ne[1] * dy->ne[2] * dy->ne[3], floats(dx), stride(dx, 1), params.accumulate, ith,
-                                   nth);
+    const auto multiply = [&](const void * matrix, int64_t first_row, int64_t n_rows) {
+        kernels::weight_input_gradient(
+            w->type, matrix, w->nb[1], w->ne[0], w->ne[1], floats(dy) + first_row * stride(dy, 1), stride(dy, 1),
+            n_rows, floats(dx) + first_row * stride(dx, 1), stride(dx, 1), params.accumulate, ith, nth);
+    };
+    if (ggml_is_matrix(w)) {
+        multiply(w->data, 0, ggml_nrows(dy));
+        return;
+    }
+    const int64_t group2 = dy->ne[2] / w->ne[2];
+    const int64_t group3 = dy->ne[3] / w->ne[3];
+    for (int64_t i3 = 0; i3 < dy->ne[3]; i3++) {
+        for (int64_t i2 = 0; i2 < dy->ne[2]; i2++) {
+            multiply(static_cast<const char *>(w->data) + i2 / group2 * w->nb[2] + i3 / group3 * w->nb[3],
+                     (i3 * dy->ne[2] + i2) * dy->ne[1], dy->ne[1]);
+        }
+    }
 }
 
 void run_int16_dx(ggml_tensor * dx, int ith, int nth, void * userdata) {
@@ -94,8 +108,8 @@ ggml_tensor * CpuOps::weight_dx(ggml_tensor * w, ggml_tensor * dy, ggml_tensor *
     if (can_bf16_product(w, dy)) {
         return bf16_dx(w, dy, accumulator);
     }
-    const bool rounded = may_round_ && kernels::int16_gradient_fast() && kernels::int16_gradient_supported(w->type) &&
-                         ggml_nrows(dy) >= kMinUnpackingRows;
+    const bool rounded = may_round_ && ggml_is_matrix(w) && kernels::int16_gradient_fast() &&
+                         kernels::int16_gradient_supported(w->type) && ggml_nrows(dy) >= kMinUnpackingRows;
     const int64_t ne[4] = {w->ne[0], dy->ne[1], dy->ne[2], dy->ne[3]};
     return product_gradient(rounded ? int16_dx_op : weight_dx_op, ne, w, rows_in_step(dy) ? dy : contiguous(dy), 1.0f,
                             accumulator);

@@ -28,6 +28,15 @@ ggml_tensor * GgmlOps::matmul_dw(ggml_tensor * w, ggml_tensor * x, ggml_tensor *
 // dx = w^T dy, a tile of w at a time: no backend multiplies by the transpose of a quantized matrix.
 ggml_tensor * GgmlOps::weight_dx(ggml_tensor * w, ggml_tensor * dy, ggml_tensor * accumulator) {
     dy = contiguous(dy);
+    if (!ggml_is_matrix(w)) {
+        if (w->type != GGML_TYPE_F32) {
+            // as few rows as a stack has (the heads of latent attention), they are floats at once
+            ggml_tensor * rows = ggml_reshape_2d(ctx, w, w->ne[0], ggml_nrows(w));
+            w = ggml_reshape_4d(ctx, ggml_get_rows(ctx, rows, row_numbers(0, ggml_nrows(w))), w->ne[0], w->ne[1],
+                                w->ne[2], w->ne[3]);
+        }
+        return matmul_dx(w, dy, 1.0f, accumulator);
+    }
     const int64_t tile_rows = rows_per_tile(w, traits_.max_tile_bytes);
     for (int64_t begin = 0; begin < w->ne[1]; begin += tile_rows) {
         const int64_t n = std::min(tile_rows, w->ne[1] - begin);
