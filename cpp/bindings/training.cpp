@@ -233,6 +233,8 @@ void bind_training(py::module_ & m) {
                                                        {"compute", parts.compute}};
             },
             py::arg("n_tokens"), py::arg("n_targets"), py::arg("n_sequences") = 1)
+        .def_property_readonly("needs_equal_lengths", &Trainer::needs_equal_lengths)
+        .def("graphs", &Trainer::graphs, py::arg("n_rows"))
         .def("n_custom_nodes", &Trainer::n_custom_nodes, py::arg("n_tokens"), py::arg("n_targets"),
              py::arg("n_sequences") = 1, py::call_guard<py::gil_scoped_release>());
 }

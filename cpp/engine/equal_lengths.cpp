@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <limits>
+#include <numeric>
+#include <utility>
 
 namespace ggtune {
 
@@ -33,15 +35,15 @@ std::vector<Sequence> sequences_with_weights(const MicroBatch & batch) {
     return found;
 }
 
-// Ends of the parts of sequences that fall in length, by dynamic programming over where the last part begins.
-std::vector<size_t> ends_of_parts(const std::vector<Sequence> & falling, int64_t most_rows, size_t most_sequences) {
+// Ends of the parts of sequences whose lengths fall, by dynamic programming over where the last part begins.
+std::vector<size_t> ends_of_parts(const std::vector<int64_t> & falling, int64_t most_rows, size_t most_sequences) {
     const size_t n = falling.size();
     std::vector<int64_t> cost(n + 1, std::numeric_limits<int64_t>::max());
     std::vector<size_t> begin_of(n + 1, 0);
     cost[0] = 0;
     for (size_t end = 1; end <= n; end++) {
         for (size_t begin = end - std::min(end, most_sequences); begin < end; begin++) {
-            const int64_t rows = static_cast<int64_t>(end - begin) * falling[begin].length;
+            const int64_t rows = static_cast<int64_t>(end - begin) * falling[begin];
             if ((rows <= most_rows || end - begin == 1) && cost[begin] + rows + kRowsPerGraph < cost[end]) {
                 cost[end] = cost[begin] + rows + kRowsPerGraph;
                 begin_of[end] = begin;
@@ -57,27 +59,45 @@ std::vector<size_t> ends_of_parts(const std::vector<Sequence> & falling, int64_t
 
 }  // namespace
 
-std::vector<EqualLengths> split_to_equal_lengths(const MicroBatch & batch, size_t most_sequences) {
-    std::vector<Sequence> sequences = sequences_with_weights(batch);
-    std::stable_sort(sequences.begin(), sequences.end(),
-                     [](const Sequence & a, const Sequence & b) { return a.length > b.length; });
-    std::vector<EqualLengths> parts;
+std::vector<std::vector<size_t>> graphs_of_equal_lengths(const std::vector<int64_t> & n_rows, int64_t most_rows,
+                                                         size_t most_sequences) {
+    std::vector<size_t> order(n_rows.size());
+    std::iota(order.begin(), order.end(), 0);
+    std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return n_rows[a] > n_rows[b]; });
+    std::vector<int64_t> falling;
+    for (const size_t i : order) {
+        falling.push_back(n_rows[i]);
+    }
+    std::vector<std::vector<size_t>> graphs;
     size_t begin = 0;
-    for (const size_t end : ends_of_parts(sequences, batch.n_tokens, most_sequences)) {
+    for (const size_t end : ends_of_parts(falling, most_rows, most_sequences)) {
+        graphs.emplace_back(order.begin() + begin, order.begin() + end);
+        begin = end;
+    }
+    return graphs;
+}
+
+std::vector<EqualLengths> split_to_equal_lengths(const MicroBatch & batch, size_t most_sequences) {
+    const std::vector<Sequence> sequences = sequences_with_weights(batch);
+    std::vector<int64_t> n_rows;
+    for (const Sequence & sequence : sequences) {
+        n_rows.push_back(sequence.length);
+    }
+    std::vector<EqualLengths> parts;
+    for (const std::vector<size_t> & graph : graphs_of_equal_lengths(n_rows, batch.n_tokens, most_sequences)) {
         EqualLengths part;
-        const int64_t length = sequences[begin].length;
-        for (size_t s = begin; s < end; s++) {
+        const int64_t length = n_rows[graph.front()];
+        for (size_t s = 0; s < graph.size(); s++) {
+            const Sequence & sequence = sequences[graph[s]];
             for (int64_t i = 0; i < length; i++) {
-                const int64_t row = sequences[s].begin + i;
-                const bool real = i < sequences[s].length;
-                part.rows.add(batch.tokens[real ? row : sequences[s].begin], static_cast<int32_t>(i),
-                              static_cast<int32_t>(s - begin), real ? batch.targets[row] : 0,
-                              real ? batch.weights[row] : 0.0f);
+                const int64_t row = sequence.begin + i;
+                const bool real = i < sequence.length;
+                part.rows.add(batch.tokens[real ? row : sequence.begin], static_cast<int32_t>(i),
+                              static_cast<int32_t>(s), real ? batch.targets[row] : 0, real ? batch.weights[row] : 0.0f);
                 part.origin.push_back(real ? row : -1);
             }
         }
         parts.push_back(std::move(part));
-        begin = end;
     }
     return parts;
 }

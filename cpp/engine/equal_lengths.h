@@ -33,6 +33,11 @@ struct EqualLengths {
     std::vector<int64_t> origin;  // of each row: its place in the micro-batch, or -1
 };
 
+// Shares out sequences of so many rows: the places in `n_rows` of those that go into one graph, the longest first. No
+// graph of several has more than `most_rows` rows, those that are filled in counted, and none more sequences than that.
+std::vector<std::vector<size_t>> graphs_of_equal_lengths(const std::vector<int64_t> & n_rows, int64_t most_rows,
+                                                         size_t most_sequences);
+
 // Shares out the sequences so that few rows are filled in and few graphs are needed; sequences without a weight are
 // left out. No part has more rows than the micro-batch, or more than so many sequences.
 std::vector<EqualLengths> split_to_equal_lengths(const MicroBatch & batch, size_t most_sequences);

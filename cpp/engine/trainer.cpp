@@ -399,6 +399,19 @@ TrainingGraph Trainer::graph_of_shape(int64_t n_tokens, int64_t n_targets, int64
     return TrainingGraph(builder_, *adapter, accumulators_, shape.view(), graph_options(true));
 }
 
+std::vector<std::vector<size_t>> Trainer::graphs(const std::vector<int64_t> & n_rows) const {
+    if (std::any_of(n_rows.begin(), n_rows.end(), [](int64_t n) { return n < 1; })) {
+        throw Error("a sequence has at least one row");
+    }
+    if (builder_.needs_equal_lengths()) {
+        const int64_t most_rows = std::accumulate(n_rows.begin(), n_rows.end(), int64_t{0});
+        return graphs_of_equal_lengths(n_rows, most_rows, builder_.most_sequences());
+    }
+    std::vector<size_t> all(n_rows.size());
+    std::iota(all.begin(), all.end(), 0);
+    return {all};
+}
+
 MemoryParts Trainer::memory(int64_t n_tokens, int64_t n_targets, int64_t n_sequences) const {
     const TrainingGraph graph = graph_of_shape(n_tokens, n_targets, n_sequences);
     const uint64_t n = adapter->n_params();

@@ -213,8 +213,13 @@ class Trainer:
     def moments(self) -> dict[str, tuple[FloatArray, FloatArray]]:
         """First and second moment by adapter tensor name, as copies."""
     def set_moments(self, moments: Mapping[str, tuple[FloatArray, FloatArray]]) -> None: ...
+    @property
+    def needs_equal_lengths(self) -> bool:
+        """Whether a graph takes sequences of one length: shorter ones are filled up (recurrent layers)."""
+    def graphs(self, n_rows: Sequence[int]) -> list[list[int]]:
+        """Which sequences of a micro-batch are computed in one graph, as places in ``n_rows``, the rows of each."""
     def memory(self, n_tokens: int, n_targets: int, n_sequences: int = 1) -> dict[str, int]:
-        """Bytes that such a micro-batch needs: "weights", "adapter", "optimizer", "compute". Allocates none."""
+        """Bytes that such a graph needs: "weights", "adapter", "optimizer", "compute". Allocates none."""
     def n_custom_nodes(self, n_tokens: int, n_targets: int, n_sequences: int = 1) -> int:
         """Nodes of such a micro-batch's graph that call ggtune's own functions, which only a CPU runs."""
 

@@ -103,6 +103,7 @@ def build(
         seed=config.seed,
         epochs=config.epochs,
         max_steps=config.max_steps,
+        graphs=engine.graphs if engine.needs_equal_lengths else None,
     )
     if checkpoint is not None:
         restore(engine, checkpoint)
