@@ -287,7 +287,8 @@ def test_every_architecture(tmp_path: Path, name: str) -> None:
         try:
             trainer = verdict.make_trainer(model, precision="f32", ops="ggml", ggml_layers=layers)
         except GgtuneError as error:
-            assert re.search(NO_SCAN, str(error))
+            if re.search(NO_SCAN, str(error)) is None:
+                raise
             pytest.skip("a scan's gradient is a kernel alone")
         trainer.recompute_layers = model.n_layer - 1
         assert (n_custom_nodes(trainer, batch) == 0) == (layers is None)
