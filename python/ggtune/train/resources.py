@@ -27,12 +27,19 @@ def check_memory(config: TrainConfig, parts: Mapping[str, int], n_tokens: int, f
     needed = sum(parts.values())
     if not config.force and needed > free:
         recompute = ", or --recompute" if config.recompute == "none" else ""
+        weights = parts.get("weights", 0)
+        mapped = (
+            " The weights are mapped from their file: what of them does not fit is read from the disk again for every "
+            "micro-batch."
+            if weights and needed - weights <= free
+            else ""
+        )
         raise GgtuneError(
             f"more memory is needed than there is: {format_bytes(needed)} for {n_tokens} tokens at once ("
             + ", ".join(f"{name} {format_bytes(n)}" for name, n in parts.items())
             + f"), {format_bytes(free)} are free. Give a smaller --ctx, --micro-batch-tokens or --rank{recompute}"
             f"{smaller_targets(experts)}; "
-            "--force starts all the same."
+            f"--force starts all the same.{mapped}"
         )
 
 
