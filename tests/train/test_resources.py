@@ -11,7 +11,7 @@ CONFIG = TrainConfig(model="m.gguf", data="d.csv")
 
 def test_a_file_larger_than_memory_is_read_again() -> None:
     parts = {"weights": 1000, "compute": 200}
-    with pytest.raises(GgtuneError, match="--force starts all the same.* read from the disk again for every"):
+    with pytest.raises(GgtuneError, match=r"--force starts all the same.* read from the disk again for every"):
         check_memory(CONFIG, parts, 512, 300)
     check_memory(TrainConfig(model="m.gguf", data="d.csv", force=True), parts, 512, 300)
 
