@@ -23,10 +23,10 @@ ggml_backend_buffer_ptr no_memory_for(ggml_context * ctx);
 
 class Adapter {
   public:
-    // A ~ N(0, 1 / n_in) from a seed of its own per tensor, B = 0, for each matrix of a stack. targets: kinds of Linear.
-    // With rslora alpha is multiplied by sqrt(rank) (Kalajdzievski 2023, arXiv:2312.03732). The model must outlive the
-    // adapter. Of a model's header alone: an adapter for planning, without values. Raises Error for a kind that the
-    // model does not have, a rank below 1 or above the smallest dimension, an alpha that is not > 0.
+    // A ~ N(0, 1 / n_in) from a seed of its own per tensor, B = 0, for each matrix of a stack. targets: kinds of
+    // Linear. With rslora alpha is multiplied by sqrt(rank) (Kalajdzievski 2023, arXiv:2312.03732). The model must
+    // outlive the adapter. Of a model's header alone: an adapter for planning, without values. Raises Error for a kind
+    // that the model does not have, a rank below 1 or above the smallest dimension, an alpha that is not > 0.
     Adapter(Model & model, int rank, float unscaled_alpha, const std::vector<std::string> & targets, bool rslora,
             uint64_t seed);
 

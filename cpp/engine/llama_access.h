@@ -37,8 +37,8 @@ struct LoraDeleter {
 };
 using LoraHandle = std::unique_ptr<llama_adapter_lora, LoraDeleter>;
 
-// llama.cpp's adapter object over tensors owned by the caller; graphs scale B A x by alpha / rank. The model knows of it
-// (contexts make room in their graphs), and must outlive it.
+// llama.cpp's adapter object over tensors owned by the caller; graphs scale B A x by alpha / rank. The model knows of
+// it (contexts make room in their graphs), and must outlive it.
 LoraHandle make_lora(llama_model & model, float alpha, const std::vector<LoraWeights> & weights);
 
 // Takes pairs out of an adapter, by the names of their base tensors.

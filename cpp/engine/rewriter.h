@@ -1,5 +1,6 @@
 // Puts nodes of ggtune's own in place of some of llama.cpp's: fused attention, the LoRA product fused with its scale
-// and sum, the weighted sum of a token's experts, dropout in front of the adapter, and whatever else the implementation of a node (ops/ops.h) does better.
+// and sum, the weighted sum of a token's experts, dropout in front of the adapter, and whatever else the
+// implementation of a node (ops/ops.h) does better.
 #pragma once
 
 #include <ggml.h>

@@ -122,8 +122,8 @@ Trainer::Trainer(std::shared_ptr<Adapter> shared_adapter, const Options & option
     zero_gradients();
 }
 
-// Builds the graph of one sequence, whose gradients go nowhere, to learn what the architecture allows. Pairs on which the
-// loss does not depend are left out.
+// Builds the graph of one sequence, whose gradients go nowhere, to learn what the architecture allows. Pairs on which
+// the loss does not depend are left out.
 void Trainer::probe() {
     const auto & tensors = adapter->tensors();
     const ggml_init_params params = {tensors.size() * ggml_tensor_overhead() + 1024, nullptr, true};

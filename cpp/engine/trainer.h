@@ -93,8 +93,8 @@ class Trainer {
     // So many of the first layers can be computed again: all, or none where the graph can't be cut between them.
     int n_recomputable_layers() const { return n_recomputable_; }
 
-    // Which sequences of a micro-batch are computed in one graph, for sequences of so many rows: their places in `n_rows`.
-    // Layers that take sequences of one length alone fill the shorter ones of a graph up.
+    // Which sequences of a micro-batch are computed in one graph, for sequences of so many rows: their places in
+    // `n_rows`. Layers that take sequences of one length alone fill the shorter ones of a graph up.
     std::vector<std::vector<size_t>> graphs(const std::vector<int64_t> & n_rows) const;
     bool needs_equal_lengths() const { return builder_.needs_equal_lengths(); }
 

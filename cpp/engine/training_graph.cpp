@@ -392,8 +392,8 @@ void TrainingGraph::build_head(Autodiff * ad) {
 }
 
 // Layers end at llama.cpp's "l_out-<layer>" tensors, which cut the body into segments; where it calls one of them
-// something else, behind the last tensor that bears a layer's number. The last segment, what follows the last layer (the
-// final norm), is not worth recomputing.
+// something else, behind the last tensor that bears a layer's number. The last segment, what follows the last layer
+// (the final norm), is not worth recomputing.
 std::vector<size_t> TrainingGraph::marked_layer_ends() const {
     std::vector<size_t> ends;
     std::vector<size_t> numbered(n_layers_, 0);

@@ -143,8 +143,8 @@ class BlocksBefore {
     int64_t expert_ = 0, sum_ = 0;
 };
 
-// work(expert, blocks, first) for blocks [units.begin, units.end) of all: `blocks` among those of the expert, whose first
-// one is `first` of all.
+// work(expert, blocks, first) for blocks [units.begin, units.end) of all: `blocks` among those of the expert, whose
+// first one is `first` of all.
 template <class Work>
 void for_blocks(const ExpertRows & pairs, CountBlocks count, const Range & units, Work && work) {
     int64_t first = 0;

@@ -96,7 +96,7 @@ class Heads {
             std::copy_n(x_.k.at(token, head % shape_.n_heads_k, sequence), shape_.dim, block.k + t * block.width);
             std::copy_n(x_.v.at(token, head, sequence), shape_.dim, block.v + t * shape_.dim);
             block.beta[t] = x_.beta[i];
-            float * gate = block.gate + t * (Kind::gate == Gate::scalar ? 1 : block.width);
+            float * gate = block.gate + t * (Kind::kGate == Gate::scalar ? 1 : block.width);
             for (int64_t j = 0; j < shape_.gate_width; ++j) {
                 gate[j] = std::exp(x_.g[i * shape_.gate_width + j]);
             }
@@ -112,7 +112,7 @@ class Heads {
             std::copy_n(gradient.k + t * block.width, dim, d.dk + i * dim);
             std::copy_n(gradient.v + t * dim, dim, d.dv + i * dim);
             d.d_beta[i] = gradient.beta[t];
-            if constexpr (Kind::gate == Gate::scalar) {
+            if constexpr (Kind::kGate == Gate::scalar) {
                 d.dg[i] = block.gate[t] * simd::horizontal_sum(gradient.gate + t * simd::kWidth);
             } else {
                 for (int64_t j = 0; j < dim; ++j) {

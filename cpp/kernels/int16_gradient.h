@@ -37,8 +37,8 @@ void int16_input_gradient(ggml_type type, const void * w, size_t w_row_bytes, in
                           const float * dy, int64_t dy_row_stride, int64_t n_tokens, float * dx, int64_t dx_row_stride,
                           bool accumulate, int ith, int nth);
 
-// The same for rows of larger matrices, which are gathered and scattered: token t is row dy_rows[t] of dY and dx_rows[t]
-// of dX. So many columns of dX, in multiples of 16, at a time: it has the same bits for every division.
+// The same for rows of larger matrices, which are gathered and scattered: token t is row dy_rows[t] of dY and
+// dx_rows[t] of dX. So many columns of dX, in multiples of 16, at a time: it has the same bits for every division.
 void int16_input_gradient_rows(ggml_type type, const void * w, size_t w_row_bytes, int64_t n_out, const float * dy,
                                int64_t dy_row_stride, const int32_t * dy_rows, int64_t n_tokens, float * dx,
                                int64_t dx_row_stride, const int32_t * dx_rows, bool accumulate, const Range & columns);

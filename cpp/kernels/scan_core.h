@@ -73,11 +73,11 @@ struct ScanBlockGradient {
     float * b;
 };
 
-template <Gate gate_, Update update_, Read read_ = Read::after>
+template <Gate gate, Update update, Read read = Read::after>
 struct ScanKind {
-    static constexpr Gate gate = gate_;
-    static constexpr Update update = update_;
-    static constexpr Read read = read_;
+    static constexpr Gate kGate = gate;
+    static constexpr Update kUpdate = update;
+    static constexpr Read kRead = read;
 };
 
 // The gate of token t, for a vector of columns of a row.
@@ -85,9 +85,9 @@ template <class Kind>
 class TokenGate {
   public:
     TokenGate(const ScanBlock & x, int64_t t) {
-        if constexpr (Kind::gate == Gate::scalar) {
+        if constexpr (Kind::kGate == Gate::scalar) {
             scalar_ = simd::splat(x.gate[t]);
-        } else if constexpr (Kind::gate == Gate::vector) {
+        } else if constexpr (Kind::kGate == Gate::vector) {
             values_ = x.gate + t * x.width;
         } else {
             values_ = x.rates;
@@ -96,9 +96,9 @@ class TokenGate {
         }
     }
     simd::Vec operator()(int64_t row, int64_t column) const {
-        if constexpr (Kind::gate == Gate::scalar) {
+        if constexpr (Kind::kGate == Gate::scalar) {
             return scalar_;
-        } else if constexpr (Kind::gate == Gate::vector) {
+        } else if constexpr (Kind::kGate == Gate::vector) {
             return simd::load(values_ + column);
         } else {
             return simd::exp(steps_[row] * simd::load(values_ + row * width_ + column));
@@ -123,12 +123,12 @@ struct TokenUpdate {
     TokenUpdate(const ScanBlock & x, int64_t t, int64_t row) : k(x.k + t * x.width), b(x.b + t * x.width) {
         const int64_t first = t * x.n_rows + row;
         for (int r = 0; r < n; ++r) {
-            if constexpr (Kind::update == Update::delta) {
+            if constexpr (Kind::kUpdate == Update::delta) {
                 e[r] = simd::splat(x.beta[t] * x.inner[first + r]);
             } else {
                 e[r] = simd::splat(x.v[first + r]);
             }
-            if constexpr (Kind::update == Update::low_rank) {
+            if constexpr (Kind::kUpdate == Update::low_rank) {
                 c[r] = simd::splat(x.inner[first + r]);
             }
         }
@@ -136,7 +136,7 @@ struct TokenUpdate {
     // M_t of a vector of columns, from M_{t-1} times the gate
     simd::Vec operator()(int r, int64_t column, simd::Vec gated) const {
         simd::Vec next = gated + e[r] * simd::load(k + column);
-        if constexpr (Kind::update == Update::low_rank) {
+        if constexpr (Kind::kUpdate == Update::low_rank) {
             next += c[r] * simd::load(b + column);
         }
         return next;
@@ -154,8 +154,8 @@ void scan_rows(const ScanBlock & block, int64_t row, float * state, float * out)
         const TokenGate<Kind> gate(x, t);
         const float * q = x.q + t * x.width;
         const int64_t first = t * x.n_rows + row;
-        if constexpr (Kind::update != Update::add) {
-            constexpr bool kDelta = Kind::update == Update::delta;
+        if constexpr (Kind::kUpdate != Update::add) {
+            constexpr bool kDelta = Kind::kUpdate == Update::delta;
             const float * along = (kDelta ? x.k : x.a) + t * x.width;
             Vec products[n] = {};
             for (int64_t i = 0; i < x.width; i += simd::kWidth) {
@@ -178,7 +178,7 @@ void scan_rows(const ScanBlock & block, int64_t row, float * state, float * out)
                 const Vec before = load(m + r * x.width + i);
                 const Vec after = update(r, i, before * gate(row + r, i));
                 simd::store(m + r * x.width + i, after);
-                results[r] += (Kind::read == Read::after ? after : before) * q_i;
+                results[r] += (Kind::kRead == Read::after ? after : before) * q_i;
             }
         }
         if (out != nullptr) {
@@ -234,7 +234,7 @@ void scan_rows_backward(const ScanBlock & block, int64_t row, const float * stat
                         const float * d_out, const ScanBlockGradient & gradient) {
     using simd::load;
     using simd::Vec;
-    constexpr bool kReadsAfter = Kind::read == Read::after;
+    constexpr bool kReadsAfter = Kind::kRead == Read::after;
     const ScanBlock x = block;
     const ScanBlockGradient d = gradient;
     float * dm = d_state + row * x.width;
@@ -249,7 +249,7 @@ void scan_rows_backward(const ScanBlock & block, int64_t row, const float * stat
             dy[r] = simd::splat(d_out[first + r]);
         }
         // u and c depend on the whole row: their gradients come first
-        if constexpr (Kind::update != Update::add) {
+        if constexpr (Kind::kUpdate != Update::add) {
             Vec along_k[n] = {}, along_b[n] = {};
             for (int64_t i = 0; i < x.width; i += simd::kWidth) {
                 const Vec q = load(x.q + at + i), k = load(x.k + at + i);
@@ -257,7 +257,7 @@ void scan_rows_backward(const ScanBlock & block, int64_t row, const float * stat
                     const Vec dm_t = load(dm + r * x.width + i) + dy[r] * q;
                     simd::store(dm + r * x.width + i, dm_t);
                     along_k[r] += dm_t * k;
-                    if constexpr (Kind::update == Update::low_rank) {
+                    if constexpr (Kind::kUpdate == Update::low_rank) {
                         along_b[r] += dm_t * load(x.b + at + i);
                     }
                 }
@@ -265,14 +265,14 @@ void scan_rows_backward(const ScanBlock & block, int64_t row, const float * stat
             float sums[n];
             simd::horizontal_sums(along_k, sums);
             for (int r = 0; r < n; ++r) {
-                if constexpr (Kind::update == Update::delta) {
+                if constexpr (Kind::kUpdate == Update::delta) {
                     d.beta[t] += sums[r] * x.inner[first + r];
                     sums[r] *= x.beta[t];
                     d_inner[r] = simd::splat(sums[r]);
                 }
                 d.v[first + r] = sums[r];
             }
-            if constexpr (Kind::update == Update::low_rank) {
+            if constexpr (Kind::kUpdate == Update::low_rank) {
                 simd::horizontal_sums(along_b, sums);
                 for (int r = 0; r < n; ++r) {
                     d_inner[r] = simd::splat(sums[r]);
@@ -294,15 +294,15 @@ void scan_rows_backward(const ScanBlock & block, int64_t row, const float * stat
                 const Vec m = load(before + r * x.width + i);
                 const Vec gated = factor * m;
                 Vec dm_t = load(dm + r * x.width + i);  // of M_t
-                if constexpr (Kind::update == Update::add && kReadsAfter) {
+                if constexpr (Kind::kUpdate == Update::add && kReadsAfter) {
                     dm_t += dy[r] * q;
                 }
                 dq += dy[r] * (kReadsAfter ? gated : m);
                 dk += update.e[r] * dm_t;
                 Vec d_gated = dm_t;
-                if constexpr (Kind::update == Update::add) {
+                if constexpr (Kind::kUpdate == Update::add) {
                     d_added[r] += dm_t * k;
-                } else if constexpr (Kind::update == Update::delta) {
+                } else if constexpr (Kind::kUpdate == Update::delta) {
                     dk -= d_inner[r] * gated;
                     d_gated -= d_inner[r] * k;
                 } else {
@@ -310,14 +310,14 @@ void scan_rows_backward(const ScanBlock & block, int64_t row, const float * stat
                     da += d_inner[r] * m;
                 }
                 Vec d_before = factor * d_gated;
-                if constexpr (Kind::gate == Gate::rows) {
+                if constexpr (Kind::kGate == Gate::rows) {
                     const Vec d_exponent = d_before * m;
                     d_steps[r] += d_exponent * load(x.rates + (row + r) * x.width + i);
                     add_to(d.rates + (row + r) * x.width + i, d_exponent * x.steps[first + r]);
                 } else {
                     d_gates += d_gated * m;
                 }
-                if constexpr (Kind::update == Update::low_rank) {
+                if constexpr (Kind::kUpdate == Update::low_rank) {
                     d_before += d_inner[r] * load(x.a + at + i);
                 }
                 if constexpr (!kReadsAfter) {
@@ -328,27 +328,27 @@ void scan_rows_backward(const ScanBlock & block, int64_t row, const float * stat
             if constexpr (kReadsAfter) {
                 dq += read_e * k;
             }
-            if constexpr (kReadsAfter && Kind::update == Update::low_rank) {
+            if constexpr (kReadsAfter && Kind::kUpdate == Update::low_rank) {
                 dq += read_c * load(x.b + at + i);
             }
             add_to(d.q + at + i, dq);
             add_to(d.k + at + i, dk);
-            if constexpr (Kind::update == Update::low_rank) {
+            if constexpr (Kind::kUpdate == Update::low_rank) {
                 add_to(d.a + at + i, da);
                 add_to(d.b + at + i, db);
             }
-            if constexpr (Kind::gate == Gate::vector) {
+            if constexpr (Kind::kGate == Gate::vector) {
                 add_to(d.gate + at + i, d_gates);
             }
             d_gate += d_gates;
         }
-        if constexpr (Kind::gate == Gate::scalar) {
+        if constexpr (Kind::kGate == Gate::scalar) {
             add_to(d.gate + t * simd::kWidth, d_gate);
         }
-        if constexpr (Kind::update == Update::add) {
+        if constexpr (Kind::kUpdate == Update::add) {
             simd::horizontal_sums(d_added, d.v + first);
         }
-        if constexpr (Kind::gate == Gate::rows) {
+        if constexpr (Kind::kGate == Gate::rows) {
             simd::horizontal_sums(d_steps, d.steps + first);
         }
     }
@@ -377,7 +377,7 @@ class Scan {
   public:
     Scan(ScanScratch & scratch, int64_t n_tokens, int64_t n_rows, int64_t width, bool backward)
         : n_tokens_(n_tokens), n_rows_(n_rows), width_(padded_width(width)) {
-        const int64_t gate_values = Kind::gate == Gate::scalar ? simd::kWidth : width_;
+        const int64_t gate_values = Kind::kGate == Gate::scalar ? simd::kWidth : width_;
         const int64_t n_states = n_rows_ * width_;
         const int64_t n_block_rows = kScanBlock * n_rows_, n_block_columns = kScanBlock * width_;
         int64_t n_floats = 0;
@@ -417,7 +417,7 @@ class Scan {
         x_.n_rows = n_rows_;
         x_.width = width_;
         if (backward) {
-            const int64_t n_inner = Kind::update == Update::add ? 0 : n_tokens_ * n_rows_;
+            const int64_t n_inner = Kind::kUpdate == Update::add ? 0 : n_tokens_ * n_rows_;
             first_states_ = scratch.history.reserve(n_blocks() * n_states + n_inner);
             inner_history_ = first_states_ + n_blocks() * n_states;
         }
@@ -450,7 +450,7 @@ class Scan {
     template <class Pack, class Last, class Take>
     void backward(float * inner, Pack && pack, Last && last, Take && take) {
         const int64_t n_states = n_rows_ * width_;
-        const bool known = inner != nullptr || Kind::update == Update::add;
+        const bool known = inner != nullptr || Kind::kUpdate == Update::add;
         inner = inner != nullptr ? inner : inner_history_;
         for (int64_t block = 0; block < n_blocks(); ++block) {
             std::memcpy(first_states_ + block * n_states, state_, static_cast<size_t>(n_states) * sizeof(float));

@@ -98,7 +98,7 @@ class Scans {
             [&](Range tokens, const ScanBlock & block, const ScanBlockGradient & gradient) {
                 unpack(part, head, tokens, block, gradient, d);
             });
-        if constexpr (Kind::gate == Gate::rows) {
+        if constexpr (Kind::kGate == Gate::rows) {
             float * d_a = d.d_a + a_at(part, head);
             for (int64_t row = 0; row < n_rows_; ++row) {
                 for (int64_t i = 0; i < shape_.n_state; ++i) {
@@ -134,7 +134,7 @@ class Scans {
     void load_state(const Part & part, int64_t head) {
         copy_state(x_.states + state_at(x_.first_state[part.sequence], head), shape_.n_state, scan_.state(),
                    scan_.width());
-        if constexpr (Kind::gate == Gate::rows) {
+        if constexpr (Kind::kGate == Gate::rows) {
             for (int64_t row = 0; row < n_rows_; ++row) {
                 std::copy_n(x_.a + (head + row / shape_.head_dim) * shape_.n_state, shape_.n_state,
                             scan_.rates() + row * scan_.width());
@@ -164,7 +164,7 @@ class Scans {
             const float * x = x_.x.at(token, head, part.sequence);
             prefetch(x_.x.at(std::min(token + kTokensAhead, shape_.n_tokens - 1), head, part.sequence), n_rows_);
             map(n_rows_, block.v + t * n_rows_, [&](auto get) { return get(x) * get(row_steps); });
-            if constexpr (Kind::gate == Gate::rows) {
+            if constexpr (Kind::kGate == Gate::rows) {
                 std::copy_n(row_steps, n_rows_, block.steps + t * n_rows_);
             } else {
                 map(1, block.gate + t, [&](auto get) { return simd::exp(get(steps) * get(x_.a + head)); });
@@ -185,14 +185,14 @@ class Scans {
             map(n_rows_, d.dx + at * shape_.head_dim, [&](auto get) { return get(dv) * get(row_steps); });
             float * d_steps = gradient.steps + t * n_rows_;
             map(n_rows_, d_steps, [&](auto get) {
-                return Kind::gate == Gate::rows ? get(d_steps) + get(dv) * get(x) : get(dv) * get(x);
+                return Kind::kGate == Gate::rows ? get(d_steps) + get(dv) * get(x) : get(dv) * get(x);
             });
             float * d_dt = d.d_dt + at;
             for (int64_t h = 0; h < n_heads_; ++h) {
                 const float * of_head = d_steps + h * shape_.head_dim;
                 d_dt[h] = shape_.head_dim == 1 ? *of_head : static_cast<float>(sum(of_head, shape_.head_dim));
             }
-            if constexpr (Kind::gate == Gate::scalar) {
+            if constexpr (Kind::kGate == Gate::scalar) {
                 const float d_exponent = block.gate[t] * simd::horizontal_sum(gradient.gate + t * simd::kWidth);
                 d_dt[0] += d_exponent * x_.a[head];
                 d.d_a[a_at(part, head)] += d_exponent * steps[0];
@@ -227,7 +227,7 @@ void for_parts(const SsmScanShape & shape, const SsmScanOperands & x, bool backw
                            group,
                            i % n_parts,
                            {group * group_heads + of_group.begin, group * group_heads + of_group.end}};
-        const int64_t n_heads = Kind::gate == Gate::rows ? part.heads.size() : 1;
+        const int64_t n_heads = Kind::kGate == Gate::rows ? part.heads.size() : 1;
         Scans<Kind> scans(shape, x, this_threads_scratch(), n_heads, backward);
         for (int64_t head = part.heads.begin; head < part.heads.end; head += n_heads) {
             work(scans, part, head);

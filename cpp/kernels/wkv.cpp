@@ -72,8 +72,8 @@ class Heads {
     }
 
   private:
-    static constexpr bool kLowRank = Kind::update == Update::low_rank;
-    static constexpr bool kBonus = Kind::read == Read::before;
+    static constexpr bool kLowRank = Kind::kUpdate == Update::low_rank;
+    static constexpr bool kBonus = Kind::kRead == Read::before;
 
     float * inner_of(float * c, int64_t head, int64_t sequence) const {
         return kLowRank && c != nullptr ? c + (sequence * shape_.n_heads + head) * shape_.n_tokens * shape_.dim

@@ -139,8 +139,8 @@ class Ops {
     virtual ggml_tensor * weight_dx(ggml_tensor * w, ggml_tensor * dy, ggml_tensor * accumulator) = 0;
 
     // ---- Gradients of the products of a mixture of experts, y[o, k, t] = sum_i w[i, o, e] x[i, k, t] with
-    // e = ids[k, t], times `scale`, added to `accumulator` as above. w ne = [i, o, n_experts], x ne = [i, n_used, T], or
-    // [i, 1, T] where all experts of a token have the same, ids I32 ne = [n_used, T], any strides.
+    // e = ids[k, t], times `scale`, added to `accumulator` as above. w ne = [i, o, n_experts], x ne = [i, n_used, T],
+    // or [i, 1, T] where all experts of a token have the same, ids I32 ne = [n_used, T], any strides.
 
     // dx, of the shape of x; w F32, or frozen and of any type
     virtual ggml_tensor * expert_dx(ggml_tensor * w, ggml_tensor * x, ggml_tensor * ids, ggml_tensor * dy, float scale,

@@ -63,7 +63,7 @@ class CpuOps : public Ops {
     ggml_tensor * sinkhorn_dx(const Sinkhorn & sinkhorn, ggml_tensor * mixes, ggml_tensor * scale, ggml_tensor * base,
                               ggml_tensor * dy) override;
     ggml_tensor * ssm_conv_dx(ggml_tensor * x, ggml_tensor * filters, ggml_tensor * dy) override;
-    std::vector<ggml_tensor *> scan_dx(ggml_op scan, ggml_tensor * y, ggml_tensor * dy,
+    std::vector<ggml_tensor *> scan_dx(ggml_op op, ggml_tensor * y, ggml_tensor * dy,
                                        const std::vector<bool> & needed) override;
     ggml_tensor * zeros_like(const ggml_tensor * t) override;
 
@@ -98,8 +98,8 @@ class CpuOps : public Ops {
     static void attention_rule(const BackwardStep & step);
 
     // Of the layers with a state, faster than ggml's; nullptr for other nodes.
-    ggml_tensor * recurrent(ggml_tensor * node);
-    ggml_tensor * ssm_conv(ggml_tensor * node);
+    ggml_tensor * recurrent(ggml_tensor * y);
+    ggml_tensor * ssm_conv(ggml_tensor * y);
     static void ssm_conv_rows_rule(const BackwardStep & step);
     // t, or a copy, with rows whose elements are adjacent
     ggml_tensor * with_rows(ggml_tensor * t) const { return t->nb[0] == sizeof(float) ? t : ggml_cont(ctx, t); }
@@ -126,7 +126,7 @@ class CpuOps : public Ops {
     ggml_tensor * expert_inputs(const ggml_tensor * w, ggml_tensor * x, ggml_tensor * ids, int64_t activation_block);
     ggml_tensor * expert_operand(ggml_tensor * x, ggml_tensor * ids, int64_t n_experts, int64_t activation_block,
                                  bool is_gradient);
-    ggml_tensor * expert_gradient(const CpuOp & op, const int64_t ne[4], Operands operands, float scale,
+    ggml_tensor * expert_gradient(const CpuOp & op, const int64_t ne[4], const Operands & operands, float scale,
                                   ggml_tensor * accumulator);
     static void expert_sum_rule(const BackwardStep & step);
 

@@ -312,7 +312,7 @@ ggml_tensor * CpuOps::expert_lora_add(ggml_tensor * y, ggml_tensor * b, ggml_ten
     return node_over(expert_lora_add_op, y, {b, h, ids, sorted_pairs(ids, b->ne[2])}, params);
 }
 
-ggml_tensor * CpuOps::expert_gradient(const CpuOp & op, const int64_t ne[4], Operands operands, float scale,
+ggml_tensor * CpuOps::expert_gradient(const CpuOp & op, const int64_t ne[4], const Operands & operands, float scale,
                                       ggml_tensor * accumulator) {
     ExpertNode * params = make<ExpertNode>();
     params->scale = scale;

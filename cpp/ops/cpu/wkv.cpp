@@ -31,7 +31,7 @@ kernels::WkvShape shape_of(ggml_tensor * const * src, const ScanParams & params)
 template <WkvKind kind>
 kernels::WkvOperands operands_of(ggml_tensor * const * src) {
     const auto at = [src](int place) -> const float * { return place < 0 ? nullptr : floats(src[place]); };
-    constexpr Places p = kPlaces<kind>;
+    const Places & p = kPlaces<kind>;
     return {at(p.r), at(p.k), at(p.v), at(p.w), at(p.a), at(p.b), at(p.u), at(p.state)};
 }
 
@@ -58,7 +58,7 @@ void run_dx(ggml_tensor * dx, int ith, int nth, void * userdata) {
     const auto & params = *static_cast<ScanParams *>(userdata);
     const std::vector<float *> d = gradient_parts(scan_of<kind>(), dx, params);
     const auto at = [&d](int place) { return place < 0 ? nullptr : d[place]; };
-    constexpr Places p = kPlaces<kind>;
+    const Places & p = kPlaces<kind>;
     const float * dy = floats(dx->src[p.state + 1]);
     kernels::wkv_backward(shape_of<kind>(dx->src, params), operands_of<kind>(dx->src), dy,
                           dy + ggml_nelements(dx->src[0]), removed_values<kind>(dx->src[p.state + 2], dx->src),
