@@ -126,7 +126,7 @@ def stages(path: Path, model: Model, n_rows: int) -> None:
     timed("encode", n_rows, lambda: drain(turns.encode_conversation(one, lambda _: 1.0) for one in rendered))
     inspector, builder = Inspector(), StoreBuilder()
     timed("look for doubts", n_rows, lambda: drain(inspector.add(chat) for chat in chats))
-    samples = [encoder.conversation(chat) for chat in chats]
+    samples = [sample for chat in chats for sample in encoder.conversation(chat)]
     timed("store", n_rows, lambda: drain(builder.append(sample) for sample in samples))
 
 
