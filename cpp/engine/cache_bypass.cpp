@@ -44,6 +44,9 @@ std::vector<ggml_tensor *> without_caches(ggml_cgraph * graph, ggml_context * ct
             ggml_tensor * rows = found->second;
             node->view_offs += rows->view_src != nullptr ? rows->view_offs : 0;
             node->view_src = rows->view_src != nullptr ? rows->view_src : rows;
+            if (node->op == GGML_OP_VIEW && ggml_nelements(node) == ggml_nelements(rows) && ggml_is_contiguous(node)) {
+                node->op = GGML_OP_RESHAPE;  // whose gradient ggml's own backward pass can take in any layout
+            }
         }
         nodes.push_back(node);
     }
