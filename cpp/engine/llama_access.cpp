@@ -106,18 +106,29 @@ class LlamaForwardGraph final : public ForwardGraph {
 
     void set_inputs() override {
         const llama_ubatch * rows = &memory_context->get_ubatch();
+        // Attention's inputs first: those that nothing reads, masks of T x T among them, are left out as long as they
+        // have no memory. Those of hybrid models would fill all of their tensors.
+        std::vector<llm_graph_input_i *> others;
+        std::unordered_set<const ggml_tensor *> masks;
         for (const auto & input : result.inputs) {
-            // those of hybrid models fill all of their tensors, also masks that nothing reads
             if (const auto * hybrid = dynamic_cast<const llm_graph_input_mem_hybrid *>(input.get())) {
-                hybrid->inp_attn->set_input(rows);
+                set_attention(*hybrid->inp_attn, rows, masks);
                 set_states(*hybrid->inp_rs, rows);
             } else if (const auto * mixed = dynamic_cast<const llm_graph_input_mem_hybrid_iswa *>(input.get())) {
-                mixed->inp_attn->set_input(rows);
+                set_attention(*mixed->inp_attn, rows, masks);
                 set_states(*mixed->inp_rs, rows);
+            } else if (auto * windows = dynamic_cast<llm_graph_input_attn_kv_iswa *>(input.get())) {
+                set_attention(*windows, rows, masks);
+            } else if (auto * plain = dynamic_cast<llm_graph_input_attn_kv *>(input.get());
+                       plain != nullptr && dynamic_cast<llm_graph_input_attn_kv_msa *>(plain) == nullptr) {
+                set_attention(*plain, rows, masks);
             } else {
-                give_memory_to_unread_inputs();
-                input->set_input(rows);
+                others.push_back(input.get());
             }
+        }
+        give_memory_to_unread_inputs(masks);
+        for (llm_graph_input_i * input : others) {
+            input->set_input(rows);
         }
     }
 
@@ -162,17 +173,27 @@ class LlamaForwardGraph final : public ForwardGraph {
         }
     }
 
-    // llama.cpp writes to inputs of its graph whether or not something reads them.
-    void give_memory_to_unread_inputs() {
-        if (unread_inputs_) {
-            return;
-        }
+    static void set_attention(llm_graph_input_attn_kv & input, const llama_ubatch * rows,
+                              std::unordered_set<const ggml_tensor *> & masks) {
+        input.set_input(rows);
+        masks.insert(input.self_kq_mask);
+    }
+
+    static void set_attention(llm_graph_input_attn_kv_iswa & input, const llama_ubatch * rows,
+                              std::unordered_set<const ggml_tensor *> & masks) {
+        input.set_input(rows);
+        masks.insert({input.self_kq_mask, input.self_kq_mask_swa});
+    }
+
+    // llama.cpp writes to all other inputs of its graph whether or not something reads them.
+    void give_memory_to_unread_inputs(const std::unordered_set<const ggml_tensor *> & masks) {
         std::vector<ggml_tensor *> unread;
         size_t n_bytes = 0;
         ggml_backend_buffer_type_t type = ggml_backend_cpu_buffer_type();
         for (ggml_tensor * t = ggml_get_first_tensor(result.get_ctx()); t != nullptr;
              t = ggml_get_next_tensor(result.get_ctx(), t)) {
-            if ((t->flags & GGML_TENSOR_FLAG_INPUT) != 0 && t->buffer == nullptr && t->view_src == nullptr) {
+            if ((t->flags & GGML_TENSOR_FLAG_INPUT) != 0 && t->buffer == nullptr && t->view_src == nullptr &&
+                masks.count(t) == 0) {
                 unread.push_back(t);
                 n_bytes += GGML_PAD(ggml_nbytes(t), ggml_backend_buft_get_alignment(type));
             }
