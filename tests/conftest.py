@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from browser import Browser, open_browser
+
 os.environ["GGTUNE_CACHE"] = "off"  # nothing is kept in, or found in, the folder of who runs the tests
 
 import ggtune._native  # noqa: F401  before what imports ggtune._core itself: threads then wait as in the program
@@ -17,6 +19,13 @@ import ggtune._native  # noqa: F401  before what imports ggtune._core itself: th
 # that tests start, it has to work as in a terminal.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """A headless Chromium (``tests/browser.py``); skips the test where there is none."""
+    with open_browser() as opened:
+        yield opened
 
 
 @pytest.fixture
