@@ -54,7 +54,7 @@ PYTHON = (
     ("data", "scores"),
     ("_native",),
     ("config", "files", "_core"),
-    ("setting_texts", "system"),
+    ("extras", "setting_texts", "system"),
     ("setting",),
     ("errors", "version"),
 )

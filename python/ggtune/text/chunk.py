@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ggtune.errors import DataError, GgtuneError
-from ggtune.text.extras import need
+from ggtune.extras import need
 from ggtune.text.guide import guided, unguided
 from ggtune.text.sources import Source
 

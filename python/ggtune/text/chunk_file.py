@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ggtune.errors import DataError, GgtuneError
+from ggtune.extras import need
 from ggtune.files import replacing
 from ggtune.text.chunk import Chunk, Chunker, read_pieces
-from ggtune.text.extras import need
 from ggtune.text.sources import Source
 
 SUFFIXES = (".parquet", ".jsonl")

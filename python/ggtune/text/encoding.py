@@ -7,7 +7,7 @@ import re
 from typing import TYPE_CHECKING
 
 from ggtune.errors import DataError
-from ggtune.text.extras import need
+from ggtune.extras import need
 
 if TYPE_CHECKING:
     import ftfy

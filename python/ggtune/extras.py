@@ -1,4 +1,4 @@
-"""Packages of the extras ``text`` and ``parquet``, imported where they are needed."""
+"""Packages of the extras, imported where they are needed."""
 
 from __future__ import annotations
 
@@ -9,10 +9,14 @@ from ggtune.errors import GgtuneError
 
 
 def need(package: str, extra: str, purpose: str) -> ModuleType:
-    """Import a package of an extra. Raises :class:`GgtuneError` that names the pip command where it is missing."""
+    """Import a package of an extra, or a module of one.
+
+    Raises :class:`GgtuneError` that names the pip command where it is missing.
+    """
     try:
         return importlib.import_module(package)
     except ImportError as error:
+        package = package.partition(".")[0]
         if error.name not in (package, None):  # it is there, and something that it needs is not
             raise GgtuneError(
                 f"{package} can't be loaded ({error}). Install it again: pip install {package}"
