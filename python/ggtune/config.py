@@ -81,6 +81,13 @@ class TrainConfig:
     weight_column: str = setting(
         "", "Column of each row's weight in the loss (default: weight, where there is one).", metavar="NAME"
     )
+    category_column: str = setting(
+        "",
+        "Column of what each row is about: evaluations report on each category by itself (default: category, topic or "
+        "label, where there is one).",
+        resumable=True,
+        metavar="NAME",
+    )
     data_format: str = setting(
         "",
         "Format of the data: csv, jsonl, json, parquet, arrow, sft or text (default: by suffix and content).",

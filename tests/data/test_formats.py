@@ -356,3 +356,26 @@ def test_text_without_the_system_text_of_the_models_own_template(demo_model: _co
         (tmp_path / "a.txt").write_text(f"<SFT>{text}\n<SFT>{text.replace('Why', 'How')}\n")
         data = load_samples(tmp_path / "a.txt", Talkative(), context=64)  # type: ignore[arg-type]
         assert data.report.asked_with() == {"template": template, "system": "", "system_differs": "false"}
+
+
+def test_the_category_of_a_row_is_carried_and_trains_nothing(tmp_path: Path) -> None:
+    table = tmp_path / "table.csv"
+    table.write_text("question,answer,Topic,kind\nq1?,a1,Gases,x\nq2?,a2,,7\n")
+
+    def categories(**columns: str) -> list[str]:
+        options = ReadOptions(columns=Columns(**columns))
+        return [item.category for item in open_source(table, options).items]
+
+    assert categories() == ["Gases", ""]
+    assert categories(category="kind") == ["x", "7"]
+    with pytest.raises(DataError, match="no column 'sort' for the category"):
+        categories(category="sort")
+    rows = tmp_path / "rows.jsonl"
+    chat = [{"role": "user", "content": "q?"}, {"role": "assistant", "content": "a"}]
+    lines = [{"messages": chat, "label": value} for value in ("one", 2, None, ["a list"])]
+    rows.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert [item.category for item in open_source(rows, ReadOptions()).items] == ["one", "2", "", ""]
+    answers = tmp_path / "labels.csv"
+    answers.write_text("question,label\nq?,yes\n")
+    (item,) = open_source(answers, ReadOptions(columns=Columns(answer="label"))).items
+    assert item.category == ""  # it is the answer

@@ -365,6 +365,11 @@ def bad_rows_left_out(before: Seen, after: Seen) -> None:
     assert all("Good" in text for text in after.texts)
 
 
+def column_found(before: Seen, after: Seen) -> None:
+    assert "there is no column 'kind' for the category" in before.error
+    assert len(after.texts) == len(after.sequences) > 0
+
+
 def last_turn_alone(before: Seen, after: Seen) -> None:
     (one,), (other,) = before.sequences, after.sequences
     assert one.text == other.text
@@ -413,6 +418,9 @@ TABLE: dict[str, list[Change]] = {
     "repeat": [Change(2, taken_twice, {**ONE_EPOCH, "data": File("table.csv")})],
     "context_column": [Change("about", with_context, {**ONE_EPOCH, "data": File("about.csv")})],
     "weight_column": [Change("importance", weighted_rows, {**ONE_EPOCH, "data": File("about.csv")})],
+    "category_column": [
+        Change("about", column_found, {**ONE_EPOCH, "data": File("about.csv"), "category_column": "kind"}),
+    ],
     "data_format": [Change("text", read_as_text, {**ONE_EPOCH, "data": File("table.csv"), "loss_on": "all"})],
     "encoding": [Change("koi8-r", other_encoding, {**ONE_EPOCH, "data": File("page.csv"), "ctx": 128})],
     "skip_bad": [Change(True, bad_rows_left_out, {**ONE_EPOCH, "data": File("bad.jsonl")})],

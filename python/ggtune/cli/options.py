@@ -94,6 +94,7 @@ class ConfigCommand(click.Command):
 # what says which data are read, and how they become samples
 DATA_SETTINGS = (
     *("model", "data", "more_data", "repeat", "question_column", "answer_column", "context_column", "weight_column"),
+    "category_column",
     *("data_format", "encoding", "skip_bad", "sample_start", "include_sample_start", "overlapping_samples", "template"),
     *("system", "loss_on", "learn", "prompt_weight", "split_turns", "drop", "too_long", "holdout", "ctx", "seed"),
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 Role = Literal["system", "user", "assistant", "tool"]
@@ -31,13 +31,15 @@ class Turn:
 class Conversation:
     """Turns in order. ``row`` counts as the file does: a table's header is row 1, a text's first line is line 1.
 
-    ``tools`` are the descriptions that the template gets; ``weight`` multiplies the weights of all tokens.
+    ``tools`` are the descriptions that the template gets; ``weight`` multiplies the weights of all tokens;
+    ``category`` is a word for reports, and trains nothing.
     """
 
     turns: tuple[Turn, ...]
     row: int
     weight: float = 1.0
     tools: tuple[Any, ...] = ()
+    category: str = ""
 
     @property
     def system(self) -> str | None:
@@ -49,7 +51,7 @@ class Conversation:
         """Give it a system text where it has none of its own."""
         if not text or self.system is not None:
             return self
-        return Conversation((Turn("system", text), *self.turns), self.row, self.weight, self.tools)
+        return replace(self, turns=(Turn("system", text), *self.turns))
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ class Document:
     weight: float = 1.0
     before: str = ""
     goes_on: bool = False
+    category: str = ""
 
 
 def exchange(

@@ -23,6 +23,7 @@ THINKING_KEYS = ("reasoning_content", "thinking", "reasoning")
 CHAT_KEYS = ("messages", "conversations", "conversation", "dialog", "dialogue", "chat")
 TEXT_KEYS = ("text", "content", "chunk")
 WEIGHT_KEYS = ("weight",)
+CATEGORY_KEYS = ("category", "topic", "label")
 _CALL_ROLES = ("function_call", "tool_call")  # of ShareGPT with tools: the text is the call
 # names of the sides, as OpenAI, ShareGPT and others have them
 _ROLES: dict[str, Role] = {
@@ -48,6 +49,7 @@ class Columns:
     answer: str | None = None
     context: str | None = None
     weight: str | None = None
+    category: str | None = None
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ class Shape:
     text: str = ""
     weight: str = ""
     tools: str = ""
+    category: str = ""
 
     @property
     def used(self) -> set[str]:
@@ -91,8 +94,12 @@ def find_shape(keys: Sequence[str], columns: Columns = Columns()) -> Shape:
     def first(names: Sequence[str], *taken: str) -> str:
         return next((by_name[name] for name in names if name in by_name and by_name[name] not in taken), "")
 
-    common = {"system": first(SYSTEM_KEYS), "weight": given(columns.weight, "weight") or first(WEIGHT_KEYS)}
     chosen = [given(columns.question, "question"), given(columns.answer, "answer")]
+    common = {
+        "system": first(SYSTEM_KEYS),
+        "weight": given(columns.weight, "weight") or first(WEIGHT_KEYS),
+        "category": given(columns.category, "category") or first(CATEGORY_KEYS, *(name or "" for name in chosen)),
+    }
     if not any(chosen) and (chat := first(CHAT_KEYS)):
         return Shape(chat=chat, tools=first(("tools", "functions")), **common)
     question = chosen[0] or first(QUESTION_KEYS, chosen[1] or "") or first(QUESTION_KEYS)
@@ -103,7 +110,7 @@ def find_shape(keys: Sequence[str], columns: Columns = Columns()) -> Shape:
         context = given(columns.context, "context") or first(CONTEXT_KEYS, question, answer)
         return Shape(question=question, answer=answer, context=context, thinking=first(THINKING_KEYS), **common)
     if text := first(TEXT_KEYS):
-        return Shape(text=text, weight=common["weight"])
+        return Shape(text=text, weight=common["weight"], category=common["category"])
     missing = "answer" if question else "question"
     known = ANSWER_KEYS if question else QUESTION_KEYS
     raise RowError(
@@ -114,6 +121,17 @@ def find_shape(keys: Sequence[str], columns: Columns = Columns()) -> Shape:
 
 def item_of(row: Mapping[str, Any], shape: Shape, number: int) -> Conversation | Document | None:
     """Make the conversation of a row; None for one that is empty. Raises :class:`RowError`."""
+    item = _item_of(row, shape, number)
+    category = _category(row.get(shape.category)) if shape.category else ""
+    return replace(item, category=category) if item is not None and category else item
+
+
+def _category(value: Any) -> str:
+    """What a row is of, for a report: nothing hangs on it, so that anything may stand there."""
+    return "" if value is None or value != value or isinstance(value, (Mapping, list, tuple)) else str(value).strip()
+
+
+def _item_of(row: Mapping[str, Any], shape: Shape, number: int) -> Conversation | Document | None:
     weight = _weight(row.get(shape.weight)) if shape.weight else 1.0
     if shape.text:
         text = _text(row.get(shape.text), shape.text).strip()

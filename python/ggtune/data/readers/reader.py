@@ -38,7 +38,8 @@ class ReadOptions:
         def text(name: str) -> str:
             return str(settings.get(name) or "")
 
-        columns = Columns(*(text(f"{role}_column") or None for role in ("question", "answer", "context", "weight")))
+        roles = ("question", "answer", "context", "weight", "category")
+        columns = Columns(*(text(f"{role}_column") or None for role in roles))
         start = settings.get("sample_start")
         return cls(
             text("data_format"),
