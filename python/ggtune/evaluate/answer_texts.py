@@ -5,6 +5,10 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from decimal import Decimal, InvalidOperation
 
+from ggtune.scores.repetition import repetition
+from ggtune.scores.words import has_no_spaces
+from ggtune.scores.words import words as plain_words
+
 _WORD = re.compile(r"[^\W_]+(?:[’'\-][^\W_]+)*")
 # digits with separators: "1,000", "3.14", "6,02", "1e-5", "15mL"; none inside of a word, such as H2O
 _NUMBER = re.compile(r"(?<![\w.,])[+\-−]?\d+(?:[.,]\d+)*(?:[eE][+\-]?\d+)?")
@@ -18,7 +22,6 @@ _NUMBER_WORDS = dict(
 )
 _BEFORE_WORDS = " \"'“‘([*-•"  # what may stand between the end of a sentence and the next one
 _SENTENCE_ENDS = ".!?:;\n"
-_CJK = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
 _FEW_WORDS = 4  # a reference of so few words is all content
 _STEM = 6  # characters of a word that count, so that endings make no other term
 _SHORT = 3  # a word of so few characters has no endings
@@ -43,29 +46,27 @@ _LEAST_REPEATS = 3
 _LONGEST_PERIOD = 300  # characters of a repeated phrase
 _LEAST_LOOP = 24  # characters of all its repetitions
 _LOOKED_AT = 4 * _LONGEST_PERIOD
-_RUN_WORDS = 4  # words of a run that is counted
-_FEWEST_RUNS = 16
-_REPEATED_SHARE = 0.5  # of the runs
+_FEWEST_WORDS = 20  # of a text whose repetition says something
+_REPEATED_SHARE = 0.5
 
 
 def words(text: str) -> list[str]:
-    """The words in lower case, numbers in one spelling; of scripts without spaces pairs of neighbouring characters."""
-    found: list[str] = []
+    """The words in lower case, numbers in one spelling; each character of a script without spaces is a word."""
     text = _NUMBER.sub(lambda match: " ".join(f"{value:f}" for value in _values(match[0])), text)
-    for match in _WORD.finditer(text):
-        word = match[0].casefold()
-        if _CJK.search(word):
-            found += [word[i : i + 2] for i in range(max(1, len(word) - 1))]
-        else:
-            found.append(f"{_NUMBER_WORDS[word]}" if word in _NUMBER_WORDS else word)
-    return found
+    return [f"{_NUMBER_WORDS[word]}" if word in _NUMBER_WORDS else word for word in plain_words(text)]
 
 
 def terms(text: str) -> set[str]:
-    """What a text is about: its longer words without their endings, and its numbers."""
+    """What a text is about: its longer words without their endings, its numbers, pairs of ideographs."""
     found = set()
+    before = ""
     for word in words(text):
-        if _CJK.search(word) or any(map(str.isdigit, word)):
+        if has_no_spaces(word):
+            found.add(before + word)
+            before = word
+            continue
+        before = ""
+        if any(map(str.isdigit, word)):
             found.add(word)
         elif len(word) > _SHORT and word not in _COMMON:
             found.add(word[:_STEM])
@@ -106,7 +107,7 @@ def entities(text: str) -> set[str]:
     for match in matches:
         word = match[0]
         has_letter = any(map(str.isalpha, word))
-        if not has_letter or _CJK.search(word):
+        if not has_letter or has_no_spaces(word):
             continue
         inner = any(c.isupper() for c in word[1:]) or any(map(str.isdigit, word))
         before = text[: match.start()].rstrip(_BEFORE_WORDS)
@@ -136,10 +137,7 @@ def loops(text: str) -> bool:
         length = period * n_repeats
         if length <= len(tail) and tail[-length:] == tail[-period:] * n_repeats:
             return True
-    found = words(text)
-    runs = Counter(tuple(found[i : i + _RUN_WORDS]) for i in range(len(found) - _RUN_WORDS + 1))
-    n_runs = sum(runs.values())
-    return n_runs >= _FEWEST_RUNS and 1 - len(runs) / n_runs > _REPEATED_SHARE
+    return len(plain_words(text)) >= _FEWEST_WORDS and repetition(text) > _REPEATED_SHARE
 
 
 def overlap(one: Sequence[str], other: Sequence[str]) -> float:
