@@ -1,0 +1,1 @@
+"""What a run was, for people to read: figures, a page, Markdown."""
