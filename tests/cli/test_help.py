@@ -18,6 +18,7 @@ COMMANDS = [
     "resume",
     "status",
     "watch",
+    "board",
     "stop",
     "export-lora",
     "quantize",

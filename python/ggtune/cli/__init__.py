@@ -27,6 +27,7 @@ _COMMANDS = {
     "resume": ("resume", "Go on with a run that was interrupted, or add to one that has ended."),
     "status": ("status", "Say how runs are doing: all known ones, or one."),
     "watch": ("watch", "Follow a run from another terminal."),
+    "board": ("board", "Show all runs as a web page, live."),
     "stop": ("stop", "End a run after saving it."),
     "export-lora": ("export_lora", "Merge an adapter into its base model."),
     "quantize": ("quantize", "Quantize a model file, with an importance matrix or without."),

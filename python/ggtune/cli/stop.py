@@ -13,21 +13,12 @@ import click
 )
 def command(run: Path, wait: float) -> None:
     """End the run in the folder RUN after its last whole step is saved; `ggtune resume` goes on with it."""
-    import psutil
-
     from ggtune.cli.status import summary
     from ggtune.errors import GgtuneError
     from ggtune.run.status import read_status
+    from ggtune.run.stopping import ask_to_stop
 
-    status = read_status(run)
-    if status.pid is None:
-        raise GgtuneError(f"no run is going on in {run}: {summary(status)}")
-    try:
-        psutil.Process(status.pid).terminate()
-    except psutil.NoSuchProcess:
-        pass  # it has ended meanwhile
-    except psutil.AccessDenied as error:
-        raise GgtuneError(f"the run in {run} is another user's: process {status.pid}") from error
+    ask_to_stop(run)
     deadline = time.monotonic() + wait
     while (status := read_status(run)).pid is not None:
         if time.monotonic() >= deadline:

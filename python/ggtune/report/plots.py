@@ -110,7 +110,7 @@ class _drawing:  # noqa: N801  used like a function
     """Matplotlib's settings for our figures, for one thread at a time."""
 
     def __enter__(self) -> None:
-        from ggtune.text.extras import need
+        from ggtune.extras import need
 
         matplotlib = need("matplotlib", "report", "drawing the figures of a run")
         _DRAWING.acquire()

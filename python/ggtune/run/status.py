@@ -1,15 +1,17 @@
 """``status.json`` of a run folder, and what it and the metrics say of a run from outside."""
 
 import json
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from ggtune.errors import GgtuneError
 from ggtune.files import replace_text
+from ggtune.run.history import is_number
 from ggtune.run.lock import ProcessId, holder_of, read_process_id
 from ggtune.run.metrics import last_metrics
 from ggtune.run.outputs import Outputs
@@ -63,20 +65,23 @@ class RunStatus:
     idle_s: float | None  # since the last step was written
 
 
-def read_status(folder: Path) -> RunStatus:
-    """Look at a run folder. Raises :class:`GgtuneError` where it is none."""
+def read_status(folder: Path, records: Sequence[Mapping[str, Any]] | None = None) -> RunStatus:
+    """Look at a run folder. Raises :class:`GgtuneError` where it is none.
+
+    ``records`` are the last of its metrics, with the last one that has a held-out loss, where they are known already.
+    """
     outputs = Outputs.folder(folder)
     written = read_status_file(folder / "status.json")
     if not written and not outputs.metrics.exists():
         raise GgtuneError(f"{folder} is no run folder: it has neither status.json nor metrics.jsonl")
-    records = last_metrics(outputs.metrics)
+    if records is None:
+        records = last_metrics(outputs.metrics)
     last: Mapping[str, Any] = records[-1] if records else {}
     state, reason, process = _state(outputs, written)
     total = written.get("total_steps")
-    trend, trend_steps = _trend([r["loss"] for r in records if _is_number(r.get("loss"))])
-    held_out = [r["held_out_loss"] for r in records if _is_number(r.get("held_out_loss"))]
+    trend, trend_steps = _trend([r["loss"] for r in records if is_number(r.get("loss"))])
+    held_out = [r["held_out_loss"] for r in records if is_number(r.get("held_out_loss"))]
     living = process.process() if process is not None else None
-    memory = living.memory_info() if living is not None else None
     return RunStatus(
         folder=folder,
         state=state,
@@ -92,9 +97,24 @@ def read_status(folder: Path) -> RunStatus:
         trend_steps=trend_steps,
         elapsed_s=_number(last, "elapsed_s") or 0.0,
         eta_s=_eta(records, total) if state == RUNNING else None,
-        memory_bytes=int(memory.rss) if memory is not None else None,
-        idle_s=max(0.0, time.time() - outputs.metrics.stat().st_mtime) if outputs.metrics.exists() else None,
+        memory_bytes=_resident_bytes(living),
+        idle_s=_age_s(outputs.metrics),
     )
+
+
+def _age_s(path: Path) -> float | None:
+    """Seconds since the file was written to."""
+    try:
+        return max(0.0, time.time() - path.stat().st_mtime)
+    except OSError:
+        return None
+
+
+def _resident_bytes(process: psutil.Process | None) -> int | None:
+    try:
+        return int(process.memory_info().rss) if process is not None else None
+    except psutil.Error:  # it has ended meanwhile
+        return None
 
 
 def _state(outputs: Outputs, written: Mapping[str, Any]) -> tuple[str, str, ProcessId | None]:
@@ -111,13 +131,9 @@ def _state(outputs: Outputs, written: Mapping[str, Any]) -> tuple[str, str, Proc
     return state, reason, None
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def _number(record: Mapping[str, Any], name: str) -> float | None:
     value = record.get(name)
-    return float(value) if value is not None and _is_number(value) else None
+    return float(value) if is_number(value) else None
 
 
 def _trend(losses: Sequence[float]) -> tuple[float | None, int]:
@@ -129,7 +145,7 @@ def _trend(losses: Sequence[float]) -> tuple[float | None, int]:
 
 
 def _eta(records: Sequence[Mapping[str, Any]], total: Any) -> float | None:
-    timed = [(r["step"], r["elapsed_s"]) for r in records[-_TREND_STEPS:] if _is_number(r.get("elapsed_s"))]
+    timed = [(r["step"], r["elapsed_s"]) for r in records[-_TREND_STEPS:] if is_number(r.get("elapsed_s"))]
     if not isinstance(total, int) or len(timed) < 2 or timed[-1][0] <= timed[0][0]:
         return None
     per_step_s = (timed[-1][1] - timed[0][1]) / (timed[-1][0] - timed[0][0])

@@ -1,0 +1,139 @@
+"""A run seen from outside: what is new, what is wrong, whatever happens to its files."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from run_folders import WriteRun, append, line
+
+from ggtune.board import live as live_module
+from ggtune.board.live import LiveRun
+
+
+def looked(folder: Path) -> LiveRun:
+    run = LiveRun(folder)
+    while run.look():
+        pass
+    return run
+
+
+def test_only_what_is_new_is_read_and_counted(write_run: WriteRun) -> None:
+    folder = write_run()
+    run = looked(folder)
+    assert (run.history.n_records, run.model, run.data) == (40, "base.gguf", "train.csv")
+    before = dict(run.versions)
+    run.look()
+    assert {**run.versions, "status": 0} == {**before, "status": 0}
+    append(folder / "metrics.jsonl", line(41))
+    run.look()
+    assert run.history.last[-1]["step"] == 41
+    assert run.status is not None
+    assert (run.status.step, run.status.held_out_loss) == (41, 2.75)
+    assert run.versions["figures"] == before["figures"] + 1
+    assert run.versions["samples"] == before["samples"]
+
+
+def test_an_ended_run_does_not_change(write_run: WriteRun) -> None:
+    run = looked(write_run(state="finished"))
+    before = dict(run.versions)
+    os.utime(run.folder / "metrics.jsonl")  # its age is no change
+    run.look()
+    assert run.versions == before
+
+
+def test_a_rewound_run_is_read_anew_at_once(write_run: WriteRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_run()
+    run = looked(folder)
+    monkeypatch.setattr("ggtune.run.tail._LOOK_BYTES", 1000)
+    lines = (folder / "metrics.jsonl").read_text().splitlines()[:25]
+    (folder / "new").write_text("\n".join(lines) + "\n")
+    (folder / "new").replace(folder / "metrics.jsonl")
+    seen = []
+    while run.look():
+        seen.append(run.history.n_records)
+    assert set(seen) == {40}  # the old curve stays until the new one is whole
+    assert run.history.n_records == 25
+    assert run.history.best_held_out == (20, 2.9)
+
+
+def test_warnings(write_run: WriteRun) -> None:
+    folder = write_run()
+    run = looked(folder)
+    assert run.warnings == []
+    append(folder / "metrics.jsonl", line(41, loss=50.0), line(42, loss=None, dropped="loss not finite"))
+    (folder / "log.txt").write_text("step 41/60  epoch 2.05\nwarning: memory has grown\nSamples: 95\n")
+    finding = {
+        "kind": "overfitted",
+        "text": "It has overfitted.",
+        "advice": "Give fewer epochs.",
+        "severity": "warning",
+    }
+    (folder / "diagnosis.json").write_text(json.dumps({"findings": [finding, 3, {"text": 4}]}))
+    run.look()
+    assert run.warnings == [
+        "the loss of step 41 is 50, 19.0 times the smoothed 2.636",
+        "step 42 was dropped: loss not finite",
+        "memory has grown",
+        "It has overfitted. Give fewer epochs.",
+    ]
+    assert list(run.log) == ["warning: memory has grown", "Samples: 95"]
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**settings, "spike": 0}))
+    assert not any("times the smoothed" in text for text in looked(folder).warnings)
+
+
+def test_a_run_without_steps_for_long_is_named(write_run: WriteRun) -> None:
+    folder = write_run()
+    run = looked(folder)
+    os.utime(folder / "metrics.jsonl", (0, (folder / "metrics.jsonl").stat().st_mtime - 600))
+    run.look()
+    assert any("no step for 0:10:00" in text for text in run.warnings)
+
+
+def test_answers_are_kept_first_and_latest(write_run: WriteRun) -> None:
+    folder = write_run()
+    for step in range(0, 100, 10):
+        for question in ("a?", "b?"):
+            append(folder / "samples.jsonl", {"step": step, "question": question, "answer": f"{question}{step}"})
+    append(folder / "samples.jsonl", {"step": 90, "question": "b?", "answer": "again", "ended": False}, {"step": 1})
+    run = looked(folder)
+    a, b = run.answers.questions()
+    assert [answer.step for answer in a.answers] == [0, 50, 60, 70, 80, 90]
+    assert (b.answers[-1].text, b.answers[-1].ended) == ("again", False)
+
+
+def test_folders_that_go_and_files_that_can_not_be_read(write_run: WriteRun, tmp_path: Path) -> None:
+    assert "no run folder" in looked(tmp_path / "none").problem
+    folder = write_run()
+    run = looked(folder)
+    shutil.rmtree(folder)
+    run.look()
+    assert run.status is None
+    assert "no run folder" in run.problem
+    folder = write_run("hostile")
+    garbage = b'\xff\xfe{"step": \n[[[[\n{"step": 1e999}\n{"step": null, "loss": {}}\n'
+    for name in ("metrics.jsonl", "samples.jsonl", "config.json", "status.json", "diagnosis.json", "log.txt"):
+        (folder / name).write_bytes(garbage)
+    assert looked(folder).status is not None
+    for name in ("samples.jsonl", "log.txt", "diagnosis.json", "config.json", "status.json"):
+        (folder / name).unlink()
+        (folder / name).mkdir()
+    assert looked(folder).status is not None
+    (folder / "metrics.jsonl").unlink()
+    (folder / "metrics.jsonl").mkdir()
+    looked(folder)
+
+
+@pytest.mark.parametrize("total", [True, -5, "x", 10**30, None, 0])
+def test_a_strange_number_of_steps(write_run: WriteRun, total: object) -> None:
+    folder = write_run()
+    status = json.loads((folder / "status.json").read_text())
+    (folder / "status.json").write_text(json.dumps({**status, "total_steps": total}))
+    run = looked(folder)
+    from ggtune.board.screen import frame
+    from ggtune.board.views import facts_of, row_of
+
+    live_module.as_json([row_of("id", "name", run), facts_of(run)])
+    assert frame(run, 80, 24)
