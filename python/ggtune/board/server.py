@@ -30,7 +30,8 @@ _STATIC = {
     "run.js": "text/javascript",
     "icon.svg": "image/svg+xml",
 }
-_END_S = 5.0  # for answers that are under way when the board ends
+_UNDER_WAY_S = 2  # for answers that are under way when the board ends
+_END_S = 10.0  # for the server after that
 
 
 class Pages:
@@ -152,7 +153,7 @@ class Board:
             lifespan="off",
             ws="none",
             server_header=False,
-            timeout_graceful_shutdown=int(_END_S),
+            timeout_graceful_shutdown=_UNDER_WAY_S,
         )
         self._server = uvicorn.Server(config)
         # beside the main thread, whose signals are then ours
