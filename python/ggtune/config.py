@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from ggtune.errors import GgtuneError
 from ggtune.setting import Switch, above, at_least, filled, parsed_by, setting, setting_of, within
-from ggtune.setting_texts import Holdout, SaveInterval, unknown_doubts, unknown_encoding, wrong_parts
+from ggtune.setting_texts import EvalInterval, Holdout, SaveInterval, unknown_doubts, unknown_encoding, wrong_parts
 
 Face = Literal["train", "finetune"]
 
@@ -27,6 +27,11 @@ LINEAR_GROUPS = {
     "ffn": "those of the feed-forward layers, of shared experts too",
     "experts": "the experts alone",
 }
+
+# What --early-stop and the best step go by: the loss, the share of target tokens that are the model's first choice, and
+# scores of generated answers, which cost an answer to each of some held-out questions.
+STOP_METRICS = ("loss", "token_accuracy", "exact_match", "f1", "rouge_l")
+EVAL_EVERY = "1ep"
 
 WITHOUT_EFFECT_ON_ALL = ("learn", "prompt_weight")  # where every token counts in the loss
 
@@ -301,6 +306,44 @@ class TrainConfig:
         check=at_least(0),
         resumable=True,
         metavar="EPOCHS",
+    )
+    eval_every: str = setting(
+        EVAL_EVERY,
+        "How often the held-out loss is measured: a number of steps, a share of an epoch such as 0.5ep, a time such as "
+        "10m, or 0: only before the training and at its end.",
+        check=parsed_by(EvalInterval.parse),
+        resumable=True,
+        metavar="HOW",
+    )
+    early_stop: int = setting(
+        0,
+        "Stop after so many measurements in a row that were no better than the best one before (0: never). The best "
+        "step is kept and handed on in any case.",
+        check=at_least(0),
+        resumable=True,
+        metavar="TIMES",
+    )
+    early_stop_metric: str = setting(
+        "loss",
+        "What is better: a lower held-out loss, or a higher score on held-out samples. exact_match, f1 and rouge_l "
+        "generate answers for it.",
+        choices=STOP_METRICS,
+    )
+    sample_every: str = setting(
+        "0",
+        "How often a few fixed questions are answered, into samples.jsonl: as --eval-every; they are asked before the "
+        "training and at its end, too (0: never).",
+        check=parsed_by(EvalInterval.parse),
+        resumable=True,
+        metavar="HOW",
+    )
+    sample_questions: str = setting(
+        "3",
+        "These questions: how many to draw from the held-out samples (without any, from the others), or a file with "
+        "one on each line, or a table.",
+        check=filled,
+        resumable=True,
+        metavar="N|FILE",
     )
     save_every: str = setting(
         "50",

@@ -1,7 +1,8 @@
-"""Settings that are written as a text and mean more than one value: how often to save, what to hold out."""
+"""Settings that are written as a text and mean more than one value: how often to save or measure, what to hold out."""
 
 import re
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Literal
 
@@ -31,6 +32,46 @@ class SaveInterval:
         if not found[2]:
             return cls(steps=int(found[1]) or None)
         return cls(seconds=float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2]] or None)
+
+
+@dataclass(frozen=True)
+class EvalInterval:
+    """How often to measure or to ask; all None: never between the run's start and its end."""
+
+    steps: int | None = None
+    epochs: Fraction | None = None  # exact, so that the third tenth of an epoch is not missed by rounding
+    seconds: float | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> "EvalInterval":
+        """``"50"`` steps; ``"0.5ep"`` of an epoch; ``"90s"``, ``"10m"``, ``"2h"``; ``"0"``. Raises GgtuneError."""
+        written = text.strip().lower()
+        if found := re.fullmatch(r"(\d+(?:\.\d+)?|\.\d+)ep", written):
+            return cls(epochs=Fraction(found[1]) or None)
+        try:
+            interval = SaveInterval.parse(written)
+        except GgtuneError:
+            raise GgtuneError(
+                "it is a number of steps, a share of an epoch such as 0.5ep, or a time such as 90s, 10m or 2h"
+            ) from None
+        return cls(steps=interval.steps, seconds=interval.seconds)
+
+    def is_due(self, step: int, steps_per_epoch: int, since_s: float) -> bool:
+        """Whether it is time after ``step``; ``since_s`` are the seconds since the last time."""
+        if self.steps is not None:
+            return step % self.steps == 0
+        if self.epochs is not None:
+            distance = self.epochs * steps_per_epoch
+            return step // distance > (step - 1) // distance
+        return self.seconds is not None and since_s >= self.seconds
+
+    def times(self, n_steps: int, steps_per_epoch: int, seconds_per_step: float) -> int:
+        """How often that is within ``n_steps``, by time about."""
+        if self.steps is not None:
+            return n_steps // self.steps
+        if self.epochs is not None:
+            return min(n_steps, int(n_steps // (self.epochs * steps_per_epoch)))
+        return int(n_steps * seconds_per_step / self.seconds) if self.seconds else 0
 
 
 @dataclass(frozen=True)

@@ -94,6 +94,36 @@ def steps_taken(base: int, changed: int) -> Check:
     return check
 
 
+def measured_after(base: list[int], changed: list[int]) -> Check:
+    def check(before: Seen, after: Seen) -> None:
+        for seen, steps in ((before, base), (after, changed)):
+            assert [record["step"] for record in seen.metrics if "held_out_loss" in record] == steps
+
+    return check
+
+
+def stopped_early(before: Seen, after: Seen) -> None:
+    assert (before.n_steps, after.n_steps) == (6, 2)
+    losses = [record["held_out_loss"] for record in after.metrics]
+    assert losses[1] > losses[0]
+
+
+def scored_by_f1(before: Seen, after: Seen) -> None:
+    assert not any("held_out_scores" in record for record in before.metrics)
+    assert 0 <= after.metrics[-1]["held_out_scores"]["f1"] <= 1
+
+
+def answered_after(base: list[int], changed: list[int]) -> Check:
+    def check(before: Seen, after: Seen) -> None:
+        assert [sorted({line["step"] for line in seen.answers}) for seen in (before, after)] == [base, changed]
+
+    return check
+
+
+def one_question(before: Seen, after: Seen) -> None:
+    assert [len({line["question"] for line in seen.answers}) for seen in (before, after)] == [3, 1]
+
+
 def kept_checkpoints(base: list[int], changed: list[int]) -> Check:
     def check(before: Seen, after: Seen) -> None:
         assert (before.checkpoints, after.checkpoints) == (base, changed)
@@ -485,6 +515,16 @@ TABLE: dict[str, list[Change]] = {
     "stop_plateau": [
         Change(2, halved_rate, {**TINY, "lr": 1e-12, "schedule": "constant", "max_steps": 53}),
     ],
+    "eval_every": [
+        Change("2", measured_after([3], [2, 3]), same_adapter=True),
+        Change("0.07ep", measured_after([3], [2, 3]), same_adapter=True),
+    ],
+    "early_stop": [
+        Change(1, stopped_early, {"max_steps": 6, "lr": 0.1, "schedule": "constant", "eval_every": "1"}),
+    ],
+    "early_stop_metric": [Change("f1", scored_by_f1, same_adapter=True)],
+    "sample_every": [Change("2", answered_after([], [0, 2, 3]), same_adapter=True)],
+    "sample_questions": [Change("1", one_question, {"sample_every": "2"}, same_adapter=True)],
     "save_every": [
         Change("2", kept_checkpoints([3], [2, 3]), same_adapter=True),
         Change("0.001s", kept_checkpoints([3], [1, 2, 3]), same_adapter=True),

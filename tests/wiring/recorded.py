@@ -62,6 +62,7 @@ class Seen:
     steps: list[dict[str, float]] = field(default_factory=list)  # arguments of the optimizer step
     norms: list[float] = field(default_factory=list)
     metrics: list[dict[str, Any]] = field(default_factory=list)
+    answers: list[dict[str, Any]] = field(default_factory=list)  # lines of samples.jsonl
     adapter: AdapterFile | None = None
     files: set[str] = field(default_factory=set)
     output: str = ""
@@ -188,6 +189,9 @@ def finish(seen: Seen, adapter: Path, metrics: Path) -> Seen:
         seen.adapter = read_adapter(adapter)
     if metrics.exists():
         seen.metrics = [json.loads(line) for line in metrics.read_text().splitlines()]
+    samples = metrics.with_name(metrics.name.replace("metrics.jsonl", "samples.jsonl"))
+    if samples.exists():
+        seen.answers = [json.loads(line) for line in samples.read_text().splitlines()]
     return seen
 
 

@@ -40,6 +40,11 @@ class Outputs:
         return self.adapter.with_name("adapter-best.gguf")
 
     @property
+    def samples(self) -> Path:
+        """Name of the file with the answers to fixed questions, which is there where some are asked."""
+        return self.metrics.with_name(self.metrics.name.removesuffix("metrics.jsonl") + "samples.jsonl")
+
+    @property
     def lock(self) -> Path:
         """Name of the file that keeps a second job out."""
         return self.metrics.with_name(f".{self.metrics.name}.lock")
@@ -47,7 +52,7 @@ class Outputs:
     def remove_leftovers(self) -> None:
         """Remove temporary files of killed processes; only for who holds the lock."""
         best = self.best_adapter if self.config is not None else None
-        for pattern in (self.adapter, best, self.checkpoint, self.metrics, self.config, self.status):
+        for pattern in (self.adapter, best, self.checkpoint, self.metrics, self.samples, self.config, self.status):
             for leftover in _temporary(pattern) if pattern is not None else []:
                 leftover.unlink(missing_ok=True)
 
@@ -78,7 +83,7 @@ class Outputs:
     def existing(self) -> list[Path]:
         """Return what is already there of a run folder."""
         best = self.best_adapter if self.config is not None else None
-        files = [self.adapter, best, self.metrics, self.config, self.status, *self.checkpoints().values()]
+        files = [self.adapter, best, self.metrics, self.samples, self.config, self.status, *self.checkpoints().values()]
         return [path for path in files if path is not None and path.exists()]
 
     def check_writable(self) -> None:

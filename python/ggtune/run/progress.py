@@ -1,12 +1,15 @@
 """What a run shows: a bar on a terminal, one plain line per step anywhere else."""
 
 import sys
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from types import TracebackType
 from typing import Any, TextIO
 
 from tqdm import tqdm
+
+_SHOWN = 60  # characters of a question, and of its answer
 
 
 def format_duration(seconds: float) -> str:
@@ -31,6 +34,16 @@ def step_line(
         f"ETA {format_duration(eta_s)}" if eta_s is not None else "ETA -",
     ]
     return "  ".join(parts)
+
+
+def answer_line(line: Mapping[str, Any], width: int = _SHOWN) -> str:
+    """Put an answer to a fixed question (``line`` as in ``samples.jsonl``) on one line."""
+    answer = _short(line["answer"], width) + ("" if line["ended"] else " ...")
+    return f"step {line['step']}: {_short(line['question'], width)} -> {answer}"
+
+
+def _short(text: str, width: int) -> str:
+    return textwrap.shorten(text, width, placeholder=" ...")
 
 
 def _loss(record: Mapping[str, Any]) -> str:
@@ -62,6 +75,9 @@ class Reporter:
         self, record: Mapping[str, Any], *, held_out: float | None, total_steps: int | None, eta_s: float | None
     ) -> None:
         """A step is done: its metrics as in ``metrics.jsonl``, and the last held-out loss."""
+
+    def answers(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        """The fixed questions were answered: their lines in ``samples.jsonl``."""
 
     def note(self, text: str) -> None:
         """Something is to be said, on a line of its own."""
@@ -117,6 +133,12 @@ class Progress(Reporter):
                 self.note(f"epoch {record['epoch']:.2f}: held-out loss {held_out:.4f}")
         elif not self._quiet:
             self.note(step_line(record, held_out=held_out, total_steps=total_steps, eta_s=eta_s))
+
+    def answers(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        """Show each answer shortly."""
+        if not self._quiet:
+            for line in lines:
+                self.note(answer_line(line))
 
     def note(self, text: str) -> None:
         """Show a line of its own."""

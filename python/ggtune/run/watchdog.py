@@ -17,6 +17,11 @@ def spike_text(step: int, loss: float, smoothed: float, n_before: int, factor: f
     return f"warning: the loss of step {step} is {loss:.4g}, {loss / smoothed:.1f} times the smoothed {smoothed:.4g}"
 
 
+def resident_memory() -> int:
+    """Bytes of physical memory that the process holds, what it has mapped of files included."""
+    return int(psutil.Process().memory_info().rss)
+
+
 def private_memory() -> int:
     """Bytes of physical memory that are the process's own; the mapped model file is not, where the system tells."""
     info = psutil.Process().memory_info()

@@ -26,7 +26,8 @@ class Chosen:
 def chosen_adapter(folder: str | Path, which: Which = "auto") -> Chosen:
     """Return the adapter of a run folder.
 
-    ``"best"`` is the step with the best held-out loss; its checkpoint is kept, and ``adapter-best.gguf`` is written
+    ``"best"`` is the step with the best held-out loss (or the best score, with ``--early-stop-metric``); its checkpoint
+    is kept, and ``adapter-best.gguf`` is written
     from it beside ``adapter.gguf``. Where nothing was held out or measured, or that checkpoint is gone, it is the last
     step. ``"auto"`` is the best, but the last where the training loss has stayed under ``--stop-loss``: who names the
     loss to train to wants the step that has it. Raises :class:`GgtuneError` where the folder holds no run.
@@ -43,16 +44,16 @@ def chosen_adapter(folder: str | Path, which: Which = "auto") -> Chosen:
         return _last(outputs, last, monitor, "no held-out loss was measured")
     config = last.config
     if which == "auto" and monitor.is_under(config.stop_loss, config.stop_patience):
-        beside = "" if step == last.state.step else f"; step {step} had the best held-out loss ({loss:.4f})"
+        beside = "" if step == last.state.step else f"; step {step} had {_best(last, monitor)}"
         return _last(outputs, last, monitor, f"the training loss stayed under {config.stop_loss:g}{beside}")
     if step == last.state.step:
-        return _last(outputs, last, monitor, "the best held-out loss" + _against_base(monitor))
+        return _last(outputs, last, monitor, _title(last) + _against_base(monitor))
     try:
         best = load_checkpoint(outputs.at_step(outputs.checkpoint, step))
     except GgtuneError as error:
         return _last(outputs, last, monitor, f"the checkpoint of the best, step {step}, can't be used: {error}")
     write_adapter(outputs.best_adapter, best.adapter)
-    reason = f"step {step}, the best held-out loss ({loss:.4f}{_compared(last, monitor)}){_against_base(monitor)}"
+    reason = f"step {step}, {_best(last, monitor, _compared(last, monitor))}{_against_base(monitor)}"
     return Chosen(outputs.best_adapter, step, loss, reason)
 
 
@@ -77,6 +78,16 @@ def _last(outputs: Outputs, last: Checkpoint, monitor: Monitor, why: str) -> Cho
     loss = monitor.held_out if monitor.held_out_step == step else None
     reason = f"step {step}, the last" + (f" (held-out loss {loss:.4f})" if loss is not None else "")
     return Chosen(outputs.adapter, step, loss, reason + (f": {why}" if why else ""))
+
+
+def _title(last: Checkpoint) -> str:
+    return f"the best held-out {last.config.early_stop_metric.replace('_', ' ')}"
+
+
+def _best(last: Checkpoint, monitor: Monitor, more: str = "") -> str:
+    """What was best, and how good it was."""
+    loss = f"{monitor.best_held_out:.4f}{more}"
+    return f"{_title(last)} ({loss if monitor.best_score is None else f'{monitor.best_score:.4f}; loss {loss}'})"
 
 
 def _compared(last: Checkpoint, monitor: Monitor) -> str:

@@ -4,29 +4,28 @@ import dataclasses
 import math
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ggtune.errors import DivergedError, GgtuneError, NotFiniteError
-from ggtune.gguf.adapter_file import adapter_content, write_adapter
-from ggtune.run.checkpoint import Checkpoint, State, load_checkpoint, restore, set_aside_later
+from ggtune.run.checkpoint import State, restore, set_aside_later
 from ggtune.run.interrupts import Interrupts, RunInterruptedError
 from ggtune.run.job import Job
 from ggtune.run.metrics import MetricsFile
+from ggtune.run.observer import Observer, Observers
 from ggtune.run.outputs import Outputs, numbered
 from ggtune.run.progress import Reporter
-from ggtune.run.saver import Saver
-from ggtune.run.watchdog import MAX_DROPPED_IN_A_ROW, MemoryWatch, spike_text
-from ggtune.setting_texts import SaveInterval
+from ggtune.run.status import FAILED, FINISHED, INTERRUPTED
+from ggtune.run.watchdog import MAX_DROPPED_IN_A_ROW, MemoryWatch, resident_memory, spike_text
 from ggtune.train.build import Build
+from ggtune.train.going_back import last_healthy, start_of
+from ggtune.train.keeping import Keeper
+from ggtune.train.measuring import ANSWERS, HELD_OUT, Asked, Measuring
 from ggtune.train.monitor import Monitor
 from ggtune.train.result import Result
 from ggtune.train.schedule import Schedule
-from ggtune.train.verdict import has_diverged, verdicts
+from ggtune.train.verdict import has_diverged, turn_text, verdicts
 
 _ETA_STEPS = 50  # the last steps, whose mean time tells when the run ends
 
@@ -44,6 +43,9 @@ class Loop:
         progress: Reporter,
         state: State,
         job: Job,
+        *,
+        asked: Asked | None = None,
+        observers: Sequence[Observer] = (),
     ) -> None:
         config, plan = built.config, built.plan
         self._config = config
@@ -65,17 +67,17 @@ class Loop:
             total_steps=self._total,
         )
         self._interrupts = Interrupts()
-        self._saver = Saver(outputs, config.keep)
-        self._save_interval = SaveInterval.parse(config.save_every)
+        self._measuring = Measuring(built, asked or Asked(), self._interrupts.allowed)
+        self._observers = Observers(observers)
+        self._files: list[MetricsFile] = []  # that of the metrics, and where questions are asked that of their answers
+        self._pause = ""  # why an observer wants the run left as it stands
+        self._keeper = Keeper(outputs, config, built.engine, state.step)
         self._memory = MemoryWatch()
         self._started = time.monotonic()
-        self._saved_at = self._started
         self._step_times_s: deque[float] = deque(maxlen=_ETA_STEPS)
         self._elapsed_before_s = state.elapsed_s
         self._n_tokens = 0
         self._last_loss: float | None = None
-        self._saved_step = state.step if state.step else None
-        self._start_step = state.step
         # to go back to, until a good checkpoint is there
         self._initial = built.initial if not state.step or state.n_dropped_in_a_row else None
 
@@ -91,20 +93,36 @@ class Loop:
             for path in set_aside_later(self._outputs.checkpoint, self._state.step):
                 self._progress.note(f"set aside: {path}")
             after = self._state.step - (1 if self._state.pending else 0)
-            metrics = stack.enter_context(MetricsFile(self._outputs.metrics, after_step=after))
-            stack.enter_context(self._saver)
+            self._files = [stack.enter_context(MetricsFile(self._outputs.metrics, after_step=after))]
+            if self._measuring.has_questions:
+                after = after if self._state.step else -1  # those before the training are asked anew
+                self._files.append(stack.enter_context(MetricsFile(self._outputs.samples, after_step=after)))
+            stack.enter_context(self._keeper)
+            stack.enter_context(self._observers)
             stack.enter_context(self._progress)
+            self._observers.begin(
+                self._outputs.metrics.parent, self._config, started=self._state.started, step=self._state.step
+            )
             try:
-                reason = self._steps(metrics)
+                reason = self._steps()
             except KeyboardInterrupt:
-                raise self._interrupted(metrics) from None
-            self._save_last(metrics)
+                raise self._interrupted() from None
+            self._save_last()
             result = self._result(reason)
-            if has_diverged(result):
-                self._job.failed(verdicts(result)[0], self._state.step)
-            else:
-                self._job.finished(reason, self._state.step)
+            self._end(result)
         return result
+
+    def _end(self, result: Result) -> None:
+        step, reason = self._state.step, result.stop_reason
+        if result.paused:
+            self._job.interrupted(reason, step)
+            self._observers.end(INTERRUPTED, reason)
+        elif has_diverged(result):
+            self._job.failed(verdicts(result)[0], step)
+            self._observers.end(FAILED, verdicts(result)[0])
+        else:
+            self._job.finished(reason, step)
+            self._observers.end(FINISHED, reason)
 
     def _result(self, reason: str) -> Result:
         return Result(
@@ -126,34 +144,47 @@ class Loop:
             n_tokens=self._n_tokens,
             seconds=self._session_s(),
             adapter=Outputs.at_step(self._outputs.adapter, self._state.step),
+            turned_up=self._monitor.has_turned_up,
+            exhausted=self._monitor.is_exhausted(self._config.early_stop),
+            paused=bool(self._pause),
         )
 
-    def _steps(self, metrics: MetricsFile) -> str:
+    def _steps(self) -> str:
         if self._state.pending:
-            self._saved_step = None  # the checkpoint that is there lacks the held-out loss
-            self._finish(metrics, dict(self._state.pending))
-        elif self._monitor.held_out_before is None and self._plan.held_out and not self._state.step:
-            before = self._evaluate()
-            self._monitor.held_out_before = self._monitor.held_out = before
-            self._progress.note(f"held-out loss before training: {before:.4f}")
+            self._keeper.forget()  # the checkpoint that is there lacks the held-out loss
+            self._finish(dict(self._state.pending))
+        elif not self._state.step:
+            self._before_training()
         self._progress.start(step=self._state.step, total_steps=self._shown_total)
         while True:
             if self._state.n_dropped_in_a_row >= MAX_DROPPED_IN_A_ROW:
-                self._go_back(metrics)
+                self._go_back()
             if reason := self._stop_reason():
                 return reason
             if self._total is not None and self._state.step >= self._total:
                 done = f"all {self._total} steps are done"
                 return done if self._shown_total else f"{self._total} steps are the most that are taken for --stop-loss"
+            if self._pause:
+                return self._pause
             record = self._step()
-            at_epoch_end = self._state.cursor == self._plan.steps_per_epoch
-            if self._plan.held_out and (at_epoch_end or self._state.step == self._total or self._stop_reason()):
-                self._state = dataclasses.replace(self._state, pending=record)
-            self._finish(metrics, record)
+            ended = self._state.step == self._total or bool(self._stop_reason())
+            if due := self._measuring.due(self._state.step, self._monitor, self._elapsed_s(), ended=ended):
+                self._state = dataclasses.replace(self._state, pending={**record, "due": due})
+            self._finish(record)
 
-    def _stop_reason(self) -> str | None:
+    def _before_training(self) -> None:
+        if self._plan.held_out and self._monitor.held_out_before is None:
+            before = self._evaluate()
+            self._monitor.held_out_before = self._monitor.held_out = before
+            self._progress.note(f"held-out loss before training: {before:.4f}")
+        if self._measuring.has_questions:
+            self._write_answers(self._measuring.sample_lines(0, 0.0))
+
+    def _stop_reason(self, monitor: Monitor | None = None) -> str | None:
         config = self._config
-        return self._monitor.stop_reason(config.stop_loss, config.stop_patience, config.stop_plateau)
+        return (monitor or self._monitor).stop_reason(
+            config.stop_loss, config.stop_patience, config.stop_plateau, config.early_stop, config.early_stop_metric
+        )
 
     def _step(self) -> dict[str, Any]:
         """Take one optimizer step, or drop it, and return its metrics."""
@@ -187,13 +218,13 @@ class Loop:
             n_micro_batches=self._engine.n_micro_batches,
             epoch=epoch,
             cursor=cursor + 1,
-            elapsed_s=self._elapsed_before_s + self._session_s(),
+            elapsed_s=self._elapsed_s(),
             pending=None,
             lr_scale=lr_scale,
             n_dropped=self._state.n_dropped + dropped,
             n_dropped_in_a_row=self._state.n_dropped_in_a_row + 1 if dropped else 0,
         )
-        smoothed = self._monitor.smoothed
+        smoothed, before = self._monitor.smoothed, self._monitor.held_out_before
         return {
             "step": self._state.step,
             "epoch": epoch + (cursor + 1) / self._plan.steps_per_epoch,
@@ -206,7 +237,9 @@ class Loop:
             "n_micro_batches": len(batches),
             "tokens_per_second": n_tokens / seconds if seconds > 0 else 0.0,
             "elapsed_s": self._state.elapsed_s,
+            "memory_bytes": resident_memory(),
             **({"dropped": "gradient not finite" if math.isfinite(loss) else "loss not finite"} if dropped else {}),
+            **({"held_out_before": before} if self._state.step == 1 and before is not None else {}),
         }
 
     def _update(self, loss: float, lr: float) -> float | None:
@@ -237,32 +270,64 @@ class Loop:
         self._last_loss = loss
         return norm
 
-    def _finish(self, metrics: MetricsFile, record: dict[str, Any]) -> None:
-        """Measure the held-out loss where it is due, then write, show and save the step."""
-        is_best = False
+    def _finish(self, record: dict[str, Any]) -> None:
+        """Measure what is due, then write, show and save the step."""
+        is_best, is_measured = False, False
+        record.pop("due", None)
         if self._state.pending:
-            held_out = self._evaluate()
-            is_best = self._monitor.measure(held_out, self._state.step)
-            record["held_out_loss"] = held_out if math.isfinite(held_out) else None
-            self._state = dataclasses.replace(self._state, pending=None)
-        if problem := metrics.write(record):
+            is_best = self._measure(record, self._state.pending.get("due", [HELD_OUT]))
+            is_measured = "held_out_loss" in record
+        if problem := self._files[0].write(record):
             self._progress.note(problem)
+        self._observers.step(record)
         self._show(record)
-        for text in (*self._saver.messages(), self._memory.growth()):
+        if is_measured and (why := self._observers.pause(record)):
+            self._pause = why
+        for text in (*self._keeper.messages(), *self._observers.messages(), self._memory.growth()):
             if text:
                 self._progress.note(text)
         healthy = self._state.n_dropped_in_a_row == 0
         if healthy and self._state.step > self._state.failed_step:
             self._state = dataclasses.replace(self._state, failed_step=0)
-        if healthy and (is_best or self._save_is_due()):
-            self._saver.submit(self._snapshot())
-            self._saved_step, self._saved_at, self._initial = self._state.step, time.monotonic(), None
+        if healthy and (is_best or self._keeper.is_due(self._state.step)):
+            self._keeper.submit(self._state, self._monitor)
+            self._initial = None
 
-    def _save_is_due(self) -> bool:
-        every = self._save_interval
-        if every.steps is not None:
-            return self._state.step % every.steps == 0
-        return every.seconds is not None and time.monotonic() - self._saved_at >= every.seconds
+    def _measure(self, record: dict[str, Any], due: Sequence[str]) -> bool:
+        """Measure and ask; True where the step is the best so far.
+
+        Nothing is noted before all of it is done: a signal in the middle leaves it to be done again.
+        """
+        step, is_best, lines = self._state.step, False, []
+        monitor = dataclasses.replace(self._monitor)
+        if HELD_OUT in due:
+            started = time.monotonic()
+            held_out, scores = self._evaluate(), self._measuring.scores()
+            is_best = monitor.measure(held_out, step, scores.get(self._config.early_stop_metric))
+            record["held_out_loss"] = held_out if math.isfinite(held_out) else None
+            if scores:
+                record["held_out_scores"] = scores
+            record["eval_s"] = time.monotonic() - started
+        if self._measuring.has_questions and (ANSWERS in due or self._stop_reason(monitor)):
+            started = time.monotonic()
+            lines = self._measuring.sample_lines(step, record["epoch"])
+            record["sample_s"] = time.monotonic() - started
+        self._measuring.note_times(monitor, due, self._elapsed_s())
+        self._monitor = monitor
+        self._state = dataclasses.replace(self._state, pending=None)
+        if lines:
+            self._write_answers(lines)
+        if monitor.has_turned_up and not monitor.turn_told:
+            monitor.turn_told = True
+            self._progress.note(turn_text(monitor))
+        return is_best
+
+    def _write_answers(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        for line in lines:
+            if problem := self._files[1].write(line):
+                self._progress.note(problem)
+        self._observers.answers(self._state.step, lines)
+        self._progress.answers(lines)
 
     def _show(self, record: Mapping[str, Any]) -> None:
         eta = None
@@ -272,18 +337,15 @@ class Loop:
         self._progress.step(record, held_out=self._monitor.held_out, total_steps=self._shown_total, eta_s=eta)
 
     def _evaluate(self) -> float:
-        loss_sum = weight_sum = 0.0
-        for batch in self._plan.held_out:
-            with self._interrupts.allowed():
-                result = self._engine.evaluate(*batch.arrays)
-            loss_sum += result.loss_sum
-            weight_sum += result.weight_sum
-        return loss_sum / weight_sum if weight_sum else math.nan
+        return self._measuring.held_out_loss()
+
+    def _elapsed_s(self) -> float:
+        return self._elapsed_before_s + self._session_s()
 
     def _session_s(self) -> float:
         return time.monotonic() - self._started
 
-    def _go_back(self, metrics: MetricsFile) -> None:
+    def _go_back(self) -> None:
         """After too many dropped steps: the last checkpoint before them, at half the rate; once, then the run ends."""
         failed = self._state.step
         why = f"{MAX_DROPPED_IN_A_ROW} steps in a row up to step {failed} had a loss or gradient that is not finite"
@@ -292,93 +354,51 @@ class Loop:
                 f"{why}, again after going back at half the learning rate: the run has diverged. Start anew with a "
                 f"smaller --lr than {self._config.lr:g} or a longer --warmup, and look at the data of these steps."
             )
-        self._saver.flush()
-        checkpoint = self._last_healthy()
+        self._keeper.flush()
+        checkpoint = last_healthy(self._outputs, self._state, self._progress) or start_of(
+            self._state, self._monitor, self._initial, self._config
+        )
         restore(self._engine, checkpoint)
         self._state = dataclasses.replace(
             checkpoint.state, lr_scale=checkpoint.state.lr_scale / 2, failed_step=failed, pending=None
         )
         self._monitor = Monitor(**checkpoint.state.monitor)
         set_aside_later(self._outputs.checkpoint, self._state.step)
-        metrics.rewind(self._state.step)
-        self._saved_step = None
+        for file in self._files:
+            file.rewind(self._state.step)
+        self._observers.rewind(self._state.step)
+        self._keeper.forget()
         self._progress.note(f"warning: {why}: back to step {self._state.step}, at half the learning rate")
 
-    def _last_healthy(self) -> Checkpoint:
-        """Return the newest checkpoint that was not written between dropped steps, else the start of the run."""
-        for step, path in sorted(numbered(self._outputs.checkpoint).items(), reverse=True):
-            if step > self._state.step:
-                continue
-            try:
-                checkpoint = load_checkpoint(path)
-            except GgtuneError as error:
-                self._progress.note(f"passed over: {error}")
-                continue
-            if not checkpoint.state.n_dropped_in_a_row:
-                return checkpoint
-        if self._initial is None:
-            raise DivergedError("the run has diverged, and no whole checkpoint is there to go back to")
-        start = dataclasses.replace(
-            self._state,
-            step=0,
-            n_micro_batches=0,
-            epoch=0,
-            cursor=0,
-            n_dropped=0,
-            n_dropped_in_a_row=0,
-            monitor={"held_out": self._monitor.held_out_before, "held_out_before": self._monitor.held_out_before},
-        )
-        initial = self._initial()
-        zeros = {name: (np.zeros_like(v), np.zeros_like(v)) for name, v in initial.tensors.items()}
-        return Checkpoint(initial, zeros, start, self._config)
-
-    def _snapshot(self) -> Checkpoint:
-        """Copy all that a checkpoint holds, of the last whole step."""
-        state = dataclasses.replace(self._state, monitor=self._monitor.state())
-        return Checkpoint(
-            adapter_content(self._engine.adapter, state.adapter_notes), self._engine.moments(), state, self._config
-        )
-
-    def _interrupted(self, metrics: MetricsFile) -> RunInterruptedError:
+    def _interrupted(self) -> RunInterruptedError:
         """Save the last whole step after a signal."""
         self._engine.zero_gradients()
         self._engine.n_micro_batches = self._state.n_micro_batches
         assert self._interrupts.received is not None
         saved, problem = None, None
         if self._state.step:
-            saved = Outputs.at_step(self._outputs.checkpoint, self._state.step)
             try:
-                self._save_checkpoint(saved)
+                saved = self._keeper.save(self._state, self._monitor)
             except GgtuneError as error:
                 problem = str(error)
                 steps = numbered(self._outputs.checkpoint)
                 saved = steps[max(steps)] if steps else None
-        metrics.flush()
+        for file in self._files:
+            file.flush()
         interruption = RunInterruptedError(self._interrupts.received, self._state.step, saved, problem)
         self._job.interrupted(str(interruption), self._state.step)
+        self._observers.end(INTERRUPTED, str(interruption))
         return interruption
 
-    def _save_checkpoint(self, path: Path) -> None:
-        """See to it that the checkpoint of the last whole step is on the disk. Raises :class:`GgtuneError`."""
-        self._saver.flush()
-        written = self._start_step if self._saver.written_step is None else self._saver.written_step
-        if not (self._saved_step == written == self._state.step and path.exists()):
-            self._saver.write_now(self._snapshot())
-
-    def _save_last(self, metrics: MetricsFile) -> None:
-        step, outputs = self._state.step, self._outputs
+    def _save_last(self) -> None:
+        step = self._state.step
         try:
-            self._save_checkpoint(Outputs.at_step(outputs.checkpoint, step))
-            if self._saver.written_step != step:  # nothing was left to do
-                write_adapter(
-                    Outputs.at_step(outputs.adapter, step),
-                    adapter_content(self._engine.adapter, self._state.adapter_notes),
-                )
-                outputs.update_latest(outputs.adapter, step)
+            self._keeper.save_last(self._state, self._monitor)
         except GgtuneError as error:
             raise GgtuneError(
                 f"{error}. The run has come to its end at step {step}, but that could not be saved: make room and "
                 "start it again with --resume."
             ) from error
-        if problem := metrics.flush():
-            self._progress.note(problem)
+        for file in self._files:
+            if problem := file.flush():
+                self._progress.note(problem)

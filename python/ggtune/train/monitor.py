@@ -8,11 +8,15 @@ _START_STEPS = 5
 _GAIN = 0.01  # share of an epoch's loss by which a later one has to be lower to count as better
 PLATEAU_LEAST_STEPS = 50
 MAX_REDUCTIONS = 3  # of the rate, before a loss that no longer falls ends the run
+_TURN = 0.01  # share of the lowest held-out loss: to be so far above it, twice in a row, is no noise
 
 
 @dataclass
 class Monitor:
-    """Smoothed loss, steps in a row under a threshold, epochs in a row that brought nothing, held-out losses.
+    """Smoothed loss, steps in a row under a threshold, epochs in a row that brought nothing, held-out measurements.
+
+    The best step is that of the lowest held-out loss, or of the highest score where one was chosen; of equal scores the
+    one with the lower loss.
 
     The smoothed loss is an exponential moving average, corrected for its start (arXiv:1412.6980, section 3).
     """
@@ -24,9 +28,18 @@ class Monitor:
     under: float = 0.0  # the threshold that ``n_under`` steps in a row were under
     held_out: float | None = None
     held_out_before: float | None = None
-    best_held_out: float | None = None
+    best_held_out: float | None = None  # of the best step
     best_step: int | None = None
+    best_score: float | None = None  # None where the loss decides
+    n_not_better: int = 0  # measurements in a row since the best
     held_out_step: int | None = None  # after which ``held_out`` was measured
+    lowest_held_out: float | None = None
+    lowest_step: int | None = None
+    lowest_smoothed: float | None = None  # smoothed training loss then
+    n_above: int = 0  # measurements in a row that were clearly above the lowest
+    turn_told: bool = False  # of this turn
+    evaluated_s: float = 0.0  # seconds into the run when the held-out loss was last measured, where time decides
+    sampled_s: float = 0.0  # and when the fixed questions were last asked
     first_loss: float | None = None
     start_loss: float | None = None  # mean of the first steps
     epoch_loss: float = 0.0  # sum over this epoch's steps
@@ -71,13 +84,32 @@ class Monitor:
         self.n_flat_epochs = self.n_flat_steps = 0
         return True
 
-    def measure(self, held_out: float, step: int) -> bool:
-        """Note a held-out loss; True where it is the best so far."""
+    def measure(self, held_out: float, step: int, score: float | None = None) -> bool:
+        """Note a held-out loss, and a score where that decides; True where the step is the best so far."""
         self.held_out, self.held_out_step = held_out, step
-        if not math.isfinite(held_out) or (self.best_held_out is not None and held_out >= self.best_held_out):
+        self.n_not_better += 1
+        if not math.isfinite(held_out):
             return False
-        self.best_held_out, self.best_step = held_out, step
+        if self.lowest_held_out is None or held_out < self.lowest_held_out:
+            self.lowest_held_out, self.lowest_step, self.n_above, self.turn_told = held_out, step, 0, False
+            self.lowest_smoothed = self.smoothed if self.n_steps else None
+        else:
+            self.n_above = self.n_above + 1 if held_out > (1 + _TURN) * self.lowest_held_out else 0
+        if self.best_held_out is not None:
+            before, now = self.best_score or 0.0, score or 0.0
+            if now < before or (now == before and held_out >= self.best_held_out):
+                return False
+        self.best_held_out, self.best_step, self.best_score, self.n_not_better = held_out, step, score, 0
         return True
+
+    @property
+    def has_turned_up(self) -> bool:
+        """True where the held-out loss has risen from its lowest while the training loss went on falling."""
+        return self.n_above >= 2 and self.lowest_smoothed is not None and self.smoothed < self.lowest_smoothed
+
+    def is_exhausted(self, early_stop: int) -> bool:
+        """True where the last ``early_stop`` measurements (0: never) brought nothing better."""
+        return 0 < early_stop <= self.n_not_better
 
     @property
     def smoothed(self) -> float:
@@ -95,8 +127,10 @@ class Monitor:
     def _is_stuck(self, plateau: int) -> bool:
         return plateau > 0 and self.n_flat_epochs >= plateau and self.n_flat_steps >= PLATEAU_LEAST_STEPS
 
-    def stop_reason(self, stop_loss: float, patience: int, plateau: int = 0) -> str | None:
-        """Why to stop now, None for going on."""
+    def stop_reason(
+        self, stop_loss: float, patience: int, plateau: int = 0, early_stop: int = 0, metric: str = "loss"
+    ) -> str | None:
+        """Why to stop now, None for going on. ``metric`` is what ``early_stop`` goes by."""
         if self.is_under(stop_loss, patience):
             return f"the training loss stayed under {stop_loss:g} for {self.n_under} steps in a row"
         if self.is_flat(plateau):
@@ -104,6 +138,12 @@ class Monitor:
                 f"the training loss has not got {100 * _GAIN:g} % better in {self.n_flat_epochs} epochs "
                 f"({self.n_flat_steps} steps), at a rate halved {MAX_REDUCTIONS} times neither"
             )
+        if self.is_exhausted(early_stop):
+            name = "loss" if self.best_score is None else metric.replace("_", " ")
+            best = self.best_held_out if self.best_score is None else self.best_score
+            since = f"the best was {best:.4f}, after step {self.best_step}" if best is not None else "none was finite"
+            times = "measurement" if self.n_not_better == 1 else f"{self.n_not_better} measurements in a row"
+            return f"the held-out {name} has not got better in {times}: {since}"
         return None
 
     def state(self) -> dict[str, Any]:

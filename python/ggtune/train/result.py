@@ -30,6 +30,9 @@ class Result:
     n_tokens: int  # computed in this session, held-out ones left out
     seconds: float  # of this session
     adapter: Path
+    turned_up: bool = False  # the held-out loss has risen from its lowest while the training loss fell
+    exhausted: bool = False  # ``early_stop`` measurements brought nothing better
+    paused: bool = False  # an observer has ended it; it can go on
 
 
 def describe(result: Result) -> list[str]:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import datetime
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,13 @@ from ggtune.config import TrainConfig
 from ggtune.gguf.io import model_fingerprint
 from ggtune.run.checkpoint import Checkpoint, CheckpointError, State
 from ggtune.run.job import Job
+from ggtune.run.observer import Observer
 from ggtune.run.outputs import Outputs
 from ggtune.run.progress import Progress, Reporter
 from ggtune.system import available_memory
 from ggtune.train.build import Build, build
 from ggtune.train.loop import Loop
+from ggtune.train.measuring import Asked, asked_of
 from ggtune.train.recomputation import set_recomputation
 from ggtune.train.report import first_lines
 from ggtune.train.resources import check_disk, check_memory, disk_bytes
@@ -31,12 +33,20 @@ class Session:
     outputs: Outputs
     state: State
     report: tuple[str, ...]
+    asked: Asked
 
-    def loop(self, progress: Reporter, *, command: Mapping[str, Any] | None = None, overwrite: bool = False) -> Loop:
+    def loop(
+        self,
+        progress: Reporter,
+        *,
+        command: Mapping[str, Any] | None = None,
+        overwrite: bool = False,
+        observers: Sequence[Observer] = (),
+    ) -> Loop:
         """Make the loop; ``command`` and ``overwrite`` as in :class:`~ggtune.run.job.Job`."""
         built = self.built
         job = Job(built.config, self.outputs, built.plan.known_steps, version(), command or {}, overwrite=overwrite)
-        return Loop(built, self.outputs, progress, self.state, job)
+        return Loop(built, self.outputs, progress, self.state, job, asked=self.asked, observers=observers)
 
 
 def fine_tune(config: TrainConfig, out: str | Path, *, quiet: bool = False) -> Result:
@@ -60,6 +70,7 @@ def prepare(
     config, free = built.config, available_memory()
     needed = set_recomputation(built, free)
     check_memory(config, needed, built.plan.largest[0], free, experts=built.experts)
+    asked = asked_of(built)
     outputs.check_writable()
     check_disk(config, outputs, disk_bytes(config, built.adapter, built.plan) + extra_disk_bytes)
     if checkpoint is not None:
@@ -77,7 +88,7 @@ def prepare(
             started=started,
             version=version(),
         )
-    return Session(built, outputs, state, tuple(first_lines(built, needed)))
+    return Session(built, outputs, state, tuple(first_lines(built, needed)), asked)
 
 
 def check_same_model(path: str, state: State, fingerprint: str | None = None) -> None:

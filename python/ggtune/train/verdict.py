@@ -2,6 +2,7 @@
 
 import math
 
+from ggtune.train.monitor import Monitor
 from ggtune.train.result import Result
 
 DIVERGED_STATUS = 3  # of the process
@@ -37,8 +38,19 @@ def verdicts(result: Result) -> list[str]:
             f"The run has diverged: {loss}. What it has learned is of no use: start anew with a smaller --lr than "
             f"{result.config.lr:g} or a longer --warmup."
         ]
-    found = (_worse(result), _missed(result), _too_little(result))
+    found = (_worse(result) or _overfitted(result), _missed(result), _too_little(result))
     return [text for text in found if text]
+
+
+def turn_text(monitor: Monitor) -> str:
+    """Say while a run goes on that it has begun to overfit, and what to do."""
+    return (
+        f"warning: the held-out loss turns up ({monitor.lowest_held_out:.4f} after step {monitor.lowest_step}, "
+        f"{monitor.held_out:.4f} now) while the training loss falls ({monitor.lowest_smoothed:.4f} then, "
+        f"{monitor.smoothed:.4f} now): the run learns its rows by heart. The step before the turn is kept and handed "
+        "on; more steps hardly help: stop now, give --early-stop 2 next time, or fewer --epochs, a smaller --lr or "
+        "--rank, more rows."
+    )
 
 
 def _worse(result: Result) -> str:
@@ -54,6 +66,18 @@ def _worse(result: Result) -> str:
     return (
         f"{text}, and no step was better: on questions that it was not trained on the base alone does better. Give "
         "more rows or a smaller --lr; where the trained rows alone count, --holdout 0."
+    )
+
+
+def _overfitted(result: Result) -> str:
+    """Learning by heart that nobody asked for, at the end of a run that has gone on past its best step."""
+    if not result.turned_up or result.is_under or result.exhausted or result.best_held_out is None:
+        return ""
+    return (
+        f"The run has overfitted: its held-out loss was {result.best_held_out:.4f} after step {result.best_step} and "
+        f"is {result.held_out_loss:.4f} now, while the training loss went on falling. Step {result.best_step} is what "
+        "is handed on; the steps after it were of no use. --early-stop 2 ends such a run by itself; fewer --epochs, a "
+        "smaller --lr or --rank, or more rows are other ways."
     )
 
 
@@ -74,7 +98,7 @@ def _missed(result: Result) -> str:
 def _too_little(result: Result) -> str:
     config = result.config
     start, now = result.start_loss, result.smoothed_loss
-    if start is None or result.is_under:
+    if start is None or result.is_under or result.exhausted:
         return ""
     fallen = 1 - now / start if start > 0 else 0.0
     how = f"the training loss went from {start:.4f} to {now:.4f}"
