@@ -77,13 +77,20 @@ struct BatchArrays {
     }
 };
 
-template <BatchResult (Trainer::*method)(const MicroBatch &)>
-BatchResult run_batch(Trainer & trainer, const IntArray & tokens, const IntArray & positions,
-                      const IntArray & sequences, const IntArray & targets, const FloatArray & weights) {
+BatchResult accumulate(Trainer & trainer, const IntArray & tokens, const IntArray & positions,
+                       const IntArray & sequences, const IntArray & targets, const FloatArray & weights) {
     const BatchArrays arrays{tokens, positions, sequences, targets, weights};  // held until the engine is done
     const MicroBatch batch = arrays.view();
     const py::gil_scoped_release release;
-    return (trainer.*method)(batch);
+    return trainer.accumulate(batch);
+}
+
+BatchResult evaluate(Trainer & trainer, const IntArray & tokens, const IntArray & positions, const IntArray & sequences,
+                     const IntArray & targets, const FloatArray & weights, bool predictions) {
+    const BatchArrays arrays{tokens, positions, sequences, targets, weights};  // held until the engine is done
+    const MicroBatch batch = arrays.view();
+    const py::gil_scoped_release release;
+    return trainer.evaluate(batch, predictions);
 }
 
 using Moments = std::map<std::string, std::pair<FloatArray, FloatArray>>;
@@ -151,7 +158,13 @@ void bind_training(py::module_ & m) {
         .def_readonly("n_targets", &BatchResult::n_targets)
         .def_readonly("forward_s", &BatchResult::forward_s)
         .def_readonly("backward_s", &BatchResult::backward_s)
-        .def_property_readonly("log_probs", [](const BatchResult & result) { return to_array(result.log_probs); });
+        .def_property_readonly("log_probs", [](const BatchResult & result) { return to_array(result.log_probs); })
+        .def_property_readonly("predictions", [](const BatchResult & result) -> std::optional<IntArray> {
+            if (result.predictions.empty()) {
+                return std::nullopt;
+            }
+            return to_array(result.predictions);
+        });
 
     py::class_<Trainer>(m, "Trainer")
         .def(py::init([](const std::shared_ptr<Adapter> & adapter, int64_t context, int threads, float dropout,
@@ -175,10 +188,10 @@ void bind_training(py::module_ & m) {
         .def_readwrite("n_steps", &Trainer::n_steps)
         .def_readwrite("n_micro_batches", &Trainer::n_micro_batches)
         .def_property_readonly("adapter", [](const Trainer & trainer) { return trainer.adapter; })
-        .def("accumulate", run_batch<&Trainer::accumulate>, py::arg("tokens"), py::arg("positions"),
-             py::arg("sequences"), py::arg("targets"), py::arg("weights"))
-        .def("evaluate", run_batch<&Trainer::evaluate>, py::arg("tokens"), py::arg("positions"), py::arg("sequences"),
+        .def("accumulate", accumulate, py::arg("tokens"), py::arg("positions"), py::arg("sequences"),
              py::arg("targets"), py::arg("weights"))
+        .def("evaluate", evaluate, py::arg("tokens"), py::arg("positions"), py::arg("sequences"), py::arg("targets"),
+             py::arg("weights"), py::kw_only(), py::arg("predictions") = false)
         .def(
             "profile",
             [](Trainer & trainer, const IntArray & tokens, const IntArray & positions, const IntArray & sequences,

@@ -223,25 +223,33 @@ void Trainer::check(const MicroBatch & batch) const {
     }
 }
 
-BatchResult Trainer::run(const MicroBatch & batch, bool gradients) {
+BatchResult Trainer::run(const MicroBatch & batch, bool gradients, bool predictions) {
     check_weights();
     check(batch);
     BatchResult result;
     result.n_tokens = batch.n_tokens;
     result.log_probs.assign(batch.n_tokens, std::numeric_limits<float>::quiet_NaN());
+    if (predictions) {
+        result.predictions.assign(batch.n_tokens, -1);
+    }
     result.n_targets = batch.n_tokens - std::count(batch.weights, batch.weights + batch.n_tokens, 0.0f);
     if (result.n_targets == 0) {
         return result;
     }
+    const auto options = [&](uint64_t part) {
+        GraphOptions graph = graph_options(gradients, part);
+        graph.predictions = predictions;
+        return graph;
+    };
     if (builder_.needs_equal_lengths()) {
         const std::vector<EqualLengths> parts = split_to_equal_lengths(batch, builder_.most_sequences());
         for (size_t i = 0; i < parts.size(); i++) {
-            run_graph(parts[i].rows.view(), parts[i].origin, graph_options(gradients, i), result);
+            run_graph(parts[i].rows.view(), parts[i].origin, options(i), result);
         }
     } else {
         std::vector<int64_t> origin(batch.n_tokens);
         std::iota(origin.begin(), origin.end(), 0);
-        run_graph(batch, origin, graph_options(gradients), result);
+        run_graph(batch, origin, options(0), result);
     }
     for (int64_t i = 0; i < batch.n_tokens; i++) {
         if (batch.weights[i] != 0) {
@@ -257,12 +265,16 @@ void Trainer::run_graph(const MicroBatch & batch, const std::vector<int64_t> & o
                         const GraphOptions & graph_options, BatchResult & result) {
     TrainingGraph graph(builder_, *adapter, accumulators_, batch, graph_options);
     std::vector<float> log_probs;
-    const TrainingGraph::Times times = graph.run(executor_, log_probs);
+    std::vector<int32_t> predictions;
+    const TrainingGraph::Times times = graph.run(executor_, log_probs, predictions);
     result.forward_s += times.forward_s;
     result.backward_s += times.backward_s;
     size_t next = 0;
     for (int64_t i = 0; i < batch.n_tokens; i++) {
         if (batch.weights[i] != 0) {
+            if (!predictions.empty()) {
+                result.predictions[origin[i]] = predictions[next];
+            }
             result.log_probs[origin[i]] = log_probs[next++];
         }
     }
@@ -276,14 +288,17 @@ BatchResult Trainer::accumulate(const MicroBatch & batch) {
     return result;
 }
 
-BatchResult Trainer::evaluate(const MicroBatch & batch) {
+BatchResult Trainer::evaluate(const MicroBatch & batch, bool predictions) {
     if (options_.precision != Precision::llama_cpp || batch.n_tokens < 1 || builder_.needs_equal_lengths()) {
-        return run(batch, false);
+        return run(batch, false, predictions);
     }
     check(batch);
-    BatchResult result = run(padded(batch, options_.context).view(), false);
+    BatchResult result = run(padded(batch, options_.context).view(), false, predictions);
     result.n_tokens = batch.n_tokens;
     result.log_probs.resize(batch.n_tokens);
+    if (predictions) {
+        result.predictions.resize(batch.n_tokens);
+    }
     return result;
 }
 

@@ -20,8 +20,9 @@ struct BatchResult {
     double loss_sum = 0;  // sum over rows of -weight log p(target)
     double weight_sum = 0;
     int64_t n_tokens = 0;
-    int64_t n_targets = 0;         // rows whose weight is not zero
-    std::vector<float> log_probs;  // [n_tokens], NaN where the weight is 0
+    int64_t n_targets = 0;             // rows whose weight is not zero
+    std::vector<float> log_probs;      // [n_tokens], NaN where the weight is 0
+    std::vector<int32_t> predictions;  // [n_tokens], -1 where the weight is 0; empty where not asked for
     double forward_s = 0;
     double backward_s = 0;
 };
@@ -67,7 +68,8 @@ class Trainer {
 
     // Adds the gradient of the summed loss. When it raises, the accumulators hold a part of it: call zero_gradients().
     BatchResult accumulate(const MicroBatch & batch);
-    BatchResult evaluate(const MicroBatch & batch);
+    // Without gradients and dropout. predictions: also find the token that is most probable in each target's place.
+    BatchResult evaluate(const MicroBatch & batch, bool predictions = false);
 
     // As accumulate(), with the seconds spent by kind of node (and a little more in all: nodes run one by one).
     BatchResult accumulate_profiled(const MicroBatch & batch, Executor::Profile & seconds);
@@ -109,7 +111,7 @@ class Trainer {
     void check_ops() const;
     void check_weights() const;
     void check(const MicroBatch & batch) const;
-    BatchResult run(const MicroBatch & batch, bool gradients);
+    BatchResult run(const MicroBatch & batch, bool gradients, bool predictions = false);
     void run_graph(const MicroBatch & batch, const std::vector<int64_t> & origin, const GraphOptions & graph_options,
                    BatchResult & result);
     GraphOptions graph_options(bool gradients, uint64_t part = 0) const;

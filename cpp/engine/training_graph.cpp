@@ -96,6 +96,18 @@ std::vector<std::string> first_of_each_op(const std::vector<std::string> & lines
     return first;
 }
 
+// values of all rows, of the chunks of a tensor each
+template <typename T>
+std::vector<T> of_chunks(const std::vector<ggml_tensor *> & chunks, size_t n_rows) {
+    std::vector<T> values(n_rows);
+    size_t row = 0;
+    for (const ggml_tensor * chunk : chunks) {
+        ggml_backend_tensor_get(chunk, values.data() + row, 0, ggml_nbytes(chunk));
+        row += ggml_nelements(chunk);
+    }
+    return values;
+}
+
 }  // namespace
 
 TrainingGraph::TrainingGraph(const ForwardGraphBuilder & builder, const Adapter & adapter,
@@ -152,6 +164,7 @@ TrainingGraph::TrainingGraph(const ForwardGraphBuilder & builder, const Adapter 
     key_ranges_ = rewriter.key_ranges();
 
     if (!options.gradients) {
+        with_predictions_ = options.predictions;
         build_head(nullptr);
         return;
     }
@@ -361,6 +374,11 @@ void TrainingGraph::build_head(Autodiff * ad) {
         log_probabilities_.push_back(log_probs);
         expand(log_probs, true);
         if (ad == nullptr) {
+            if (with_predictions_) {
+                predictions_.push_back(ggml_argmax(ctx_.get(), chunk_logits));
+                ggml_set_output(predictions_.back());
+                expand(predictions_.back(), true);
+            }
             continue;
         }
         // the rows of this chunk are an end of their own: their gradient is picked up and put in its place
@@ -512,7 +530,8 @@ double TrainingGraph::measure_seconds(Executor & executor) const {
     return ggtune::measure_seconds(executor, gf_, inputs);
 }
 
-TrainingGraph::Times TrainingGraph::run(Executor & executor, std::vector<float> & log_probs) {
+TrainingGraph::Times TrainingGraph::run(Executor & executor, std::vector<float> & log_probs,
+                                        std::vector<int32_t> & predictions) {
     executor.allocate(gf_, kept_);
     forward_->set_inputs();
     ggml_backend_tensor_set(targets_, target_values_.data(), 0, ggml_nbytes(targets_));
@@ -538,16 +557,16 @@ TrainingGraph::Times TrainingGraph::run(Executor & executor, std::vector<float> 
         (phase.forward ? times.forward_s : times.backward_s) += elapsed.count();
         begin = phase.end;
     }
-    std::vector<float> of_rows(weight_values_.size());
-    size_t row = 0;
-    for (const ggml_tensor * chunk : log_probabilities_) {
-        ggml_backend_tensor_get(chunk, of_rows.data() + row, 0, ggml_nbytes(chunk));
-        row += ggml_nelements(chunk);
-    }
+    const std::vector<float> of_rows = of_chunks<float>(log_probabilities_, weight_values_.size());
+    const std::vector<int32_t> found = of_chunks<int32_t>(predictions_, weight_values_.size());
     log_probs.clear();
+    predictions.clear();
     for (size_t i = 0; i < of_rows.size(); i++) {
         if (weight_values_[i] != 0) {
             log_probs.push_back(of_rows[i]);
+            if (with_predictions_) {
+                predictions.push_back(found[i]);
+            }
         }
     }
     return times;

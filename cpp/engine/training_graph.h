@@ -43,6 +43,7 @@ struct GraphOptions {
     DropoutOptions dropout = {0.0f, 0, 0};
     EmbeddingNoise noise;
     Precision precision = Precision::automatic;
+    bool predictions = false;  // without gradients: also find the most probable token of each row
 };
 
 class TrainingGraph {
@@ -72,8 +73,9 @@ class TrainingGraph {
         double forward_s = 0;
         double backward_s = 0;
     };
-    // Fills the inputs and computes. log_probs: one value per row with a weight, in row order.
-    Times run(Executor & executor, std::vector<float> & log_probs);
+    // Fills the inputs and computes. Of each row with a weight, in row order: log_probs gets the target's, predictions
+    // the most probable token where the options ask for it.
+    Times run(Executor & executor, std::vector<float> & log_probs, std::vector<int32_t> & predictions);
 
   private:
     // nodes [begin, end) of the graph: part of the forward or of the backward pass
@@ -119,6 +121,8 @@ class TrainingGraph {
     std::vector<int32_t> target_values_;
     std::vector<float> weight_values_;
     std::vector<ggml_tensor *> log_probabilities_;  // one tensor per chunk of rows
+    std::vector<ggml_tensor *> predictions_;        // I32, likewise
+    bool with_predictions_ = false;
     std::vector<std::string> unreached_;
 };
 

@@ -110,6 +110,7 @@ class BatchResult:
     n_tokens: int
     n_targets: int  # rows whose weight is not zero
     log_probs: FloatArray  # (n_tokens,), NaN where the weight is 0
+    predictions: IntArray | None  # (n_tokens,), the most probable tokens, -1 where the weight is 0; None: not asked for
     forward_s: float
     backward_s: float  # 0 for evaluate()
 
@@ -164,9 +165,16 @@ class Trainer:
     ) -> BatchResult:
         """Add the gradient of the summed loss to the accumulators."""
     def evaluate(
-        self, tokens: IntArray, positions: IntArray, sequences: IntArray, targets: IntArray, weights: FloatArray
+        self,
+        tokens: IntArray,
+        positions: IntArray,
+        sequences: IntArray,
+        targets: IntArray,
+        weights: FloatArray,
+        *,
+        predictions: bool = False,
     ) -> BatchResult:
-        """The same loss without gradients and without dropout."""
+        """The same loss without gradients and without dropout; ``predictions`` asks for the most probable tokens."""
     def profile(
         self, tokens: IntArray, positions: IntArray, sequences: IntArray, targets: IntArray, weights: FloatArray
     ) -> dict[str, float]:

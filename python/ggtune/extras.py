@@ -17,7 +17,7 @@ def need(package: str, extra: str, purpose: str) -> ModuleType:
         return importlib.import_module(package)
     except ImportError as error:
         package = package.partition(".")[0]
-        if error.name not in (package, None):  # it is there, and something that it needs is not
+        if (error.name or package).partition(".")[0] != package:  # it is there, and something that it needs is not
             raise GgtuneError(
                 f"{package} can't be loaded ({error}). Install it again: pip install {package}"
             ) from error

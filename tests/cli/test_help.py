@@ -25,6 +25,7 @@ COMMANDS = [
     "import",
     "export-peft",
     "verify",
+    "eval",
     "package",
     "push",
     "pull",

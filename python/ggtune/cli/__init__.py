@@ -34,6 +34,7 @@ _COMMANDS = {
     "import": ("import_model", "Turn a Hugging Face checkpoint or a PEFT adapter into a GGUF file."),
     "export-peft": ("export_peft", "Turn an adapter into a PEFT folder for Hugging Face tools."),
     "verify": ("verify", "Say what a merged file has kept of its adapter."),
+    "eval": ("eval", "Say how good a model, an adapter or a run is, on held-out questions."),
     "package": ("package", "Make a Modelfile, and put the model into an Ollama store."),
     "push": ("push", "Send a model from an Ollama store to a Docker registry."),
     "pull": ("pull", "Fetch a model from a Docker registry into an Ollama store."),

@@ -80,7 +80,7 @@ def read_answers(folder: Path) -> list[AnsweredSample]:
     """Read the ``answers.jsonl`` of an evaluation's folder. Raises :class:`GgtuneError` where it has none."""
     path = folder / ANSWERS
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except FileNotFoundError:
         raise GgtuneError(f"{folder} has no {ANSWERS}: it is no folder of an evaluation") from None
     except (OSError, UnicodeError) as error:

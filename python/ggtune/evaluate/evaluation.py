@@ -16,6 +16,10 @@ EVALUATION = "evaluation.json"
 FORMAT = 1
 
 
+class OtherSettingsError(GgtuneError):
+    """A folder that holds an evaluation with other settings."""
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """Scores of a model on samples. ``folder`` holds its files."""

@@ -5,8 +5,10 @@ Each function takes its options as a dataclass, returns what came of it, prints 
 :class:`~ggtune.errors.GgtuneError`.
 """
 
+from ggtune.evaluate.evaluation import Evaluation, read_evaluation
 from ggtune.pipeline.asking import AskOptions, LoadedModel, ask, load
 from ggtune.pipeline.chain import Packaging, RunResult, find_run, resume, run
+from ggtune.pipeline.evaluating import EvaluateOptions, evaluate
 from ggtune.pipeline.merging import MergedRun, MergeOptions, merge, merge_run
 from ggtune.pipeline.packaging import PackageOptions, package
 from ggtune.pipeline.training import TrainOptions, claim_folder, find_checkpoint, settings, train
@@ -14,6 +16,8 @@ from ggtune.run.progress import Progress, Reporter
 
 __all__ = [
     "AskOptions",
+    "EvaluateOptions",
+    "Evaluation",
     "LoadedModel",
     "MergeOptions",
     "MergedRun",
@@ -25,12 +29,14 @@ __all__ = [
     "TrainOptions",
     "ask",
     "claim_folder",
+    "evaluate",
     "find_checkpoint",
     "find_run",
     "load",
     "merge",
     "merge_run",
     "package",
+    "read_evaluation",
     "resume",
     "run",
     "settings",

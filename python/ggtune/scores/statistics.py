@@ -18,8 +18,10 @@ Statistic = Callable[[Array], Array]
 """Sums over samples, shape ``(n_draws, n_columns)``, to a score of each draw, shape ``(n_draws,)``."""
 
 LEVEL = 0.95
+_SIGNIFICANT = 0.05
 _RESAMPLES = 4000
 _PERMUTATIONS = 10_000
+_COUNTED_UP_TO = 16  # pairs that differ: all their exchanges are looked at
 _AT_ONCE = 1 << 22  # numbers in one block of draws
 _NORMAL = NormalDist()
 
@@ -69,7 +71,7 @@ class Difference(Estimate):
     @property
     def is_significant(self) -> bool:
         """Whether chance alone gives such a difference in fewer than 5 of 100 cases."""
-        return self.p_value < 1 - LEVEL
+        return self.p_value < _SIGNIFICANT
 
     def text(self, digits: int = 2) -> str:
         """``+0.12 [0.07, 0.17], p = 0.003``."""
@@ -141,8 +143,8 @@ def paired_sums(first: Array, second: Array, statistic: Statistic, *, seed: int 
 
     The interval is that of :func:`bootstrap_sums`, with both drawn together. The p value is that of exchanging the two
     within random samples (of a mean: flipping the signs of the differences; of corpus scores "approximate
-    randomization", Noreen 1989): all exchanges where these are at most 10,000, else so many drawn ones, of which what
-    was found counts as one (Phipson and Smyth 2010). Raises :class:`ValueError` for different samples.
+    randomization", Noreen 1989): all exchanges of up to 16 pairs that differ, else 10,000 drawn ones, of which what was
+    found counts as one (Phipson and Smyth 2010). Raises :class:`ValueError` for different samples.
     """
     first, second = np.asarray(first, np.float64), np.asarray(second, np.float64)
     if first.shape != second.shape:
@@ -169,7 +171,7 @@ def _p_value(first: Array, second: Array, statistic: Statistic, found: float, se
         moved = exchanged @ change
         return int(np.count_nonzero(np.abs(statistic(b - moved) - statistic(a + moved)) >= least))
 
-    if 2**n <= _PERMUTATIONS:
+    if n <= _COUNTED_UP_TO:
         every = (np.arange(2**n)[:, None] >> np.arange(n)) & 1
         return n_as_far(every.astype(np.float64)) / float(2**n)
     rng = np.random.default_rng([seed, 1])
