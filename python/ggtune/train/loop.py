@@ -12,7 +12,7 @@ from ggtune.errors import DivergedError, GgtuneError, NotFiniteError
 from ggtune.run.checkpoint import State, restore, set_aside_later
 from ggtune.run.interrupts import Interrupts, RunInterruptedError
 from ggtune.run.job import Job
-from ggtune.run.metrics import MetricsFile
+from ggtune.run.metrics import MetricsFile, read_metrics
 from ggtune.run.observer import Observer, Observers
 from ggtune.run.outputs import Outputs, numbered
 from ggtune.run.progress import Reporter
@@ -23,6 +23,7 @@ from ggtune.train.going_back import last_healthy, start_of
 from ggtune.train.keeping import Keeper
 from ggtune.train.measuring import ANSWERS, HELD_OUT, Asked, Measuring
 from ggtune.train.monitor import Monitor
+from ggtune.train.outlook import outlook
 from ggtune.train.result import Result
 from ggtune.train.schedule import Schedule
 from ggtune.train.verdict import has_diverged, turn_text, verdicts
@@ -125,6 +126,7 @@ class Loop:
             self._observers.end(FINISHED, reason)
 
     def _result(self, reason: str) -> Result:
+        found = outlook(read_metrics(self._outputs.metrics))
         return Result(
             config=self._config,
             steps=self._state.step,
@@ -147,6 +149,7 @@ class Loop:
             turned_up=self._monitor.has_turned_up,
             exhausted=self._monitor.is_exhausted(self._config.early_stop),
             paused=bool(self._pause),
+            outlook=tuple(found.lines()) if found is not None else (),
         )
 
     def _steps(self) -> str:

@@ -33,6 +33,7 @@ class Result:
     turned_up: bool = False  # the held-out loss has risen from its lowest while the training loss fell
     exhausted: bool = False  # ``early_stop`` measurements brought nothing better
     paused: bool = False  # an observer has ended it; it can go on
+    outlook: tuple[str, ...] = ()  # what going on would be worth
 
 
 def describe(result: Result) -> list[str]:
@@ -42,6 +43,7 @@ def describe(result: Result) -> list[str]:
         lines.append(f"Training loss {result.loss:.4f}, smoothed {result.smoothed_loss:.4f}.")
     if result.held_out_loss is not None and result.held_out_before is not None:
         lines.append(f"Held-out loss {result.held_out_before:.4f} before, {result.held_out_loss:.4f} after.")
+    lines += result.outlook
     if result.seconds > 0:
         lines.append(
             f"{result.n_tokens} tokens in {format_duration(result.seconds)}, "
