@@ -14,7 +14,17 @@ from typing import Any, Literal
 
 from ggtune.errors import GgtuneError
 from ggtune.setting import Switch, above, at_least, filled, parsed_by, setting, setting_of, within
-from ggtune.setting_texts import EvalInterval, Holdout, SaveInterval, unknown_doubts, unknown_encoding, wrong_parts
+from ggtune.setting_texts import (
+    EVENT_LOGS,
+    NO_LOG,
+    EvalInterval,
+    Holdout,
+    SaveInterval,
+    unknown_doubts,
+    unknown_encoding,
+    unknown_logs,
+    wrong_parts,
+)
 
 Face = Literal["train", "finetune"]
 
@@ -366,6 +376,14 @@ class TrainConfig:
         check=at_least(0),
         resumable=True,
         metavar="FACTOR",
+    )
+    log: tuple[str, ...] = setting(
+        (),
+        f"Also write an event log into the run folder, or several separated by commas: {', '.join(EVENT_LOGS)} "
+        f"({NO_LOG}: no more). Nothing is sent over the network.",
+        check=unknown_logs,
+        resumable=True,
+        metavar="NAMES",
     )
 
     seed: int = setting(0, "Seed of everything random (negative: drawn anew).", flags=("-s",))

@@ -15,6 +15,9 @@ DROPPABLE_DOUBTS = (
     *("long word", "repetition", "unanswered"),
 )
 
+EVENT_LOGS = ("tensorboard", "wandb", "mlflow")
+NO_LOG = "none"
+
 
 @dataclass(frozen=True)
 class SaveInterval:
@@ -140,6 +143,13 @@ def unknown_doubts(values: tuple[str, ...]) -> str | None:
     unknown = [kind for kind in values if kind not in DROPPABLE_DOUBTS]
     known = ", ".join(DROPPABLE_DOUBTS)
     return f"knows no {', '.join(map(repr, unknown))}; kinds are {known}" if unknown else None
+
+
+def unknown_logs(values: tuple[str, ...]) -> str | None:
+    """Say which event logs there are not, None where all are known."""
+    if unknown := [name for name in values if name not in EVENT_LOGS and values != (NO_LOG,)]:
+        return f"knows no {', '.join(map(repr, unknown))}: it takes {', '.join(EVENT_LOGS)}, or {NO_LOG}"
+    return None
 
 
 def unknown_encoding(value: str) -> str | None:

@@ -124,6 +124,10 @@ def one_question(before: Seen, after: Seen) -> None:
     assert [len({line["question"] for line in seen.answers}) for seen in (before, after)] == [3, 1]
 
 
+def event_files_written(before: Seen, after: Seen) -> None:
+    assert after.files - before.files == {"events"}
+
+
 def kept_checkpoints(base: list[int], changed: list[int]) -> Check:
     def check(before: Seen, after: Seen) -> None:
         assert (before.checkpoints, after.checkpoints) == (base, changed)
@@ -533,6 +537,7 @@ TABLE: dict[str, list[Change]] = {
         Change(1, kept_checkpoints([2, 3, 4], [4]), {"save_every": "1", "holdout": "0", "max_steps": 4}, True),
         Change(0, kept_checkpoints([2, 3, 4], [1, 2, 3, 4]), {"save_every": "1", "holdout": "0", "max_steps": 4}, True),
     ],
+    "log": [Change(("tensorboard",), event_files_written, same_adapter=True)],
     "spike": [Change(0.01, spike_reported, {**TINY, "max_steps": 12}, same_adapter=True)],
     "seed": [
         Change(7, other_seeds),

@@ -1,6 +1,7 @@
 """What a running job keeps in its folder: the lock, the settings, ``status.json``."""
 
 import json
+import shutil
 from collections.abc import Mapping
 from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass, field
@@ -58,6 +59,8 @@ class Job:
             for path in earlier:
                 if path not in own:
                     path.unlink()
+            for folder in outputs.event_logs():
+                shutil.rmtree(folder, ignore_errors=True)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

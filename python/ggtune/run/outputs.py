@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ggtune.files import check_writable, replacing
+from ggtune.setting_texts import EVENT_LOGS
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,17 @@ class Outputs:
     def samples(self) -> Path:
         """Name of the file with the answers to fixed questions, which is there where some are asked."""
         return self.metrics.with_name(self.metrics.name.removesuffix("metrics.jsonl") + "samples.jsonl")
+
+    def event_log(self, name: str) -> Path:
+        """Name the folder of an event log: of a run folder ``events`` (TensorBoard's), ``wandb`` or ``mlflow``."""
+        folder = "events" if name == "tensorboard" else name
+        if self.config is not None:
+            return self.metrics.with_name(folder)
+        return self.metrics.with_suffix(".logs") / folder  # the files of several runs lie beside each other
+
+    def event_logs(self) -> list[Path]:
+        """Find the folders of event logs that are there."""
+        return [path for name in EVENT_LOGS if (path := self.event_log(name)).is_dir()]
 
     @property
     def lock(self) -> Path:

@@ -99,6 +99,7 @@ class Loop:
                 after = after if self._state.step else -1  # those before the training are asked anew
                 self._files.append(stack.enter_context(MetricsFile(self._outputs.samples, after_step=after)))
             stack.enter_context(self._keeper)
+            stack.callback(self._tell)  # of what the observers say at their end
             stack.enter_context(self._observers)
             stack.enter_context(self._progress)
             self._observers.begin(
@@ -286,9 +287,7 @@ class Loop:
         self._show(record)
         if is_measured and (why := self._observers.pause(record)):
             self._pause = why
-        for text in (*self._keeper.messages(), *self._observers.messages(), self._memory.growth()):
-            if text:
-                self._progress.note(text)
+        self._tell()
         healthy = self._state.n_dropped_in_a_row == 0
         if healthy and self._state.step > self._state.failed_step:
             self._state = dataclasses.replace(self._state, failed_step=0)
@@ -331,6 +330,11 @@ class Loop:
                 self._progress.note(problem)
         self._observers.answers(self._state.step, lines)
         self._progress.answers(lines)
+
+    def _tell(self) -> None:
+        for text in (*self._keeper.messages(), *self._observers.messages(), self._memory.growth()):
+            if text:
+                self._progress.note(text)
 
     def _show(self, record: Mapping[str, Any]) -> None:
         eta = None

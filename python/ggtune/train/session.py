@@ -10,6 +10,7 @@ from typing import Any
 from ggtune.config import TrainConfig
 from ggtune.gguf.io import model_fingerprint
 from ggtune.run.checkpoint import Checkpoint, CheckpointError, State
+from ggtune.run.event_logs.logs import EventLogs
 from ggtune.run.job import Job
 from ggtune.run.observer import Observer
 from ggtune.run.outputs import Outputs
@@ -34,6 +35,7 @@ class Session:
     state: State
     report: tuple[str, ...]
     asked: Asked
+    logs: EventLogs
 
     def loop(
         self,
@@ -46,6 +48,7 @@ class Session:
         """Make the loop; ``command`` and ``overwrite`` as in :class:`~ggtune.run.job.Job`."""
         built = self.built
         job = Job(built.config, self.outputs, built.plan.known_steps, version(), command or {}, overwrite=overwrite)
+        observers = [self.logs, *observers]
         return Loop(built, self.outputs, progress, self.state, job, asked=self.asked, observers=observers)
 
 
@@ -61,6 +64,7 @@ def prepare(
 
     ``extra_disk_bytes`` are what the caller will write beside the run's own files.
     """
+    logs = EventLogs(config.log, outputs)  # a library that is missing is said before anything is read
     fingerprint = model_fingerprint(config.model)
     if checkpoint is not None:
         check_same_model(config.model, checkpoint.state, fingerprint)
@@ -88,7 +92,7 @@ def prepare(
             started=started,
             version=version(),
         )
-    return Session(built, outputs, state, tuple(first_lines(built, needed)), asked)
+    return Session(built, outputs, state, tuple(first_lines(built, needed)), asked, logs)
 
 
 def check_same_model(path: str, state: State, fingerprint: str | None = None) -> None:
