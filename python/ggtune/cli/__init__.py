@@ -19,6 +19,7 @@ ARGUMENTS = "ggtune.arguments"  # key of Context.meta: the command line
 _COMMANDS = {
     "run": ("run", "CSV and base model in, model for Ollama out: train, merge and package in one go."),
     "train": ("train", "Train an adapter on questions and answers, or on text."),
+    "sweep": ("sweep", "Try several learning rates, ranks, ...: trainings of which the bad ones are left early."),
     "plan": ("plan", "Say how much memory and time a training will take, before it starts."),
     "inspect": ("inspect", "Say what a model file is, and whether it can be trained."),
     "models": ("models", "Say which architectures train, and why others don't."),

@@ -114,6 +114,25 @@ def config_options(face: Face, *, leave_out: Iterable[str] = (), only: Iterable[
     return decorate
 
 
+def swept_options(names: Iterable[str]) -> Callable[[F], F]:
+    """Give a command an option for each of these settings whose value is a text: several values, or a range."""
+    by_name = {f.name: f for f in dataclasses.fields(TrainConfig)}
+
+    def decorate(function: F) -> F:
+        for name in reversed(tuple(names)):
+            setting, default = setting_of(by_name[name]), by_name[name].default
+            option = click.Option(
+                _declarations(name, "train", setting, False),
+                help=setting.help,
+                show_default=setting.default_text or f"{default:g}",
+                metavar="VALUES",
+            )
+            function.__dict__.setdefault("__click_params__", []).append(option)
+        return function
+
+    return decorate
+
+
 def given_settings(ctx: click.Context) -> dict[str, Any]:
     """Return the settings that the user gave, and none that is a default."""
     return {

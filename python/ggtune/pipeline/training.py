@@ -9,6 +9,7 @@ from ggtune.config import Face, TrainConfig, differences, rounding_differences
 from ggtune.errors import GgtuneError
 from ggtune.run.checkpoint import Checkpoint, load_checkpoint, newest_checkpoint
 from ggtune.run.lock import check_free
+from ggtune.run.observer import Observer
 from ggtune.run.outputs import Outputs
 from ggtune.run.progress import Reporter
 from ggtune.run.registry import register
@@ -23,6 +24,7 @@ class TrainOptions:
     checkpoint: Checkpoint | None = None  # to go on from
     overwrite: bool = False  # the folder's earlier run
     listed: bool = False  # among the runs of this user, which `ggtune status` shows
+    observers: tuple[Observer, ...] = ()
 
 
 def train(
@@ -60,7 +62,8 @@ def train_for(
         reporter.note(line)
     if options.listed and outputs.status is not None:
         register(outputs.status.parent)
-    result = session.loop(reporter, command=command, overwrite=options.overwrite).run()
+    loop = session.loop(reporter, command=command, overwrite=options.overwrite, observers=options.observers)
+    result = loop.run()
     for line in describe(result):
         reporter.note(line)
     return result

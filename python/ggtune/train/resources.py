@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from ggtune.config import TrainConfig
 from ggtune.errors import GgtuneError
-from ggtune.files import free_bytes
+from ggtune.files import WriteError, free_bytes
 from ggtune.run.checkpoint import checkpoint_bytes
 from ggtune.run.outputs import Outputs
 from ggtune.setting_texts import SaveInterval
@@ -61,7 +61,7 @@ def check_disk(config: TrainConfig, outputs: Outputs, n_bytes: int) -> None:
     needed = max(0, n_bytes - there)
     free = free_bytes(outputs.checkpoint.parent)
     if needed > free and not config.force:
-        raise GgtuneError(
+        raise WriteError(
             f"{outputs.checkpoint.parent}: the disk has too little room for the run: {format_bytes(needed)} for "
             f"what it writes, {format_bytes(free)} are free. Make room, give a smaller --keep or "
             "--rank, or another --out; --force starts all the same."
