@@ -1,6 +1,7 @@
 """``ggtune run``."""
 
 import re
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,12 @@ if TYPE_CHECKING:
 )
 @click.option("--no-merge", is_flag=True, help="Package the base with the adapter beside it, not a merged model.")
 @which_option
+@click.option(
+    "--questions",
+    help="Questions that base and result are asked, to show what has changed: a number of held-out rows, a file with a "
+    "question on each line (.txt) or with answers (any data format), or 0 for none.  [default: 5]",
+    metavar="HOW",
+)
 @click.option("--resume", is_flag=True, help="Go on from the newest checkpoint in --out; options not given stay.")
 @click.option("--overwrite", is_flag=True, help="Start anew in a folder that already holds a run.")
 @detach_option
@@ -44,6 +51,7 @@ def command(
     outtype: str | None,
     no_merge: bool,
     which: "Which",
+    questions: str | None,
     resume: bool,
     overwrite: bool,
     detach: bool,
@@ -52,9 +60,11 @@ def command(
     """Train on the questions and answers in DATA, merge, and package: a model for Ollama in one go.
 
     The folder --out gets adapter.gguf, model.gguf (the merged model) and proof.json (what it has kept of the adapter),
-    both not with --no-merge, Modelfile, metrics.jsonl and checkpoints.
+    both not with --no-merge, Modelfile, metrics.jsonl, before_after.jsonl (the --questions and their answers) and
+    checkpoints.
     """
     from ggtune import pipeline
+    from ggtune.evaluate.before_after import DEFAULT_QUESTIONS, parse_questions
     from ggtune.gguf.merge import check_outtype
     from ggtune.ollama.names import ModelName
     from ggtune.run.job import read_settings
@@ -64,6 +74,8 @@ def command(
         raise click.UsageError("--outtype is a type of merged tensors: leave it out with --no-merge.")
     name = name or re.sub(r"[^a-z0-9_.-]+", "-", out.resolve().name.lower()).strip("-.") or "model"
     ModelName.parse(name)
+    if questions is not None:
+        parse_questions(questions)  # before a process is detached
     outputs = pipeline.claim_folder(out, resume=resume, overwrite=overwrite)
     if detach:
         start_detached(context, out)
@@ -72,7 +84,8 @@ def command(
     checkpoint = pipeline.find_checkpoint(outputs, reporter=reporter) if resume else None
     before = read_settings(out / "config.json") if resume else None
     config = settings(context, "train", checkpoint, before=before)
-    packaging = pipeline.Packaging(name, store, outtype, which, merge=not no_merge)
+    questions = questions or (pipeline.questions_of_run(out) if resume else None) or DEFAULT_QUESTIONS
+    packaging = pipeline.Packaging(name, store, outtype, which, merge=not no_merge, questions=questions)
     options = pipeline.TrainOptions(checkpoint, overwrite, listed=True)
     with ending_on_signal(resume_command(out)):
         result = pipeline.run(config, outputs, packaging, options, reporter)
@@ -89,6 +102,9 @@ def end_of_chain(result: "RunResult", out: Path) -> None:
         say(f"Nothing is packaged. The adapter of the last step: {training.adapter}")
         end_of_run(training)
         return
+    if result.asked is not None:
+        for line in [*result.asked.lines(width=shutil.get_terminal_size((100, 24)).columns), ""]:
+            say(line)
     say(str(result.package))
     asked = str(result.merged or f"{training.config.model} --lora {adapter.path}")
     say(f'Or without Ollama: ggtune ask --model {asked} "..."')

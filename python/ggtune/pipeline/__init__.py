@@ -6,8 +6,9 @@ Each function takes its options as a dataclass, returns what came of it, prints 
 """
 
 from ggtune.evaluate.evaluation import Evaluation, read_evaluation
+from ggtune.pipeline.asked_twice import AskedTwice
 from ggtune.pipeline.asking import AskOptions, LoadedModel, ask, load
-from ggtune.pipeline.chain import Packaging, RunResult, find_run, resume, run
+from ggtune.pipeline.chain import Packaging, RunResult, find_run, questions_of_run, resume, run
 from ggtune.pipeline.evaluating import EvaluateOptions, evaluate
 from ggtune.pipeline.merging import MergedRun, MergeOptions, merge, merge_run
 from ggtune.pipeline.packaging import PackageOptions, package
@@ -16,6 +17,7 @@ from ggtune.run.progress import Progress, Reporter
 
 __all__ = [
     "AskOptions",
+    "AskedTwice",
     "EvaluateOptions",
     "Evaluation",
     "LoadedModel",
@@ -36,6 +38,7 @@ __all__ = [
     "merge",
     "merge_run",
     "package",
+    "questions_of_run",
     "read_evaluation",
     "resume",
     "run",

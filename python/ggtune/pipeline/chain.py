@@ -8,11 +8,13 @@ from typing import Any
 
 from ggtune.config import TrainConfig
 from ggtune.errors import GgtuneError
+from ggtune.evaluate.before_after import DEFAULT_QUESTIONS
 from ggtune.evaluate.proved_merge import ProvedMerge
 from ggtune.evaluate.verify import samples_of_run
 from ggtune.files import replace_text
 from ggtune.gguf.merge import check_outtype, disk_bytes, retyped
 from ggtune.ollama.package import PackageResult, check_packaging
+from ggtune.pipeline.asked_twice import AskedTwice, Asking
 from ggtune.pipeline.merging import MergeOptions, merge
 from ggtune.pipeline.packaging import PackageOptions, package
 from ggtune.pipeline.training import TrainOptions, claim_folder, find_checkpoint, settings, train, train_for
@@ -37,6 +39,7 @@ class Packaging:
     outtype: str | None = None  # of the merged tensors
     which: Which = "auto"  # step whose adapter is taken
     merge: bool = True  # False: the base is packaged with the adapter beside it
+    questions: str = DEFAULT_QUESTIONS  # asked before and after: a number of held-out rows, or a file
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for ``status.json``."""
@@ -47,6 +50,7 @@ class Packaging:
             "outtype": self.outtype,
             "which": self.which,
             "merge": self.merge,
+            "questions": self.questions if self.questions.isdecimal() else str(Path(self.questions).absolute()),
         }
 
     @classmethod
@@ -63,6 +67,7 @@ class Packaging:
             str(outtype) if outtype else None,
             which if which in ("best", "last") else "auto",
             merge=merge is not False,
+            questions=str(values.get("questions", DEFAULT_QUESTIONS)),
         )
 
 
@@ -75,6 +80,7 @@ class RunResult:
     merged: Path | None = None
     merge: ProvedMerge | None = None
     package: PackageResult | None = None
+    asked: AskedTwice | None = None  # the questions before and after; None where there were none
 
 
 def run(
@@ -95,6 +101,8 @@ def run(
     if not isinstance(outputs, Outputs):
         outputs = claim_folder(outputs, resume=options.checkpoint is not None, overwrite=options.overwrite)
     folder, base = outputs.adapter.parent, Path(config.model)
+    keeps = not options.overwrite and questions_of_run(folder) == packaging.to_dict()["questions"]
+    asking = Asking(folder, packaging.questions, reporter, keeps=keeps)
     check_packaging(
         base,
         packaging.name,
@@ -110,6 +118,7 @@ def run(
         reporter,
         {"name": "run", "packaging": packaging.to_dict()},
         extra_disk_bytes=disk_bytes(base, packaging.outtype) if packaging.merge else 0,
+        prepared=asking.before,
     )
     if has_diverged(result):
         return RunResult(result)
@@ -117,12 +126,23 @@ def run(
     reporter.note(f"Adapter: {chosen.path}: {chosen.reason}")
     if not packaging.merge:
         beside = PackageOptions(out=folder, store=packaging.store, adapters=[(chosen.path, 1.0)])
-        return RunResult(result, chosen, package=package(base, packaging.name, beside))
+        packaged = package(base, packaging.name, beside)
+        asked = asking.after(base, [(str(chosen.path), 1.0)], threads=config.threads)
+        return RunResult(result, chosen, package=packaged, asked=asked)
     merged = folder / MERGED
     reporter.note(f"Merging into {merged} ...")
     proved = _merge(result.config, chosen, merged, packaging, reporter)
     packaged = package(merged, packaging.name, PackageOptions(out=folder, store=packaging.store))
-    return RunResult(result, chosen, merged, proved, packaged)
+    asked = asking.after(merged, (), threads=config.threads)
+    return RunResult(result, chosen, merged, proved, packaged, asked)
+
+
+def questions_of_run(folder: str | Path) -> str | None:
+    """What an earlier session of the run in a folder was told to ask; None where it was told nothing."""
+    command = read_status_file(Path(folder) / "status.json").get("command")
+    packaging = command.get("packaging") if isinstance(command, dict) else None
+    found = packaging.get("questions") if isinstance(packaging, dict) else None
+    return str(found) if found is not None else None
 
 
 def _merge(config: TrainConfig, chosen: Chosen, merged: Path, packaging: Packaging, reporter: Reporter) -> ProvedMerge:

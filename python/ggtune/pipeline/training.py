@@ -1,6 +1,6 @@
 """A training in a folder: the folder claimed, the checkpoint to go on from found, settings settled, steps taken."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from ggtune.run.outputs import Outputs
 from ggtune.run.progress import Reporter
 from ggtune.run.registry import register
 from ggtune.train.result import Result, describe
-from ggtune.train.session import prepare
+from ggtune.train.session import Session, prepare
 
 
 @dataclass(frozen=True)
@@ -49,10 +49,12 @@ def train_for(
     command: Mapping[str, Any],
     *,
     extra_disk_bytes: int = 0,
+    prepared: Callable[[Session], Mapping[Path, str]] | None = None,
 ) -> Result:
     """Train as a part of something: ``command`` says in ``status.json`` what :func:`~ggtune.pipeline.resume` goes on.
 
-    ``extra_disk_bytes`` are what will be written after it.
+    ``extra_disk_bytes`` are what will be written after it. ``prepared`` is called before anything is written, and gives
+    texts for files of the run's folder.
     """
     outputs = out
     if not isinstance(outputs, Outputs):
@@ -60,9 +62,12 @@ def train_for(
     session = prepare(config, outputs, checkpoint=options.checkpoint, extra_disk_bytes=extra_disk_bytes)
     for line in session.report:
         reporter.note(line)
+    texts = prepared(session) if prepared is not None else {}
     if options.listed and outputs.status is not None:
         register(outputs.status.parent)
-    loop = session.loop(reporter, command=command, overwrite=options.overwrite, observers=options.observers)
+    loop = session.loop(
+        reporter, command=command, overwrite=options.overwrite, observers=options.observers, texts=texts
+    )
     result = loop.run()
     for line in describe(result):
         reporter.note(line)

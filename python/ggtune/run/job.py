@@ -11,7 +11,7 @@ from typing import Any
 
 from ggtune.config import TrainConfig
 from ggtune.errors import GgtuneError
-from ggtune.files import making_folder, replacing_text
+from ggtune.files import making_folder, replace_text, replacing_text
 from ggtune.run.interrupts import RunInterruptedError
 from ggtune.run.lock import Lock
 from ggtune.run.outputs import Outputs
@@ -23,7 +23,8 @@ class Job:
     """Context manager around a run: takes the lock, clears away what a killed process left, says how the run stands.
 
     ``command`` is what ``ggtune resume`` needs to call it again; ``overwrite`` removes the files of an earlier run,
-    once those of this one could be written. A job that can't begin leaves no new file.
+    once those of this one could be written; ``texts`` are written then, by their paths. A job that can't begin leaves
+    no new file.
     """
 
     config: TrainConfig
@@ -32,6 +33,7 @@ class Job:
     version: str
     command: Mapping[str, Any] = field(default_factory=dict)
     overwrite: bool = False
+    texts: Mapping[Path, str] = field(default_factory=dict)
 
     def __enter__(self) -> "Job":
         with ExitStack() as stack:
@@ -61,6 +63,8 @@ class Job:
                     path.unlink()
             for folder in outputs.event_logs():
                 shutil.rmtree(folder, ignore_errors=True)
+        for path, text in self.texts.items():
+            replace_text(path, text)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -9,6 +9,9 @@ from pathlib import Path
 from ggtune.files import check_writable, replacing
 from ggtune.setting_texts import EVENT_LOGS
 
+MADE_OF_RUN = ("before_after.jsonl", "worst_rows.json", "comparison.json")
+"""Files of a run folder that are about its training alone: a new run in the folder makes them anew."""
+
 
 @dataclass(frozen=True)
 class Outputs:
@@ -96,6 +99,8 @@ class Outputs:
         """Return what is already there of a run folder."""
         best = self.best_adapter if self.config is not None else None
         files = [self.adapter, best, self.metrics, self.samples, self.config, self.status, *self.checkpoints().values()]
+        if self.config is not None:  # what commands after the training have made of it
+            files += [self.metrics.with_name(name) for name in MADE_OF_RUN]
         return [path for path in files if path is not None and path.exists()]
 
     def check_writable(self) -> None:

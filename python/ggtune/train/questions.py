@@ -99,6 +99,8 @@ def _records(part: Part) -> dict[int, Conversation]:
                 break
             if begin + item.row in wanted:
                 found[begin + item.row] = item
+                if len(found) == len(wanted):
+                    return found
     return found
 
 

@@ -44,10 +44,12 @@ class Session:
         command: Mapping[str, Any] | None = None,
         overwrite: bool = False,
         observers: Sequence[Observer] = (),
+        texts: Mapping[Path, str] | None = None,
     ) -> Loop:
-        """Make the loop; ``command`` and ``overwrite`` as in :class:`~ggtune.run.job.Job`."""
+        """Make the loop; ``command``, ``overwrite`` and ``texts`` as in :class:`~ggtune.run.job.Job`."""
         built = self.built
-        job = Job(built.config, self.outputs, built.plan.known_steps, version(), command or {}, overwrite=overwrite)
+        steps = built.plan.known_steps
+        job = Job(built.config, self.outputs, steps, version(), command or {}, overwrite=overwrite, texts=texts or {})
         observers = [self.logs, *observers]
         return Loop(built, self.outputs, progress, self.state, job, asked=self.asked, observers=observers)
 
