@@ -36,6 +36,7 @@ _COMMANDS = {
     "export-peft": ("export_peft", "Turn an adapter into a PEFT folder for Hugging Face tools."),
     "verify": ("verify", "Say what a merged file has kept of its adapter."),
     "eval": ("eval", "Say how good a model, an adapter or a run is, on held-out questions."),
+    "compare": ("compare", "Say what got better and what got worse: a run against its base, say."),
     "package": ("package", "Make a Modelfile, and put the model into an Ollama store."),
     "push": ("push", "Send a model from an Ollama store to a Docker registry."),
     "pull": ("pull", "Fetch a model from a Docker registry into an Ollama store."),

@@ -105,6 +105,8 @@ def end_of_chain(result: "RunResult", out: Path) -> None:
     if result.asked is not None:
         for line in [*result.asked.lines(width=shutil.get_terminal_size((100, 24)).columns), ""]:
             say(line)
+    if result.worst is not None and (line := result.worst.line()):
+        say(line)
     say(str(result.package))
     asked = str(result.merged or f"{training.config.model} --lora {adapter.path}")
     say(f'Or without Ollama: ggtune ask --model {asked} "..."')

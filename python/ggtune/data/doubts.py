@@ -149,6 +149,12 @@ class Doubts(Sequence[Doubt]):
         """The kinds of those from the number ``begin`` on."""
         return {_NAMES[kind] for kind in self._kinds[begin:]}
 
+    def pairs(self, kind: str) -> list[tuple[int, int]]:
+        """The rows with a doubt of this kind, each with the row that it is like."""
+        number = _NUMBERS[kind]
+        found = zip(self._kinds, self._rows, self._others, strict=True)
+        return [(row, other) for of_kind, row, other in found if of_kind == number]
+
     def in_order(self) -> Doubts:
         """Give them in the order of their rows."""
         found = Doubts(self._name)

@@ -56,7 +56,7 @@ def words(text: str) -> list[str]:
     return [f"{_NUMBER_WORDS[word]}" if word in _NUMBER_WORDS else word for word in plain_words(text)]
 
 
-def terms(text: str) -> set[str]:
+def terms(text: str, stem: int | None = _STEM) -> set[str]:
     """What a text is about: its longer words without their endings, its numbers, pairs of ideographs."""
     found = set()
     before = ""
@@ -69,7 +69,7 @@ def terms(text: str) -> set[str]:
         if any(map(str.isdigit, word)):
             found.add(word)
         elif len(word) > _SHORT and word not in _COMMON:
-            found.add(word[:_STEM])
+            found.add(word[:stem])
     return found
 
 

@@ -1,5 +1,6 @@
 """Evaluations of the same samples against each other: paired differences, and which rows got better or worse."""
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -113,6 +114,11 @@ class Comparison:
     n_tests: int
     by: Metric  # what rows are sorted by
     rows: tuple[Change, ...]  # in the order of the data
+
+    @property
+    def least_samples(self) -> int:
+        """So many rows can show a difference at all: of fewer, all may be better by chance alone."""
+        return math.ceil(math.log2(2 * max(1, self.n_tests) / (1 - LEVEL)))
 
     def better(self, subject: int = 1) -> list[Change]:
         """The rows that a subject does better than the first, the largest change first."""

@@ -1,5 +1,6 @@
 """A comparison for a reader: lines for a terminal, and Markdown."""
 
+import textwrap
 from collections.abc import Iterator, Sequence
 
 from rich.table import Table
@@ -15,11 +16,20 @@ _MOVES = 5  # changes of kind that are said
 
 
 def lines(comparison: Comparison, *, width: int = 100, rows: int = 3) -> list[str]:
-    """Say it for a terminal; ``rows``: how many of those that got better, and of those that got worse, are shown."""
-    found = [*_scores(comparison, width), "", *_kinds(comparison, width)]
+    """Say it for a terminal; ``rows``: how many of those that got better, and of those that got worse, are shown.
+
+    Of several subjects the rows are those of the second against the first.
+    """
+    found = [line for text in _scores(comparison, width) for line in _wrapped(text, width)]
+    found += ["", *_kinds(comparison, width)]
     for subject in range(1, len(comparison.labels)):
-        found += _rows(comparison, subject, width, rows)
-    return found
+        found.append(_counts(comparison, subject))
+    return [*found, *_rows(comparison, width, rows)]
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    indent = " " * (len(text) - len(text.lstrip()) + 2)
+    return textwrap.wrap(text, width, subsequent_indent=indent) if len(text) > width else [text]
 
 
 def summary(comparison: Comparison, subject: int = 1) -> str:
@@ -49,11 +59,20 @@ def _scores(comparison: Comparison, width: int) -> list[str]:
     found = rendered(table, width)
     if not two:
         for subject in range(1, len(comparison.labels)):
-            found += ["", f"{comparison.labels[subject]} against {comparison.labels[0]}:"]
-            tested = [row for row in comparison.scores if row.verdicts[subject - 1] is not None]
-            names = max((len(row.metric.title) for row in tested), default=0)
-            found += [f"  {row.metric.title:<{names}}  {_verdict(row, subject)}" for row in tested]
+            found += ["", *_against_first(comparison, subject)]
     return [*found, *_footnote(comparison)]
+
+
+def _against_first(comparison: Comparison, subject: int) -> list[str]:
+    """The scores of one subject against the first; those that say nothing in one line."""
+    tested = [(row, verdict) for row in comparison.scores if (verdict := row.verdicts[subject - 1]) is not None]
+    shown = [(row, verdict) for row, verdict in tested if verdict.better(row.metric) is not None]
+    names = max((len(row.metric.title) for row, _ in shown), default=0)
+    found = [f"{comparison.labels[subject]} against {comparison.labels[0]}:"]
+    found += [f"  {row.metric.title:<{names}}  {verdict.text(row.metric)}" for row, verdict in shown]
+    if rest := [row.metric.title.split(" (")[0] for row, verdict in tested if verdict.better(row.metric) is None]:
+        found.append(f"  no difference can be shown with {comparison.n_samples} rows: {', '.join(rest)}")
+    return found
 
 
 def _footnote(comparison: Comparison) -> list[str]:
@@ -62,7 +81,13 @@ def _footnote(comparison: Comparison) -> list[str]:
     text = "In brackets and behind ±: 95 % intervals"
     if comparison.n_tests > 1:
         text += f"; p values are corrected for {comparison.n_tests} tests (Holm)"
-    return [f"{text}."]
+    found = [f"{text}."]
+    if comparison.n_samples < comparison.least_samples:
+        found.append(
+            f"With {comparison.n_samples} rows no difference could be shown, however large: {comparison.least_samples} "
+            "are needed at least. Give --data with more rows, or hold more out in the next training (--holdout)."
+        )
+    return found
 
 
 def _values(row: ScoreRow) -> list[str]:
@@ -93,38 +118,35 @@ def _kinds(comparison: Comparison, width: int) -> list[str]:
     return [*found, ""]
 
 
-def _rows(comparison: Comparison, subject: int, width: int, most: int) -> Iterator[str]:
-    better, worse = comparison.better(subject), comparison.worse(subject)
-    same = len(comparison.rows) - len(better) - len(worse)
-    label, first = comparison.labels[subject], comparison.labels[0]
-    yield (
-        f"{label} against {first}, row by row ({_name(comparison)}): {len(better)} better, {len(worse)} worse, "
-        f"{same} the same"
+def _counts(comparison: Comparison, subject: int) -> str:
+    better, worse = len(comparison.better(subject)), len(comparison.worse(subject))
+    same = len(comparison.rows) - better - worse
+    return (
+        f"{comparison.labels[subject]} against {comparison.labels[0]}, row by row ({_name(comparison)}): {better} "
+        f"better, {worse} worse, {same} the same"
     )
-    for title, changes in (("Better", better), ("Worse", worse)):
+
+
+def _rows(comparison: Comparison, width: int, most: int) -> Iterator[str]:
+    for title, changes in (("Better", comparison.better()), ("Worse", comparison.worse())):
         for change in changes[:most]:
             yield ""
-            yield from _change(comparison, subject, change, title, width)
+            yield from _change(comparison, change, title, width)
     yield ""
 
 
-def _change(comparison: Comparison, subject: int, change: Change, title: str, width: int) -> Iterator[str]:
-    before, after = change.samples[0], change.samples[subject]
-    score = _change_text(comparison, before, after)
+def _change(comparison: Comparison, change: Change, title: str, width: int) -> Iterator[str]:
+    before = change.samples[0]
     category = f" [{before.category}]" if before.category else ""
-    yield f"{title}, {before.where}{category}: {score}"
+    yield f"{title}, {before.where}{category}: {_change_text(comparison, before, change.samples[1])}"
     yield f"  Q: {shortened(before.question)}"
-    titles = ["reference", *(comparison.labels[i] for i in (0, subject))]
-    texts = [before.reference, *(_answer(change, i) for i in (0, subject))]
     if before.answer is None:
         yield f"  reference: {shortened(before.reference)}"
         return
+    kinds = [f" ({kind})" if kind else "" for kind in change.kinds]
+    titles = ["reference", *(label + kind for label, kind in zip(comparison.labels, kinds, strict=True))]
+    texts = [before.reference, *(sample.answer or "" for sample in change.samples)]
     yield from (f"  {line}" for line in side_by_side(titles, texts, width - 2))
-
-
-def _answer(change: Change, subject: int) -> str:
-    kind = change.kinds[subject]
-    return f"{shortened(change.samples[subject].answer or '')}" + (f"\n({kind})" if kind else "")
 
 
 def _change_text(comparison: Comparison, before: AnsweredSample, after: AnsweredSample) -> str:

@@ -15,7 +15,7 @@ KINDS = {
     "endless": "the same over and over, without an end",
     "cut": "no end within the most tokens that were allowed",
     RIGHT: "what the reference says",
-    "copied question": "the question once more",
+    "copied question": "the question once more, and nothing beside it",
     "other language": "another language than the reference's",
     "off-topic": "hardly a word in common with question and reference",
     "wrong number": "another number than the reference's",
@@ -50,7 +50,8 @@ def _kind(row: Mapping[str, Any], teller: LanguageTeller) -> str:
         return RIGHT
     answered = words(answer)
     copied = overlap(answered, words(question))
-    if copied >= _COPIED_F1 and copied > overlap(answered, words(reference)):
+    adds_nothing = terms(answer, None) <= terms(question, None)
+    if adds_nothing and copied >= _COPIED_F1 and copied > overlap(answered, words(reference)):
         return "copied question"
     if teller.differs(answer, reference or question):
         return "other language"

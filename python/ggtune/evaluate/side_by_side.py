@@ -1,5 +1,6 @@
 """Texts in columns beside each other, for a terminal."""
 
+import re
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -8,7 +9,7 @@ from rich.text import Text
 
 _LEAST_COLUMN = 28  # characters; narrower ones stand below each other
 _GAP = 2
-_MOST_CHARACTERS = 600  # of a text that is shown
+_MOST_CHARACTERS = 320  # of a text that is shown
 
 
 def side_by_side(titles: Sequence[str], texts: Sequence[str], width: int) -> list[str]:
@@ -41,6 +42,10 @@ def rendered(table: Table, width: int) -> list[str]:
 
 
 def shortened(text: str, most: int = _MOST_CHARACTERS) -> str:
-    """A text without white space around it, cut with a mark where it is long; control characters are written out."""
+    """A text without white space around it and without empty lines, cut with a mark where it is long.
+
+    Control characters are written out.
+    """
+    text = re.sub(r"\s*\n\s*", "\n", text.replace("\r\n", "\n"))
     text = "".join(c if c == "\n" or c.isprintable() else " " if c == "\t" else repr(c)[1:-1] for c in text.strip())
     return text if len(text) <= most else text[: most - 4].rstrip() + " ..."

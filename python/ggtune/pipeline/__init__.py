@@ -9,6 +9,7 @@ from ggtune.evaluate.evaluation import Evaluation, read_evaluation
 from ggtune.pipeline.asked_twice import AskedTwice
 from ggtune.pipeline.asking import AskOptions, LoadedModel, ask, load
 from ggtune.pipeline.chain import Packaging, RunResult, find_run, questions_of_run, resume, run
+from ggtune.pipeline.comparing import ComparedSubjects, compare_subjects
 from ggtune.pipeline.evaluating import EvaluateOptions, evaluate
 from ggtune.pipeline.merging import MergedRun, MergeOptions, merge, merge_run
 from ggtune.pipeline.packaging import PackageOptions, package
@@ -18,6 +19,7 @@ from ggtune.run.progress import Progress, Reporter
 __all__ = [
     "AskOptions",
     "AskedTwice",
+    "ComparedSubjects",
     "EvaluateOptions",
     "Evaluation",
     "LoadedModel",
@@ -31,6 +33,7 @@ __all__ = [
     "TrainOptions",
     "ask",
     "claim_folder",
+    "compare_subjects",
     "evaluate",
     "find_checkpoint",
     "find_run",

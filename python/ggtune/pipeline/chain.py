@@ -10,7 +10,10 @@ from ggtune.config import TrainConfig
 from ggtune.errors import GgtuneError
 from ggtune.evaluate.before_after import DEFAULT_QUESTIONS
 from ggtune.evaluate.proved_merge import ProvedMerge
+from ggtune.evaluate.subject import open_subject
+from ggtune.evaluate.subject_text import SubjectText
 from ggtune.evaluate.verify import samples_of_run
+from ggtune.evaluate.worst_rows import WorstRows, worst_rows, write_worst_rows
 from ggtune.files import replace_text
 from ggtune.gguf.merge import check_outtype, disk_bytes, retyped
 from ggtune.ollama.package import PackageResult, check_packaging
@@ -28,6 +31,7 @@ from ggtune.train.verdict import has_diverged
 
 PROOF = "proof.json"
 MERGED = "model.gguf"
+_LEAST_WORST_S, _MOST_WORST_S, _WORST_SHARE = 5.0, 60.0, 0.02  # seconds, and share of the training's
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,7 @@ class RunResult:
     merge: ProvedMerge | None = None
     package: PackageResult | None = None
     asked: AskedTwice | None = None  # the questions before and after; None where there were none
+    worst: WorstRows | None = None  # training rows that were learned worst; None where they could not be measured
 
 
 def run(
@@ -128,13 +133,29 @@ def run(
         beside = PackageOptions(out=folder, store=packaging.store, adapters=[(chosen.path, 1.0)])
         packaged = package(base, packaging.name, beside)
         asked = asking.after(base, [(str(chosen.path), 1.0)], threads=config.threads)
-        return RunResult(result, chosen, package=packaged, asked=asked)
+        worst = _worst(folder, packaging.which, result, reporter)
+        return RunResult(result, chosen, package=packaged, asked=asked, worst=worst)
     merged = folder / MERGED
     reporter.note(f"Merging into {merged} ...")
     proved = _merge(result.config, chosen, merged, packaging, reporter)
     packaged = package(merged, packaging.name, PackageOptions(out=folder, store=packaging.store))
     asked = asking.after(merged, (), threads=config.threads)
-    return RunResult(result, chosen, merged, proved, packaged, asked)
+    worst = _worst(folder, packaging.which, result, reporter)
+    return RunResult(result, chosen, merged, proved, packaged, asked, worst)
+
+
+def _worst(folder: Path, which: Which, result: Result, reporter: Reporter) -> WorstRows | None:
+    """Look for rows that are wrong, in a small part of the time that the training took."""
+    seconds = min(_MOST_WORST_S, max(_LEAST_WORST_S, _WORST_SHARE * result.seconds))
+    try:
+        found = worst_rows(
+            open_subject(SubjectText(run=folder, which=which)), threads=result.config.threads, seconds=seconds
+        )
+        write_worst_rows(folder, found)
+    except GgtuneError as error:  # the model is made and packaged
+        reporter.note(f"Which rows were learned worst can't be told: {error}")
+        return None
+    return found
 
 
 def questions_of_run(folder: str | Path) -> str | None:
