@@ -1,4 +1,4 @@
-"""`ggtune compare`: a run against its base, models with adapters, runs against each other; nothing is measured twice."""
+"""`ggtune compare`: a run against its base, models with adapters, runs against each other; what is there is taken."""
 
 import dataclasses
 import json
@@ -62,7 +62,7 @@ def test_what_eval_has_measured_is_taken(run: Trained) -> None:
     assert {"base-training-3-samples-max-tokens-12", "last-training-3-samples-max-tokens-12"} <= folders
 
 
-def test_a_model_with_an_adapter_against_the_model(
+def test_a_model_with_an_adapter_against_it_alone(
     run: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The base is asked as the adapter's training asked, not as it would be by itself."""

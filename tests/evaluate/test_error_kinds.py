@@ -88,6 +88,7 @@ def test_names_and_formulas() -> None:
 def test_loops() -> None:
     assert loops(LOOP)
     assert loops("ha" * 20)
+    assert loops("".join(f"{i}. Neon is a gas.\n" for i in range(9)))
     assert loops("x and y or z; " * 4 + "x and y")  # mostly repetition
     assert not loops("One, two, three. It is a gas that glows in a tube and is used for signs.")
     assert not loops("10, 10, 10")

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ggtune._native import core
 from ggtune.config import TrainConfig
 from ggtune.data.conversation import Conversation
 from ggtune.data.readers.reader import ReadOptions
@@ -16,10 +15,10 @@ from ggtune.data.sources import open_source
 from ggtune.data.templates import Template
 from ggtune.data.tokenization import encode_prompt
 from ggtune.errors import DataError, GgtuneError
+from ggtune.evaluate.evaluation_answers import given_answers
 from ggtune.evaluate.questions import Part, Question, part_of, questions_of
 from ggtune.evaluate.side_by_side import shortened, side_by_side
 from ggtune.files import replace_text
-from ggtune.system import resolved_threads
 from ggtune.train.samples import RunSamples
 
 if TYPE_CHECKING:
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
 FILE = "before_after.jsonl"
 DEFAULT_QUESTIONS = "5"
 _LOOKED_AT = 200  # held-out samples that questions are drawn from, the first ones: the data are read up to them again
-_SIDE_BY_SIDE = 8  # answers decoded at once
 _LEAST_TOKENS, _MOST_TOKENS = 64, 256  # of an answer, between which it gets twice the longest reference
 _WITHOUT_REFERENCE = 128
 _SHOWN = 5
@@ -149,8 +147,16 @@ def asked(
     """Ask them, the likeliest token each time, and note the answers ``before`` or ``after``. Raises GgtuneError."""
     if not questions:
         return []
-    most = _most_tokens(questions, model)
-    answers = _answers(model, [q.prompt for q in questions], adapters, most, threads, template)
+    found = given_answers(
+        model,
+        [one.prompt for one in questions],
+        adapters=adapters,
+        stops=template.stops if template is not None else (),
+        max_tokens=_most_tokens(questions, model),
+        threads=threads,
+    )
+    given = dict(found)
+    answers = [(given[i].text, given[i].ended) for i in range(len(questions))]
     if after:
         return [replace(q, after=text, after_ended=end) for q, (text, end) in zip(questions, answers, strict=True)]
     return [replace(q, before=text, before_ended=end) for q, (text, end) in zip(questions, answers, strict=True)]
@@ -158,39 +164,7 @@ def asked(
 
 def _most_tokens(questions: Sequence[BeforeAfter], model: "Model") -> int:
     lengths = [len(model.tokenize(q.reference, parse_special=False)) for q in questions if q.reference]
-    most = min(_MOST_TOKENS, max(_LEAST_TOKENS, 2 * max(lengths))) if lengths else _WITHOUT_REFERENCE
-    if model.n_ctx_train:
-        most = min(most, model.n_ctx_train - max(len(q.prompt) for q in questions))
-    return max(1, most)
-
-
-def _answers(
-    model: "Model",
-    prompts: Sequence[Sequence[int]],
-    adapters: Sequence[tuple[str, float]],
-    max_tokens: int,
-    threads: int,
-    template: Template | None,
-) -> list[tuple[str, bool]]:
-    """Text of each answer, and whether it ended by itself."""
-    found: list[tuple[str, bool]] = []
-    n_tokens = _SIDE_BY_SIDE * (max(map(len, prompts)) + max_tokens)
-    scorer = core.Scorer(
-        model,
-        list(adapters),
-        n_tokens=n_tokens,
-        n_sequences=min(_SIDE_BY_SIDE, len(prompts)),
-        threads=resolved_threads(threads),
-    )
-    stops = [stop for stop in template.stops if stop] if template is not None else []
-    for begin in range(0, len(prompts), _SIDE_BY_SIDE):
-        chosen = [list(prompt) for prompt in prompts[begin : begin + _SIDE_BY_SIDE]]
-        for tokens in scorer.greedy(chosen, max_tokens=max_tokens):
-            ended = bool(tokens) and model.is_end_token(tokens[-1])
-            text = model.detokenize(tokens[:-1] if ended else tokens).decode("utf-8", "replace")
-            at = min((place for stop in stops if (place := text.find(stop)) >= 0), default=None)
-            found.append((text.strip(), ended) if at is None else (text[:at].strip(), True))
-    return found
+    return min(_MOST_TOKENS, max(_LEAST_TOKENS, 2 * max(lengths))) if lengths else _WITHOUT_REFERENCE
 
 
 def to_text(questions: Sequence[BeforeAfter]) -> str:
