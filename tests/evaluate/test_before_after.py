@@ -11,7 +11,8 @@ from ggtune import _core
 from ggtune.data.templates import TEMPLATES
 from ggtune.errors import DataError, GgtuneError
 from ggtune.evaluate import before_after
-from ggtune.evaluate.before_after import BeforeAfter, asked, chosen_questions, lines, parse_questions
+from ggtune.evaluate.before_after import BeforeAfter, asked, chosen_questions, lines
+from ggtune.train.fixed_questions import number_or_file
 
 
 @pytest.fixture(scope="module")
@@ -84,10 +85,10 @@ def test_files_that_hold_no_questions(
 
 
 def test_what_questions_can_be() -> None:
-    assert parse_questions("12") == 12
+    assert number_or_file("12", "--questions") == 12
     for text in ("-1", "nowhere.txt", "½"):
         with pytest.raises(GgtuneError, match=f"--questions {text}: it is neither a number nor a file"):
-            parse_questions(text)
+            number_or_file(text, "--questions")
 
 
 def test_the_answers_before_and_after(trained: Trained, model: _core.Model, tmp_path: Path) -> None:

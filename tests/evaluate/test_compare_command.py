@@ -89,12 +89,18 @@ def test_an_evaluation_of_an_adapter_that_is_gone_is_done_anew(tmp_path: Path) -
     options = pipeline.EvaluateOptions(split="training", generate=False, threads=1)
     before = pipeline.compare_subjects([run.folder], options=options)
     content = read_adapter(run.folder / "adapter.gguf")
-    stronger = {name: 2 * values for name, values in content.tensors.items()}
-    write_adapter(run.folder / "adapter.gguf", dataclasses.replace(content, tensors=stronger))
-    after = pipeline.compare_subjects([run.folder], options=options)
-    assert read_evaluation(run.folder / "evaluation/base-training-losses") == before.evaluations[0]
-    one, two = before.evaluations[1].scores["loss"], after.evaluations[1].scores["loss"]
-    assert one.value != two.value
+    found = [before]
+    for factor in (2, 3, 3):
+        changed = {name: factor * values for name, values in content.tensors.items()}
+        write_adapter(run.folder / "adapter.gguf", dataclasses.replace(content, tensors=changed))
+        found.append(pipeline.compare_subjects([run.folder], options=options))
+    losses = [one.evaluations[1].scores["loss"].value for one in found]
+    assert len(set(losses)) == 3
+    assert losses[2] == losses[3]
+    folder = run.folder / "evaluation"
+    assert read_evaluation(folder / "last-training-losses") == before.evaluations[1]  # perhaps the user's
+    assert read_evaluation(folder / "last-training-losses-compared").scores["loss"].value == losses[3]
+    assert not (folder / "base-training-losses-compared").exists()
 
 
 def test_a_run_that_was_trained_on_what_is_asked(run: Trained, tmp_path: Path) -> None:
@@ -125,6 +131,13 @@ def test_what_can_not_be_compared(run: Trained, arguments: tuple[object, ...], m
     result = compare(*(str(one).format(run=run.folder) for one in arguments))
     assert result.exit_code == 1, result.output
     assert message in result.stderr
+
+
+def test_eval_says_the_kinds_too(run: Trained, tmp_path: Path) -> None:
+    arguments = ["eval", run.folder, "--split", "training", "--out", tmp_path / "out", *QUICK]
+    result = CliRunner().invoke(cli, [str(one) for one in arguments])
+    assert result.exit_code == 0, result.output
+    assert "right      6  100 %  what the reference says" in result.stdout
 
 
 def test_without_subjects(run: Trained) -> None:

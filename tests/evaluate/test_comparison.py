@@ -197,7 +197,11 @@ def test_a_terminal_gets_columns_and_a_narrow_one_lines() -> None:
     assert all(len(line) <= 120 for line in wide)
     assert all(len(line) <= 60 for line in narrow if not line.startswith(("tuned", "In brackets")))
     (titles,) = [line for line in wide if line.strip().startswith("reference")]
-    assert titles.split() == ["reference", "base", "tuned"]
+    assert [part.strip() for part in titles.split("  ") if part] == [
+        "reference",
+        "base (wrong number)",
+        "tuned (right)",
+    ]
     assert any(line.strip().startswith("tuned") and "The number is" in line for line in narrow)
     assert "tuned is" in wide[0]
     assert any("corrected for 5 tests (Holm)" in line for line in wide)

@@ -52,6 +52,8 @@ def command(context: click.Context, /, *, subject: str, out: Path | None, as_jso
 
 
 def _show(evaluation: "Evaluation") -> None:
+    from ggtune.evaluate.error_kinds import error_summary
+
     n, asked = evaluation.n_samples, evaluation.n_questions
     questions = f", {asked} questions answered" if asked else ""
     click.echo(f"{evaluation.label} on {evaluation.data} ({evaluation.split}): {n} samples{questions}")
@@ -59,4 +61,7 @@ def _show(evaluation: "Evaluation") -> None:
         click.echo(line)
     if n < 2:
         click.echo("One sample says nothing about others: there is no interval.")
+    answered = [one.to_dict() for one in evaluation.answers() if one.answer is not None and not one.repeated]
+    for line in error_summary(answered).lines():
+        click.echo(line)
     click.echo(f"Answers: {evaluation.folder}/answers.jsonl ({evaluation.seconds:.0f} s)")

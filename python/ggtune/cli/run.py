@@ -64,10 +64,11 @@ def command(
     checkpoints.
     """
     from ggtune import pipeline
-    from ggtune.evaluate.before_after import DEFAULT_QUESTIONS, parse_questions
+    from ggtune.evaluate.before_after import DEFAULT_QUESTIONS, OPTION
     from ggtune.gguf.merge import check_outtype
     from ggtune.ollama.names import ModelName
     from ggtune.run.job import read_settings
+    from ggtune.train.fixed_questions import number_or_file
 
     check_outtype(outtype)
     if no_merge and outtype is not None:
@@ -75,7 +76,7 @@ def command(
     name = name or re.sub(r"[^a-z0-9_.-]+", "-", out.resolve().name.lower()).strip("-.") or "model"
     ModelName.parse(name)
     if questions is not None:
-        parse_questions(questions)  # before a process is detached
+        number_or_file(questions, OPTION)  # before a process is detached
     outputs = pipeline.claim_folder(out, resume=resume, overwrite=overwrite)
     if detach:
         start_detached(context, out)

@@ -19,7 +19,7 @@ KINDS = {
     "other language": "another language than the reference's",
     "off-topic": "hardly a word in common with question and reference",
     "wrong number": "another number than the reference's",
-    "missing entity": "without the names or numbers of the reference",
+    "missing entity": "without most of the reference's names and numbers, or all words that it adds to the question",
     "other wording": "none of these: other words than the reference's, right or wrong",
 }
 
@@ -65,7 +65,8 @@ def _kind(row: Mapping[str, Any], teller: LanguageTeller) -> str:
         return "wrong number"
     names = {name for name in entities(reference) if not has_word(question, name)}
     n_without = len(missing) + sum(not has_word(answer, name) for name in names)
-    if n_without > _MISSING_SHARE * (len(wanted) + len(names)):
+    added = terms(reference) - terms(question)
+    if n_without > _MISSING_SHARE * (len(wanted) + len(names)) or (added and not added & terms(answer)):
         return "missing entity"
     return "other wording"
 

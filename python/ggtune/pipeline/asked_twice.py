@@ -11,6 +11,7 @@ from ggtune.errors import GgtuneError
 from ggtune.evaluate import before_after
 from ggtune.evaluate.before_after import BeforeAfter
 from ggtune.run.progress import Reporter
+from ggtune.train.fixed_questions import number_or_file
 from ggtune.train.session import Session
 
 if TYPE_CHECKING:
@@ -44,12 +45,12 @@ class Asking:
     """Asks the same questions twice. Where a model can't be asked, the run goes on without: the reporter is told."""
 
     def __init__(self, folder: Path, questions: str, reporter: Reporter, *, keeps: bool) -> None:
-        """``questions`` as :func:`~ggtune.evaluate.before_after.parse_questions` takes them.
+        """``questions`` as :func:`~ggtune.train.fixed_questions.number_or_file` takes them.
 
         ``keeps``: those that the folder has are asked on, with the answers that are there. Raises
         :class:`GgtuneError` for a file of questions that is not there.
         """
-        self._wanted = before_after.parse_questions(questions)
+        self._wanted = number_or_file(questions, before_after.OPTION)
         self._folder, self._text, self._reporter = folder, questions, reporter
         kept = before_after.read(folder) if keeps and self._wanted else []
         self._questions: Sequence[BeforeAfter] = kept if all(q.before is not None for q in kept) else []

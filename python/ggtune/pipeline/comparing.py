@@ -168,11 +168,16 @@ def _measured(
     subject: Subject, part: Part, folder: Path, options: EvaluateOptions, split: Split, reporter: Reporter
 ) -> Evaluation:
     plain = dataclasses.replace(options, split=split)
+    own = folder.with_name(f"{folder.name}-compared")  # beside one of other settings, or of an adapter that is gone
     try:
         return measure(subject, part, folder, plain, reporter)
-    except OtherSettingsError as error:  # of an adapter or data that are others by now
+    except OtherSettingsError:
+        pass
+    try:
+        return measure(subject, part, own, plain, reporter)
+    except OtherSettingsError as error:
         reporter.note(f"{error} It is done anew.")
-        return measure(subject, part, folder, dataclasses.replace(plain, overwrite=True), reporter)
+        return measure(subject, part, own, dataclasses.replace(plain, overwrite=True), reporter)
 
 
 def _trained_on_it(
