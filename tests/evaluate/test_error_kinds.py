@@ -42,7 +42,10 @@ CAPITAL = ("What is the capital of France?", "The capital of France is Paris.")
         ("other wording", row(*NEON, LOOP + " The atomic number of neon is 10.")),  # it has ended by itself
         ("copied question", row(*NEON, "What is the atomic number of neon?")),
         ("copied question", row(*CAPITAL, "the capital of France is what?")),
-        ("other wording", row("Which gas did Ann see in the tube?", "Ann saw neon.", "Which gas did Ann see? Helium.")),
+        (
+            "missing entity",
+            row("Which gas did Ann see in the tube?", "Ann saw neon.", "Which gas did Ann see? Helium."),
+        ),
         ("other language", row(*NEON, "Атомный номер неона равен десяти.")),
         ("other language", row(*NEON, "Die Ordnungszahl von Neon ist leider nicht bekannt, sie ist aber klein.")),
         ("other language", row(*NEON, "氖的原子序数是10。")),
