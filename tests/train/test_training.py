@@ -83,6 +83,7 @@ def test_the_run_folder(whole_run: Path) -> None:
         "adapter.gguf",
         *(f"checkpoint-{step}.gguf" for step in (2, 4, 6)),
         "config.json",
+        "data_card.json",
         "metrics.jsonl",
         "status.json",
     ]

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,7 @@ _CONTEXTS = (64, 128, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 81
 _SHOWN = 5  # rows of each kind of doubt
 _GOOD_COVER = 0.99  # of the samples fit into the suggested context
 _LOW_SHARE = 0.05
+_MOST_REASONS = 20  # of rows that were skipped, in a file
 
 
 @dataclass(frozen=True)
@@ -68,10 +70,61 @@ class DataCard:
         longest = int(np.quantile(self.lengths - 1, _GOOD_COVER, method="higher"))
         return next((context for context in _CONTEXTS if context >= longest), longest)
 
+    @property
+    def learned_share(self) -> float:
+        """Share of the tokens that have a weight in the loss."""
+        return self.learned / max(1, self.n_tokens)
+
+    def to_dict(self, context: int, n_held_out: int) -> dict[str, Any]:
+        """Plain values for a JSON file; ``context`` is the longest sample in tokens that the run takes."""
+        reports = [data.report for data in (self.data, self.apart) if data is not None]
+        bad = [f"{report.named(row)}: {reason}" for report in reports for row, reason in report.bad_rows]
+        counts, edges = self._bins()
+        return {
+            "format": 1,
+            "lines": self.data.report.lines(with_doubts=False),
+            "data": [str(report.path) for report in reports],
+            "rows": self.data.report.n_read,
+            "samples": len(self.data.samples) + (len(self.apart.samples) if self.apart is not None else 0),
+            "held_out": n_held_out,
+            "tokens": self.n_tokens,
+            "learned": self.learned,
+            "learned_share": self.learned_share,
+            "lengths": {
+                "least": int(self.lengths.min()),
+                "most": int(self.lengths.max()),
+                "mean": float(self.lengths.mean()),
+                "median": float(np.median(self.lengths)),
+                "edges": edges.tolist(),
+                "counts": counts.tolist(),
+            },
+            "context": context,
+            "fit_share": float(np.mean(self.lengths - 1 <= context)),
+            "suggested_context": self.suggested_context,
+            "template": self.data.report.title or self.data.report.template,
+            "system": self.data.report.system,
+            "system_differs": self.data.report.system_differs,
+            "skipped": {
+                "question or answer empty": sum(len(report.empty_rows) for report in reports),
+                "can't be used": sum(len(report.bad_rows) for report in reports),
+                "too long for the context": sum(len(report.skipped_rows) for report in reports),
+                **{f"left out by --drop, {kind}": len(rows) for kind, rows in self.data.report.dropped.items()},
+            },
+            "skipped_rows": bad[:_MOST_REASONS],
+            "cut": sum(len(report.cut_rows) for report in reports),
+            "doubts": dict((self.data.report.doubts.counts + Counter(d.kind for d in self.leaks)).most_common()),
+        }
+
+    def _bins(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Count the samples by their length: the counts, and the edges between them."""
+        low, high = int(self.lengths.min()), int(self.lengths.max()) + 1
+        counts, edges = np.histogram(self.lengths, bins=np.linspace(low, high, min(_BARS, high - low) + 1))
+        return counts.astype(np.int64), edges
+
     def lines(self, context: int, *, every_row: bool = False) -> list[str]:
         """Say it for printing."""
         report = self.data.report
-        share = self.learned / max(1, self.n_tokens)
+        share = self.learned_share
         lines = report.lines(with_doubts=False)
         lines += [f"skipped, {report.where(row)}: {reason}" for row, reason in report.bad_rows]
         if self.apart is not None:
@@ -93,8 +146,7 @@ class DataCard:
         return [*lines, *self._doubtful(every_row)]
 
     def _histogram(self) -> Iterator[str]:
-        low, high = int(self.lengths.min()), int(self.lengths.max()) + 1
-        counts, edges = np.histogram(self.lengths, bins=np.linspace(low, high, min(_BARS, high - low) + 1))
+        counts, edges = self._bins()
         yield "Lengths in tokens:"
         for count, low, high in zip(counts, edges, edges[1:], strict=False):
             bar = "#" * int(np.ceil(_BAR_WIDTH * count / max(1, counts.max())))

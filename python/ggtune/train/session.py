@@ -17,6 +17,7 @@ from ggtune.run.outputs import Outputs
 from ggtune.run.progress import Progress, Reporter
 from ggtune.system import available_memory
 from ggtune.train.build import Build, build
+from ggtune.train.data_card import DATA_CARD, data_card_text
 from ggtune.train.loop import Loop
 from ggtune.train.measuring import Asked, asked_of
 from ggtune.train.recomputation import set_recomputation
@@ -49,7 +50,10 @@ class Session:
         """Make the loop; ``command``, ``overwrite`` and ``texts`` as in :class:`~ggtune.run.job.Job`."""
         built = self.built
         steps = built.plan.known_steps
-        job = Job(built.config, self.outputs, steps, version(), command or {}, overwrite=overwrite, texts=texts or {})
+        written = dict(texts or {})
+        if self.outputs.status is not None:  # a run folder
+            written[self.outputs.status.with_name(DATA_CARD)] = data_card_text(built.config, built.samples)
+        job = Job(built.config, self.outputs, steps, version(), command or {}, overwrite=overwrite, texts=written)
         observers = [self.logs, *observers]
         return Loop(built, self.outputs, progress, self.state, job, asked=self.asked, observers=observers)
 
