@@ -29,6 +29,7 @@ _COMMANDS = {
     "status": ("status", "Say how runs are doing: all known ones, or one."),
     "watch": ("watch", "Follow a run from another terminal."),
     "board": ("board", "Show all runs as a web page, live."),
+    "report": ("report", "Write a page about runs: curves, scores, answers, data, settings, what to try next."),
     "stop": ("stop", "End a run after saving it."),
     "export-lora": ("export_lora", "Merge an adapter into its base model."),
     "quantize": ("quantize", "Quantize a model file, with an importance matrix or without."),

@@ -1,4 +1,4 @@
-"""What a report consists of, before it is a page or Markdown. Every text may hold anything: who writes it, escapes it."""
+"""What a report consists of, before it is a page or Markdown. A text may hold anything: who writes it, escapes it."""
 
 from __future__ import annotations
 
@@ -38,6 +38,7 @@ class Table:
     title: str = ""
     numbers: bool = False  # cells are numbers, but for the first
     folded: bool = False
+    notes: bool = False  # the last cell only explains: it goes first where there is no room
     kind: Literal["table"] = "table"
 
 

@@ -227,6 +227,30 @@ def score_figures(runs: Runs) -> list[Plot]:
     return plots
 
 
+def lengths_figure(lengths: Any, context: Any = None) -> Plot | None:
+    """Lengths of the samples: ``edges`` in tokens and ``counts`` between them, as ``data_card.json`` has them."""
+    try:
+        edges, counts = np.array(lengths["edges"], np.float64), np.array(lengths["counts"], np.float64)
+    except (TypeError, KeyError, ValueError):
+        return None
+    if counts.ndim != 1 or edges.shape != (len(counts) + 1,) or not counts.sum() > 0 or not np.isfinite(edges).all():
+        return None
+
+    def draw(axes: Axes) -> None:
+        axes.bar(edges[:-1], counts, np.diff(edges), align="edge", color=SERIES[0], alpha=0.75, linewidth=0)
+        if isinstance(context, int) and edges[0] < context < 2 * edges[-1]:
+            axes.axvline(context, color=SERIES[1], linestyle="--", linewidth=1.4)
+            axes.text(
+                context, 0.97, " context", color=SERIES[1], fontsize=11, va="top", transform=axes.get_xaxis_transform()
+            )
+        axes.set_xlabel("tokens", fontsize=11)
+        axes.set_ylabel("samples", fontsize=11)
+
+    most = int(np.argmax(counts))
+    text = f"{counts.sum():,.0f} samples of {edges[0]:,.0f} to {edges[-1] - 1:,.0f} tokens, most of them of about "
+    return Plot("lengths", "Lengths of the samples", f"{text}{edges[most]:,.0f} to {edges[most + 1]:,.0f}.", draw)
+
+
 def _line_figure(
     runs: Runs, field: str, key: str, title: str, label: str, *, unit: float = 1.0, from_zero: bool = False
 ) -> Plot | None:

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ggtune.evaluate.evaluation import EVALUATION, Evaluation, read_evaluation
 from ggtune.errors import GgtuneError
+from ggtune.evaluate.evaluation import EVALUATION, Evaluation, read_evaluation
 from ggtune.run.metrics import read_metrics
 from ggtune.run.status import RunStatus, read_status, read_status_file
 from ggtune.train.data_card import read_data_card
