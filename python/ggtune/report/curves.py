@@ -52,6 +52,15 @@ def points(records: Records, key: str, x: str = "step") -> Points:
     return Points(np.array([at for at, _ in rows], np.float64), np.array(values, np.float64))
 
 
+def held_out_points(records: Records, x: str = "step") -> Points:
+    """Take the held-out losses that were measured, that before the training at 0."""
+    measured = points(records, "held_out_loss", x).finite
+    before = number(records[0], "held_out_before") if records else None
+    if before is None:
+        return measured
+    return Points(np.r_[0.0, measured.x], np.r_[before, measured.y])
+
+
 def scores_of(records: Records) -> list[str]:
     """Names of the scores that were measured while training."""
     measured = [r["held_out_scores"] for r in records if isinstance(r.get("held_out_scores"), Mapping)]

@@ -30,10 +30,7 @@ def values_of(run: RunRecord, key: str) -> list[float]:
 
 def held_out_before(run: RunRecord) -> float | None:
     """Return the held-out loss before the training, where the folder has it."""
-    for record in run.metrics[:1]:
-        if record.get("step") == 0:
-            return number(record, "held_out_loss")
-    return number(run.written, "held_out_before")
+    return number(run.metrics[0], "held_out_before") if run.metrics else None
 
 
 def best_held_out(run: RunRecord) -> tuple[int, float] | None:

@@ -15,7 +15,18 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from ggtune.report.curves import Axis, Points, Records, axis_of, number, points, score_points, scores_of, thinned
+from ggtune.report.curves import (
+    Axis,
+    Points,
+    Records,
+    axis_of,
+    held_out_points,
+    number,
+    points,
+    score_points,
+    scores_of,
+    thinned,
+)
 from ggtune.report.svg import embedded
 from ggtune.report.texts import shown_text
 
@@ -161,7 +172,7 @@ def loss_figure(runs: Runs, *, fit: Forecaster | None = None, fit_to: int | None
     x = _x_of(runs)
     raw = {name: points(records, "loss", x) for name, records in runs.items()}
     smoothed = {name: points(records, "smoothed_loss", x) for name, records in runs.items()}
-    held_out = {name: points(records, "held_out_loss", x).finite for name, records in runs.items()}
+    held_out = {name: held_out_points(records, x) for name, records in runs.items()}
     if not any(len(curve.finite) for curve in (*raw.values(), *held_out.values())):
         return None
     single = len(runs) == 1

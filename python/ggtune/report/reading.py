@@ -10,6 +10,7 @@ from typing import Any
 
 from ggtune.errors import GgtuneError
 from ggtune.evaluate.evaluation import EVALUATION, Evaluation, read_evaluation
+from ggtune.report.recovered import recovered_card
 from ggtune.run.metrics import read_metrics
 from ggtune.run.status import RunStatus, read_status, read_status_file
 from ggtune.train.data_card import read_data_card
@@ -44,8 +45,11 @@ class RunRecord:
         return "" if value is None else str(value)
 
 
-def read_record(folder: Path, name: str = "") -> RunRecord:
-    """Read a run folder, of a run that goes on, too. Raises :class:`GgtuneError` where it is none."""
+def read_record(folder: Path, name: str = "", *, recover: bool = True) -> RunRecord:
+    """Read a run folder, of a run that goes on, too; ``recover``: look at its data where it has no data card.
+
+    Raises :class:`GgtuneError` where it is none.
+    """
     if not folder.is_dir():
         raise GgtuneError(f"{folder}: there is no such folder" if not folder.exists() else f"{folder} is no run folder")
     status = read_status(folder)
@@ -71,7 +75,7 @@ def read_record(folder: Path, name: str = "") -> RunRecord:
         proof=_object(folder / "proof.json", problems),
         findings=_objects(_object(folder / "diagnosis.json", problems).get("findings")),
         worst_rows=_object(folder / "worst_rows.json", problems),
-        data_card=read_data_card(folder),
+        data_card=read_data_card(folder) or (recovered_card(folder) if recover else {}),
         problems=problems,
     )
 
