@@ -58,6 +58,7 @@ class Browser:
 
     def pdf(self, path: Path) -> None:
         """Print the page to a file."""
+        self._command("Emulation.setEmulatedMedia", media="")  # what printing chooses
         path.write_bytes(base64.b64decode(self._command("Page.printToPDF", printBackground=False)["data"]))
 
     def _clip(self, whole: bool) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import click
 @click.option(
     "--out",
     "-o",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=click.Path(path_type=Path),
     help="The page to write (default: report.html, in the folder of a single run, else here).",
     metavar="FILE.html",
 )

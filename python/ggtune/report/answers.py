@@ -7,7 +7,7 @@ from typing import Any
 
 from ggtune.report.blocks import Answer, Block, Paragraph, Question, Questions, Table
 from ggtune.report.curves import number
-from ggtune.report.reading import RunRecord
+from ggtune.report.reading import RunRecord, objects
 
 _MOST_QUESTIONS = 20
 _MOST_SAMPLED, _MOST_TIMES = 6, 6
@@ -52,8 +52,7 @@ def samples_while_training(run: RunRecord) -> list[Block]:
 
 def worst_rows(run: RunRecord) -> list[Block]:
     """The rows with the highest loss after the training, which are often wrong, and contradictions."""
-    rows = [row for row in run.worst_rows.get("rows") or () if isinstance(row, Mapping)]
-    contradictions = [row for row in run.worst_rows.get("contradictions") or () if isinstance(row, Mapping)]
+    rows, contradictions = (objects(run.worst_rows.get(key)) for key in ("rows", "contradictions"))
     if not rows and not contradictions:
         return []
     looked_at, n_rows = run.worst_rows.get("n_looked_at"), run.worst_rows.get("n_rows")

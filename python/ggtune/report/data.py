@@ -62,8 +62,9 @@ def _details(card: Mapping[str, Any]) -> list[Block]:
     if doubts:
         known = [f"{kind}: {KINDS[kind]}" for kind in doubts if kind in KINDS]
         blocks += [Paragraph("`ggtune check-data` names the rows. What the doubts mean:", "note"), Items(known)]
-    if reasons := [str(reason) for reason in card.get("skipped_rows") or ()]:
-        blocks += [Paragraph("Rows that were skipped:"), Items(reasons)]
+    reasons = card.get("skipped_rows")
+    if isinstance(reasons, list) and reasons:
+        blocks += [Paragraph("Rows that were skipped:"), Items([str(reason) for reason in reasons])]
     return blocks
 
 

@@ -73,7 +73,7 @@ def read_record(folder: Path, name: str = "", *, recover: bool = True) -> RunRec
         evaluations=_evaluations(folder, problems),
         comparison=_object(folder / "comparison.json", problems),
         proof=_object(folder / "proof.json", problems),
-        findings=_objects(_object(folder / "diagnosis.json", problems).get("findings")),
+        findings=objects(_object(folder / "diagnosis.json", problems).get("findings")),
         worst_rows=_object(folder / "worst_rows.json", problems),
         data_card=read_data_card(folder) or (recovered_card(folder) if recover else {}),
         problems=problems,
@@ -140,7 +140,8 @@ def _text(path: Path, problems: list[str]) -> str | None:
         return None
 
 
-def _objects(values: Any) -> list[dict[str, Any]]:
+def objects(values: Any) -> list[dict[str, Any]]:
+    """Return the JSON objects in what should be a list of them."""
     return [value for value in values if isinstance(value, dict)] if isinstance(values, list) else []
 
 

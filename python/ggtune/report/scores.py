@@ -8,12 +8,15 @@ from typing import Any
 from ggtune.report.blocks import Answer, Block, Paragraph, Question, Questions, Table
 from ggtune.report.curves import number
 from ggtune.report.facts import UNKNOWN
-from ggtune.report.reading import RunRecord
+from ggtune.report.reading import RunRecord, objects
+from ggtune.report.texts import shown_text
 from ggtune.scores.metrics import METRICS
 from ggtune.scores.statistics import Estimate
 
 _MOST_COLUMNS = 12
+_MOST_LABEL = 60
 _MOST_CHANGED = 3  # questions that got better or worse, and as many that got worse
+_INTERVALS = Paragraph("Values with their 95 % intervals: where two overlap much, the difference may be chance.")
 
 
 def score_blocks(runs: Sequence[RunRecord]) -> list[Block]:
@@ -21,25 +24,30 @@ def score_blocks(runs: Sequence[RunRecord]) -> list[Block]:
     single = len(runs) == 1
     blocks: list[Block] = []
     columns = [(run, found) for run in runs for found in run.evaluations][:_MOST_COLUMNS]
-    if columns:
+    compared = set(_labels(runs[0])) if single else set()
+    if any(found.label not in compared for _, found in columns):
         names = [name for name in METRICS if any(name in found.scores for _, found in columns)]
-        head = ["", *(found.label if single else f"{run.name}: {found.label}" for run, found in columns)]
+        labels = [shown_text(found.label, _MOST_LABEL) for _, found in columns]
+        head = [
+            "",
+            *(label if single else f"{run.name}: {label}" for (run, _), label in zip(columns, labels, strict=True)),
+        ]
         rows = [
             [METRICS[name].title, *(_estimate(found.scores.get(name), name) for _, found in columns)] for name in names
         ]
         rows.append(["Samples", *(str(found.n_samples) for _, found in columns)])
         blocks += [
-            Paragraph("Values with their 95 % intervals: where two overlap much, the difference may be chance."),
+            _INTERVALS,
             Table(head, rows, numbers=True),
         ]
     for run in runs:
         blocks += comparison_blocks(run, named=not single)
-    return blocks
+    return blocks[:1] + [block for block in blocks[1:] if block is not _INTERVALS]
 
 
 def comparison_blocks(run: RunRecord, *, named: bool = False) -> list[Block]:
     """Say what ``comparison.json`` says: each score of each subject, and whether it is better than the first one's."""
-    labels = [str(label) for label in run.comparison.get("labels") or ()]
+    labels = [shown_text(label, _MOST_LABEL) for label in _labels(run)]
     scores = run.comparison.get("scores")
     if len(labels) < 2 or not isinstance(scores, Mapping):
         return []
@@ -55,7 +63,12 @@ def comparison_blocks(run: RunRecord, *, named: bool = False) -> list[Block]:
     title = f"{run.name}: " if named else ""
     title += f"Compared on the same {n} samples" if n else "Compared on the same samples"
     blocks: list[Block] = [Table(head, rows, title=title[:1].upper() + title[1:] if not named else title)]
-    return blocks + _changed(run, labels)
+    return [_INTERVALS, *blocks, *_changed(run, labels)]
+
+
+def _labels(run: RunRecord) -> list[str]:
+    labels = run.comparison.get("labels")
+    return [str(label) for label in labels] if isinstance(labels, list) else []
 
 
 def _compared(name: str, score: Mapping[str, Any], n: int) -> list[str]:
@@ -70,13 +83,13 @@ def _compared(name: str, score: Mapping[str, Any], n: int) -> list[str]:
 
 def _changed(run: RunRecord, labels: Sequence[str]) -> list[Block]:
     """The questions whose answers changed most, for better and for worse, with the last of the subjects."""
-    rows = [row for row in run.comparison.get("rows") or () if isinstance(row, Mapping)]
+    rows = objects(run.comparison.get("rows"))
     last = len(labels) - 1
     blocks: list[Block] = []
     for title, sign in (("got better", 1), ("got worse", -1)):
         measured = [(sign * change, row) for row in rows if (change := _change(row, last)) is not None]
         found = sorted((pair for pair in measured if pair[0] > 0), key=lambda pair: -pair[0])
-        answered = [row for _, row in found if any(answer is not None for answer in row.get("answers") or ())]
+        answered = [row for _, row in found if isinstance(row.get("answers"), list) and any(row["answers"])]
         questions = [
             Question(
                 str(row.get("question") or ""),
