@@ -18,10 +18,11 @@ SCORES = {
 }
 
 
-def make_run(folder, *, steps=120, state="finished", reason="all steps are done", old=False, settings=None, **options):
-    """A run folder with metrics, settings and status alone."""
+def make_run(folder, *, steps=120, state="finished", reason="all steps are done", full=False, settings=None, **options):
+    """A run folder with metrics, settings and status alone; not ``full``: without what takes more figures."""
     folder.mkdir(parents=True, exist_ok=True)
-    made = records(steps, old=old, **options)
+    old = options.get("old", False)
+    made = records(steps, only=() if full or old else ("loss", "smoothed_loss", "held_out_loss", "dropped"), **options)
     if made and not old and options.get("held_out", True):
         made[0]["held_out_before"] = 3.5
     write_lines(folder / "metrics.jsonl", made)

@@ -18,6 +18,7 @@ _END_SHARE = 0.02  # of a curve at both ends, which an axis shows, too
 _SPIKY = 4.0  # so many times the range of the typical values is too much for one axis
 _LOG_RATIO = 100.0  # of the highest to the lowest, from which on an axis is logarithmic
 _MARGIN = 0.06
+_LARGEST = 1 << 1000  # integer that is taken for a number
 
 
 @dataclass(frozen=True)
@@ -45,11 +46,22 @@ def number(record: Mapping[str, Any], key: str) -> float | None:
     return float(value)
 
 
+def column(records: Records, key: str) -> FloatArray:
+    """Return a field of every record, shape ``(n,)``; what is no finite number is NaN."""
+    plain = (float, int)  # no bool
+    values = [value if type(value := record.get(key)) in plain else math.nan for record in records]
+    try:
+        found = np.array(values, np.float64)
+    except OverflowError:  # an integer of hundreds of digits
+        found = np.array([math.nan if type(v) is int and abs(v) > _LARGEST else v for v in values], np.float64)
+    return np.where(np.isfinite(found), found, np.nan)
+
+
 def points(records: Records, key: str, x: str = "step") -> Points:
     """Take one series out of the records; a record without the value is NaN."""
-    rows = [(at, number(record, key)) for record in records if (at := number(record, x)) is not None]
-    values = [math.nan if value is None else value for _, value in rows]
-    return Points(np.array([at for at, _ in rows], np.float64), np.array(values, np.float64))
+    at, values = column(records, x), column(records, key)
+    there = np.isfinite(at)
+    return Points(at[there], values[there])
 
 
 def held_out_points(records: Records, x: str = "step") -> Points:

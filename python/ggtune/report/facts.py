@@ -13,7 +13,7 @@ import numpy as np
 
 from ggtune.config import TrainConfig, flag
 from ggtune.errors import GgtuneError
-from ggtune.report.curves import number, points
+from ggtune.report.curves import column, number, points
 from ggtune.report.reading import RunRecord
 from ggtune.run.progress import format_duration
 from ggtune.setting import setting_of
@@ -25,7 +25,8 @@ _INPUTS = ("model", "data")  # settings without a default
 
 def values_of(run: RunRecord, key: str) -> list[float]:
     """Every finite value of a field of the metrics, in order."""
-    return [float(value) for value in points(run.metrics, key).finite.y]
+    values = column(run.metrics, key)
+    return [float(value) for value in values[np.isfinite(values)]]
 
 
 def held_out_before(run: RunRecord) -> float | None:

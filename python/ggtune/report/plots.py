@@ -353,7 +353,7 @@ def _x_of(runs: Runs) -> str:
 
 
 def _dropped(records: Records, x: str) -> list[float]:
-    return [at for record in records if "dropped" in record and (at := number(record, x)) is not None]
+    return [at for record in records if "dropped" in record if (at := number(record, x)) is not None]
 
 
 def _mark(curve: Points) -> str:

@@ -26,11 +26,12 @@ def report_of(runs: Sequence[RunRecord], *, title: str = "", sweep_costs: Mappin
     """
     single = len(runs) == 1
     future = outlook(runs[0]) if single else None
+    numbers = [main_numbers(run) for run in runs]
     findings = [_found(run, single=single) for run in runs]
     made: list[tuple[str, str, Sequence[Block]]] = [
         ("findings", "What was found", [block for blocks in findings for block in blocks]),
         ("next", "What to try next", _advice(runs, sweep_costs or {}, future.sentences if future else ())),
-        ("numbers", "Main numbers", _numbers(runs)),
+        ("numbers", "Main numbers", _numbers(runs, numbers)),
         ("curves", "Curves", _curves(runs, future.fit if future else None, future.fit_to if future else None)),
         ("differences", "Settings that differ", _differences(runs)),
         ("scores", "Scores", score_blocks(runs)),
@@ -43,17 +44,16 @@ def report_of(runs: Sequence[RunRecord], *, title: str = "", sweep_costs: Mappin
     ]
     return Report(
         title=title or ", ".join(run.name for run in runs),
-        subtitle=_subtitle(runs),
+        subtitle=_subtitle(runs, numbers[0]),
         state=runs[0].status.state if single else "",
         sections=[Section(key, name, blocks) for key, name, blocks in made if blocks],
         made=f"Made {time.strftime('%Y-%m-%d %H:%M')} by ggtune {version()}",
     )
 
 
-def _subtitle(runs: Sequence[RunRecord]) -> str:
+def _subtitle(runs: Sequence[RunRecord], numbers: Mapping[str, str]) -> str:
     if len(runs) > 1:
         return f"{len(runs)} runs side by side"
-    numbers = main_numbers(runs[0])
     parts = [numbers["Base model"], numbers["Data"], numbers["Steps"]]
     return " · ".join(part for part in parts if part != UNKNOWN)
 
@@ -106,8 +106,7 @@ def _advice(runs: Sequence[RunRecord], sweep_costs: Mapping[str, str], future: S
     return [Items(list(dict.fromkeys(texts)))] if texts else []
 
 
-def _numbers(runs: Sequence[RunRecord]) -> list[Block]:
-    columns = [main_numbers(run) for run in runs]
+def _numbers(runs: Sequence[RunRecord], columns: Sequence[Mapping[str, str]]) -> list[Block]:
     rows = [
         [name, *(column[name] for column in columns)]
         for name in columns[0]
