@@ -19,6 +19,7 @@ COMMANDS = [
     "status",
     "watch",
     "board",
+    "report",
     "stop",
     "export-lora",
     "quantize",
