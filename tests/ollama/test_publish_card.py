@@ -1,6 +1,5 @@
 import hashlib
 import json
-import math
 import re
 from dataclasses import replace
 
@@ -14,7 +13,6 @@ from ggtune.gguf.adapter_file import read_adapter, write_adapter
 from ggtune.gguf.io import model_fingerprint
 from ggtune.publish.base_model import License, read_base
 from ggtune.publish.card import model_card, yaml_header
-from ggtune.publish.curve import loss_plot, loss_table
 from ggtune.publish.hub import uploads
 from ggtune.publish.run_folder import read_run
 
@@ -319,28 +317,51 @@ def test_damaged_records(tmp_path, name, text):
         read_run(run)
 
 
-def test_the_plot_shows_the_ends_and_the_order_of_the_losses():
-    metrics = [{"step": i, "loss": 10 - i / 10, "held_out_loss": 5.0 if i == 50 else math.nan} for i in range(101)]
-    lines = loss_plot(metrics)
-    top, bottom = lines[0], lines[11]
-    assert top.startswith("10.000 |·")
-    assert bottom.startswith(" 0.000 |")
-    assert bottom.endswith("·")
-    assert bottom.rindex("·") - top.index("·") == 63
-    middle = next(line for line in lines if "o" in line)
-    assert 30 <= middle.index("o") - top.index("·") <= 33
-    assert "held-out loss" in lines[-1]
-    assert loss_plot(metrics[:1]) == loss_plot([]) == []
-    assert loss_plot([{"step": 1, "loss": 1.0}, {"step": 2, "loss": 1.0}]) == []
+def test_the_loss_is_a_picture_and_a_short_table(tmp_path):
+    run = make_run(tmp_path)
+    lines = "".join(json.dumps({"step": i, "loss": 1.0, "held_out_loss": 2.0}) + "\n" for i in range(1, 1001))
+    (run / "metrics.jsonl").write_text(lines)
+    files = uploads(read_run(run), "me/chem")
+    picture = next(file for file in files if file.name == "loss.png")
+    assert picture.source.startswith(b"\x89PNG")
+    section = card_of(run)[1]["Loss"]
+    assert "1000 steps" in re.search(r"!\[([^\]]*)\]\(loss\.png\)", section)[1]
+    rows = [line for line in section.splitlines() if re.match(r"\| \d", line)]
+    assert 12 <= len(rows) <= 24
+    assert rows[0].startswith("| 1 |")
+    assert rows[-1].startswith("| 1000 |")
 
 
-def test_the_table_is_short_and_has_first_and_last():
-    metrics = [{"step": i, "loss": 1.0, "held_out_loss": 2.0} for i in range(1, 1001)]
-    lines = loss_table(metrics)
-    assert 12 <= len(lines) <= 26
-    assert lines[2].startswith("| 1 |")
-    assert lines[-1].startswith("| 1000 |")
-    assert loss_table([]) == []
+@pytest.mark.parametrize("lines", ["", '{"step": 1, "loss": 2.0}\n'])
+def test_without_a_curve_there_is_no_picture(tmp_path, lines):
+    run = make_run(tmp_path)
+    (run / "metrics.jsonl").write_text(lines)
+    assert "loss.png" not in [file.name for file in uploads(read_run(run), "me/chem")]
+    assert "![" not in card_of(run)[1]["Loss"]
+
+
+def test_scores_answers_and_findings_are_those_of_the_report(tmp_path):
+    run = make_run(tmp_path)
+    asked = {"question": "Which | *one*?", "reference": "r", "before": "<b>", "after": "this", "before_ended": False}
+    (run / "before_after.jsonl").write_text("".join(json.dumps(asked | {"row": i}) + "\n" for i in range(3)))
+    finding = {"kind": "overfitted", "severity": "warning", "text": f"See {run}/metrics.jsonl.", "advice": "Less."}
+    (run / "diagnosis.json").write_text(json.dumps({"findings": [finding]}))
+    estimate = {"value": 0.5, "low": 0.4, "high": 0.6}
+    values = {
+        "labels": ["base", "best"],
+        "n_samples": 20,
+        "scores": {"f1": {"title": "F1", "values": [estimate, estimate], "differences": [None, {"verdict": "same"}]}},
+        "rows": [{"question": "private", "answers": ["a", "b"], "changes": [0, 1]}],
+    }
+    (run / "comparison.json").write_text(json.dumps(values))
+    sections = card_of(run)[1]
+    assert list(sections)[2:5] == ["Findings", "Scores", "Answers before and after"]
+    assert sections["Findings"].strip() == "⚠ **Overfitted.** See run/metrics.jsonl."
+    assert "| F1 | 0.500 &#91;0.400, 0.600&#93; | 0.500 &#91;0.400, 0.600&#93; | same |" in sections["Scores"]
+    assert "private" not in sections["Scores"]
+    assert "**Which &#124; &#42;one&#42;?**" in sections["Answers before and after"]
+    assert "| Before | &lt;b&gt; | cut: it did not end by itself |" in sections["Answers before and after"]
+    assert "Answers before and after" not in card_of(run, examples=False)[1]
 
 
 def test_names_that_markdown_would_take_for_marks(tmp_path):

@@ -66,7 +66,15 @@ def test_every_file_arrives_as_it_is(server, run):
     result = publish(server, run, "me/chem-GGUF")
     assert result.exit_code == 0, result.output
     files = server.files("me/chem-GGUF")
-    assert list(files) == ["chem-Q8_0.gguf", "chem-lora.gguf", "template", "system", "params", "README.md"]
+    assert list(files) == [
+        "chem-Q8_0.gguf",
+        "chem-lora.gguf",
+        "template",
+        "system",
+        "params",
+        "loss.png",
+        "README.md",
+    ]
     assert files["chem-Q8_0.gguf"] == (run / "model.gguf").read_bytes()
     assert files["chem-lora.gguf"] == (run / "adapter.gguf").read_bytes()
     assert files["template"].decode() == TEMPLATE
@@ -129,9 +137,9 @@ def test_the_address_and_the_token_of_the_environment(server, run, monkeypatch, 
 
 def test_parts_can_be_left_out(server, run):
     publish(server, run, "me/a", "--no-merged")
-    assert list(server.files("me/a")) == ["a-lora.gguf", "README.md"]
+    assert list(server.files("me/a")) == ["a-lora.gguf", "loss.png", "README.md"]
     publish(server, run, "me/b", "--no-adapter")
-    assert list(server.files("me/b")) == ["b-Q8_0.gguf", "template", "system", "params", "README.md"]
+    assert list(server.files("me/b")) == ["b-Q8_0.gguf", "template", "system", "params", "loss.png", "README.md"]
     result = publish(server, run, "me/c", "--no-adapter", "--no-merged")
     assert result.exit_code == 2
 
@@ -155,7 +163,7 @@ def test_a_dry_run_asks_nobody(run, monkeypatch, tmp_path):
     out = tmp_path / "out"
     result = publish(None, run, "me/chem", "--dry-run", "--out", out)
     assert result.exit_code == 0, result.output
-    assert sorted(path.name for path in out.iterdir()) == ["README.md", "params", "system", "template"]
+    assert sorted(path.name for path in out.iterdir()) == ["README.md", "loss.png", "params", "system", "template"]
     assert (out / "template").read_text() == TEMPLATE
     result = publish(None, run, "me/chem", "--dry-run", "--out", out)
     assert result.exit_code == 1
@@ -255,7 +263,7 @@ def test_an_upload_that_is_cut(server, run, monkeypatch, logged):
     assert hub_stand_in.SIGNATURE not in logged.getvalue()
     server.cuts_uploads = False
     assert publish(server, run, "me/chem").exit_code == 0
-    assert len(server.files("me/chem")) == 6
+    assert len(server.files("me/chem")) == 7
 
 
 def test_offline(server, run, monkeypatch):

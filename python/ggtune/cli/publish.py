@@ -42,6 +42,7 @@ def command() -> None:
     metavar="OWNER/NAME",
 )
 @click.option("--card", type=click.Path(path_type=Path), help="Model card to use in place of a written one.")
+@click.option("--no-examples", is_flag=True, help="Leave questions and answers, which come from the data, out of it.")
 @click.option("--dry-run", is_flag=True, help="Upload nothing: show the card and the list of files.")
 @click.option("--out", type=click.Path(path_type=Path), help="With --dry-run: folder that gets card and small files.")
 def hf(
@@ -57,6 +58,7 @@ def hf(
     license_link: str,
     base_models: tuple[str, ...],
     card: Path | None,
+    no_examples: bool,
     dry_run: bool,
     out: Path | None,
 ) -> None:
@@ -89,6 +91,7 @@ def hf(
         license_=License.parse(license_id, license_name, license_link) if license_id else None,
         base_models=base_models,
         card=read_text(card) if card else None,
+        examples=not no_examples,
     )
     if dry_run:
         _show(files, out)

@@ -7,11 +7,11 @@ the machine that trained are cut to their last part.
 from __future__ import annotations
 
 import hashlib
-import html
 import json
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,14 @@ from ggtune.data.sources import open_source
 from ggtune.errors import GgtuneError
 from ggtune.ollama.store import parameter_count
 from ggtune.publish.base_model import License
-from ggtune.publish.curve import loss_plot, loss_table, number
 from ggtune.publish.run_folder import DataFiles, RunFolder
+from ggtune.report.answers import before_after
+from ggtune.report.curves import number
+from ggtune.report.facts import LOSS_HEAD, loss_rows
+from ggtune.report.markdown import block_lines, cell, table
+from ggtune.report.plots import Plot, loss_figure
+from ggtune.report.scores import score_blocks
+from ggtune.report.sections import finding_blocks
 from ggtune.system import format_bytes
 
 # settings that say nothing of the result
@@ -30,7 +36,7 @@ _LEFT_OUT = frozenset(
     ["model", "data", "more_data", "threads", "force", "recompute", "save_every", "keep", "spike", "micro_batch_tokens"]
 )
 _MAX_PROOF_ROWS = 80
-_MAX_CELL = 300
+_MOST_EXAMPLES = 5
 # from a root, a home or a folder, or with a file's suffix
 _PATH = re.compile(r"/|~|\.{1,2}[/\\]|[A-Za-z]:[/\\]|\\|\S+[/\\]\S*\.\w{1,8}$")
 
@@ -71,33 +77,47 @@ def model_card(
     base_models: Sequence[str],
     *,
     has_license_file: bool = False,
+    examples: bool = True,
 ) -> str:
-    """Write the card. ``files`` names those of the repository, ``merged`` and ``adapter``, where they are in it."""
+    """Write the card.
+
+    ``files`` names those of the repository, ``merged``, ``adapter`` and ``loss`` (a picture), where they are in it;
+    ``examples``: with questions and answers, which come from the data.
+    """
     sections = [
         ("", _introduction(run, repository, base_models)),
         ("How to use it", _usage(run, repository, files)),
+        ("Findings", _findings(run)),
+        ("Scores", _scores(run)),
+        ("Answers before and after", _examples(run) if examples else []),
         ("Data", _data(run)),
         ("Settings", _settings(run)),
-        ("Loss", _loss(run)),
+        ("Loss", _loss(run, files.get("loss"))),
         ("Proof of the merge", _proof(run)),
         ("Licence", _license(run, license_, has_license_file)),
     ]
     parts = [yaml_header(metadata(run, license_, base_models))]
     for title, lines in sections:
-        parts.append("\n".join([*([f"## {title}", ""] if title else []), *lines]) + "\n")
+        if lines:
+            parts.append("\n".join([*([f"## {title}", ""] if title else []), *lines]) + "\n")
     return "\n".join(parts)
+
+
+def loss_plot(run: RunFolder) -> Plot | None:
+    """Return the figure of the card; None where there is no loss to draw."""
+    return loss_figure({"": run.metrics}) if len(run.metrics) > 1 else None
 
 
 def _introduction(run: RunFolder, repository: str, base_models: Sequence[str]) -> list[str]:
     base = ", ".join(f"[{name}](https://huggingface.co/{name})" for name in base_models)
-    name = _cell(run.base.name or run.base.file_name or "a model that the run does not name")
+    name = cell(run.base.name or run.base.file_name or "a model that the run does not name")
     version = f" {run.version}" if run.version else ""
     lines = [f"# {repository.partition('/')[2]}", ""]
     if run.merged:
         size = f"{parameter_count(run.header.n_params)} parameters, {run.header.file_type}"
-        lines.append(f"A {_cell(run.header.architecture)} model ({size}): {name} with a LoRA adapter merged into it.")
+        lines.append(f"A {cell(run.header.architecture)} model ({size}): {name} with a LoRA adapter merged into it.")
     else:
-        lines.append(f"A LoRA adapter for {name} ({_cell(run.header.architecture)}).")
+        lines.append(f"A LoRA adapter for {name} ({cell(run.header.architecture)}).")
     lines.append(
         f"Trained with ggtune{version} on the quantized weights of `{_code(run.base.file_name or 'the base')}`."
     )
@@ -146,7 +166,7 @@ def _data(run: RunFolder) -> list[str]:
     facts += [("loss on", loss_on)] if loss_on else []
     holdout = run.settings.get("holdout")
     facts += [("held out", _text(holdout))] if holdout not in (None, "", "0") else []
-    return ["The data are not part of this repository.", "", *_table(facts)]
+    return ["The data are not part of this repository.", "", *table(facts)]
 
 
 def _facts(data: DataFiles, settings: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -191,34 +211,59 @@ def _settings(run: RunFolder) -> list[str]:
         for name, value in run.settings.items()
         if name not in _LEFT_OUT and value not in (None, "", [], False)
     ]
-    return _table(shown) if shown else ["The run folder does not say them."]
+    return table(shown) if shown else ["The run folder does not say them."]
 
 
-def _loss(run: RunFolder) -> list[str]:
+def _findings(run: RunFolder) -> list[str]:
+    folders = (str(run.path.resolve()), str(run.path))
+    told = [{**found, "text": _without(str(found.get("text", "")), folders)} for found in run.record.findings]
+    return block_lines(finding_blocks(replace(run.record, findings=told)), _no_picture)
+
+
+def _without(text: str, folders: Sequence[str]) -> str:
+    """Leave out where on the machine the run lies."""
+    for folder in folders:
+        text = text.replace(folder, Path(folder).name)
+    return text
+
+
+def _scores(run: RunFolder) -> list[str]:
+    return block_lines(score_blocks([run.record], examples=False), _no_picture)
+
+
+def _examples(run: RunFolder) -> list[str]:
+    return block_lines(before_after([run.record], most=_MOST_EXAMPLES), _no_picture)
+
+
+def _no_picture(plot: Plot) -> None:
+    return None
+
+
+def _loss(run: RunFolder, picture: str | None) -> list[str]:
     if not run.metrics:
         return ["The run folder has no record of it."]
     last = run.metrics[-1]
-    ending = f" The end: {_cell(run.ending)}." if run.ending else ""
+    ending = f" The end: {cell(run.ending)}." if run.ending else ""
     taken = f" The adapter is that of step {run.adapter_step}." if run.adapter_step else ""
     lines = [f"{last['step']} steps, {number(last, 'epoch') or 0:.2f} epochs.{ending}{taken}", ""]
-    plot = loss_plot(run.metrics)
-    if plot:
-        lines += ["```text", *plot, "```", ""]
-    return [*lines, *loss_table(run.metrics)]
+    plot = loss_plot(run)
+    if plot is not None and picture:
+        lines += [f"![{cell(plot.description)}]({picture})", ""]
+    return [*lines, *table(loss_rows(run.metrics), LOSS_HEAD, numbers=True)]
 
 
 def _proof(run: RunFolder) -> list[str]:
     if not run.proof:
         return ["None was made: `ggtune verify` compares base, adapter and merged file on the training data."]
     rows = list(_flattened(run.proof))
-    lines = _table(rows[:_MAX_PROOF_ROWS])
+    lines = table(rows[:_MAX_PROOF_ROWS])
     if len(rows) > _MAX_PROOF_ROWS:
         lines += ["", f"... and {len(rows) - _MAX_PROOF_ROWS} more values."]
     return ["Base, live adapter and merged file, measured by `ggtune verify`:", "", *lines]
 
 
 def _license(run: RunFolder, license_: License, has_license_file: bool) -> list[str]:
-    shown = _cell(license_.name or license_.id)
+    shown = cell(license_.name or license_.id)
     if license_.link:
         shown = f"[{shown}](<{license_.link}>)"
     if run.base.license is None:
@@ -228,7 +273,7 @@ def _license(run: RunFolder, license_: License, has_license_file: bool) -> list[
     elif run.base.license == license_:
         lines = [f"{shown}: the licence of the base model, as its file names it. It holds for what is made from it."]
     else:
-        own = _cell(run.base.license.name or run.base.license.id)
+        own = cell(run.base.license.name or run.base.license.id)
         lines = [f"{shown}, as whoever published this model says. The file of the base model names {own}."]
     return [*lines, *(["", "Its text is in [LICENSE](LICENSE)."] if has_license_file else [])]
 
@@ -255,18 +300,6 @@ def _text(value: Any) -> str:
     if isinstance(value, str) and _PATH.match(value):
         return value.replace("\\", "/").rstrip("/").rpartition("/")[2]
     return "" if value is None else str(value)
-
-
-def _table(rows: Sequence[tuple[str, str]]) -> list[str]:
-    return ["| | |", "|---|---|", *(f"| {_cell(name)} | {_cell(value)} |" for name, value in rows)]
-
-
-def _cell(text: str) -> str:
-    """Make a text that Markdown shows as it is, on one line."""
-    line = " ".join(text.split())
-    line = line if len(line) <= _MAX_CELL else line[: _MAX_CELL - 3] + "..."
-    escaped = html.escape(line, quote=False)
-    return "".join(f"&#{ord(c)};" if c in "|*`[]\\~" else c for c in escaped)
 
 
 def _code(text: str) -> str:

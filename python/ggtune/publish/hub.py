@@ -16,9 +16,10 @@ from urllib.parse import urlsplit
 from ggtune.errors import GgtuneError
 from ggtune.ollama.parameters import plain_parameters
 from ggtune.publish.base_model import License
-from ggtune.publish.card import model_card
+from ggtune.publish.card import loss_plot, model_card
 from ggtune.publish.run_folder import RunFolder
 
+LOSS_PICTURE = "loss.png"
 _TIMEOUT_S = 300.0  # without a byte in either direction; huggingface_hub itself waits for ever
 
 # what `ollama run hf.co/...` reads beside the model (https://huggingface.co/docs/hub/ollama)
@@ -56,11 +57,13 @@ def uploads(
     license_: License | None = None,
     base_models: Sequence[str] = (),
     card: str | None = None,
+    examples: bool = True,
 ) -> list[Upload]:
     """List what goes into the repository: GGUF files, Ollama's ``template``, ``system`` and ``params``, the card.
 
     ``license_`` and ``base_models`` stand for what the base's own file says; ``card`` is used in place of one that is
-    written here. Raises :class:`GgtuneError` where nothing says the licence.
+    written here, which has ``examples`` of questions and answers and a picture of the loss. Raises :class:`GgtuneError`
+    where nothing says the licence.
     """
     name = re.sub(r"[-_.]gguf$", "", repository.partition("/")[2], flags=re.IGNORECASE) or "model"
     names = {}
@@ -91,7 +94,11 @@ def uploads(
                 "you have the model from, and give it: --license ID, such as apache-2.0, llama3.2 or gemma."
             )
         bases = tuple(base_models) or run.base.repositories
-        card = model_card(run, repository, names, license_, bases, has_license_file=bool(license_text))
+        if (plot := loss_plot(run)) is not None:
+            names["loss"] = LOSS_PICTURE
+            found.append(Upload(LOSS_PICTURE, plot.png()))
+        has_file = bool(license_text)
+        card = model_card(run, repository, names, license_, bases, has_license_file=has_file, examples=examples)
     found.append(Upload("README.md", card.encode()))
     return found
 

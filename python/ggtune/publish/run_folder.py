@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from ggtune.gguf.io import gguf_structure, model_fingerprint
 from ggtune.ollama.modelfile import Modelfile
 from ggtune.ollama.store import check_model_files
 from ggtune.publish.base_model import BaseModel, read_base, read_base_of_merged
-from ggtune.run.metrics import read_metrics
+from ggtune.report.reading import RunRecord, read_record
 from ggtune.run.status import FINISHED, RUNNING, read_status, read_status_file
 from ggtune.setting_texts import DataPart
 from ggtune.train.chosen import adapter_of_run
@@ -41,7 +41,7 @@ class RunFolder:
     header: GgufHeader  # of the merged file, else of the adapter
     modelfile: Modelfile | None
     settings: Mapping[str, Any]  # config.json
-    metrics: list[dict[str, Any]]
+    record: RunRecord  # what a report has of it
     proof: Mapping[str, Any]  # proof.json; empty where there is none
     template: str | None  # what the training asked with, as the adapter says
     system: str | None
@@ -50,6 +50,11 @@ class RunFolder:
     version: str  # of ggtune, that trained it
     ending: str  # how the run ended
     adapter_step: str  # of the adapter; "" where its file does not say
+
+    @property
+    def metrics(self) -> Sequence[Mapping[str, Any]]:
+        """The records of its steps."""
+        return self.record.metrics
 
 
 def read_run(path: Path, *, merged: bool = True, adapter: bool = True) -> RunFolder:
@@ -88,7 +93,7 @@ def read_run(path: Path, *, merged: bool = True, adapter: bool = True) -> RunFol
         header=header,
         modelfile=_read_modelfile(path / "Modelfile") if found_merged else None,
         settings=settings,
-        metrics=read_metrics(path / "metrics.jsonl"),
+        record=read_record(path, recover=False),
         proof=_read_json(path / "proof.json"),
         template=trained.template,
         system=trained.system,

@@ -15,8 +15,8 @@ _MOST_WORST = 10
 _MOST_SIDE_BY_SIDE = 6  # runs whose answers are shown
 
 
-def before_after(runs: Sequence[RunRecord]) -> list[Block]:
-    """Each question once, with the reference, the base's answer and that of each run."""
+def before_after(runs: Sequence[RunRecord], *, most: int = _MOST_QUESTIONS) -> list[Block]:
+    """Each question once, with the reference, the base's answer and that of each run; ``most`` of them."""
     shown = [run for run in runs if run.before_after][:_MOST_SIDE_BY_SIDE]
     if not shown:
         return []
@@ -31,7 +31,7 @@ def before_after(runs: Sequence[RunRecord]) -> list[Block]:
                 ]
             label = "After" if len(runs) == 1 else f"After: {run.name}"
             asked[text].append(Answer(label, _text(row, "after"), _ending(row.get("after_ended"))))
-    questions = [Question(text, answers) for text, answers in list(asked.items())[:_MOST_QUESTIONS]]
+    questions = [Question(text, answers) for text, answers in list(asked.items())[:most]]
     blocks: list[Block] = [Questions(questions)]
     left = len(asked) - len(questions)
     return [*blocks, Paragraph(f"… and {left} more questions in before_after.jsonl.", "note")] if left else blocks

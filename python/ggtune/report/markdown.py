@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Callable, Iterator, Sequence
 
 from ggtune.report.blocks import Block, Figure, Items, Paragraph, Question, Questions, Report, Section, Table
@@ -12,7 +13,8 @@ from ggtune.report.texts import shown_text
 MARK = "<!-- ggtune report -->"
 _MOST_CELL = 300
 _MOST_TEXT = 1500
-_ESCAPED = "|*_`[]\\~#$"
+# an underscore within a word is no mark
+_ESCAPED = re.compile(r"[|*`\[\]\\~#$]|(?<![^\W_])_|_(?![^\W_])")
 _SIGNS = {"good": "✓ ", "warning": "⚠ ", "error": "✗ "}
 
 Draw = Callable[[Plot], str | None]
@@ -116,5 +118,4 @@ def line(text: str) -> str:
 
 
 def _escaped(text: str) -> str:
-    shown = html.escape(text, quote=False)
-    return "".join(f"&#{ord(c)};" if c in _ESCAPED else c for c in shown)
+    return _ESCAPED.sub(lambda found: f"&#{ord(found[0])};", html.escape(text, quote=False))

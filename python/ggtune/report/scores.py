@@ -19,8 +19,8 @@ _MOST_CHANGED = 3  # questions that got better or worse, and as many that got wo
 _INTERVALS = Paragraph("Values with their 95 % intervals: where two overlap much, the difference may be chance.")
 
 
-def score_blocks(runs: Sequence[RunRecord]) -> list[Block]:
-    """A table of all evaluations, and what the comparison of a run says."""
+def score_blocks(runs: Sequence[RunRecord], *, examples: bool = True) -> list[Block]:
+    """A table of all evaluations, and what the comparison of a run says; ``examples``: with questions and answers."""
     single = len(runs) == 1
     blocks: list[Block] = []
     columns = [(run, found) for run in runs for found in run.evaluations][:_MOST_COLUMNS]
@@ -41,11 +41,11 @@ def score_blocks(runs: Sequence[RunRecord]) -> list[Block]:
             Table(head, rows, numbers=True),
         ]
     for run in runs:
-        blocks += comparison_blocks(run, named=not single)
+        blocks += comparison_blocks(run, named=not single, examples=examples)
     return blocks[:1] + [block for block in blocks[1:] if block is not _INTERVALS]
 
 
-def comparison_blocks(run: RunRecord, *, named: bool = False) -> list[Block]:
+def comparison_blocks(run: RunRecord, *, named: bool = False, examples: bool = True) -> list[Block]:
     """Say what ``comparison.json`` says: each score of each subject, and whether it is better than the first one's."""
     labels = [shown_text(label, _MOST_LABEL) for label in _labels(run)]
     scores = run.comparison.get("scores")
@@ -63,7 +63,7 @@ def comparison_blocks(run: RunRecord, *, named: bool = False) -> list[Block]:
     title = f"{run.name}: " if named else ""
     title += f"Compared on the same {n} samples" if n else "Compared on the same samples"
     blocks: list[Block] = [Table(head, rows, title=title[:1].upper() + title[1:] if not named else title)]
-    return [_INTERVALS, *blocks, *_changed(run, labels)]
+    return [_INTERVALS, *blocks, *(_changed(run, labels) if examples else ())]
 
 
 def _labels(run: RunRecord) -> list[str]:

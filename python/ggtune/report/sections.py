@@ -69,19 +69,25 @@ def _of_each(runs: Sequence[RunRecord], blocks_of: Callable[[RunRecord], Sequenc
     return found
 
 
-def _found(run: RunRecord, *, single: bool) -> list[Block]:
-    """Say what went wrong: the findings of the diagnosis, how the run stands, what could not be read."""
-    label = "" if single else run.name
+def finding_blocks(run: RunRecord, label: str = "") -> list[Block]:
+    """What ``diagnosis.json`` says; ``label`` is the run's name, where there are several."""
     blocks: list[Block] = []
     for finding in run.findings:
         kind = str(finding.get("kind", ""))
-        name = f"{label}: {kind}" if label else kind
+        name = f"{label}: {kind}" if label else kind[:1].upper() + kind[1:]
         tone = _TONES.get(str(finding.get("severity")), "warning")
-        blocks.append(Paragraph(str(finding.get("text", "")), tone, name[:1].upper() + name[1:] if single else name))
+        blocks.append(Paragraph(str(finding.get("text", "")), tone, name))
+    return blocks
+
+
+def _found(run: RunRecord, *, single: bool) -> list[Block]:
+    """Say what went wrong: the findings of the diagnosis, how the run stands, what could not be read."""
+    label = "" if single else run.name
+    blocks = finding_blocks(run, label)
     status = run.status
     if status.state in ("failed", "dead", "interrupted"):
         if not any(status.reason == str(finding.get("text")) for finding in run.findings):
-            tone = "warning" if status.state == "interrupted" else "error"
+            tone: Tone = "warning" if status.state == "interrupted" else "error"
             blocks.append(Paragraph(status.reason or "the run has not come to its end", tone, label or status.state))
     elif status.state == "running":
         eta = f"step {status.step}" + (f" of {status.total_steps}" if status.total_steps else "")
