@@ -392,6 +392,19 @@ def test_what_sweeps_would_cost_is_said(tmp_path):
     assert next(s for s in made.sections if s.key == "next").blocks[0].texts == ["A sweep would take 2 h."]
 
 
+def test_what_going_on_would_bring(tmp_path):
+    options = {"steps": 120, "per_epoch": 20}
+    ended = text_of(make_run(tmp_path / "ended", **options))
+    worth = re.search(r"Another epoch is worth about (\d\.\d{3}) of held-out loss", ended)
+    assert 0 <= float(worth[1]) < 0.3
+    assert "fitted to held-out, with its range" in ended
+    assert "You can stop now" not in ended  # it has
+    failed = text_of(make_run(tmp_path / "failed", state="failed", reason="diverged", **options))
+    assert "nother epoch" not in failed
+    few = text_of(make_run(tmp_path / "few", steps=40, per_epoch=20))
+    assert "nother epoch" not in few
+
+
 def test_lines_that_are_not_whole_yet(tmp_path):
     run = make_run(tmp_path / "run", steps=3)
     write_lines(run / "samples.jsonl", [{"step": 0, "question": "q", "answer": "a"}])

@@ -10,10 +10,11 @@ from ggtune.report.answers import before_after, samples_while_training, worst_ro
 from ggtune.report.blocks import Block, Figure, Items, Paragraph, Report, Section, Table, Tone
 from ggtune.report.data import data_blocks
 from ggtune.report.facts import LOSS_HEAD, UNKNOWN, differing_settings, loss_rows, main_numbers, setting_rows
-from ggtune.report.outlook import outlook
 from ggtune.report.plots import all_figures
 from ggtune.report.reading import RunRecord
 from ggtune.report.scores import score_blocks
+from ggtune.run.status import DEAD, FAILED, INTERRUPTED, RUNNING
+from ggtune.train.outlook import Outlook, outlook
 from ggtune.version import version
 
 _TONES: Mapping[str, Tone] = {"error": "error", "warning": "warning", "note": "note"}
@@ -25,14 +26,14 @@ def report_of(runs: Sequence[RunRecord], *, title: str = "", sweep_costs: Mappin
     ``sweep_costs`` are sentences that say what a sweep would cost, by the names of runs.
     """
     single = len(runs) == 1
-    future = outlook(runs[0]) if single else None
+    futures = [_future(run) for run in runs]
     numbers = [main_numbers(run) for run in runs]
     findings = [_found(run, single=single) for run in runs]
     made: list[tuple[str, str, Sequence[Block]]] = [
         ("findings", "What was found", [block for blocks in findings for block in blocks]),
-        ("next", "What to try next", _advice(runs, sweep_costs or {}, future.sentences if future else ())),
+        ("next", "What to try next", _advice(runs, sweep_costs or {}, futures)),
         ("numbers", "Main numbers", _numbers(runs, numbers)),
-        ("curves", "Curves", _curves(runs, future.fit if future else None, future.fit_to if future else None)),
+        ("curves", "Curves", _curves(runs, futures[0] if single else None)),
         ("differences", "Settings that differ", _differences(runs)),
         ("scores", "Scores", score_blocks(runs)),
         ("answers", "Answers before and after", before_after(runs)),
@@ -74,7 +75,7 @@ def finding_blocks(run: RunRecord, label: str = "") -> list[Block]:
     blocks: list[Block] = []
     for finding in run.findings:
         kind = str(finding.get("kind", ""))
-        name = f"{label}: {kind}" if label else kind[:1].upper() + kind[1:]
+        name = f"{label}: {kind}" if label else _sentence(kind)
         tone = _TONES.get(str(finding.get("severity")), "warning")
         blocks.append(Paragraph(str(finding.get("text", "")), tone, name))
     return blocks
@@ -85,11 +86,11 @@ def _found(run: RunRecord, *, single: bool) -> list[Block]:
     label = "" if single else run.name
     blocks = finding_blocks(run, label)
     status = run.status
-    if status.state in ("failed", "dead", "interrupted"):
+    if status.state in (FAILED, DEAD, INTERRUPTED):
         if not any(status.reason == str(finding.get("text")) for finding in run.findings):
-            tone: Tone = "warning" if status.state == "interrupted" else "error"
+            tone: Tone = "warning" if status.state == INTERRUPTED else "error"
             blocks.append(Paragraph(status.reason or "the run has not come to its end", tone, label or status.state))
-    elif status.state == "running":
+    elif status.state == RUNNING:
         eta = f"step {status.step}" + (f" of {status.total_steps}" if status.total_steps else "")
         blocks.append(Paragraph(f"The run is still going ({eta}): this is how it stands.", "note", label))
     blocks += [Paragraph(f"{problem}.", "warning", label) for problem in run.problems]
@@ -100,16 +101,31 @@ def _found(run: RunRecord, *, single: bool) -> list[Block]:
     return blocks
 
 
-def _advice(runs: Sequence[RunRecord], sweep_costs: Mapping[str, str], future: Sequence[str]) -> list[Block]:
+def _future(run: RunRecord) -> Outlook | None:
+    """Say what going on would bring: to its end of a run that goes on, else of another epoch."""
+    if run.status.state == FAILED:  # the curve of a run that has diverged promises nothing
+        return None
+    return outlook(run.metrics, run.status.total_steps if run.status.state == RUNNING else None)
+
+
+def _advice(
+    runs: Sequence[RunRecord], sweep_costs: Mapping[str, str], futures: Sequence[Outlook | None]
+) -> list[Block]:
     texts: list[str] = []
-    for run in runs:
+    for run, future in zip(runs, futures, strict=True):
         who = f"{run.name}: " if len(runs) > 1 else ""
         texts += [who + advice for f in run.findings if (advice := str(f.get("advice") or ""))]
-        if run.status.state in ("interrupted", "dead"):
+        if run.status.state in (INTERRUPTED, DEAD):
             texts.append(f"{who}Go on with it: ggtune resume {run.folder}")
-    texts += future
+        if future is not None:
+            lines = future.lines() if run.status.state == RUNNING else future.lines()[:1]
+            texts += [who + _sentence(line.removeprefix("Outlook: ")) for line in lines]
     texts += [cost if len(runs) == 1 else f"{name}: {cost}" for name, cost in sweep_costs.items() if cost]
     return [Items(list(dict.fromkeys(texts)))] if texts else []
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _numbers(runs: Sequence[RunRecord], columns: Sequence[Mapping[str, str]]) -> list[Block]:
@@ -126,7 +142,10 @@ def _is_dull(name: str, columns: Sequence[Mapping[str, str]]) -> bool:
     return name == "Dropped steps" and all(column[name] == "0" for column in columns)
 
 
-def _curves(runs: Sequence[RunRecord], fit: Any, fit_to: int | None) -> list[Block]:
+def _curves(runs: Sequence[RunRecord], future: Outlook | None) -> list[Block]:
+    fit, fit_to = None, None
+    if future is not None:
+        fit, fit_to = future.fit, future.total_steps or future.step + future.steps_per_epoch
     plots = all_figures({run.name: run.metrics for run in runs}, fit=fit, fit_to=fit_to)
     blocks: list[Block] = [Figure(plot, main=plot.key == "loss") for plot in plots]
     for run in runs if len(runs) <= 4 else ():
