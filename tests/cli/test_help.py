@@ -10,6 +10,7 @@ from ggtune.cli import cli
 COMMANDS = [
     "run",
     "train",
+    "sweep",
     "plan",
     "inspect",
     "models",

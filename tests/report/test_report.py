@@ -386,10 +386,12 @@ def test_what_a_record_says_of_a_plain_folder(tmp_path):
     assert report_of([record]).sections[0].title == "What was found"
 
 
-def test_what_sweeps_would_cost_is_said(tmp_path):
-    run = make_run(tmp_path / "run", steps=3)
-    made = report_of([read_record(run)], sweep_costs={"run": "A sweep would take 2 h."})
-    assert next(s for s in made.sections if s.key == "next").blocks[0].texts == ["A sweep would take 2 h."]
+def test_what_a_sweep_would_cost_is_said(tmp_path):
+    run = make_run(tmp_path / "run", full=True)
+    advice = text_of(run).split("What to try next</h2>")[1].split("</section>")[0]
+    assert re.search(r"[Aa] sweep .* would take about .*ggtune sweep", advice)
+    made = report([run, make_run(tmp_path / "other")], ReportOptions(tmp_path / "two.html"))[0].read_text()
+    assert "ggtune sweep" not in made
 
 
 def test_what_going_on_would_bring(tmp_path):

@@ -13,6 +13,7 @@ from ggtune.report.page import page
 from ggtune.report.reading import names_of, read_record
 from ggtune.report.sections import report_of
 from ggtune.run.progress import Reporter
+from ggtune.train.halving import cost_line
 
 REPORT = "report.html"
 _WIDTH, _HEIGHT = 720, 340  # of pictures, in CSS pixels
@@ -50,7 +51,8 @@ def report(
     records = [read_record(folder, name) for folder, name in zip(folders, names_of(folders), strict=True)]
     if not options.overwrite:
         check_ours(out)
-    made = report_of(records, title=options.title)
+    costs = {record.name: cost_line(record.folder) for record in records} if len(records) == 1 else {}
+    made = report_of(records, title=options.title, sweep_costs=costs)
     contents = {out: page(made).encode("utf-8")}
     pictures = {plot.key: out.with_name(f"{out.stem}-{plot.key}.png") for plot in made.plots()}
     if options.markdown:
