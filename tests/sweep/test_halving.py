@@ -46,7 +46,15 @@ def test_cost() -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0.2, "1 s"), (59, "59 s"), (90, "2 min"), (3599, "1:00 h"), (7800, "2:10 h"), (360060, "100:01 h")],
+    [
+        (0.2, "1 s"),
+        (59, "59 s"),
+        (90, "90 s"),
+        (200, "3 min"),
+        (3599, "1:00 h"),
+        (7800, "2:10 h"),
+        (360060, "100:01 h"),
+    ],
 )
 def test_hours(seconds: float, text: str) -> None:
     assert hours(seconds) == text

@@ -1,5 +1,6 @@
 """Sweeps of the demo model: who goes on, against plain trainings; kills, interruptions, trials that come to no good."""
 
+import dataclasses
 import json
 import shutil
 import signal
@@ -145,6 +146,21 @@ def test_tables_and_the_plot(swept: SweepResult) -> None:
     assert ',diverged,"The run has diverged' in lines[3]
     assert (swept.folder / "sweep.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert read_status(swept.folder).state == "finished"
+
+
+def test_the_two_best_are_compared_sample_by_sample(swept: SweepResult) -> None:
+    close, slow, fast = swept.closeness, *(swept.results.outcomes[trial.name] for trial in swept.sheet.trials[:2])
+    assert close is not None
+    assert close.second.name == "01-lr0.0005"
+    assert close.n_samples == 2
+    assert slow.best_held_out is not None
+    assert fast.best_held_out is not None
+    # the products of another packing are rounded otherwise
+    assert close.difference.value == pytest.approx(slow.best_held_out - fast.best_held_out, abs=5e-3)
+    assert not close.difference.is_significant  # of two samples nothing can be told
+    assert "that may be chance" in close.line()
+    sure = dataclasses.replace(close, difference=dataclasses.replace(close.difference, p_value=0.01))
+    assert sure.line().endswith("on 2 held-out samples (p = 0.010).")
 
 
 def test_going_on_with_one_that_is_done_changes_nothing(swept: SweepResult, tmp_path: Path) -> None:
@@ -328,7 +344,7 @@ def test_started_anew_over_an_earlier_one(swept: SweepResult, tmp_path: Path, ta
     ready = prepare({**SETTINGS, "data": str(table), "epochs": 1.0}, [parse_axis("rank", "1,2")])
     sweep(ready.sheet, folder, SweepOptions(overwrite=True, plot=False))
     assert sorted(path.name for path in folder.iterdir()) == [
-        *("01-rank1", "02-rank2", "mine.txt", "results.csv", "results.json", "status.json", "sweep.json"),
+        *("01-rank1", "02-rank2", "evaluation", "mine.txt", "results.csv", "results.json", "status.json", "sweep.json"),
     ]
 
 

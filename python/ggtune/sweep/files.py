@@ -13,7 +13,7 @@ from ggtune.run.metrics import read_metrics
 from ggtune.run.outputs import Outputs
 from ggtune.sweep.sheet import RESULTS, SHEET, Outcome, Results, Sheet, Trial, read_sheet
 
-TABLE, PICTURE = "results.csv", "sweep.png"
+TABLE, PICTURE, EVALUATIONS = "results.csv", "sweep.png", "evaluation"
 
 
 def write_table(ranking: Sequence[tuple[Trial, Outcome]], sheet: Sheet, folder: Path) -> list[str]:
@@ -61,7 +61,7 @@ def remove_earlier(folder: Path) -> None:
     with suppress(GgtuneError):
         sheet = read_sheet(folder)
     names = [trial.name for trial in sheet.trials] if sheet is not None else []
-    for name in names:
+    for name in (*names, EVALUATIONS):
         if Path(name).name == name and (folder / name).is_dir():
             shutil.rmtree(folder / name)
     for name in (SHEET, RESULTS, TABLE, PICTURE):

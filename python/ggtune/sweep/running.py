@@ -19,6 +19,7 @@ from ggtune.run.status import FAILED as RUN_FAILED
 from ggtune.run.status import FINISHED as RUN_FINISHED
 from ggtune.run.status import INTERRUPTED, RUNNING, write_status
 from ggtune.setting import setting_of
+from ggtune.sweep.closeness import Closeness, closeness
 from ggtune.sweep.files import remove_earlier, write_pictures, write_table
 from ggtune.sweep.sheet import (
     DIVERGED,
@@ -56,6 +57,7 @@ class SweepResult:
     folder: Path
     sheet: Sheet
     results: Results
+    closeness: Closeness | None = None  # of the two best
 
     @property
     def ranking(self) -> list[tuple[Trial, Outcome]]:
@@ -155,6 +157,7 @@ def sweep(
         _say(outputs, RUNNING, "")
         try:
             _rungs(sheet, folder, results, options, reporter, given)
+            result = _compared(SweepResult(folder, sheet, results), given, reporter)
         except RunInterruptedError as interruption:
             _say(outputs, INTERRUPTED, str(interruption))
             raise
@@ -162,7 +165,16 @@ def sweep(
             _say(outputs, RUN_FAILED, str(error) or type(error).__name__)
             raise
         _say(outputs, RUN_FINISHED, "all trials are done")
-    return SweepResult(folder, sheet, results)
+    return result
+
+
+def _compared(result: SweepResult, given: Mapping[str, Any], reporter: Reporter) -> SweepResult:
+    """Hold the two best against each other."""
+    if result.best is None:
+        return result
+    good = [pair for pair in result.ranking if pair[1].state not in (DIVERGED, FAILED)]
+    threads = int(given.get("threads", result.sheet.settings["threads"]))
+    return dataclasses.replace(result, closeness=closeness(result.folder, good, threads, reporter))
 
 
 def _rungs(

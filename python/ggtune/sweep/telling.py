@@ -54,6 +54,8 @@ def last_lines(result: SweepResult) -> list[str]:
         f"Best: {described(trial.changes)}: held-out loss {outcome.best_held_out:.4f} after step {outcome.best_step}"
         f"{against}: {folder / trial.name}"
     )
+    if result.closeness is not None:
+        lines.append(result.closeness.line())
     if before is not None and outcome.best_held_out is not None and outcome.best_held_out >= before:
         lines.append("No trial got better than the base alone: give more rows, or smaller values of --lr.")
     if outcome.state == LEFT:

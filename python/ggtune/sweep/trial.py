@@ -31,10 +31,9 @@ class PauseAfter(Observer):
 
     def pause(self, record: Mapping[str, Any]) -> str | None:
         """Say so."""
-        step = record["step"]
-        return (
-            f"left after step {step} by the sweep, which goes on with the better ones" if step >= self._step else None
-        )
+        if record["step"] < self._step:
+            return None
+        return f"left after step {record['step']} by the sweep, which goes on with the better ones"
 
 
 class TrialReporter(Reporter):

@@ -72,8 +72,8 @@ def cost_s(seconds: Sequence[float], parts: Sequence[Rung]) -> tuple[float, floa
 
 
 def hours(seconds: float) -> str:
-    """``7800`` as ``2:10 h``; less than an hour as minutes or seconds."""
-    if seconds < 60:
+    """``7800`` as ``2:10 h``; less than an hour as minutes, a few minutes as seconds."""
+    if seconds < 180:
         return f"{max(1, round(seconds))} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02} h"
