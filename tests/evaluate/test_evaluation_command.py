@@ -52,6 +52,19 @@ def test_json_and_one_sample(folder: Path, tmp_path: Path) -> None:
     assert "One sample says nothing about others" in shown.stdout
 
 
+def test_categories(trained: Trained, tmp_path: Path) -> None:
+    table = tmp_path / "kinds.csv"
+    rows = [
+        ("What do bees make?", "Honey.", "animals"),
+        ("What is ice?", "Water.", "matter"),
+        ("Is tin soft?", "Yes.", "matter"),
+    ]
+    table.write_text("question,answer,category\n" + "".join(",".join(row) + "\n" for row in rows))
+    found = ggtune_eval(f"{trained.folder}@last", "--data", table, "--max-tokens", 8, "--out", tmp_path / "out")
+    _, _, shown = found.stdout.partition("F1 of words by category:\n")
+    assert re.match(r"  animals \(1\)  0\.\d{3} \[\?\]\n  matter \(2\)   0\.\d{3} \[0\.\d{3}, \d\.\d{3}\]\n", shown)
+
+
 def test_wrong_usage(folder: Path, tmp_path: Path) -> None:
     for args, status, message in (
         ((folder, "--data", DATA, "--split", "all"), 2, "leave it or --data out"),

@@ -44,6 +44,7 @@ def test_exact_match(answer: str, reference: str, same: bool) -> None:
             "cat sat",
             2 * (1 / 3) * (1 / 2) / (1 / 3 + 1 / 2),
         ),  # a bag of words
+        ("sat sat mat", "sat sat", 2 * (2 / 3) * 1 / (2 / 3 + 1)),
         ("dog", "cat", 0.0),
         ("", "", 1.0),
         ("", "cat", 0.0),

@@ -13,6 +13,8 @@ from ggtune.cli.options import ConfigCommand
 if TYPE_CHECKING:
     from ggtune.evaluate.evaluation import Evaluation
 
+_MOST_CATEGORIES = 20
+
 
 @click.command("eval", cls=ConfigCommand)
 @click.argument("subject")
@@ -59,9 +61,28 @@ def _show(evaluation: "Evaluation") -> None:
     click.echo(f"{evaluation.label} on {evaluation.data} ({evaluation.split}): {n} samples{questions}")
     for line in evaluation.table():
         click.echo(line)
+    for line in _by_category(evaluation):
+        click.echo(line)
     if n < 2:
         click.echo("One sample says nothing about others: there is no interval.")
     answered = [one.to_dict() for one in evaluation.answers() if one.answer is not None and not one.repeated]
     for line in error_summary(answered).lines():
         click.echo(line)
     click.echo(f"Answers: {evaluation.folder}/answers.jsonl ({evaluation.seconds:.0f} s)")
+
+
+def _by_category(evaluation: "Evaluation") -> list[str]:
+    """One score of each category, where the data have some and they are not too many to be read."""
+    from ggtune.evaluate.evaluation_scores import by_category
+    from ggtune.scores.metrics import METRICS
+
+    name = next((name for name in ("f1", "loss") if name in evaluation.scores), None)
+    found = by_category(evaluation.answers(), name, seed=evaluation.settings["seed"]) if name is not None else {}
+    if name is None or not 1 < len(found) <= _MOST_CATEGORIES:
+        return []
+    width = max(len(f"{category} ({n})") for category, (n, _) in found.items())
+    lines = [
+        f"  {f'{category} ({n})':<{width}}  {estimate.text(METRICS[name].digits)}"
+        for category, (n, estimate) in found.items()
+    ]
+    return [f"{METRICS[name].title} by category:", *lines]

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from ggtune._native import core
 from ggtune.errors import GgtuneError
-from ggtune.evaluate.questions import without_thought
 from ggtune.system import resolved_threads
+from ggtune.train.questions import without_thought
 
 if TYPE_CHECKING:
     from ggtune._core import Adapter, Model

@@ -21,12 +21,13 @@ from ggtune.evaluate.evaluation_answers import given_answers
 from ggtune.evaluate.evaluation_loss import Decoded, live_adapter, losses_of
 from ggtune.evaluate.evaluation_progress import showing
 from ggtune.evaluate.evaluation_scores import AnswerScorer, check_metrics, estimates
-from ggtune.evaluate.questions import Part, Question, Split, questions_of
 from ggtune.evaluate.subject import Subject
 from ggtune.files import check_writable, replace_text
 from ggtune.run.lock import Lock
 from ggtune.run.progress import Reporter
 from ggtune.scores.metrics import METRICS
+from ggtune.train.questions import Part, Question, Split, questions_of
+from ggtune.train.samples import longest_sample
 from ggtune.version import version
 
 if TYPE_CHECKING:
@@ -196,7 +197,7 @@ class _Run:
             measure = losses_of(
                 self._subject,
                 self._model,
-                context=max(len(sample.tokens) for sample in samples),
+                context=longest_sample(config, self._model),
                 threads=self._options.threads,
                 precision=config.precision,
                 micro_batch_tokens=config.micro_batch_tokens,

@@ -12,10 +12,10 @@ from ggtune.errors import GgtuneError
 from ggtune.evaluate.evaluation import Evaluation
 from ggtune.evaluate.evaluation_run import EvaluationOptions
 from ggtune.evaluate.evaluation_run import evaluate as measure
-from ggtune.evaluate.questions import Part, Split, part_of
 from ggtune.evaluate.subject import Subject, open_subject
 from ggtune.evaluate.subject_text import SubjectText
 from ggtune.run.progress import Reporter
+from ggtune.train.questions import Part, Split, part_of
 from ggtune.train.samples import read_samples
 
 FOLDER = "evaluation"

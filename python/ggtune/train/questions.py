@@ -1,7 +1,7 @@
 """Samples as questions: what a model is asked with, what the reference says, and where that stands in the data."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
@@ -150,11 +150,3 @@ def _asked(template: Template | None, prompt: str) -> str:
 def without_thought(answer: str) -> str:
     """An answer without the thought that it starts with."""
     return split_thought("", answer, (THINK,))[1].strip()
-
-
-def distinct(questions: Sequence[Question]) -> Iterator[tuple[int, list[int]]]:
-    """Give the first index of each prompt, and all that have it: rows that ask the same have several answers."""
-    by_prompt: dict[tuple[int, ...], list[int]] = {}
-    for i, question in enumerate(questions):
-        by_prompt.setdefault(question.prompt, []).append(i)
-    return ((indices[0], indices) for indices in by_prompt.values())
