@@ -1,4 +1,6 @@
-// Bindings of what runs llama.cpp's own graphs: Generator, decode_log_probs, Scorer, ImatrixCollector.
+// Bindings of what runs llama.cpp's own graphs: Generator, decode_log_probs, Scorer,
+// ContinuationScorer, ImatrixCollector.
+#include "engine/continuations.h"
 #include "engine/generate.h"
 #include "engine/imatrix.h"
 #include "engine/scorer.h"
@@ -84,6 +86,40 @@ void bind_generation(py::module_ & m) {
                 return scorer.greedy(prompts, max_tokens);
             },
             py::arg("prompts"), py::kw_only(), py::arg("max_tokens"));
+
+    py::class_<ContinuationScorer>(m, "ContinuationScorer")
+        .def(py::init([](const std::shared_ptr<Model> & model,
+                         const std::vector<std::pair<std::string, float>> & adapters, int64_t n_tokens,
+                         int64_t n_sequences, int threads) {
+                 const py::gil_scoped_release release;  // the model is held by the caller's arguments
+                 return std::make_unique<ContinuationScorer>(*model, adapters, n_tokens, n_sequences, threads);
+             }),
+             py::arg("model"), py::arg("adapters") = std::vector<std::pair<std::string, float>>(), py::kw_only(),
+             py::arg("n_tokens"), py::arg("n_sequences"), py::arg("threads") = 1, py::keep_alive<1, 2>())
+        .def(
+            "log_probs",
+            [](ContinuationScorer & scorer,
+               const std::vector<std::pair<std::vector<int32_t>, std::vector<std::vector<int32_t>>>> & texts) {
+                std::vector<std::vector<std::vector<float>>> found;
+                {
+                    const py::gil_scoped_release release;  // one scorer is used by one thread; the texts are a copy
+                    std::vector<Continuations> all;
+                    for (const auto & [prefix, ends] : texts) {
+                        all.push_back({prefix, ends});
+                    }
+                    found = scorer.log_probs(all);
+                }
+                py::list result;
+                for (const auto & ends : found) {
+                    py::list arrays;
+                    for (const std::vector<float> & log_probs : ends) {
+                        arrays.append(to_array(log_probs));
+                    }
+                    result.append(arrays);
+                }
+                return result;
+            },
+            py::arg("texts"));
 
     py::class_<ImatrixCollector>(m, "ImatrixCollector")
         .def(py::init([](const std::shared_ptr<Model> & model, int context, int threads, bool process_output) {

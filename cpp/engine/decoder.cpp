@@ -52,6 +52,10 @@ Decoder::Decoder(Model & model, const std::vector<std::pair<std::string, float>>
     params.n_ubatch = static_cast<uint32_t>(std::min(options.n_tokens, options.micro_batch));
     params.n_seq_max = static_cast<uint32_t>(options.n_sequences);
     params.kv_unified = true;
+    if (options.exact) {
+        params.type_k = params.type_v = GGML_TYPE_F32;
+        params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_DISABLED;  // it works in half precision
+    }
     params.cb_eval = options.on_node;
     params.cb_eval_user_data = options.on_node_data;
     ctx_ = make_context(model, params, loras);
@@ -73,6 +77,10 @@ void Decoder::decode(const TokenBatch & batch) {
 
 void Decoder::clear() {
     llama_memory_clear(llama_get_memory(ctx_.get()), false);
+}
+
+void Decoder::copy(int32_t from, int32_t to) {
+    llama_memory_seq_cp(llama_get_memory(ctx_.get()), from, to, -1, -1);
 }
 
 const float * Decoder::logits(int32_t row) {

@@ -44,6 +44,7 @@ class Decoder {
         int threads = 1;
         ggml_backend_sched_eval_callback on_node = nullptr;  // see llama_context_params.cb_eval
         void * on_node_data = nullptr;
+        bool exact = false;  // keys and values in F32, attention as written: as decode_log_probs() does
     };
     // adapters: LoRA files with their scales; may be empty. The model must outlive the decoder.
     // Raises ModelFileError for an adapter of another model, Error where there is no memory for the context.
@@ -53,6 +54,8 @@ class Decoder {
     void decode(const TokenBatch & batch);
     // Forgets all sequences.
     void clear();
+    // Lets sequence to, which is empty, go on from where sequence from stands.
+    void copy(int32_t from, int32_t to);
     // [n_vocab], of a row of the last batch that was flagged as an output.
     const float * logits(int32_t row);
 

@@ -270,6 +270,23 @@ class Scorer:
     def greedy(self, prompts: Sequence[Sequence[int]], *, max_tokens: int) -> list[list[int]]:
         """The most probable continuations, up to an end token (part of the result) or ``max_tokens``."""
 
+@final
+class ContinuationScorer:
+    """How probable given continuations are, by ``llama_decode`` in the precision of :func:`decode_log_probs`."""
+
+    def __init__(
+        self,
+        model: Model,
+        adapters: Sequence[tuple[str, float]] = (),
+        *,
+        n_tokens: int,
+        n_sequences: int,
+        threads: int = 1,
+    ) -> None:
+        """``n_tokens``: the most in a call, each prefix counted once; ``n_sequences``: the most continuations."""
+    def log_probs(self, texts: Sequence[tuple[Sequence[int], Sequence[Sequence[int]]]]) -> list[list[FloatArray]]:
+        """log p of each token of each continuation behind its prefix, which is computed once for all of its own."""
+
 def decode_log_probs(
     model: Model, tokens: IntArray, *, adapter_path: str | None = None, threads: int = 1
 ) -> FloatArray:

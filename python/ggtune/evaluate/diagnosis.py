@@ -1,0 +1,289 @@
+"""What is wrong with a run.
+
+Answers that don't belong to their questions, a template that the model does not expect, a loss that has turned or
+diverged, a merge that has lost what was learned.
+"""
+
+import datetime
+import json
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from ggtune.errors import GgtuneError
+from ggtune.evaluate.answer_order import (
+    LEAST_ROWS,
+    Dependence,
+    Match,
+    Values,
+    dependence,
+    match_gain,
+    rows_to_look_at,
+    word_matches,
+)
+from ggtune.evaluate.log_probs import Likelihood
+from ggtune.evaluate.questions import Part, part_of, questions_of
+from ggtune.evaluate.template_fit import template_fit
+from ggtune.evaluate.verify import samples_of, verify_run
+from ggtune.files import replace_text
+from ggtune.run.checkpoint import Checkpoint, newest_checkpoint
+from ggtune.run.metrics import read_metrics
+from ggtune.run.outputs import Outputs
+from ggtune.run.progress import Reporter
+from ggtune.run.status import FAILED, read_status_file
+from ggtune.train.chosen import chosen_adapter
+from ggtune.train.monitor import Monitor
+from ggtune.train.samples import RunSamples
+
+Severity = Literal["error", "warning", "note"]
+
+DIAGNOSIS = "diagnosis.json"
+SHUFFLED, TEMPLATE, OVERFITTED, DIVERGED, MERGE = (
+    "shuffled answers",
+    "wrong template",
+    "overfitted",
+    "diverged",
+    "merge lost the training",
+)
+IGNORED = "question ignored"
+
+_SECONDS = 40.0
+_RISE_SHARE, _RISE_LOSS = 0.03, 0.03  # of a held-out loss above its best, relative and in nats: no noise
+_WORSE_FACTOR, _WORSE_LOSS = 1.25, 0.25  # as ggtune.train.verdict has it
+_TEMPLATE_GAIN, _TEMPLATE_P = 0.1, 0.01  # nats per token of the answers; p value
+_LITTLE_GAIN = 0.05  # nats per token: a question that is worth less is ignored
+_SAME_PLACE_S = 2.0  # files that are written one after the other
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that a user should know of a run. ``text`` says what was seen, ``advice`` what to do."""
+
+    kind: str
+    severity: Severity
+    text: str
+    advice: str
+
+    def line(self) -> str:
+        """Say it on one line."""
+        return f"{self.kind[:1].upper()}{self.kind[1:]}: {self.text} {self.advice}".rstrip()
+
+
+def write_findings(folder: Path, findings: Sequence[Finding]) -> None:
+    """Write ``diagnosis.json``. Raises :class:`~ggtune.files.WriteError`."""
+    replace_text(folder / DIAGNOSIS, json.dumps({"findings": [asdict(f) for f in findings]}, indent=2) + "\n")
+
+
+def read_findings(folder: Path) -> list[Finding] | None:
+    """Read what was found; None where nobody has looked, or the file is none."""
+    try:
+        values = json.loads((folder / DIAGNOSIS).read_text(encoding="utf-8"))
+        return [Finding(str(f["kind"]), f["severity"], str(f["text"]), str(f["advice"])) for f in values["findings"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def diagnose(
+    folder: str | Path, *, threads: int = 0, seconds: float = _SECONDS, reporter: Reporter | None = None
+) -> list[Finding]:
+    """Look at a run that has ended, the worst first; ``seconds`` is about the most that it takes.
+
+    Raises :class:`GgtuneError` where the folder holds no run, or its model or data are gone.
+    """
+    folder, reporter, started = Path(folder), reporter or Reporter(), time.monotonic()
+    found, died = newest_checkpoint(Outputs.folder(folder).checkpoint), _died(folder)
+    if found is None and died:
+        return died
+    if found is None:
+        raise GgtuneError(f"{folder} holds no run: it has no checkpoint")
+    checkpoint = found[1]
+    diverged = list(_diverged(checkpoint)) or died
+    findings = [*diverged, *_overfitted(folder, checkpoint), *_merge(folder, threads)]
+    if not diverged:
+        looker = _Looker(folder, checkpoint, threads, seconds)
+        findings += looker.look()
+        if looker.rows:
+            reporter.note(
+                f"Looked at {len(looker.rows)} rows for answers and template in {time.monotonic() - started:.0f} s."
+            )
+    order: dict[str, int] = {"error": 0, "warning": 1, "note": 2}
+    return sorted(findings, key=lambda finding: order[finding.severity])
+
+
+def _died(folder: Path) -> list[Finding]:
+    """A run that was ended because its loss or gradient was no longer finite."""
+    status = read_status_file(folder / "status.json")
+    reason = str(status.get("reason", ""))
+    if status.get("state") != FAILED or "diverged" not in reason:
+        return []
+    return [Finding(DIVERGED, "error", reason.rstrip(".") + ".", "")]
+
+
+def _diverged(checkpoint: Checkpoint) -> Iterator[Finding]:
+    """As :func:`ggtune.train.verdict.has_diverged`, from what a checkpoint keeps."""
+    monitor, config = Monitor(**checkpoint.state.monitor), checkpoint.config
+    if monitor.held_out is not None and not math.isfinite(monitor.held_out):
+        what = "the held-out loss is not finite."
+    elif monitor.first_loss is not None and monitor.start_loss is not None:
+        start = min(monitor.start_loss, _WORSE_FACTOR * monitor.first_loss)
+        if not monitor.smoothed > _WORSE_FACTOR * start + _WORSE_LOSS:
+            return
+        what = f"the training loss is {monitor.smoothed:.4g}, {monitor.first_loss:.4g} at the start."
+    else:
+        return
+    advice = f"Start anew with a smaller --lr than {config.lr:g} or a longer --warmup."
+    yield Finding(DIVERGED, "error", f"{what} What it has learned is of no use.", advice)
+
+
+def _overfitted(folder: Path, checkpoint: Checkpoint) -> Iterator[Finding]:
+    monitor, config = Monitor(**checkpoint.state.monitor), checkpoint.config
+    best, last, step = monitor.best_held_out, monitor.held_out, monitor.best_step
+    if best is None or last is None or step is None or not math.isfinite(last):
+        return
+    before = monitor.held_out_before
+    turned = step
+    if before is not None and before < best:
+        best, turned = before, 0
+    if last - best < max(_RISE_LOSS, _RISE_SHARE * best):
+        return
+    records = [r for r in read_metrics(Outputs.folder(folder).metrics) if r.get("smoothed_loss") is not None]
+    then = next((r["smoothed_loss"] for r in records if r["step"] >= turned), monitor.first_loss)
+    if then is None or monitor.smoothed >= then:
+        return  # the training loss has not fallen either
+    text = (
+        f"from step {turned} on the held-out loss rose from {best:.4f} to {last:.4f} while the training loss went on "
+        f"falling, from {then:.4f} to {monitor.smoothed:.4f}."
+    )
+    fewer = f"fewer --epochs than {config.epochs:g}" if config.epochs else "fewer steps"
+    if turned == 0:
+        advice = (
+            f"The base alone does better on questions that it was not trained on: give {fewer}, a smaller --lr or more "
+            "rows."
+        )
+        yield Finding(OVERFITTED, "warning", text, advice)
+        return
+    chosen = chosen_adapter(folder)
+    if chosen.step == step:
+        advice = f"Step {step}, the best, is what was handed on; {fewer} give as much in less time."
+    elif monitor.is_under(config.stop_loss, config.stop_patience):
+        yield Finding(OVERFITTED, "note", text, "Learning by heart, as --stop-loss asks for, costs that.")
+        return
+    else:
+        advice = f"Take step {step} by --which best, or start anew with {fewer} or a smaller --lr."
+    yield Finding(OVERFITTED, "warning", text, advice)
+
+
+def _merge(folder: Path, threads: int) -> Iterator[Finding]:
+    proof, merged = folder / "proof.json", folder / "model.gguf"
+    if not merged.is_file():
+        return
+    advice = (
+        "Merge with --outtype auto or q8_0, or use the adapter beside the base (--no-merge, or `ggtune package --model "
+        "BASE --lora ADAPTER`)."
+    )
+    try:
+        values = json.loads(proof.read_text(encoding="utf-8"))
+        good, kept = bool(values["good"]), values["trained"]["kept"]
+        stale = merged.stat().st_mtime > proof.stat().st_mtime + _SAME_PLACE_S
+    except (OSError, ValueError, KeyError, TypeError):
+        stale, good, kept = True, True, None
+    if stale:
+        try:
+            found = verify_run(folder, threads=threads, seconds=12.0)
+        except GgtuneError as error:
+            yield Finding(MERGE, "error", f"what model.gguf has kept can't be told: {error}.", advice)
+            return
+        good, kept = found.good, found.trained.kept
+    if not good:
+        share = f"{100 * float(kept):.0f} %" if kept is not None else "nothing"
+        yield Finding(MERGE, "error", f"model.gguf keeps {share} of what the adapter has learned.", advice)
+
+
+class _Looker:
+    """What takes the model: whether answers fit their questions, and whether the template fits the model."""
+
+    def __init__(self, folder: Path, checkpoint: Checkpoint, threads: int, seconds: float) -> None:
+        state = checkpoint.state
+        self._folder, self._config, self._threads = folder, checkpoint.config, threads
+        self._now = datetime.datetime.fromisoformat(state.started) if state.started else None
+        self._seconds = seconds
+        self._samples: RunSamples = samples_of(self._config, now=self._now)
+        self._base = Likelihood(self._config.model, threads=threads)
+        self.rows = rows_to_look_at(self._samples.training)
+
+    def look(self) -> Iterator[Finding]:
+        """Give what is found."""
+        if len(self.rows) >= LEAST_ROWS:
+            yield from self._order()
+            yield from self._template()
+
+    def _order(self) -> Iterator[Finding]:
+        by_base = dependence(self._base, self.rows, self._seconds / 4)
+        if by_base.is_there:
+            return
+        held_out = rows_to_look_at(self._samples.held_out)
+        # rows that were learned by heart depend on their questions whether they belong together or not
+        unseen = len(held_out) >= LEAST_ROWS
+        adapters = [(chosen_adapter(self._folder).path, 1.0)]
+        tuned = Likelihood(self._base.model, adapters, threads=self._threads)
+        by_tuned = dependence(tuned, held_out if unseen else self.rows, self._seconds / 4)
+        if unseen and by_tuned.is_there:
+            return
+        matches = word_matches(self._base.model, self.rows, self._samples.training)
+        if len(matches) >= LEAST_ROWS:
+            gain, each = match_gain(self._base, matches)
+            if gain.value > _LITTLE_GAIN and gain.is_significant:
+                yield self._shuffled(by_base, gain.value, each, matches)
+                return
+        if unseen and by_tuned.gain.high < _LITTLE_GAIN:
+            yield Finding(
+                IGNORED,
+                "warning",
+                f"for neither the base nor the trained model it matters which question stands before an answer: of "
+                f"{by_tuned.n_rows} held-out rows, answers are worth {by_tuned.gain.value:.3f} nats per token more "
+                "behind their own question than behind that of another row.",
+                "Look whether answers belong to their questions, and whether what they ask for can be told from them "
+                "(ggtune preview shows samples).",
+            )
+
+    def _shuffled(self, by_base: Dependence, gain: float, each: Values, matches: Sequence[Match]) -> Finding:
+        report = self._samples.data.report
+        best = matches[int(each.argmax())]
+        row, other, n_better = best.row.row, best.other.row, int((each > 0).sum())
+        return Finding(
+            SHUFFLED,
+            "error",
+            f"answers don't belong to their questions: the base finds them no more probable behind their own question "
+            f"than behind that of any other row ({by_base.gain.value:+.2f} nats per token, {by_base.n_rows} rows), but "
+            f"{gain:.2f} nats more behind another one with the same words, in {n_better} of {len(matches)} rows; the "
+            f"answer at {report.where(row)} fits the question at {report.where(other)}.",
+            "Was a column sorted or shifted by itself? Mend the data and start anew: what was learned is of no use.",
+        )
+
+    def _template(self) -> Iterator[Finding]:
+        data = self._samples.data
+        if data.template is None or data.template.name == "model" or not self._base.model.chat_template:
+            return
+        part = replace(part_of(self._config, self._samples, "training"), samples=self.rows)
+        fit = template_fit(
+            self._base,
+            data.template,
+            questions_of(Part(part.config, part.data, self.rows), self._base.model),
+            data.report.system or None,
+            now=self._now,
+            seconds=self._seconds / 4,
+        )
+        if fit is None or fit.gain.value < _TEMPLATE_GAIN or not fit.gain.p_value < _TEMPLATE_P:
+            return
+        yield Finding(
+            TEMPLATE,
+            "warning",
+            f"the model's own chat template is not the one that was trained with ('{fit.used}'), and the base expects "
+            f"its own: before the training its loss on the answers was {fit.loss_own:.3f} with that and "
+            f"{fit.loss_used:.3f} with '{fit.used}' ({fit.n_questions} rows).",
+            "Leave --template out, and start anew: the model then goes on from what it knows, and others ask it as it "
+            "was trained.",
+        )

@@ -1,0 +1,93 @@
+"""What a diagnosis says of runs with a planted fault, and that it says nothing of good ones."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from planted_runs import ROWS, shuffled, train
+
+from ggtune.demo import MODEL
+from ggtune.errors import DivergedError, GgtuneError
+from ggtune.evaluate import diagnosis
+from ggtune.evaluate.diagnosis import Finding, diagnose, read_findings, write_findings
+from ggtune.gguf.merge import merge_adapters
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(tmp_path_factory.mktemp("good"))
+
+
+def only(findings: list[Finding], kind: str) -> Finding:
+    assert [finding.kind for finding in findings] == [kind]
+    return findings[0]
+
+
+def test_nothing_is_said_of_a_good_run(good: Path) -> None:
+    assert diagnose(good, threads=1) == []
+
+
+@pytest.mark.parametrize("holdout", ["12", "0"])
+def test_shuffled_answers(tmp_path: Path, holdout: str) -> None:
+    found = only(diagnose(train(tmp_path, shuffled(ROWS), holdout=holdout), threads=1), "shuffled answers")
+    assert found.severity == "error"
+    assert "the answer at row" in found.text
+
+
+def test_a_wrong_template(tmp_path: Path) -> None:
+    found = only(diagnose(train(tmp_path, template="chatml", epochs=1.0), threads=1), "wrong template")
+    assert "'chatml'" in found.text
+    assert "--template" in found.advice
+
+
+def test_the_models_own_template_by_its_name_is_none(tmp_path: Path) -> None:
+    """The demo model's chat template is llama2's."""
+    assert diagnose(train(tmp_path, template="llama2", epochs=1.0), threads=1) == []
+
+
+def test_an_overfitted_run(tmp_path: Path) -> None:
+    folder = train(tmp_path, ROWS[:24], epochs=16.0, lr=6e-3, batch=4, holdout="8")
+    found = only(diagnose(folder, threads=1), "overfitted")
+    best = min(
+        (record for line in (folder / "metrics.jsonl").read_text().splitlines() if (record := json.loads(line))),
+        key=lambda record: record.get("held_out_loss", 9.0),
+    )
+    assert f"from step {best['step']} on the held-out loss rose from {best['held_out_loss']:.4f}" in found.text
+
+
+def test_a_diverged_run(tmp_path: Path) -> None:
+    found = diagnose(train(tmp_path / "soft", lr=0.2, warmup=0.0, clip=0.0), threads=1)
+    assert found[0].kind == "diverged"
+    assert "smaller --lr than 0.2" in found[0].advice
+    with pytest.raises(DivergedError):
+        train(tmp_path / "hard", lr=3.0, warmup=0.0, epochs=4.0, batch=4)
+    assert only(diagnose(tmp_path / "hard/run"), "diverged").severity == "error"
+
+
+def test_a_merge_that_lost_the_training(good: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(good, folder)
+    shutil.copy(MODEL, folder / "model.gguf")  # no proof of it: it is measured
+    found = only(diagnose(folder, threads=1), "merge lost the training")
+    assert "keeps 0 % of what the adapter has learned" in found.text
+    merge_adapters(str(MODEL), [(str(folder / "adapter.gguf"), 1.0)], folder / "model.gguf", threads=1, outtype="f16")
+    assert diagnose(folder, threads=1) == []
+    (folder / "proof.json").write_text(json.dumps({"good": False, "trained": {"kept": 0.31}}))
+    assert "keeps 31 %" in only(diagnose(folder, threads=1), "merge lost the training").text
+
+
+def test_findings_are_kept(tmp_path: Path) -> None:
+    findings = [Finding("overfitted", "warning", "It rose.", "Give fewer --epochs.")]
+    assert read_findings(tmp_path) is None
+    write_findings(tmp_path, findings)
+    assert read_findings(tmp_path) == findings
+    assert json.loads((tmp_path / diagnosis.DIAGNOSIS).read_text())["findings"][0]["kind"] == "overfitted"
+    assert findings[0].line() == "Overfitted: It rose. Give fewer --epochs."
+    (tmp_path / diagnosis.DIAGNOSIS).write_text("{")
+    assert read_findings(tmp_path) is None
+
+
+def test_a_folder_without_a_run(tmp_path: Path) -> None:
+    with pytest.raises(GgtuneError, match="holds no run"):
+        diagnose(tmp_path)
