@@ -32,10 +32,10 @@ def one_by_one(model: _core.Model, text: Text, adapter: str | None = None) -> li
     ]
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma3", "sparse/mamba2", "sparse/qwen3moe"])
+@pytest.mark.parametrize("name", ["llama", "gemma3", "sparse/gpt-oss", "sparse/mamba2", "sparse/lfm2"])
 def test_as_each_text_alone(name: str) -> None:
     """Of caches with a window and of recurrent states too."""
-    tolerance = 2e-4 if name == "gemma3" else 2e-5  # ggml looks its GELU up in a table of half precision
+    tolerance = 2e-3 if name == "gemma3" else 2e-5  # ggml looks its GELU up in a table of half precision
     model = _core.Model(str(GOLDEN / f"{name}.gguf"))
     texts = texts_of(model)
     found = list(Likelihood(model, threads=1).each(texts))
