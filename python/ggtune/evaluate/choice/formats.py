@@ -50,7 +50,7 @@ class ChoiceFormat:
     name: str
     columns: tuple[str, ...]  # that tell its rows from those of others; of "a|b" one is enough
     question: Callable[[Mapping[str, Any], int], ChoiceQuestion]
-    scores: tuple[str, ...]  # the task's own
+    scores: Mapping[str, str]  # the harness's names of the task's scores, and which of :class:`Scored` each is
     description: Callable[[Sequence[ChoiceQuestion]], str] = lambda questions: ""
 
     def claims(self, names: set[str]) -> bool:
@@ -125,6 +125,8 @@ def _without_marks(text: str) -> str:
 
 def _hellaswag(row: Mapping[str, Any], number: int) -> ChoiceQuestion:
     endings = tuple(_without_marks(text) for text in _texts(row.get("endings"), "endings"))
+    if any(not text for text in endings):
+        raise ValueError("has an ending without a word")
     if "ctx_a" in row:
         second = row.get("ctx_b")
         context = f"{_text(row, 'ctx_a')} {str(second or '').capitalize()}"
@@ -178,13 +180,15 @@ def _mc2(row: Mapping[str, Any], number: int) -> ChoiceQuestion:
     return _truthful(row, number, "mc2_targets")
 
 
+_BY_LENGTH = {"acc": "acc", "acc_norm": "acc_norm", "acc_bytes": "acc_bytes"}
+
 FORMATS = {
     found.name: found
     for found in (
-        ChoiceFormat("arc", ("question", "choices", "answerKey"), _arc, ("acc", "acc_norm")),
-        ChoiceFormat("hellaswag", ("activity_label", "ctx_a|ctx", "endings", "label"), _hellaswag, ("acc", "acc_norm")),
-        ChoiceFormat("truthfulqa_mc1", ("question", "mc1_targets"), _mc1, ("acc",)),
-        ChoiceFormat("truthfulqa_mc2", ("question", "mc2_targets"), _mc2, ("mass",)),
-        ChoiceFormat("mmlu", ("question", "choices|A", "answer"), _mmlu, ("acc",), _mmlu_description),
+        ChoiceFormat("arc", ("question", "choices", "answerKey"), _arc, _BY_LENGTH),
+        ChoiceFormat("hellaswag", ("activity_label", "ctx_a|ctx", "endings", "label"), _hellaswag, _BY_LENGTH),
+        ChoiceFormat("truthfulqa_mc1", ("question", "mc1_targets"), _mc1, {"acc": "acc"}),
+        ChoiceFormat("truthfulqa_mc2", ("question", "mc2_targets"), _mc2, {"acc": "mass"}),
+        ChoiceFormat("mmlu", ("question", "choices|A", "answer"), _mmlu, {"acc": "acc"}, _mmlu_description),
     )
 }

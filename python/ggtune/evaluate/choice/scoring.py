@@ -79,7 +79,7 @@ class Score:
 class ChoiceResult:
     """All questions of a file."""
 
-    format: str
+    form: ChoiceFormat
     shots: int
     questions: tuple[Scored, ...]
     scores: dict[str, Score]
@@ -87,18 +87,18 @@ class ChoiceResult:
     seconds: float = 0.0
 
     def values(self, name: str) -> list[float]:
-        """Give one score of each question."""
-        return [scored.score(name) for scored in self.questions]
+        """Give one score of each question, by its name among :attr:`scores`."""
+        return [scored.score(self.form.scores[name]) for scored in self.questions]
 
     def line(self) -> str:
         """Say it on one line."""
         scores = ", ".join(f"{name} {score.text()}" for name, score in self.scores.items())
-        return f"{self.format}, {len(self.questions)} questions, {self.shots}-shot: {scores}"
+        return f"{self.form.name}, {len(self.questions)} questions, {self.shots}-shot: {scores}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for a JSON file, with the questions' own."""
         return {
-            "format": self.format,
+            "format": self.form.name,
             "shots": self.shots,
             "n_questions": len(self.questions),
             "n_cut": self.n_cut,
@@ -156,8 +156,8 @@ def score_choices(
                 sums.append(float(log_probs[at:].sum(dtype=np.float64)))
         found.append(Scored(question, tuple(sums)))
         done(len(found))
-    scores = {name: Score.of([scored.score(name) for scored in found]) for name in form.scores}
-    return ChoiceResult(form.name, shots, tuple(found), scores, encoder.n_cut, time.monotonic() - started)
+    scores = {name: Score.of([scored.score(which) for scored in found]) for name, which in form.scores.items()}
+    return ChoiceResult(form, shots, tuple(found), scores, encoder.n_cut, time.monotonic() - started)
 
 
 @dataclass(frozen=True)
