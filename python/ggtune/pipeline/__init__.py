@@ -13,6 +13,14 @@ from ggtune.pipeline.comparing import ComparedSubjects, compare_subjects
 from ggtune.pipeline.evaluating import EvaluateOptions, evaluate
 from ggtune.pipeline.merging import MergedRun, MergeOptions, merge, merge_run
 from ggtune.pipeline.packaging import PackageOptions, package
+from ggtune.pipeline.side_effects import (
+    ChoiceOptions,
+    GeneralOptions,
+    MeasuredChoices,
+    MeasuredGeneral,
+    measure_choices,
+    measure_on_general,
+)
 from ggtune.pipeline.training import TrainOptions, claim_folder, find_checkpoint, settings, train
 from ggtune.run.progress import Progress, Reporter
 
@@ -20,9 +28,13 @@ __all__ = [
     "AskOptions",
     "AskedTwice",
     "ComparedSubjects",
+    "ChoiceOptions",
     "EvaluateOptions",
     "Evaluation",
+    "GeneralOptions",
     "LoadedModel",
+    "MeasuredChoices",
+    "MeasuredGeneral",
     "MergeOptions",
     "MergedRun",
     "PackageOptions",
@@ -38,6 +50,8 @@ __all__ = [
     "find_checkpoint",
     "find_run",
     "load",
+    "measure_choices",
+    "measure_on_general",
     "merge",
     "merge_run",
     "package",

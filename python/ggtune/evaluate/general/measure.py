@@ -16,6 +16,7 @@ from ggtune.errors import DataError
 from ggtune.evaluate.choice.files import read_choices
 from ggtune.evaluate.choice.scoring import Scored, score_choices
 from ggtune.evaluate.log_probs import Adapters, Likelihood, Text
+from ggtune.scores.statistics import bootstrap_mean
 
 if TYPE_CHECKING:
     from ggtune._core import Model
@@ -53,6 +54,19 @@ class General:
     def right(self) -> list[float]:
         """1 for each question whose right choice is the most probable one, else 0."""
         return [scored.score("acc") for scored in self.questions]
+
+    def lines(self) -> list[str]:
+        """Say it in two lines."""
+        loss = bootstrap_mean(self.losses, self.n_tokens)
+        right = bootstrap_mean(self.right, share=True)
+        name = f"perplexity of {self.text}" if self.text else "general text perplexity"
+        interval = f" [{math.exp(loss.low):.1f}, {math.exp(loss.high):.1f}]" if loss.has_interval else ""
+        n = len(self.questions)
+        of_questions = f" [{n * right.low:.0f}, {n * right.high:.0f}]" if right.has_interval else ""
+        return [
+            f"{name} {self.perplexity:.1f}{interval} ({int(self.n_tokens.sum())} tokens)",
+            f"general questions {int(sum(self.right))}{of_questions} of {n} right",
+        ]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for a JSON file."""
