@@ -30,7 +30,6 @@ from ggtune.evaluate.template_fit import template_fit
 from ggtune.evaluate.verify import samples_of, verify_run
 from ggtune.files import replace_text
 from ggtune.run.checkpoint import Checkpoint, newest_checkpoint
-from ggtune.run.metrics import read_metrics
 from ggtune.run.outputs import Outputs
 from ggtune.run.progress import Reporter
 from ggtune.run.status import FAILED, read_status_file
@@ -140,40 +139,39 @@ def _diverged(checkpoint: Checkpoint) -> Iterator[Finding]:
 
 def _overfitted(folder: Path, checkpoint: Checkpoint) -> Iterator[Finding]:
     monitor, config = Monitor(**checkpoint.state.monitor), checkpoint.config
-    best, last, step = monitor.best_held_out, monitor.held_out, monitor.best_step
-    if best is None or last is None or step is None or not math.isfinite(last):
+    lowest, last, turned, then = (
+        monitor.lowest_held_out,
+        monitor.held_out,
+        monitor.lowest_step,
+        monitor.lowest_smoothed,
+    )
+    if lowest is None or last is None or turned is None or then is None or not math.isfinite(last):
         return
     before = monitor.held_out_before
-    turned = step
-    if before is not None and before < best:
-        best, turned = before, 0
-    if last - best < max(_RISE_LOSS, _RISE_SHARE * best):
+    if before is not None and before < lowest:
+        lowest, turned, then = before, 0, monitor.first_loss or math.nan
+    rise = last - lowest >= max(_RISE_LOSS, _RISE_SHARE * lowest)
+    if not (rise or (turned and monitor.has_turned_up)) or not monitor.smoothed < then:
         return
-    records = [r for r in read_metrics(Outputs.folder(folder).metrics) if r.get("smoothed_loss") is not None]
-    then = next((r["smoothed_loss"] for r in records if r["step"] >= turned), monitor.first_loss)
-    if then is None or monitor.smoothed >= then:
-        return  # the training loss has not fallen either
+    if config.early_stop and monitor.n_not_better >= config.early_stop:
+        return  # it ended for that, and hands on the best step
     text = (
-        f"from step {turned} on the held-out loss rose from {best:.4f} to {last:.4f} while the training loss went on "
+        f"from step {turned} on the held-out loss rose from {lowest:.4f} to {last:.4f} while the training loss went on "
         f"falling, from {then:.4f} to {monitor.smoothed:.4f}."
     )
     fewer = f"fewer --epochs than {config.epochs:g}" if config.epochs else "fewer steps"
-    if turned == 0:
-        advice = (
-            f"The base alone does better on questions that it was not trained on: give {fewer}, a smaller --lr or more "
-            "rows."
-        )
-        yield Finding(OVERFITTED, "warning", text, advice)
-        return
+    ways = f"{fewer}, --early-stop 2, a smaller --lr or more rows"
     chosen = chosen_adapter(folder)
-    if chosen.step == step:
-        advice = f"Step {step}, the best, is what was handed on; {fewer} give as much in less time."
-    elif monitor.is_under(config.stop_loss, config.stop_patience):
+    if monitor.is_under(config.stop_loss, config.stop_patience):
         yield Finding(OVERFITTED, "note", text, "Learning by heart, as --stop-loss asks for, costs that.")
-        return
+    elif turned == 0:
+        advice = f"On questions that it was not trained on the base alone does better: give {ways}."
+        yield Finding(OVERFITTED, "warning", text, advice)
+    elif chosen.step <= turned:
+        advice = f"Step {chosen.step}, the best, is what is handed on; {ways} give as much in less time."
+        yield Finding(OVERFITTED, "warning", text, advice)
     else:
-        advice = f"Take step {step} by --which best, or start anew with {fewer} or a smaller --lr."
-    yield Finding(OVERFITTED, "warning", text, advice)
+        yield Finding(OVERFITTED, "warning", text, f"Take step {turned} by --which best, or start anew with {ways}.")
 
 
 def _merge(folder: Path, threads: int) -> Iterator[Finding]:
@@ -199,7 +197,9 @@ def _merge(folder: Path, threads: int) -> Iterator[Finding]:
         good, kept = found.good, found.trained.kept
     if not good:
         share = f"{100 * float(kept):.0f} %" if kept is not None else "nothing"
-        yield Finding(MERGE, "error", f"model.gguf keeps {share} of what the adapter has learned.", advice)
+        yield Finding(
+            MERGE, "error", f"the merged file is NOT good: it keeps {share} of what the adapter learned.", advice
+        )
 
 
 class _Looker:
