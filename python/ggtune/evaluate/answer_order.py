@@ -19,6 +19,7 @@ Values = NDArray[np.float64]
 
 MOST_ROWS = 48  # that are looked at
 LEAST_ROWS = 12  # of fewer nothing is said
+_STEADY_ROWS = 24  # so many are looked at however long it takes: chance would speak otherwise
 _MOST_TOKENS = 6000  # of them together
 _POOL = 4000  # rows whose questions an answer is compared with
 _COMMON = 0.2  # a word in so many of the questions says nothing
@@ -68,7 +69,7 @@ def dependence(likelihood: Likelihood, rows: Sequence[Sample], seconds: float = 
     for own_log_probs, other_log_probs in likelihood.each(texts):
         own.append(-float(own_log_probs.sum(dtype=np.float64)))
         others.append(-float(other_log_probs.sum(dtype=np.float64)))
-        if time.monotonic() - started > seconds and len(own) >= LEAST_ROWS:
+        if time.monotonic() - started > seconds and len(own) >= _STEADY_ROWS:
             break
     n = len(own)
     # the answer of row i + 1 stands behind the question of row i
@@ -125,14 +126,22 @@ def word_matches(tokenizer: Tokenizer, rows: Sequence[Sample], pool: Sequence[Sa
     return matches
 
 
-def match_gain(likelihood: Likelihood, matches: Sequence[Match]) -> tuple[Difference, Values]:
-    """Nats per token that the matched questions are worth more than the own ones; and of each match."""
+def match_gain(
+    likelihood: Likelihood, matches: Sequence[Match], seconds: float = math.inf
+) -> tuple[Difference, Values]:
+    """Nats per token that the matched questions are worth more than the own ones; and of each match looked at."""
+    started = time.monotonic()
     texts: list[Text] = []
     for match in matches:
         texts += [(_prompt(match.row), [_answer(match.row)]), (_prompt(match.other), [_answer(match.row)])]
-    losses = -likelihood.sums(texts)
-    weights = np.array([len(_answer(match.row)) for match in matches], np.float64)
-    own, other = losses[0::2] / weights, losses[1::2] / weights
+    losses = []
+    for found in likelihood.each(texts):
+        losses.append(-float(found[0].sum(dtype=np.float64)))
+        if time.monotonic() - started > seconds and len(losses) >= 2 * _STEADY_ROWS:
+            break
+    n = len(losses) // 2
+    weights = np.array([len(_answer(match.row)) for match in matches[:n]], np.float64)
+    own, other = (np.array(losses[part : 2 * n : 2]) / weights for part in (0, 1))
     return paired_difference(other, own, weights), own - other
 
 

@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from ggtune.data.samples import Sample
+from ggtune.data.templates import Template
 from ggtune.errors import GgtuneError
 from ggtune.evaluate.answer_order import (
     LEAST_ROWS,
@@ -25,8 +27,8 @@ from ggtune.evaluate.answer_order import (
     word_matches,
 )
 from ggtune.evaluate.log_probs import Likelihood
-from ggtune.evaluate.questions import Part, part_of, questions_of
-from ggtune.evaluate.template_fit import template_fit
+from ggtune.evaluate.questions import Question, part_of, questions_of
+from ggtune.evaluate.template_fit import own_template, template_fit, written
 from ggtune.evaluate.verify import samples_of, verify_run
 from ggtune.files import replace_text
 from ggtune.run.checkpoint import Checkpoint, newest_checkpoint
@@ -52,7 +54,7 @@ IGNORED = "question ignored"
 _SECONDS = 40.0
 _RISE_SHARE, _RISE_LOSS = 0.03, 0.03  # of a held-out loss above its best, relative and in nats: no noise
 _WORSE_FACTOR, _WORSE_LOSS = 1.25, 0.25  # as ggtune.train.verdict has it
-_TEMPLATE_GAIN, _TEMPLATE_P = 0.1, 0.01  # nats per token of the answers; p value
+_TEMPLATE_GAIN, _SURE_P = 0.1, 0.01  # nats per token of the answers; p value
 _LITTLE_GAIN = 0.05  # nats per token: a question that is worth less is ignored
 _SAME_PLACE_S = 2.0  # files that are written one after the other
 
@@ -100,7 +102,7 @@ def diagnose(
         raise GgtuneError(f"{folder} holds no run: it has no checkpoint")
     checkpoint = found[1]
     diverged = list(_diverged(checkpoint)) or died
-    findings = [*diverged, *_overfitted(folder, checkpoint), *_merge(folder, threads)]
+    findings = [*diverged, *_overfitted(folder, checkpoint), *_merge(folder, threads, seconds / 4)]
     if not diverged:
         looker = _Looker(folder, checkpoint, threads, seconds)
         findings += looker.look()
@@ -174,7 +176,7 @@ def _overfitted(folder: Path, checkpoint: Checkpoint) -> Iterator[Finding]:
         yield Finding(OVERFITTED, "warning", text, f"Take step {turned} by --which best, or start anew with {ways}.")
 
 
-def _merge(folder: Path, threads: int) -> Iterator[Finding]:
+def _merge(folder: Path, threads: int, seconds: float) -> Iterator[Finding]:
     proof, merged = folder / "proof.json", folder / "model.gguf"
     if not merged.is_file():
         return
@@ -190,7 +192,7 @@ def _merge(folder: Path, threads: int) -> Iterator[Finding]:
         stale, good, kept = True, True, None
     if stale:
         try:
-            found = verify_run(folder, threads=threads, seconds=12.0)
+            found = verify_run(folder, threads=threads, seconds=seconds)
         except GgtuneError as error:
             yield Finding(MERGE, "error", f"what model.gguf has kept can't be told: {error}.", advice)
             return
@@ -212,16 +214,33 @@ class _Looker:
         self._seconds = seconds
         self._samples: RunSamples = samples_of(self._config, now=self._now)
         self._base = Likelihood(self._config.model, threads=threads)
+        self._system = self._samples.data.report.system or None
+        self._expected: Template | None = None  # by the base, where it is not the one that was trained with
         self.rows = rows_to_look_at(self._samples.training)
 
     def look(self) -> Iterator[Finding]:
         """Give what is found."""
-        if len(self.rows) >= LEAST_ROWS:
-            yield from self._order()
-            yield from self._template()
+        if len(self.rows) < LEAST_ROWS:
+            return
+        yield from self._template()
+        yield from self._order()
+
+    def _as_expected(self, samples: Sequence[Sample]) -> list[Sample]:
+        """Write samples in the template that the base expects: what it knows of them does not show in another one."""
+        if self._expected is None:
+            return list(samples)
+        found = written(self._base.model, self._expected, self._questions(samples), self._system)
+        return [sample for sample in found if sample is not None]
+
+    def _questions(self, samples: Sequence[Sample]) -> list[Question]:
+        part = part_of(self._config, self._samples, "training")
+        return questions_of(replace(part, samples=samples), self._base.model)
 
     def _order(self) -> Iterator[Finding]:
-        by_base = dependence(self._base, self.rows, self._seconds / 4)
+        rows = self._as_expected(self.rows)
+        if len(rows) < LEAST_ROWS:
+            return
+        by_base = dependence(self._base, rows, self._seconds / 4)
         if by_base.is_there:
             return
         held_out = rows_to_look_at(self._samples.held_out)
@@ -232,9 +251,9 @@ class _Looker:
         by_tuned = dependence(tuned, held_out if unseen else self.rows, self._seconds / 4)
         if unseen and by_tuned.is_there:
             return
-        matches = word_matches(self._base.model, self.rows, self._samples.training)
+        matches = self._matches(rows)
         if len(matches) >= LEAST_ROWS:
-            gain, each = match_gain(self._base, matches)
+            gain, each = match_gain(self._base, matches, self._seconds / 4)
             if gain.value > _LITTLE_GAIN and gain.is_significant:
                 yield self._shuffled(by_base, gain.value, each, matches)
                 return
@@ -249,6 +268,13 @@ class _Looker:
                 "(ggtune preview shows samples).",
             )
 
+    def _matches(self, rows: Sequence[Sample]) -> list[Match]:
+        matches = word_matches(self._base.model, rows, self._samples.training)
+        if self._expected is None:
+            return matches
+        others = {sample.row: sample for sample in self._as_expected([match.other for match in matches])}
+        return [Match(match.row, others[match.other.row]) for match in matches if match.other.row in others]
+
     def _shuffled(self, by_base: Dependence, gain: float, each: Values, matches: Sequence[Match]) -> Finding:
         report = self._samples.data.report
         best = matches[int(each.argmax())]
@@ -258,26 +284,20 @@ class _Looker:
             "error",
             f"answers don't belong to their questions: the base finds them no more probable behind their own question "
             f"than behind that of any other row ({by_base.gain.value:+.2f} nats per token, {by_base.n_rows} rows), but "
-            f"{gain:.2f} nats more behind another one with the same words, in {n_better} of {len(matches)} rows; the "
+            f"{gain:.2f} nats more behind another one with the same words, in {n_better} of {len(each)} rows; the "
             f"answer at {report.where(row)} fits the question at {report.where(other)}.",
             "Was a column sorted or shifted by itself? Mend the data and start anew: what was learned is of no use.",
         )
 
     def _template(self) -> Iterator[Finding]:
-        data = self._samples.data
-        if data.template is None or data.template.name == "model" or not self._base.model.chat_template:
+        used = self._samples.data.template
+        own = own_template(self._base.model, used, self._now)
+        if used is None or own is None:
             return
-        part = replace(part_of(self._config, self._samples, "training"), samples=self.rows)
-        fit = template_fit(
-            self._base,
-            data.template,
-            questions_of(Part(part.config, part.data, self.rows), self._base.model),
-            data.report.system or None,
-            now=self._now,
-            seconds=self._seconds / 4,
-        )
-        if fit is None or fit.gain.value < _TEMPLATE_GAIN or not fit.gain.p_value < _TEMPLATE_P:
+        fit = template_fit(self._base, used, own, self._questions(self.rows), self._system, seconds=self._seconds / 4)
+        if fit is None or fit.gain.value < _TEMPLATE_GAIN or not fit.gain.p_value < _SURE_P:
             return
+        self._expected = own
         yield Finding(
             TEMPLATE,
             "warning",

@@ -4,6 +4,7 @@ import datetime
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,6 +18,9 @@ from ggtune.errors import GgtuneError
 from ggtune.evaluate.log_probs import Likelihood, Text
 from ggtune.evaluate.questions import Question
 from ggtune.scores.statistics import Difference, paired_difference
+
+if TYPE_CHECKING:
+    from ggtune._core import Model
 
 _MOST_QUESTIONS = 24
 _LEAST_QUESTIONS = 8
@@ -33,42 +37,63 @@ class TemplateFit:
     n_questions: int
 
 
-def template_fit(
-    likelihood: Likelihood,
-    used: Template | None,
-    questions: Sequence[Question],
-    system: str | None,
-    *,
-    now: datetime.datetime | None = None,
-    seconds: float = 20.0,
-) -> TemplateFit | None:
-    """Compare the ``used`` template with the model's own; None where it has none, or both ask in the same words.
+def own_template(model: "Model", used: Template | None, now: datetime.datetime | None = None) -> Template | None:
+    """Give the model's own template where it has one that can be used, and another one is ``used``.
 
-    ``questions`` are such as the model was trained on, ``now`` is the time for templates that write the date.
+    ``now`` is the time for templates that write the date.
     """
-    model = likelihood.model
     if used is None or used.name == "model" or not model.chat_template:
         return None
     try:
-        own = choose_template("model", model, now=now)
+        return choose_template("model", model, now=now)
     except GgtuneError:  # it can't be used: nobody is told to
         return None
+
+
+def written(
+    model: "Model", template: Template, questions: Sequence[Question], system: str | None
+) -> list[Sample | None]:
+    """Write questions with their references in a template; None for those that it has no place for."""
     context = model.n_ctx_train or 4096
-    encoders = [SampleEncoder(model, template, LoadOptions(context, template)) for template in (used, own)]
+    encoder = SampleEncoder(model, template, LoadOptions(context, template))
+
+    def sample(question: Question) -> Sample | None:
+        if not question.asks:
+            return None
+        turns = exchange(question.question, question.reference, row=question.row, system=system)
+        try:
+            made = encoder.conversation(turns)[0]
+        except GgtuneError:  # no place for a system text, say
+            return None
+        fits = made.n_prompt >= 1 and len(made.tokens) - made.n_prompt >= 2 and len(made.tokens) <= context
+        return made if fits else None
+
+    return [sample(question) for question in questions]
+
+
+def template_fit(
+    likelihood: Likelihood,
+    used: Template,
+    own: Template,
+    questions: Sequence[Question],
+    system: str | None,
+    *,
+    seconds: float = 20.0,
+) -> TemplateFit | None:
+    """Compare the ``used`` template with the model's ``own``; None where both ask in the same words.
+
+    ``questions`` are such as the model was trained on.
+    """
+    model = likelihood.model
     texts: list[Text] = []
     lengths: list[int] = []
-    for question in questions:
-        if not question.asks or len(lengths) == _MOST_QUESTIONS:
+    pairs = zip(*(written(model, template, questions, system) for template in (used, own)), strict=True)
+    for by_used, by_own in pairs:
+        if by_used is None or by_own is None or len(lengths) == _MOST_QUESTIONS:
             continue
-        try:
-            samples = [_sample(encoder, question, system) for encoder in encoders]
-        except GgtuneError:  # no place for a system text, say
-            continue
-        if samples[0].tokens.tolist() == samples[1].tokens.tolist():
+        if by_used.tokens.tolist() == by_own.tokens.tolist():
             return None
-        if any(len(sample.tokens) > context for sample in samples):
-            continue
-        for sample in samples:
+        for sample in (by_used, by_own):
             # without the end token, which is another one in each of them
             texts.append((sample.tokens[: sample.n_prompt].tolist(), [sample.tokens[sample.n_prompt : -1].tolist()]))
         lengths.append(len(texts[-1][1][0]))
@@ -81,18 +106,11 @@ def template_fit(
             break
     n = len(sums) // 2
     weights = np.array(lengths[:n], np.float64)
-    by_used, by_own = (np.array(sums[part : 2 * n : 2]) / weights for part in (0, 1))
+    with_used, with_own = (np.array(sums[part : 2 * n : 2]) / weights for part in (0, 1))
     return TemplateFit(
         used.title,
-        float(np.average(by_used, weights=weights)),
-        float(np.average(by_own, weights=weights)),
-        paired_difference(by_own, by_used, weights),
+        float(np.average(with_used, weights=weights)),
+        float(np.average(with_own, weights=weights)),
+        paired_difference(with_own, with_used, weights),
         n,
     )
-
-
-def _sample(encoder: SampleEncoder, question: Question, system: str | None) -> Sample:
-    made = encoder.conversation(exchange(question.question, question.reference, row=0, system=system))[0]
-    if made.n_prompt < 1 or len(made.tokens) - made.n_prompt < 2:
-        raise GgtuneError("there is no answer in it")
-    return made
