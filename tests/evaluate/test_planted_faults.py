@@ -20,7 +20,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def diagnose(folder: Path) -> list[Finding]:
-    return diagnosis.diagnose(folder, threads=1, seconds=8.0)
+    return diagnosis.diagnose(folder, threads=1, seconds=400.0)
 
 
 def only(findings: list[Finding], kind: str) -> Finding:
