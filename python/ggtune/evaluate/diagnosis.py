@@ -106,7 +106,7 @@ def diagnose(
     if not diverged:
         looker = _Looker(folder, checkpoint, threads, seconds)
         findings += looker.look()
-        if looker.rows:
+        if len(looker.rows) >= LEAST_ROWS:
             reporter.note(
                 f"Looked at {len(looker.rows)} rows for answers and template in {time.monotonic() - started:.0f} s."
             )
