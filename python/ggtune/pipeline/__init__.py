@@ -27,8 +27,8 @@ from ggtune.run.progress import Progress, Reporter
 __all__ = [
     "AskOptions",
     "AskedTwice",
-    "ComparedSubjects",
     "ChoiceOptions",
+    "ComparedSubjects",
     "EvaluateOptions",
     "Evaluation",
     "GeneralOptions",
