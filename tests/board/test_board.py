@@ -136,6 +136,30 @@ def test_a_page_is_told_the_parts_that_changed(serve: Serve, write_run: WriteRun
     assert [answer["text"] for answer in later["questions"][0]["answers"]][1:] == ["better"]
 
 
+def test_what_came_out_is_shown(serve: Serve, write_run: WriteRun) -> None:
+    folder = write_run(state="finished")
+    site = serve()
+    site.wait_for_runs(1)
+    path = f"/api/run/{run_id(folder)}"
+    first = site.get(path).json()
+    assert (first["before_after"], first["scores"]) == ([], {})
+    append(folder / "before_after.jsonl", {"question": "q?", "before": "b", "after": "a", "reference": None}, {})
+    evaluation = {
+        "format": 1, "label": "best", "subject": {}, "data": "d.csv", "template": None, "system": None, "n_samples": 20,
+        "settings": {}, "scores": {"f1": {"value": 0.5, "low": 0.4, "high": 0.6}, "loss": {"value": 2.0, "low": 1.5,
+        "high": 2.5}}, "seconds": 1.0, "version": "0",
+    }  # fmt: skip
+    for label, text in (("best", json.dumps(evaluation)), ("torn", '{"format": 1')):
+        (folder / "evaluation" / label).mkdir(parents=True)
+        (folder / "evaluation" / label / "evaluation.json").write_text(text)
+    query = "&".join(f"{part}={version}" for part, version in {**first["versions"], "born": first["born"]}.items())
+    later = site.get(f"{path}?{query}").json()
+    assert later["before_after"][0] == {"question": "q?", "before": "b", "after": "a", "reference": ""}
+    assert later["scores"]["heads"] == ["best (20 samples)"]
+    assert [row[0] for row in later["scores"]["rows"]] == ["Loss (nats per token)", "F1 of words"]
+    assert later["scores"]["rows"][1][1].startswith("0.500")
+
+
 def test_curves_are_images_in_the_colours_of_the_screen(serve: Serve, write_run: WriteRun) -> None:
     folder = write_run()
     site = serve()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ggtune.board.answers import Answers
+from ggtune.board.results import Results
 from ggtune.errors import GgtuneError
 from ggtune.run.history import History, is_number
 from ggtune.run.outputs import Outputs
@@ -27,10 +28,10 @@ _SPIKE = 3.0  # where the settings don't say
 class LiveRun:
     """The run in ``folder``; :meth:`look` reads what is new. What is wrong with a folder is in ``problem``.
 
-    ``versions`` counts the changes of each part: status, figures, samples, log, warnings.
+    ``versions`` counts the changes of each part.
     """
 
-    PARTS = ("status", "figures", "samples", "log", "warnings")
+    PARTS = ("status", "figures", "samples", "log", "warnings", "results")
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -39,6 +40,7 @@ class LiveRun:
         self.problem = ""
         self.history = History()
         self.answers = Answers()
+        self.results = Results(folder)
         self.log: deque[str] = deque(maxlen=_MOST_LINES)
         self.is_whole = False  # all of the metrics is read
         self.versions = dict.fromkeys(self.PARTS, 0)
@@ -80,6 +82,10 @@ class LiveRun:
         self._read_status()
         self._read_warnings()
         return more
+
+    def look_at_results(self) -> None:
+        """Read answers before and after, and scores: for who looks at this run."""
+        self.versions["results"] += self.results.look()
 
     def _read_settings(self) -> None:
         path = self.folder / "config.json"

@@ -17,6 +17,7 @@ from ggtune.system import format_bytes
 HINT = "q ends the watching, not the run"
 _STATE_STYLES = {RUNNING: "bold cyan", FINISHED: "bold green", FAILED: "bold red", DEAD: "bold red"}
 _FIGURES = {"lr": "lr {:.3g}", "grad_norm": "gradient norm {:.3g}", "tokens_per_second": "{:.0f} tokens/s"}
+_TIMES = {RUNNING: "so far"}
 _MOST_WARNINGS = 3
 _NAME_WIDTH = 18  # of a bar's name
 _TWO_BARS = 16  # lines of a screen that has room for both
@@ -52,7 +53,7 @@ def frame(run: LiveRun, width: int, height: int, *, plain: bool = False, hint: s
         below = [Text(printable(text, plain=plain), style="green"), *below]
     room = height - len(lines) - len(below)
     answers = _answers(run, width, min(room // 2, room - LEAST_HEIGHT - 1), plain)
-    chart = loss_chart(run.history.records(), width, room - len(answers) - bool(answers), plain=plain)
+    chart = loss_chart(run.history.records(ends=False), width, room - len(answers) - bool(answers), plain=plain)
     if not chart:
         answers = _answers(run, width, room - 1, plain)
     lines += [*chart, *below, *([Text()] if answers else []), *answers]
@@ -105,7 +106,7 @@ def _bars(run: LiveRun, status: RunStatus, width: int, height: int, plain: bool)
         n_done = max(0, int(status.epoch - 1e-9))
         n_epochs = run.config.get("epochs")
         of = f" of {n_epochs:g}" if is_number(n_epochs) and n_epochs > 0 else ""
-        elapsed = f"{format_duration(status.elapsed_s)} so far"
+        elapsed = f"{format_duration(status.elapsed_s)} {_TIMES.get(status.state, 'in all')}"
         bars.append((f"epoch {n_done + 1}{of}", min(1.0, status.epoch - n_done), elapsed))
     n_cells = min(60, width - _NAME_WIDTH - 8 - max(len(after) for _, _, after in bars))
     return [_bar(*bar, n_cells, plain) for bar in bars]

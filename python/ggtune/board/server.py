@@ -89,6 +89,7 @@ class Pages:
         if request.query_params.get("born") == birth:
             known = {part: _number(request.query_params.get(part)) for part in LiveRun.PARTS}
         with entry.lock:
+            entry.run.look_at_results()
             parts = parts_of(entry.run, known)
         if "figures" in parts["versions"] and parts["versions"]["figures"] != known.get("figures"):
             parts["figures"] = [[plot.key, plot.title] for plot in self._figures.plots(entry)]

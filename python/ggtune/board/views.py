@@ -82,6 +82,9 @@ def parts_of(run: LiveRun, versions: Mapping[str, int]) -> dict[str, Any]:
         parts["questions"] = [_question(question) for question in run.answers.questions()]
     if "log" in changed:
         parts["log"] = list(run.log)
+    if "results" in changed:
+        parts["before_after"] = run.results.before_after
+        parts["scores"] = run.results.scores
     if "warnings" in changed:
         parts["warnings"] = list(run.warnings)
     return parts

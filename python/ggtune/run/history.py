@@ -127,13 +127,14 @@ class History:
         last = self.last_held_out
         return self._held_out if last is None or self._held_out[-1] is last else [*self._held_out, last]
 
-    def records(self) -> list[dict[str, Any]]:
+    def records(self, *, ends: bool = True) -> list[dict[str, Any]]:
         """Return both in the order of their steps, for plots that take the records of ``metrics.jsonl``.
 
-        Of several steps that became one point, those with the lowest and the highest loss stand for it.
+        Of several steps that became one point, those with the lowest and the highest loss stand for it, or without
+        ``ends`` their mean.
         """
         points = self._points
-        merged = {record["step"]: record for point in points for record in point.ends()}
+        merged = {r["step"]: r for point in points for r in (point.ends() if ends else [point.record()])}
         for record in self.held_out():
             step = record["step"]
             if step not in merged:

@@ -2,7 +2,7 @@ import { Gone, ask, byId, follow, make, setState, setText, show, token } from ".
 
 const id = location.pathname.split("/").pop();
 const key = token();
-const PARTS = ["status", "figures", "samples", "log", "warnings"];
+const PARTS = ["status", "figures", "samples", "log", "warnings", "results"];
 const LOSS_EVERY_MS = 5000; // curves are drawn by the machine that trains
 const OTHERS_EVERY_MS = 20000;
 let known = {};
@@ -23,6 +23,7 @@ const look = follow(async () => {
   }
   if (answer.figures) curves(answer.figures, answer.versions.figures);
   if (answer.questions) answers(answer.questions);
+  if (answer.scores) results(answer.before_after, answer.scores);
   if (answer.warnings) {
     byId("warnings").replaceChildren(...answer.warnings.map((text) => make("li", { dir: "auto" }, text)).reverse());
     show(byId("warnings-part"), answer.warnings.length > 0);
@@ -127,6 +128,29 @@ function answer(given) {
     make("p", { className: "when" }, when + (given.ended ? "" : ", cut")),
     make("p", { className: "text", dir: "auto" }, given.text),
   );
+}
+
+// -- what came out
+
+function results(changes, scores) {
+  byId("change").replaceChildren(...changes.map(change));
+  show(byId("change-part"), changes.length > 0);
+  const rows = scores.rows || [];
+  const line = (tag, texts) =>
+    make("tr", {}, make("th", { scope: tag === "th" ? "col" : "row" }, texts[0]), ...texts.slice(1).map((text) => make(tag, {}, text)));
+  byId("scores").replaceChildren(
+    ...(rows.length ? [make("thead", {}, line("th", ["", ...scores.heads])), make("tbody", {}, ...rows.map((row) => line("td", row)))] : []),
+  );
+  show(byId("scores-part"), rows.length > 0);
+}
+
+function change(asked) {
+  const block = make("article", {}, make("h3", { dir: "auto" }, asked.question));
+  ["before", "after", "reference"].forEach((name) => {
+    if (!asked[name]) return;
+    block.append(make("p", { className: "when" }, name), make("p", { className: "text", dir: "auto" }, asked[name]));
+  });
+  return block;
 }
 
 function log(lines) {
