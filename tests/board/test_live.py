@@ -4,12 +4,17 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
 from run_folders import WriteRun, append, line
 
 from ggtune.board import live as live_module
 from ggtune.board.live import LiveRun
+from ggtune.board.screen import frame
+from ggtune.board.views import facts_of, parts_of, row_of
 
 
 def looked(folder: Path) -> LiveRun:
@@ -126,14 +131,37 @@ def test_folders_that_go_and_files_that_can_not_be_read(write_run: WriteRun, tmp
     looked(folder)
 
 
+VALUES = st.one_of(
+    st.none(), st.booleans(), st.text(max_size=3), st.just([1]), st.floats(), st.integers(-3, 200),
+    st.sampled_from([1e308, -1e308, 1e-320, 10**400, 2**62, -0.0]),
+)  # fmt: skip
+NAMES = ("step", "epoch", "loss", "smoothed_loss", "lr", "grad_norm", "tokens_per_second", "elapsed_s", "dropped",
+         "held_out_loss", "held_out_before", "memory_bytes")  # fmt: skip
+RECORDS = st.lists(st.dictionaries(st.sampled_from(NAMES), VALUES), max_size=12)
+
+
+@settings(max_examples=100, deadline=None, phases=[Phase.explicit, Phase.generate])
+@given(RECORDS, st.dictionaries(st.sampled_from(["epochs", "spike", "data", "model"]), VALUES), VALUES)
+def test_no_figures_can_break_it(
+    tmp_path_factory: pytest.TempPathFactory, records: list[dict[str, Any]], config: dict[str, Any], total: object
+) -> None:
+    folder = tmp_path_factory.mktemp("run")
+    for i, record in enumerate(records):
+        record.setdefault("step", i + 1)
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "status.json").write_text(json.dumps({"state": "finished", "total_steps": total, "reason": total}))
+    append(folder / "metrics.jsonl", *records)
+    run = looked(folder)
+    assert run.status is not None
+    assert frame(run, 80, 40)
+    live_module.as_json([row_of("id", "name", run), facts_of(run), parts_of(run, {})])
+
+
 @pytest.mark.parametrize("total", [True, -5, "x", 10**30, None, 0])
 def test_a_strange_number_of_steps(write_run: WriteRun, total: object) -> None:
     folder = write_run()
     status = json.loads((folder / "status.json").read_text())
     (folder / "status.json").write_text(json.dumps({**status, "total_steps": total}))
     run = looked(folder)
-    from ggtune.board.screen import frame
-    from ggtune.board.views import facts_of, row_of
-
     live_module.as_json([row_of("id", "name", run), facts_of(run)])
     assert frame(run, 80, 24)

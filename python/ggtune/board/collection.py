@@ -39,8 +39,11 @@ class Entry:
     def look(self, now: float) -> bool:
         """Read on; True where the row is another one than before."""
         with self.lock:
-            more = self.run.look()
-            row = row_of(self.id, self.name, self.run)
+            try:
+                more = self.run.look()
+                row = row_of(self.id, self.name, self.run)
+            except Exception as error:  # whatever is in its files, the others are looked at
+                more, row = False, self._failed(error)
         going = self.run.status is not None and self.run.status.state == RUNNING
         self.next_look = now if more else now + (_LOOK_S if going else _ENDED_LOOK_S)
         if row == self.row:
@@ -48,12 +51,18 @@ class Entry:
         self.row = row
         return True
 
+    def _failed(self, error: Exception) -> dict[str, Any]:
+        reason = f"its files can't be shown: {type(error).__name__}: {error}"
+        return {"id": self.id, "name": self.name, "folder": str(self.run.folder), "state": "unreadable",
+                "reason": reason, "changed": 0}  # fmt: skip
+
 
 class Collection:
     """The runs below ``folders``; without any, the user's known ones and those below the current folder."""
 
     def __init__(self, folders: Sequence[Path]) -> None:
         self._folders = list(folders)
+        self._here = Path.cwd()
         self._entries: dict[str, Entry] = {}
         self._gone: dict[str, int] = {}  # ids and the number of their going
         self._lock = threading.Lock()
@@ -134,13 +143,12 @@ class Collection:
         return is_more
 
     def _found(self) -> dict[str, tuple[Path, str]]:
-        here = Path.cwd() if not self._folders else None
-        roots = self._folders or [Path.cwd()]
+        roots = self._folders or [self._here]
         folders = [] if self._folders else known_runs()
         found: dict[str, tuple[Path, str]] = {}
         for folder in [*runs_below(roots), *folders]:
             resolved = Path(os.path.realpath(folder))
-            found.setdefault(run_id(resolved), (resolved, _name(resolved, here)))
+            found.setdefault(run_id(resolved), (resolved, _name(resolved, self._here)))
         return found
 
 
@@ -156,9 +164,9 @@ def _home() -> Path | None:
         return None
 
 
-def _name(folder: Path, here: Path | None) -> str:
+def _name(folder: Path, here: Path) -> str:
     """Shorten a path by the current folder or the user's home."""
-    for base, before in ((here, ""), (Path.cwd(), ""), (_home(), "~/")):
+    for base, before in ((here, ""), (_home(), "~/")):
         if base is not None and folder != base and folder.is_relative_to(base):
             return before + str(folder.relative_to(base))
     return str(folder)

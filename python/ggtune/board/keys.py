@@ -28,6 +28,9 @@ class Keys:
             try:
                 self._before = termios.tcgetattr(handle)
                 tty.setcbreak(handle)
+                modes = termios.tcgetattr(handle)
+                modes[6][termios.VSUSP] = b"\0"  # Ctrl-Z would leave the shell on our screen
+                termios.tcsetattr(handle, termios.TCSADRAIN, modes)
             except termios.error:
                 return self
             self._handle = handle

@@ -113,6 +113,8 @@ def spark(run: LiveRun) -> list[list[list[float]]]:
         return []
     left, width = min(steps), max(steps) - min(steps)
     high, height = max(losses), (max(losses) - min(losses)) or 1.0
+    if not is_number(height):
+        return []
     return [[[round(100 * (x - left) / width, 1), round(100 * (high - y) / height, 1)] for x, y in c] for c in curves]
 
 

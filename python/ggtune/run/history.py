@@ -1,6 +1,5 @@
 """The figures of a run as few points: however long it is, its curves take the same memory and are drawn as quickly."""
 
-import math
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterable, Mapping
@@ -10,6 +9,7 @@ from typing import Any, TypeGuard
 KEYS = ("loss", "smoothed_loss", "lr", "grad_norm", "tokens_per_second", "memory_bytes")
 _MOST = 1000  # points; twice as many are kept before neighbours are put together
 _LAST = 120  # records that are kept whole
+_MOST_FLOAT = 1e100
 _MOST_INT = 1 << 63  # Python's integers have no end; a float's and a step's have
 
 
@@ -156,9 +156,9 @@ class History:
 
 
 def is_number(value: object) -> TypeGuard[float]:
-    """Say whether it is a finite number."""
+    """Say whether it is a number that can be a figure: finite, and none that sums of it would not be."""
     if isinstance(value, float):
-        return math.isfinite(value)
+        return abs(value) < _MOST_FLOAT  # NaN is not
     return isinstance(value, int) and not isinstance(value, bool) and abs(value) < _MOST_INT
 
 

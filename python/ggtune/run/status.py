@@ -149,4 +149,5 @@ def _eta(records: Sequence[Mapping[str, Any]], total: Any) -> float | None:
     if not isinstance(total, int) or len(timed) < 2 or timed[-1][0] <= timed[0][0]:
         return None
     per_step_s = (timed[-1][1] - timed[0][1]) / (timed[-1][0] - timed[0][0])
-    return float(max(0.0, per_step_s * (total - timed[-1][0])))
+    eta_s = max(0.0, per_step_s * (total - timed[-1][0]))
+    return float(eta_s) if is_number(eta_s) else None
