@@ -3,13 +3,15 @@
 import json
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from run_folders import GGTUNE, WriteRun, append, line
 
+from ggtune.cli import cli
 from ggtune.demo import DATA, MODEL
 from ggtune.run.lock import ProcessId
 
@@ -58,3 +60,9 @@ def going_run(tmp_path: Path) -> Iterator[Path]:
     finally:
         process.kill()
         process.wait()
+
+
+@pytest.fixture
+def ggtune_status() -> Callable[[Path], str]:
+    """Run `ggtune status` in this process."""
+    return lambda folder: CliRunner().invoke(cli, ["status", str(folder)]).stdout

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,39 @@ def test_warnings(write_run: WriteRun) -> None:
     settings = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**settings, "spike": 0}))
     assert not any("times the smoothed" in text for text in looked(folder).warnings)
+
+
+def test_a_held_out_loss_that_turns_up_is_named(write_run: WriteRun) -> None:
+    folder = write_run()
+    losses = [2.7, 2.9, 3.1, 3.2]
+    append(folder / "metrics.jsonl", *(line(41 + i, held_out_loss=loss) for i, loss in enumerate(losses)))
+    run = looked(folder)
+    assert len(run.warnings) == 1
+    assert run.warnings[0].startswith("the held-out loss turns up (2.7000 after step 41, 3.1000 now)")
+    # what the run itself has said is not said twice
+    (folder / "log.txt").write_text(f"warning: {run.warnings[0]}\n")
+    run.look()
+    assert len(run.warnings) == 1
+
+
+def test_what_going_on_is_worth(write_run: WriteRun, ggtune_status: Callable[[Path], str]) -> None:
+    folder = write_run(total=400)
+    assert looked(folder).forecast() == []
+    more = {step: {"held_out_loss": 2 + 2 * 0.5 ** (step / 20)} for step in range(60, 201, 20)}
+    append(folder / "metrics.jsonl", *(line(i, **more.get(i, {})) for i in range(41, 201)))
+    run = looked(folder)
+    first, *others = run.forecast()
+    assert first.startswith("Outlook: another epoch is worth about 0.0")
+    assert "the 200 steps that are left" in first
+    assert first in "".join(text.plain for text in frame(run, 200, 60))
+    assert first in ggtune_status(folder)
+    assert parts_of(run, {})["forecast"] == " ".join([first, *others])
+    assert run.curve() is run.curve()  # fitted once
+    status = json.loads((folder / "status.json").read_text())
+    (folder / "status.json").write_text(json.dumps({**status, "state": "finished"}))
+    ended = looked(folder).forecast()
+    assert len(ended) == 1
+    assert "that are left" not in ended[0]
 
 
 def test_a_run_without_steps_for_long_is_named(write_run: WriteRun) -> None:

@@ -5,7 +5,6 @@ import time
 from dataclasses import dataclass, field
 
 from ggtune.board.collection import Entry
-from ggtune.board.forecast import curve_of
 from ggtune.report.plots import DARK_CSS, LIGHT_CSS, Plot, all_figures
 
 WIDTHS = (360, 560, 760, 1140)  # of a figure: pages take the one that fits
@@ -34,7 +33,7 @@ class Figures:
         with entry.lock:
             records = entry.run.history.records()
             total = entry.run.status.total_steps if entry.run.status is not None else None
-            fit = curve_of(entry.run)
+            fit = entry.run.curve()
         return all_figures({entry.name: records}, fit=fit, fit_to=total)
 
     def svg(self, entry: Entry, key: str, width: int) -> str | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ggtune.board.answers import Answers
+from ggtune.board.forecast import Forecast
 from ggtune.board.results import Results
 from ggtune.errors import GgtuneError
 from ggtune.run.history import History, is_number
@@ -16,6 +17,9 @@ from ggtune.run.progress import format_duration
 from ggtune.run.status import DEAD, RUNNING, RunStatus, read_status, read_status_file
 from ggtune.run.tail import Tail, json_objects
 from ggtune.run.watchdog import spike_text
+from ggtune.train.curve import CurveFit
+from ggtune.train.monitor import Monitor
+from ggtune.train.verdict import turn_text
 
 LOG = "log.txt"  # of a detached run
 _MOST_LINES = 200  # of the log, and warnings
@@ -41,6 +45,8 @@ class LiveRun:
         self.history = History()
         self.answers = Answers()
         self.results = Results(folder)
+        self._forecast = Forecast()
+        self._monitor = Monitor()
         self.log: deque[str] = deque(maxlen=_MOST_LINES)
         self.is_whole = False  # all of the metrics is read
         self.versions = dict.fromkeys(self.PARTS, 0)
@@ -48,7 +54,7 @@ class LiveRun:
             Tail(path) for path in (outputs.metrics, folder / "samples.jsonl", folder / LOG)
         )
         self._reading = self.history  # what is read anew takes the place of the old when it is whole
-        self._spikes: deque[str] = deque(maxlen=_MOST_LINES)
+        self._trouble: deque[str] = deque(maxlen=_MOST_LINES)
         self._config: tuple[tuple[int, int] | None, Mapping[str, Any]] = (None, {})
         self._diagnosis: tuple[tuple[int, int] | None, list[str]] = (None, [])
         self._warnings: list[str] = []
@@ -83,6 +89,14 @@ class LiveRun:
         self._read_warnings()
         return more
 
+    def forecast(self) -> list[str]:
+        """Say what going on is worth; nothing where too little was measured to say so."""
+        return self._forecast.lines(self.history, self.status)
+
+    def curve(self) -> CurveFit | None:
+        """Return the curve fitted to the held-out losses, None where too few were measured."""
+        return self._forecast.curve(self.history, self.status)
+
     def look_at_results(self) -> None:
         """Read answers before and after, and scores: for who looks at this run."""
         self.versions["results"] += self.results.look()
@@ -95,11 +109,11 @@ class LiveRun:
     def _read_metrics(self) -> bool:
         look = self._metrics.look()
         if look.began_anew:
-            self._reading = History()
-            self._spikes.clear()
+            self._reading, self._monitor = History(), Monitor()
+            self._trouble.clear()
         records = json_objects(look.lines)
         if records:
-            self._note_spikes(records)
+            self._note_trouble(records)
             self._reading.add(records)
         if look.is_more and self._reading is not self.history and self.history.n_records:
             return True
@@ -109,20 +123,32 @@ class LiveRun:
         self.is_whole = not look.is_more
         return look.is_more
 
-    def _note_spikes(self, records: list[dict[str, Any]]) -> None:
+    def _note_trouble(self, records: list[dict[str, Any]]) -> None:
         factor = self.config.get("spike")
         factor = float(factor) if is_number(factor) else _SPIKE
         before = self._reading.last[-1] if self._reading.last else {}
         n_before = self._reading.n_records
         for i, record in enumerate(records):
             if dropped := record.get("dropped"):
-                self._spikes.append(f"step {record.get('step')} was dropped: {dropped}"[:_LONGEST_LINE])
+                self._trouble.append(f"step {record.get('step')} was dropped: {dropped}"[:_LONGEST_LINE])
             loss, smoothed = record.get("loss"), before.get("smoothed_loss")
             if is_number(loss) and is_number(smoothed) and loss > factor * smoothed > 0:
                 text = spike_text(record.get("step", 0), loss, smoothed, n_before + i, factor)
                 if text is not None:
-                    self._spikes.append(text.removeprefix("warning: "))
+                    self._trouble.append(text.removeprefix("warning: "))
             before = record
+            self._note_turn(record)
+
+    def _note_turn(self, record: Mapping[str, Any]) -> None:
+        """Watch for overfitting by what the run itself watches it by."""
+        monitor, loss, held_out = self._monitor, record.get("loss"), record.get("held_out_loss")
+        if is_number(loss):
+            monitor.update(loss, 0.0)
+        if is_number(held_out):
+            monitor.measure(held_out, record.get("step", 0))
+            if monitor.has_turned_up and not monitor.turn_told:
+                monitor.turn_told = True
+                self._trouble.append(turn_text(monitor).removeprefix("warning: "))
 
     def _read_samples(self) -> bool:
         look = self._samples.look()
@@ -164,7 +190,7 @@ class LiveRun:
         path = self.folder / "diagnosis.json"
         if (signature := _signature(path)) != self._diagnosis[0]:
             self._diagnosis = signature, _findings(read_status_file(path))
-        warnings = [*self._spikes]
+        warnings = [*self._trouble]
         told = {f"warning: {text}" for text in warnings}
         warnings += [
             line.removeprefix("warning: ") for line in self.log if line.startswith("warning: ") and line not in told

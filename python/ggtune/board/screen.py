@@ -7,7 +7,6 @@ from typing import Any
 from rich.text import Text
 
 from ggtune.board.chart import LEAST_HEIGHT, loss_chart
-from ggtune.board.forecast import forecast_text
 from ggtune.board.live import LiveRun
 from ggtune.run.history import is_number
 from ggtune.run.progress import format_duration
@@ -49,8 +48,8 @@ def frame(run: LiveRun, width: int, height: int, *, plain: bool = False, hint: s
     if height < len(lines) + 3:
         return _cut([bars[0], *figures, *head, *_warnings(run, 1, plain)], width, height)
     below = _warnings(run, _MOST_WARNINGS, plain)
-    if text := forecast_text(run):
-        below = [Text(printable(text, plain=plain), style="green"), *below]
+    for text in reversed(run.forecast()):
+        below = [*_wrapped(printable(text, plain=plain), width, "green"), *below]
     room = height - len(lines) - len(below)
     answers = _answers(run, width, min(room // 2, room - LEAST_HEIGHT - 1), plain)
     chart = loss_chart(run.history.records(ends=False), width, room - len(answers) - bool(answers), plain=plain)

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ggtune.board.answers import Question
-from ggtune.board.forecast import forecast_text
 from ggtune.board.live import LiveRun
 from ggtune.run.history import is_number
 from ggtune.run.progress import format_duration
@@ -76,7 +75,7 @@ def parts_of(run: LiveRun, versions: Mapping[str, int]) -> dict[str, Any]:
     parts: dict[str, Any] = {"versions": dict(run.versions)}
     if "status" in changed or "figures" in changed:
         parts["facts"] = facts_of(run)
-        parts["forecast"] = forecast_text(run)
+        parts["forecast"] = " ".join(run.forecast())
         parts["settings"] = settings_of(run)
     if "samples" in changed:
         parts["questions"] = [_question(question) for question in run.answers.questions()]

@@ -18,7 +18,7 @@ def command(run: Path | None) -> None:
     from ggtune.run.status import read_status
 
     if run is not None:
-        for line in details(read_status(run)):
+        for line in [*details(read_status(run)), *_outlook(run)]:
             click.echo(line)
         return
     runs = known_runs()
@@ -29,6 +29,16 @@ def command(run: Path | None) -> None:
             click.echo(f"{folder}: {summary(read_status(folder))}")
         except GgtuneError as error:
             click.echo(str(error))
+
+
+def _outlook(run: Path) -> list[str]:
+    """Say what going on is worth, as far as the held-out losses tell."""
+    from ggtune.board.live import LiveRun
+
+    seen = LiveRun(run)
+    while seen.look():
+        pass
+    return seen.forecast()
 
 
 def summary(status: "RunStatus") -> str:
