@@ -114,6 +114,17 @@ def test_a_spike_does_not_flatten_the_chart(run: LiveRun) -> None:
     assert loss_chart(records, 60, 12)[0].plain.split("│")[0].strip() < "4"
 
 
+def test_texts_are_cut_between_words(run: LiveRun) -> None:
+    answer = "one two three four five six seven eight nine ten " * 3
+    append(run.folder / "samples.jsonl", {"step": 41, "question": "What is neon?\nTell me.", "answer": answer})
+    run.look()
+    lines = [text.plain for text in frame(run, 50, 40)]
+    at = next(i for i, text in enumerate(lines) if text.startswith("A  one"))
+    assert lines[at : at + 2] == [
+        "A  one two three four five six seven eight nine", "   ten one two three four five six seven eight",
+    ]  # fmt: skip
+
+
 def test_a_folder_that_is_gone(tmp_path: Path) -> None:
     run = LiveRun(tmp_path / "none")
     run.look()

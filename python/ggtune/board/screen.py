@@ -20,6 +20,8 @@ _TIMES = {RUNNING: "so far"}
 _MOST_WARNINGS = 3
 _NAME_WIDTH = 18  # of a bar's name
 _TWO_BARS = 16  # lines of a screen that has room for both
+_WARNING_LINES = 4
+_HIGH = 36  # lines of a screen on which warnings are whole
 _ANSWER_LINES = 2  # of a question and of an answer
 _HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}  # categories of Unicode: a terminal might obey them
 
@@ -47,7 +49,7 @@ def frame(run: LiveRun, width: int, height: int, *, plain: bool = False, hint: s
     lines = [*head, *bars, *figures]
     if height < len(lines) + 3:
         return _cut([bars[0], *figures, *head, *_warnings(run, 1, plain)], width, height)
-    below = _warnings(run, _MOST_WARNINGS, plain)
+    below = _whole_warnings(run, width, plain) if height >= _HIGH else _warnings(run, _MOST_WARNINGS, plain)
     for text in reversed(run.forecast()):
         below = [*_wrapped(printable(text, plain=plain), width, "green"), *below]
     room = height - len(lines) - len(below)
@@ -154,6 +156,14 @@ def _warnings(run: LiveRun, most: int, plain: bool) -> list[Text]:
     return [Text(f"! {printable(text, plain=plain)}", style="yellow") for text in run.warnings[-most:]]
 
 
+def _whole_warnings(run: LiveRun, width: int, plain: bool) -> list[Text]:
+    """Return the last warnings, each on as many lines as it needs."""
+    lines: list[Text] = []
+    for text in run.warnings[-_MOST_WARNINGS:]:
+        lines += _wrapped(f"! {printable(text, plain=plain)}", width, "yellow", indent="  ", most=_WARNING_LINES)
+    return lines
+
+
 def _answers(run: LiveRun, width: int, room: int, plain: bool) -> list[Text]:
     """Return questions with their last answers, as many as there is room for."""
     lines: list[Text] = []
@@ -171,13 +181,18 @@ def _answers(run: LiveRun, width: int, room: int, plain: bool) -> list[Text]:
     return lines
 
 
-def _wrapped(text: str, width: int, style: str, *, indent: str = "   ") -> list[Text]:
-    """Cut a text into lines by columns; what goes on beyond the last is left out."""
+def _wrapped(text: str, width: int, style: str, *, indent: str = "   ", most: int = _ANSWER_LINES) -> list[Text]:
+    """Cut a text into lines, between words where there are some; what goes on beyond the last line is left out."""
     lines: list[Text] = []
-    while text and len(lines) < _ANSWER_LINES:
+    while text and len(lines) < most:
         line = Text(text, style=style)
         line.truncate(max(width, 1), overflow="crop")
-        rest = text[len(line.plain.rstrip()) :].lstrip()
+        n = len(line.plain.rstrip())
+        if n < len(text) and text[n] != " " and (space := text.rfind(" ", len(indent) + n // 2, n)) > 0:
+            n = space
+        rest = text[n:].lstrip()
+        if rest:
+            line.right_crop(len(line.plain) - n)
         lines.append(line)
         text = indent + rest if rest else ""
     return lines
