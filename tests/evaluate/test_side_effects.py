@@ -139,7 +139,7 @@ def test_diagnose_says_and_writes(trained: Trained, tmp_path: Path) -> None:
 def test_a_run_that_can_not_be_checked_is_no_error(trained: Trained, tmp_path: Path) -> None:
     """Its model is made, perhaps after days."""
     notes = Notes()
-    found = check_run(tmp_path, MODEL, GOLDEN / "none.gguf", (), trained_s=1.0, threads=1, reporter=notes)
+    found = check_run(tmp_path, (MODEL, ()), (GOLDEN / "none.gguf", ()), trained_s=1.0, threads=1, reporter=notes)
     assert (found.general, found.findings) == (None, ())
     assert "can't be told" in notes.texts[0]
     assert "holds no run" in notes.texts[1]
@@ -152,7 +152,7 @@ def test_a_checked_run_has_both_files(trained: Trained, tmp_path: Path, monkeypa
     seen: list[float] = []
     monkeypatch.setattr(checked, "diagnose", lambda *_, seconds, **__: seen.append(seconds) or [finding])
     for trained_s in (1.0, 1000.0, 1e6):
-        found = check_run(folder, MODEL, MODEL, trained.adapters, trained_s=trained_s, threads=1)
+        found = check_run(folder, (MODEL, ()), (MODEL, trained.adapters), trained_s=trained_s, threads=1)
         assert found.findings == (finding,)
     assert seen == [8.0, 100.0, 240.0]
     assert found.general is not None

@@ -37,6 +37,13 @@ if TYPE_CHECKING:
     "question on each line (.txt) or with answers (any data format), or 0 for none.  [default: 5]",
     metavar="HOW",
 )
+@click.option(
+    "--check/--no-check",
+    default=True,
+    show_default=True,
+    help="At the end say what the training has broken (perplexity of a general text, general questions) and what is "
+    "wrong with the run.",
+)
 @click.option("--resume", is_flag=True, help="Go on from the newest checkpoint in --out; options not given stay.")
 @click.option("--overwrite", is_flag=True, help="Start anew in a folder that already holds a run.")
 @detach_option
@@ -52,6 +59,7 @@ def command(
     no_merge: bool,
     which: "Which",
     questions: str | None,
+    check: bool,
     resume: bool,
     overwrite: bool,
     detach: bool,
@@ -60,8 +68,8 @@ def command(
     """Train on the questions and answers in DATA, merge, and package: a model for Ollama in one go.
 
     The folder --out gets adapter.gguf, model.gguf (the merged model) and proof.json (what it has kept of the adapter),
-    both not with --no-merge, Modelfile, metrics.jsonl, before_after.jsonl (the --questions and their answers) and
-    checkpoints.
+    both not with --no-merge, Modelfile, metrics.jsonl, before_after.jsonl (the --questions and their answers),
+    general.json and diagnosis.json (the --check) and checkpoints.
     """
     from ggtune import pipeline
     from ggtune.evaluate.before_after import DEFAULT_QUESTIONS, OPTION
@@ -86,7 +94,7 @@ def command(
     before = read_settings(out / "config.json") if resume else None
     config = settings(context, "train", checkpoint, before=before)
     questions = questions or (pipeline.questions_of_run(out) if resume else None) or DEFAULT_QUESTIONS
-    packaging = pipeline.Packaging(name, store, outtype, which, merge=not no_merge, questions=questions)
+    packaging = pipeline.Packaging(name, store, outtype, which, merge=not no_merge, questions=questions, check=check)
     options = pipeline.TrainOptions(checkpoint, overwrite, listed=True)
     with ending_on_signal(resume_command(out)):
         result = pipeline.run(config, outputs, packaging, options, reporter)
@@ -98,16 +106,21 @@ def end_of_chain(result: "RunResult", out: Path) -> None:
 
     A run that has diverged is not packaged.
     """
+    from ggtune.evaluate.diagnosis import MERGE
+
     training, adapter = result.training, result.adapter
     if adapter is None:
         say(f"Nothing is packaged. The adapter of the last step: {training.adapter}")
-        end_of_run(training)
+        end_of_run(training, result.checked.findings)
         return
     if result.asked is not None:
         for line in [*result.asked.lines(width=shutil.get_terminal_size((100, 24)).columns), ""]:
             say(line)
     if result.worst is not None and (line := result.worst.line()):
         say(line)
+    if result.checked.general is not None:
+        for line in result.checked.general.lines():
+            say(line[:1].upper() + line[1:])
     say(str(result.package))
     asked = str(result.merged or f"{training.config.model} --lora {adapter.path}")
     say(f'Or without Ollama: ggtune ask --model {asked} "..."')
@@ -116,6 +129,7 @@ def end_of_chain(result: "RunResult", out: Path) -> None:
     advice = result.merge.advice() if result.merge is not None else []
     for line in advice:
         say(line)
-    end_of_run(training)
+    # a merge that is not good has its advice already
+    end_of_run(training, [found for found in result.checked.findings if not advice or found.kind != MERGE])
     if advice:
         raise click.exceptions.Exit(1)

@@ -1,7 +1,7 @@
 """What ``train``, ``run`` and ``finetune`` share: settings from options, an interruption, the end of the run."""
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ STATUSES = (
 )
 
 if TYPE_CHECKING:
+    from ggtune.evaluate.diagnosis import Finding
     from ggtune.run.checkpoint import Checkpoint
     from ggtune.train.result import Result
 
@@ -48,12 +49,19 @@ def settings(
     return config
 
 
-def end_of_run(result: "Result") -> None:
-    """Print what did not go as it should: the last that a command says. The process ends with 3 after divergence."""
+def end_of_run(result: "Result", findings: "Sequence[Finding]" = ()) -> None:
+    """Print what did not go as it should: the last that a command says. The process ends with 3 after divergence.
+
+    ``findings`` are those of a diagnosis; what is said already is not said twice.
+    """
     from ggtune.train.verdict import DIVERGED_STATUS, has_diverged, verdicts
 
-    for line in verdicts(result):
+    said = verdicts(result)
+    for line in said:
         say(line)
+    for finding in findings:
+        if finding.severity != "note" and not any(f"has {finding.kind}" in line for line in said):
+            say(finding.line())
     if has_diverged(result):
         raise click.exceptions.Exit(DIVERGED_STATUS)
 

@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ggtune.config import TrainConfig
 from ggtune.errors import GgtuneError
 from ggtune.evaluate.before_after import DEFAULT_QUESTIONS
+from ggtune.evaluate.general.change import Subject as GeneralSubject
 from ggtune.evaluate.proved_merge import ProvedMerge
 from ggtune.evaluate.subject import open_subject
 from ggtune.evaluate.subject_text import SubjectText
@@ -18,6 +19,7 @@ from ggtune.files import replace_text
 from ggtune.gguf.merge import check_outtype, disk_bytes, retyped
 from ggtune.ollama.package import PackageResult, check_packaging
 from ggtune.pipeline.asked_twice import AskedTwice, Asking
+from ggtune.pipeline.checked import Checked, check_run, findings_of
 from ggtune.pipeline.merging import MergeOptions, merge
 from ggtune.pipeline.packaging import PackageOptions, package
 from ggtune.pipeline.training import TrainOptions, claim_folder, find_checkpoint, settings, train, train_for
@@ -44,6 +46,7 @@ class Packaging:
     which: Which = "auto"  # step whose adapter is taken
     merge: bool = True  # False: the base is packaged with the adapter beside it
     questions: str = DEFAULT_QUESTIONS  # asked before and after: a number of held-out rows, or a file
+    check: bool = True  # say what the training has broken, and what is wrong with the run
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for ``status.json``."""
@@ -54,6 +57,7 @@ class Packaging:
             "outtype": self.outtype,
             "which": self.which,
             "merge": self.merge,
+            "check": self.check,
             "questions": self.questions if self.questions.isdecimal() else str(Path(self.questions).absolute()),
         }
 
@@ -72,6 +76,7 @@ class Packaging:
             which if which in ("best", "last") else "auto",
             merge=merge is not False,
             questions=str(values.get("questions", DEFAULT_QUESTIONS)),
+            check=values.get("check", True) is not False,
         )
 
 
@@ -86,6 +91,7 @@ class RunResult:
     package: PackageResult | None = None
     asked: AskedTwice | None = None  # the questions before and after; None where there were none
     worst: WorstRows | None = None  # training rows that were learned worst; None where they could not be measured
+    checked: Checked = field(default_factory=Checked)  # empty where nobody has asked for it
 
 
 def run(
@@ -126,7 +132,8 @@ def run(
         prepared=asking.before,
     )
     if has_diverged(result):
-        return RunResult(result)
+        findings = findings_of(folder, threads=config.threads, reporter=reporter) if packaging.check else ()
+        return RunResult(result, checked=Checked(findings=findings))
     chosen = chosen_adapter(folder, packaging.which)
     reporter.note(f"Adapter: {chosen.path}: {chosen.reason}")
     if not packaging.merge:
@@ -134,14 +141,29 @@ def run(
         packaged = package(base, packaging.name, beside)
         asked = asking.after(base, [(str(chosen.path), 1.0)], threads=config.threads)
         worst = _worst(folder, packaging.which, result, reporter)
-        return RunResult(result, chosen, package=packaged, asked=asked, worst=worst)
+        checked = _checked(folder, packaging, result, (base, [(chosen.path, 1.0)]), reporter)
+        return RunResult(result, chosen, package=packaged, asked=asked, worst=worst, checked=checked)
     merged = folder / MERGED
     reporter.note(f"Merging into {merged} ...")
     proved = _merge(result.config, chosen, merged, packaging, reporter)
     packaged = package(merged, packaging.name, PackageOptions(out=folder, store=packaging.store))
     asked = asking.after(merged, (), threads=config.threads)
     worst = _worst(folder, packaging.which, result, reporter)
-    return RunResult(result, chosen, merged, proved, packaged, asked, worst)
+    checked = _checked(folder, packaging, result, (merged, ()), reporter)
+    return RunResult(result, chosen, merged, proved, packaged, asked, worst, checked)
+
+
+def _checked(folder: Path, packaging: Packaging, result: Result, after: GeneralSubject, reporter: Reporter) -> Checked:
+    if not packaging.check:
+        return Checked()
+    return check_run(
+        folder,
+        (result.config.model, ()),
+        after,
+        trained_s=result.seconds,
+        threads=result.config.threads,
+        reporter=reporter,
+    )
 
 
 def _worst(folder: Path, which: Which, result: Result, reporter: Reporter) -> WorstRows | None:

@@ -1,12 +1,12 @@
 """A run that has ended, looked at: what it has broken, and what is wrong with it."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ggtune.errors import GgtuneError
 from ggtune.evaluate.diagnosis import Finding, diagnose, write_findings
 from ggtune.evaluate.general.change import GeneralChange, what_it_broke
+from ggtune.evaluate.general.change import Subject as GeneralSubject
 from ggtune.pipeline.side_effects import write_general
 from ggtune.run.progress import Reporter
 
@@ -23,15 +23,14 @@ class Checked:
 
 def check_run(
     folder: Path,
-    base: str | Path,
-    result: str | Path,
-    adapters: Sequence[tuple[str | Path, float]],
+    before: GeneralSubject,
+    after: GeneralSubject,
     *,
     trained_s: float,
     threads: int = 0,
     reporter: Reporter | None = None,
 ) -> Checked:
-    """Compare the ``result`` (a merged model, or the base with ``adapters``) with its base, and diagnose the run.
+    """Compare what a run hands on with its base, and diagnose the run.
 
     It takes a small part of the ``trained_s`` seconds of the training. Writes ``general.json`` and ``diagnosis.json``;
     what can't be measured is told to the ``reporter``: the model is made.
@@ -40,7 +39,7 @@ def check_run(
     seconds = min(_MOST_S, max(_LEAST_S, _SHARE * trained_s))
     general = None
     try:
-        general = what_it_broke((base, ()), (result, adapters), threads=threads, seconds=seconds)
+        general = what_it_broke(before, after, threads=threads, seconds=seconds)
         write_general(folder, general)
     except GgtuneError as error:
         reporter.note(f"What the training has broken can't be told: {error}")

@@ -9,7 +9,7 @@ from pathlib import Path
 from ggtune.files import check_writable, replacing
 from ggtune.setting_texts import EVENT_LOGS
 
-MADE_OF_RUN = ("before_after.jsonl", "worst_rows.json", "comparison.json")
+MADE_OF_RUN = ("before_after.jsonl", "worst_rows.json", "comparison.json", "general.json", "diagnosis.json")
 """Files of a run folder that are about its training alone: a new run in the folder makes them anew."""
 
 
