@@ -4,14 +4,21 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from planted_runs import ROWS, shuffled, train
 
+from ggtune import _core
+from ggtune.data.samples import Sample
 from ggtune.demo import MODEL
 from ggtune.errors import DivergedError, GgtuneError
 from ggtune.evaluate import diagnosis
+from ggtune.evaluate.answer_order import MOST_ROWS, dependence, rows_to_look_at
 from ggtune.evaluate.diagnosis import Finding, read_findings, write_findings
+from ggtune.evaluate.log_probs import Likelihood
+from ggtune.evaluate.verify import samples_of
 from ggtune.gguf.merge import merge_adapters
+from ggtune.run.job import read_settings
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +37,27 @@ def only(findings: list[Finding], kind: str) -> Finding:
 
 def test_nothing_is_said_of_a_good_run(good: Path) -> None:
     assert diagnose(good) == []
+
+
+def test_what_a_question_is_worth(good: Path) -> None:
+    """Against the losses of each answer behind both questions, one text after another."""
+    config = read_settings(good / "config.json")
+    assert config is not None
+    rows = rows_to_look_at(samples_of(config).training)
+    assert 24 <= len(rows) <= MOST_ROWS
+    model = _core.Model(str(MODEL))
+
+    def loss(question: Sample, answer: Sample) -> float:
+        tokens = np.concatenate([question.tokens[: question.n_prompt], answer.tokens[answer.n_prompt :]])
+        return -float(_core.decode_log_probs(model, tokens)[question.n_prompt - 1 :].sum(dtype=np.float64))
+
+    found = dependence(Likelihood(model, threads=1), rows)
+    own = sum(loss(row, row) for row in rows)
+    others = sum(loss(before, row) for before, row in zip([rows[-1], *rows[:-1]], rows, strict=True))
+    n_targets = sum(len(row.tokens) - row.n_prompt for row in rows)
+    assert found.n_rows == len(rows)
+    assert found.gain.value == pytest.approx((others - own) / n_targets, rel=1e-3)
+    assert found.is_there
 
 
 def test_shuffled_answers(tmp_path: Path) -> None:

@@ -1,15 +1,19 @@
 """The commands eval-choice, eval-general and diagnose, and the functions behind them."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
+from click.testing import Result as Invoked
 from quick_runs import Trained
 
 from ggtune import pipeline
 from ggtune.cli import cli
+from ggtune.cli.training import end_of_run
+from ggtune.config import TrainConfig
 from ggtune.demo import MODEL
 from ggtune.errors import GgtuneError
 from ggtune.evaluate.diagnosis import Finding, read_findings
@@ -18,12 +22,13 @@ from ggtune.pipeline.checked import check_run
 from ggtune.pipeline.side_effects import ChoiceOptions, GeneralOptions, measure_choices, measure_on_general
 from ggtune.run.progress import Reporter
 from ggtune.scores.statistics import paired_difference
+from ggtune.train.result import Result
 
 GOLDEN = Path(__file__).parents[1] / "golden/choice"
 TEXT = "The river was high. Nobody crossed it.\n\nOn the third day the rain stopped, and the old ferry went again.\n\n"
 
 
-def run(*arguments: object) -> Result:
+def run(*arguments: object) -> Invoked:
     return CliRunner().invoke(cli, [str(argument) for argument in arguments])
 
 
@@ -158,6 +163,42 @@ def test_a_checked_run_has_both_files(trained: Trained, tmp_path: Path, monkeypa
     assert found.general is not None
     assert json.loads((folder / "general.json").read_text())["lines"] == found.general.lines()
     assert read_findings(folder) == [finding]
+
+
+def test_what_was_found_is_said_last(capsys: pytest.CaptureFixture[str]) -> None:
+    """But for notes, and for what the verdict on the losses says already."""
+    overfitted = Finding("overfitted", "warning", "It rose.", "Give fewer --epochs.")
+    template = Finding("wrong template", "warning", "It is another one.", "Leave it out.")
+    note = Finding("overfitted", "note", "By heart.", "")
+    plain = Result(
+        config=TrainConfig(model="m", data="d"),
+        steps=100,
+        stop_reason="all 100 steps are done",
+        loss=1.0,
+        smoothed_loss=1.0,
+        held_out_loss=None,
+        held_out_before=None,
+        best_held_out=None,
+        best_step=None,
+        first_loss=2.0,
+        start_loss=2.0,
+        n_updates=100,
+        steps_per_epoch=40,
+        is_under=False,
+        is_flat=False,
+        n_tokens=1000,
+        seconds=1.0,
+        adapter=Path("adapter.gguf"),
+    )
+    end_of_run(plain, [template, overfitted, note])
+    assert capsys.readouterr().out.splitlines() == [template.line(), overfitted.line()]
+    told = dataclasses.replace(
+        plain, turned_up=True, held_out_before=9.0, held_out_loss=3.0, best_held_out=2.0, best_step=4
+    )
+    end_of_run(told, [template, overfitted])
+    *_, verdict, last = capsys.readouterr().out.splitlines()
+    assert verdict.startswith("The run has overfitted")
+    assert last == template.line()
 
 
 def test_the_pipeline_offers_them() -> None:
