@@ -56,7 +56,7 @@ def test_what_a_question_is_worth(good: Path) -> None:
     others = sum(loss(before, row) for before, row in zip([rows[-1], *rows[:-1]], rows, strict=True))
     n_targets = sum(len(row.tokens) - row.n_prompt for row in rows)
     assert found.n_rows == len(rows)
-    assert found.gain.value == pytest.approx((others - own) / n_targets, rel=1e-3)
+    assert found.gain.value == pytest.approx((others - own) / n_targets, rel=1e-2)
     assert found.is_there
 
 
