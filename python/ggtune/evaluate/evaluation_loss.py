@@ -125,8 +125,7 @@ class Engine:
         """Give the loss of each sample with its index, micro-batch by micro-batch."""
         for batch in self._batches(samples):
             found = self._engine.evaluate(*batch.arrays, predictions=True)
-            assert found.predictions is not None or not found.n_targets
-            right = batch.targets == found.predictions if found.predictions is not None else batch.weights > 1
+            right = batch.targets == found.predictions
             ends = np.flatnonzero(np.diff(batch.sequences, append=-1)) + 1
             for index, begin, end in zip(batch.samples, [0, *ends[:-1]], ends, strict=True):
                 yield index, _sample_loss(batch.weights[begin:end], found.log_probs[begin:end], right[begin:end])
