@@ -28,17 +28,24 @@ def ggtune_eval(*args: object) -> Result:
     return CliRunner().invoke(cli, ["eval", *map(str, args), "--threads", "1"])
 
 
+def scores_in(text: str) -> list[str]:
+    """The lines behind the one that says what was measured."""
+    lines = text.splitlines()
+    begin = next(i for i, line in enumerate(lines) if "questions answered" in line) + 1
+    return lines[begin : begin + len(METRICS)]
+
+
 def test_a_table_with_intervals(folder: Path) -> None:
     found = ggtune_eval(folder, "--max-tokens", 16)
     assert found.exit_code == 0, found.output
-    table = [line for line in found.stdout.splitlines() if line.startswith("  ")]
+    table = scores_in(found.stdout)
     assert [line.strip().rsplit("  ", 1)[0].strip() for line in table] == [metric.title for metric in METRICS.values()]
     assert all(re.search(r" \d+\.\d+ \[\d+\.\d+, \d+\.\d+\]$", line) for line in table), found.stdout
     assert "2 samples, 2 questions answered" in found.stdout
     assert f"{folder}/evaluation/best/answers.jsonl" in found.stdout
     again = ggtune_eval(folder, "--max-tokens", 16)
     assert "holds this evaluation already" in again.stdout
-    assert [line for line in again.stdout.splitlines() if line.startswith("  ")] == table
+    assert scores_in(again.stdout) == table
 
 
 def test_json_and_one_sample(folder: Path, tmp_path: Path) -> None:
