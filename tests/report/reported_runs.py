@@ -95,6 +95,8 @@ def add_everything(folder, *, text="", n=5):
     (folder / "proof.json").write_text(json.dumps({**proof, "n_answers": 8, "n_same_answers": 7}))
     finding = {"kind": "overfitted", "severity": "warning", "text": f"It learned by heart.{text}", "advice": "Less."}
     (folder / "diagnosis.json").write_text(json.dumps({"findings": [finding]}))
+    broken = [f"general text perplexity 20.1 -> 24.5 (+21.9 %){text}", "general questions 30 -> 28 of 40 right"]
+    (folder / "general.json").write_text(json.dumps({"lines": broken}))
     worst = {
         "rows": [
             {

@@ -49,6 +49,7 @@ def test_a_whole_run(tmp_path):
         "Main numbers",
         "Curves",
         "Scores",
+        "What it broke",
         "Answers before and after",
         "Answers while training",
         "Rows that are worst learned",
@@ -156,10 +157,12 @@ def test_an_old_run_folder(tmp_path):
     assert ">--gone-setting<" in settings_in(page)[0]
 
 
-@pytest.mark.parametrize(
-    "name", ["config.json", "proof.json", "diagnosis.json", "comparison.json", "worst_rows.json", "before_after.jsonl"]
-)
-@pytest.mark.parametrize("damage", ["{", "[1]", '{"rows": 3, "scores": [], "labels": [1, 2], "findings": {"a": 1}}\n'])
+JSON_FILES = ("config", "proof", "diagnosis", "general", "comparison", "worst_rows")
+OTHER = '{"rows": 3, "scores": [], "labels": [1, 2], "findings": {"a": 1}, "lines": 5}\n'
+
+
+@pytest.mark.parametrize("name", [*(f"{name}.json" for name in JSON_FILES), "before_after.jsonl"])
+@pytest.mark.parametrize("damage", ["{", "[1]", OTHER])
 def test_a_damaged_file_is_left_out_and_told(tmp_path, name, damage):
     run = add_everything(make_run(tmp_path / "run", steps=0))
     (run / name).write_text(damage + "\n[" if name.endswith("l") else damage)

@@ -13,6 +13,7 @@ from ggtune.pipeline.comparing import ComparedSubjects, compare_subjects
 from ggtune.pipeline.evaluating import EvaluateOptions, evaluate
 from ggtune.pipeline.merging import MergedRun, MergeOptions, merge, merge_run
 from ggtune.pipeline.packaging import PackageOptions, package
+from ggtune.pipeline.reporting import ReportOptions, report
 from ggtune.pipeline.side_effects import (
     ChoiceOptions,
     GeneralOptions,
@@ -40,6 +41,7 @@ __all__ = [
     "PackageOptions",
     "Packaging",
     "Progress",
+    "ReportOptions",
     "Reporter",
     "RunResult",
     "TrainOptions",
@@ -57,6 +59,7 @@ __all__ = [
     "package",
     "questions_of_run",
     "read_evaluation",
+    "report",
     "resume",
     "run",
     "settings",

@@ -35,6 +35,7 @@ class RunRecord:
     comparison: Mapping[str, Any]
     proof: Mapping[str, Any]
     findings: Rows  # of diagnosis.json
+    general: Mapping[str, Any]  # general.json: a general text and questions, before and after
     worst_rows: Mapping[str, Any]
     data_card: Mapping[str, Any]
     problems: Sequence[str] = field(default_factory=list)  # files that can't be read
@@ -74,6 +75,7 @@ def read_record(folder: Path, name: str = "", *, recover: bool = True) -> RunRec
         comparison=_object(folder / "comparison.json", problems),
         proof=_object(folder / "proof.json", problems),
         findings=objects(_object(folder / "diagnosis.json", problems).get("findings")),
+        general=_object(folder / "general.json", problems),
         worst_rows=_object(folder / "worst_rows.json", problems),
         data_card=read_data_card(folder) or (recovered_card(folder) if recover else {}),
         problems=problems,

@@ -36,6 +36,7 @@ def report_of(runs: Sequence[RunRecord], *, title: str = "", sweep_costs: Mappin
         ("curves", "Curves", _curves(runs, futures[0] if single else None)),
         ("differences", "Settings that differ", _differences(runs)),
         ("scores", "Scores", score_blocks(runs)),
+        ("general", "What it broke", _of_each(runs, _general)),
         ("answers", "Answers before and after", before_after(runs)),
         ("samples", "Answers while training", _of_each(runs, samples_while_training)),
         ("worst-rows", "Rows that are worst learned", _of_each(runs, worst_rows)),
@@ -96,7 +97,11 @@ def _found(run: RunRecord, *, single: bool) -> list[Block]:
     blocks += [Paragraph(f"{problem}.", "warning", label) for problem in run.problems]
     if not blocks:
         diagnosed = (run.folder / "diagnosis.json").exists()
-        text = "Nothing that looks wrong." if diagnosed else "No diagnosis was made of this run."
+        text = (
+            "Nothing that looks wrong."
+            if diagnosed
+            else f"No diagnosis was made of this run: ggtune diagnose {run.folder}"
+        )
         blocks.append(Paragraph(text, "good" if diagnosed else "plain", label))
     return blocks
 
@@ -126,6 +131,12 @@ def _advice(
 
 def _sentence(text: str) -> str:
     return text[:1].upper() + text[1:]
+
+
+def _general(run: RunRecord) -> list[Block]:
+    """What the training did to a general text and general questions."""
+    lines = run.general.get("lines")
+    return [Items([_sentence(str(line)) for line in lines])] if isinstance(lines, list) and lines else []
 
 
 def _numbers(runs: Sequence[RunRecord], columns: Sequence[Mapping[str, str]]) -> list[Block]:
