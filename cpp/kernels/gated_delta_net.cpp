@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include "kernels/delta_chunks.h"
 #include "kernels/scan_core.h"
 
 namespace ggtune::kernels {
@@ -9,8 +10,8 @@ namespace {
 
 using namespace detail;
 
-using ScalarGate = ScanKind<Gate::scalar, Update::delta>;
-using VectorGate = ScanKind<Gate::vector, Update::delta>;
+using VectorGate = Scan<ScanKind<Gate::vector, Update::delta>>;
+using ScalarGate = DeltaChunks;
 
 void copy_scaled(const float * from, float scale, int64_t n, float * to) {
     for (int64_t i = 0; i < n; ++i) {
@@ -24,7 +25,7 @@ ScanScratch & this_threads_scratch() {
 }
 
 // The heads of one thread, all sequences'.
-template <class Kind>
+template <class HeadScan>
 class Heads {
   public:
     Heads(const DeltaNetShape & shape, const DeltaNetOperands & x, ScanScratch & scratch, bool backward)
@@ -96,7 +97,7 @@ class Heads {
             std::copy_n(x_.k.at(token, head % shape_.n_heads_k, sequence), shape_.dim, block.k + t * block.width);
             std::copy_n(x_.v.at(token, head, sequence), shape_.dim, block.v + t * shape_.dim);
             block.beta[t] = x_.beta[i];
-            float * gate = block.gate + t * (Kind::kGate == Gate::scalar ? 1 : block.width);
+            float * gate = block.gate + t * (std::is_same_v<HeadScan, ScalarGate> ? 1 : block.width);
             for (int64_t j = 0; j < shape_.gate_width; ++j) {
                 gate[j] = std::exp(x_.g[i * shape_.gate_width + j]);
             }
@@ -112,8 +113,8 @@ class Heads {
             std::copy_n(gradient.k + t * block.width, dim, d.dk + i * dim);
             std::copy_n(gradient.v + t * dim, dim, d.dv + i * dim);
             d.d_beta[i] = gradient.beta[t];
-            if constexpr (Kind::kGate == Gate::scalar) {
-                d.dg[i] = block.gate[t] * simd::horizontal_sum(gradient.gate + t * simd::kWidth);
+            if constexpr (std::is_same_v<HeadScan, ScalarGate>) {
+                d.dg[i] = gradient.gate[t];
             } else {
                 for (int64_t j = 0; j < dim; ++j) {
                     d.dg[i * dim + j] = block.gate[t * block.width + j] * gradient.gate[t * block.width + j];
@@ -124,12 +125,12 @@ class Heads {
 
     const DeltaNetShape & shape_;
     const DeltaNetOperands & x_;
-    Scan<Kind> scan_;
+    HeadScan scan_;
 };
 
-template <class Kind, class Work>
+template <class HeadScan, class Work>
 void for_heads(const DeltaNetShape & shape, const DeltaNetOperands & x, bool backward, int ith, int nth, Work && work) {
-    Heads<Kind> heads(shape, x, this_threads_scratch(), backward);
+    Heads<HeadScan> heads(shape, x, this_threads_scratch(), backward);
     const Range mine = split_range(shape.n_heads * shape.n_sequences, ith, nth);
     for (int64_t i = mine.begin; i < mine.end; ++i) {
         work(heads, i % shape.n_heads, i / shape.n_heads);

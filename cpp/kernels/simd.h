@@ -38,7 +38,7 @@ inline void store(float * p, Vec v) {
 }
 
 inline Vec splat(float x) {
-    return Vec{} + x;
+    return x - Vec{};  // x + 0 would not be x where x is -0, and so costs an addition
 }
 
 // The first n < kWidth lanes; the others are `fill`.
