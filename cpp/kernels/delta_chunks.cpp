@@ -60,7 +60,12 @@ void multiply(float * a, const float * b) {
 }  // namespace
 
 DeltaChunks::DeltaChunks(ScanScratch & scratch, int64_t n_tokens, int64_t n_rows, int64_t width, bool backward)
-    : n_tokens_(n_tokens), n_rows_(n_rows), width_(padded_width(width)), height_(padded_width(n_rows)), key_stride_(height_ + kSkew), row_stride_(width_ + kSkew) {
+    : n_tokens_(n_tokens),
+      n_rows_(n_rows),
+      width_(padded_width(width)),
+      height_(padded_width(n_rows)),
+      key_stride_(height_ + kSkew),
+      row_stride_(width_ + kSkew) {
     int64_t n_floats = 0;
     float * base = nullptr;
     const auto place = [&](float *& part, int64_t n) {
@@ -75,7 +80,7 @@ DeltaChunks::DeltaChunks(ScanScratch & scratch, int64_t n_tokens, int64_t n_rows
         for (float ** part : {&x_.v, &out_, &inner_}) {
             place(*part, kChunk * n_rows_);
         }
-        for (float ** part : {&x_.gate, &x_.beta, &from_start_, &to_end_}) {
+        for (float ** part : {&x_.gate, &x_.beta, &from_start_}) {
             place(*part, kChunk);
         }
         place(state_, n_rows_ * width_);
@@ -129,9 +134,8 @@ void DeltaChunks::end_head() {
     transpose_copy(by_key_, key_stride_, width_, n_rows_, state_, width_);
 }
 
-void DeltaChunks::prepare() {
+void DeltaChunks::find_decay() {
     for (int64_t t = x_.n; t < kChunk; ++t) {
-        std::fill_n(x_.q + t * width_, width_, 0.0f);
         std::fill_n(x_.k + t * width_, width_, 0.0f);
         x_.gate[t] = 1.0f;
         x_.beta[t] = 0.0f;
@@ -147,13 +151,21 @@ void DeltaChunks::prepare() {
         row[t] = 1.0f;  // behind it stay zeros
     }
     to_end_ = decay_ + (kChunk - 1) * kChunk;
+}
+
+void DeltaChunks::find_products(bool with_queries) {
     transpose_copy(x_.k, width_, kChunk, width_, transposed_, kChunk);
     small_product(kChunk, kChunk, width_, {x_.k, width_, 1}, transposed_, kChunk, false, keys_, kChunk);
-    small_product(kChunk, kChunk, width_, {x_.q, width_, 1}, transposed_, kChunk, false, queries_, kChunk);
     multiply(keys_, decay_);
-    multiply(queries_, decay_);
     for (int64_t t = 0; t < kChunk; ++t) {
         keys_[t * kChunk + t] = 0.0f;
+    }
+    if (with_queries) {
+        for (int64_t t = x_.n; t < kChunk; ++t) {
+            std::fill_n(x_.q + t * width_, width_, 0.0f);
+        }
+        small_product(kChunk, kChunk, width_, {x_.q, width_, 1}, transposed_, kChunk, false, queries_, kChunk);
+        multiply(queries_, decay_);
     }
 }
 
@@ -233,8 +245,8 @@ void DeltaChunks::go_back(const float * first) {
     transpose_copy(first, key_stride_, width_, height_, by_row_, row_stride_);
     small_product(2 * kChunk, width_, height_, {scaled_, height_, 1}, by_row_, row_stride_, false, d_read_, width_);
     for (int64_t t = 0; t < kChunk; ++t) {
-        read_share_[t] = dot(d_.q + t * width_, x_.q + t * width_, width_) +
-                         dot(d_.k + t * width_, x_.k + t * width_, width_);
+        read_share_[t] =
+            dot(d_.q + t * width_, x_.q + t * width_, width_) + dot(d_.k + t * width_, x_.k + t * width_, width_);
     }
     // the products of keys with queries and with each other
     transpose_copy(added_, height_, kChunk, height_, transposed_, kChunk);

@@ -33,7 +33,8 @@ class DeltaChunks {
             const Range tokens = block_at(begin);
             pack(tokens, static_cast<const ScanBlock &>(x_));
             x_.inner = inner != nullptr ? inner + begin * n_rows_ : inner_;
-            prepare();
+            find_decay();
+            find_products(true);
             find_inner(true);
             find_outputs();
             advance();
@@ -55,10 +56,11 @@ class DeltaChunks {
             const Range tokens = block_at(block * kScanBlock);
             pack(tokens, static_cast<const ScanBlock &>(x_), nullptr);
             x_.inner = inner + tokens.begin * n_rows_;
-            prepare();
+            find_decay();
             if (known) {
                 read_inner();
             } else {
+                find_products(false);
                 find_inner(false);
             }
             advance();
@@ -70,7 +72,8 @@ class DeltaChunks {
             const Range tokens = block_at(block * kScanBlock);
             pack(tokens, static_cast<const ScanBlock &>(x_), out_);
             x_.inner = inner + tokens.begin * n_rows_;
-            prepare();
+            find_decay();
+            find_products(true);
             read_inner();
             go_back(first_states_ + block * n_states());
             take(tokens, static_cast<const ScanBlock &>(x_), static_cast<const ScanBlockGradient &>(d_));
@@ -86,9 +89,10 @@ class DeltaChunks {
         return {begin, begin + x_.n};
     }
 
-    void begin_head();  // state() into by_key_
-    void end_head();    // and back
-    void prepare();     // decay, keys by column, products of keys; rows behind the last token become zeros
+    void begin_head();                      // state() into by_key_
+    void end_head();                        // and back
+    void find_decay();                      // rows behind the last token become such that they change nothing
+    void find_products(bool with_queries);  // of keys with each other, and with queries
     void find_inner(bool with_queries);
     void read_inner();
     void find_outputs();
@@ -104,17 +108,18 @@ class DeltaChunks {
     ScanBlockGradient d_ = {};
     // [n_rows, width], the state or its gradient as it comes and goes, and between them [width, height] and [height, width]
     float *state_ = nullptr, *by_key_ = nullptr, *by_row_ = nullptr;
-    float *out_ = nullptr, *inner_ = nullptr;                        // [kScanBlock, n_rows]
-    float *u_ = nullptr, *added_ = nullptr, *d_added_ = nullptr;     // U, E, dE, then dU [kScanBlock, height]
-    float *read_ = nullptr;                                          // products with the state [2 kScanBlock, height]
-    float *d_out_ = nullptr;                                         // [kScanBlock, height]
-    float *scaled_ = nullptr;                                        // [2 kScanBlock, height]
-    float *d_read_ = nullptr;                                        // [2 kScanBlock, width]
-    float *transposed_ = nullptr;                                    // [max(width, height), kScanBlock]
+    float *out_ = nullptr, *inner_ = nullptr;                     // [kScanBlock, n_rows]
+    float *u_ = nullptr, *added_ = nullptr, *d_added_ = nullptr;  // U, E, dE, then dU [kScanBlock, height]
+    float * read_ = nullptr;                                      // products with the state [2 kScanBlock, height]
+    float * d_out_ = nullptr;                                     // [kScanBlock, height]
+    float * scaled_ = nullptr;                                    // [2 kScanBlock, height]
+    float * d_read_ = nullptr;                                    // [2 kScanBlock, width]
+    float * transposed_ = nullptr;                                // [max(width, height), kScanBlock]
     // [kScanBlock, kScanBlock]
     float *decay_ = nullptr, *keys_ = nullptr, *queries_ = nullptr, *d_keys_ = nullptr, *d_queries_ = nullptr,
           *crossing_ = nullptr;
-    float *from_start_ = nullptr, *to_end_ = nullptr, *read_share_ = nullptr, *kept_share_ = nullptr;  // [kScanBlock]
+    float *from_start_ = nullptr, *read_share_ = nullptr, *kept_share_ = nullptr;  // [kScanBlock]
+    const float * to_end_ = nullptr;                                               // the last row of decay_
     float *first_states_ = nullptr, *inner_history_ = nullptr;
 };
 

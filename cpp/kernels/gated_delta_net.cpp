@@ -36,7 +36,11 @@ class Heads {
         load_state(head, sequence);
         scan_.forward(
             inner_of(inner, head, sequence),
-            [&](Range tokens, const ScanBlock & block) { pack(head, sequence, tokens, block); },
+            [&](Range tokens, const ScanBlock & block) {
+                pack(head, sequence, tokens, block);
+                pack_queries(head, sequence, tokens, block);
+                pack_values(head, sequence, tokens, block);
+            },
             [&](Range tokens, const float * rows) {
                 for (int64_t t = 0; t < tokens.size(); ++t) {
                     std::copy_n(rows + t * shape_.dim, shape_.dim, outs.at(tokens.begin + t, head, sequence));
@@ -53,7 +57,14 @@ class Heads {
             inner_of(inner, head, sequence),
             [&](Range tokens, const ScanBlock & block, float * d_rows) {
                 pack(head, sequence, tokens, block);
-                for (int64_t t = 0; d_rows != nullptr && t < tokens.size(); ++t) {
+                if (d_rows == nullptr) {
+                    if (inner == nullptr) {
+                        pack_values(head, sequence, tokens, block);
+                    }
+                    return;
+                }
+                pack_queries(head, sequence, tokens, block);
+                for (int64_t t = 0; t < tokens.size(); ++t) {
                     std::copy_n(d_outs.at(tokens.begin + t, head, sequence), shape_.dim, d_rows + t * shape_.dim);
                 }
             },
@@ -92,15 +103,24 @@ class Heads {
         for (int64_t t = 0; t < tokens.size(); ++t) {
             const int64_t token = tokens.begin + t;
             const int64_t i = index(token, head, sequence);
-            copy_scaled(x_.q.at(token, head % shape_.n_heads_q, sequence), shape_.scale, shape_.dim,
-                        block.q + t * block.width);
             std::copy_n(x_.k.at(token, head % shape_.n_heads_k, sequence), shape_.dim, block.k + t * block.width);
-            std::copy_n(x_.v.at(token, head, sequence), shape_.dim, block.v + t * shape_.dim);
             block.beta[t] = x_.beta[i];
             float * gate = block.gate + t * (std::is_same_v<HeadScan, ScalarGate> ? 1 : block.width);
             for (int64_t j = 0; j < shape_.gate_width; ++j) {
                 gate[j] = std::exp(x_.g[i * shape_.gate_width + j]);
             }
+        }
+    }
+
+    void pack_queries(int64_t head, int64_t sequence, Range tokens, const ScanBlock & block) const {
+        for (int64_t t = 0; t < tokens.size(); ++t) {
+            copy_scaled(x_.q.at(tokens.begin + t, head % shape_.n_heads_q, sequence), shape_.scale, shape_.dim,
+                        block.q + t * block.width);
+        }
+    }
+    void pack_values(int64_t head, int64_t sequence, Range tokens, const ScanBlock & block) const {
+        for (int64_t t = 0; t < tokens.size(); ++t) {
+            std::copy_n(x_.v.at(tokens.begin + t, head, sequence), shape_.dim, block.v + t * shape_.dim);
         }
     }
 

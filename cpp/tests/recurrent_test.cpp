@@ -203,7 +203,7 @@ Floats tiled_heads(const Floats & d, int64_t dim, int64_t n_heads, int64_t n) {
 }
 
 void test_delta_net(int64_t dim, int64_t n_heads_qk, int64_t n_heads, int64_t n_tokens, int64_t n_sequences,
-                    bool vector_gate, bool differences, bool keeps) {
+                    bool vector_gate, bool differences, bool keeps, float strongest_decay = -0.6f) {
     DeltaNetShape shape = {n_tokens,   n_sequences, n_heads, n_heads_qk,
                            n_heads_qk, dim,         1,       1.0f / std::sqrt(static_cast<float>(dim))};
     shape.gate_width = vector_gate ? dim : 1;
@@ -214,7 +214,7 @@ void test_delta_net(int64_t dim, int64_t n_heads_qk, int64_t n_heads, int64_t n_
     scan.operands = {random_values(n * n_heads_qk * dim, 1, unit * 3),
                      random_values(n * n_heads_qk * dim, 2, unit),
                      random_values(n * n_heads * dim, 3),
-                     between(-0.6f, -0.01f, n * n_heads * shape.gate_width, 4),
+                     between(strongest_decay, -0.01f, n * n_heads * shape.gate_width, 4),
                      between(0.1f, 0.9f, n * n_heads, 5),
                      random_values(n_sequences * n_heads * dim * dim, 6, unit)};
     scan.outputs = {Floats(n * n_heads * dim), Floats(scan.operands[5].size())};
@@ -409,6 +409,7 @@ int main() {
         test_delta_net(37, 2, 2, 33, 1, vector_gate, true, false);
         test_delta_net(128, 1, 2, 130, 1, vector_gate, false, true);
         test_delta_net(128, 1, 2, 130, 1, vector_gate, false, false);
+        test_delta_net(32, 1, 2, 70, 1, vector_gate, false, true, -200.0f);  // gates that are 0 in float32
     }
     test_ssm_scan({5, 3, 4, 2, 7, 2, false, true});
     test_ssm_scan({16, 5, 3, 1, 67, 2, false, true});
