@@ -2,8 +2,8 @@
 
 #include <cmath>
 
-#include "kernels/delta_chunks.h"
 #include "kernels/scan_core.h"
+#include "kernels/state_chunks.h"
 
 namespace ggtune::kernels {
 namespace {
@@ -11,7 +11,7 @@ namespace {
 using namespace detail;
 
 using VectorGate = Scan<ScanKind<Gate::vector, Update::delta>>;
-using ScalarGate = DeltaChunks;
+using ScalarGate = StateChunks<Update::delta>;
 
 void copy_scaled(const float * from, float scale, int64_t n, float * to) {
     for (int64_t i = 0; i < n; ++i) {

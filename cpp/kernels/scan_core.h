@@ -5,8 +5,8 @@
 //   Update::add        e = v
 //   Update::delta      e = beta u,  u = v - (M_{t-1} gate_t) k_t
 //   Update::low_rank   e = v,  c = M_{t-1} a_t
-// The gate is one number for all of M (scalar), one for each column (vector), or exp(steps_t[row] rates[row, column])
-// (rows).
+// The gate is one number for each column (vector), or exp(steps_t[row] rates[row, column]) (rows); one number for all of M
+// is state_chunks.h's.
 //
 // Backward, a first pass over the tokens keeps the state in front of every block of them, and u or c; then each block,
 // the last one first, computes its states again and goes through them backwards.
@@ -24,7 +24,7 @@
 
 namespace ggtune::kernels::detail {
 
-enum class Gate { scalar, vector, rows };
+enum class Gate { vector, rows };
 enum class Update { add, delta, low_rank };
 enum class Read { after, before };
 
@@ -51,7 +51,7 @@ struct ScanBlock {
     float * q;      // [n, width]
     float * k;      // [n, width]
     float * v;      // [n, n_rows]
-    float * gate;   // scalar [n], vector [n, width]
+    float * gate;   // vector [n, width], of chunks [n]
     float * steps;  // rows [n, n_rows]
     float * rates;  // rows [n_rows, width]
     float * beta;   // delta [n]
@@ -65,7 +65,7 @@ struct ScanBlockGradient {
     float * q;
     float * k;
     float * v;
-    float * gate;  // scalar [n, simd::kWidth], to be summed
+    float * gate;
     float * steps;
     float * rates;
     float * beta;
@@ -85,9 +85,7 @@ template <class Kind>
 class TokenGate {
   public:
     TokenGate(const ScanBlock & x, int64_t t) {
-        if constexpr (Kind::kGate == Gate::scalar) {
-            scalar_ = simd::splat(x.gate[t]);
-        } else if constexpr (Kind::kGate == Gate::vector) {
+        if constexpr (Kind::kGate == Gate::vector) {
             values_ = x.gate + t * x.width;
         } else {
             values_ = x.rates;
@@ -96,9 +94,7 @@ class TokenGate {
         }
     }
     simd::Vec operator()(int64_t row, int64_t column) const {
-        if constexpr (Kind::kGate == Gate::scalar) {
-            return scalar_;
-        } else if constexpr (Kind::kGate == Gate::vector) {
+        if constexpr (Kind::kGate == Gate::vector) {
             return simd::load(values_ + column);
         } else {
             return simd::exp(steps_[row] * simd::load(values_ + row * width_ + column));
@@ -106,7 +102,6 @@ class TokenGate {
     }
 
   private:
-    simd::Vec scalar_ = {};
     const float * values_ = nullptr;
     const float * steps_ = nullptr;
     int64_t width_ = 0;
@@ -285,7 +280,7 @@ void scan_rows_backward(const ScanBlock & block, int64_t row, const float * stat
             read_e += dy[r] * update.e[r];
             read_c += dy[r] * update.c[r];
         }
-        Vec d_added[n] = {}, d_steps[n] = {}, d_gate = {};
+        Vec d_added[n] = {}, d_steps[n] = {};
         for (int64_t i = 0; i < x.width; i += simd::kWidth) {
             const Vec q = load(x.q + at + i), k = load(x.k + at + i);
             Vec dq = {}, dk = {}, da = {}, db = {}, d_gates = {};
@@ -340,10 +335,6 @@ void scan_rows_backward(const ScanBlock & block, int64_t row, const float * stat
             if constexpr (Kind::kGate == Gate::vector) {
                 add_to(d.gate + at + i, d_gates);
             }
-            d_gate += d_gates;
-        }
-        if constexpr (Kind::kGate == Gate::scalar) {
-            add_to(d.gate + t * simd::kWidth, d_gate);
         }
         if constexpr (Kind::kUpdate == Update::add) {
             simd::horizontal_sums(d_added, d.v + first);
@@ -377,7 +368,6 @@ class Scan {
   public:
     Scan(ScanScratch & scratch, int64_t n_tokens, int64_t n_rows, int64_t width, bool backward)
         : n_tokens_(n_tokens), n_rows_(n_rows), width_(padded_width(width)) {
-        const int64_t gate_values = Kind::kGate == Gate::scalar ? simd::kWidth : width_;
         const int64_t n_states = n_rows_ * width_;
         const int64_t n_block_rows = kScanBlock * n_rows_, n_block_columns = kScanBlock * width_;
         int64_t n_floats = 0;
@@ -394,7 +384,7 @@ class Scan {
             place(x_.v, n_block_rows);
             place(x_.steps, n_block_rows);
             place(x_.rates, n_states);
-            place(x_.gate, kScanBlock * gate_values);
+            place(x_.gate, n_block_columns);
             place(x_.beta, kScanBlock);
             place(out_, n_block_rows);
             place(inner_, n_block_rows);
@@ -402,7 +392,7 @@ class Scan {
             for (float ** p : {&d_.q, &d_.k, &d_.a, &d_.b}) {
                 place(*p, backward ? n_block_columns : 0);
             }
-            place(d_.gate, backward ? kScanBlock * gate_values : 0);
+            place(d_.gate, backward ? n_block_columns : 0);
             place(d_.beta, backward ? kScanBlock : 0);
             end_gradient_ = n_floats;
             place(d_.v, backward ? n_block_rows : 0);

@@ -2,14 +2,18 @@
 
 #include "kernels/reduce.h"
 #include "kernels/scan_core.h"
+#include "kernels/state_chunks.h"
 
 namespace ggtune::kernels {
 namespace {
 
 using namespace detail;
 
-using HeadGate = ScanKind<Gate::scalar, Update::add>;  // Mamba-2: a scan for each head
-using StateGate = ScanKind<Gate::rows, Update::add>;   // Mamba-1: one scan for the rows of many heads
+using HeadGate = StateChunks<Update::add>;                  // Mamba-2: a scan for each head
+using StateGate = Scan<ScanKind<Gate::rows, Update::add>>;  // Mamba-1: one scan for the rows of many heads
+
+template <class HeadScan>
+constexpr bool kHasRowGates = std::is_same_v<HeadScan, StateGate>;
 
 template <class F>
 void map(int64_t n, float * to, F && f) {
@@ -52,7 +56,7 @@ Scratch & this_threads_scratch() {
 }
 
 // A scan for n_heads heads at a time.
-template <class Kind>
+template <class HeadScan>
 class Scans {
   public:
     Scans(const SsmScanShape & shape, const SsmScanOperands & x, Scratch & scratch, int64_t n_heads, bool backward)
@@ -98,7 +102,7 @@ class Scans {
             [&](Range tokens, const ScanBlock & block, const ScanBlockGradient & gradient) {
                 unpack(part, head, tokens, block, gradient, d);
             });
-        if constexpr (Kind::kGate == Gate::rows) {
+        if constexpr (kHasRowGates<HeadScan>) {
             float * d_a = d.d_a + a_at(part, head);
             for (int64_t row = 0; row < n_rows_; ++row) {
                 for (int64_t i = 0; i < shape_.n_state; ++i) {
@@ -134,7 +138,7 @@ class Scans {
     void load_state(const Part & part, int64_t head) {
         copy_state(x_.states + state_at(x_.first_state[part.sequence], head), shape_.n_state, scan_.state(),
                    scan_.width());
-        if constexpr (Kind::kGate == Gate::rows) {
+        if constexpr (kHasRowGates<HeadScan>) {
             for (int64_t row = 0; row < n_rows_; ++row) {
                 std::copy_n(x_.a + (head + row / shape_.head_dim) * shape_.n_state, shape_.n_state,
                             scan_.rates() + row * scan_.width());
@@ -164,7 +168,7 @@ class Scans {
             const float * x = x_.x.at(token, head, part.sequence);
             prefetch(x_.x.at(std::min(token + kTokensAhead, shape_.n_tokens - 1), head, part.sequence), n_rows_);
             map(n_rows_, block.v + t * n_rows_, [&](auto get) { return get(x) * get(row_steps); });
-            if constexpr (Kind::kGate == Gate::rows) {
+            if constexpr (kHasRowGates<HeadScan>) {
                 std::copy_n(row_steps, n_rows_, block.steps + t * n_rows_);
             } else {
                 map(1, block.gate + t, [&](auto get) { return simd::exp(get(steps) * get(x_.a + head)); });
@@ -184,16 +188,15 @@ class Scans {
             const float * dv = gradient.v + t * n_rows_;
             map(n_rows_, d.dx + at * shape_.head_dim, [&](auto get) { return get(dv) * get(row_steps); });
             float * d_steps = gradient.steps + t * n_rows_;
-            map(n_rows_, d_steps, [&](auto get) {
-                return Kind::kGate == Gate::rows ? get(d_steps) + get(dv) * get(x) : get(dv) * get(x);
-            });
+            map(n_rows_, d_steps,
+                [&](auto get) { return kHasRowGates<HeadScan> ? get(d_steps) + get(dv) * get(x) : get(dv) * get(x); });
             float * d_dt = d.d_dt + at;
             for (int64_t h = 0; h < n_heads_; ++h) {
                 const float * of_head = d_steps + h * shape_.head_dim;
                 d_dt[h] = shape_.head_dim == 1 ? *of_head : static_cast<float>(sum(of_head, shape_.head_dim));
             }
-            if constexpr (Kind::kGate == Gate::scalar) {
-                const float d_exponent = block.gate[t] * simd::horizontal_sum(gradient.gate + t * simd::kWidth);
+            if constexpr (!kHasRowGates<HeadScan>) {
+                const float d_exponent = gradient.gate[t];
                 d_dt[0] += d_exponent * x_.a[head];
                 d.d_a[a_at(part, head)] += d_exponent * steps[0];
             }
@@ -210,12 +213,12 @@ class Scans {
     const SsmScanShape & shape_;
     const SsmScanOperands & x_;
     const int64_t n_heads_, n_rows_;
-    Scan<Kind> scan_;
+    HeadScan scan_;
     float * steps_;      // [kScanBlock, n_heads]
     float * row_steps_;  // [n_rows]
 };
 
-template <class Kind, class Work>
+template <class HeadScan, class Work>
 void for_parts(const SsmScanShape & shape, const SsmScanOperands & x, bool backward, int ith, int nth, Work && work) {
     const int64_t n_parts = ssm_scan_parts(shape);
     const int64_t group_heads = shape.n_heads / shape.n_groups;
@@ -227,8 +230,8 @@ void for_parts(const SsmScanShape & shape, const SsmScanOperands & x, bool backw
                            group,
                            i % n_parts,
                            {group * group_heads + of_group.begin, group * group_heads + of_group.end}};
-        const int64_t n_heads = Kind::kGate == Gate::rows ? part.heads.size() : 1;
-        Scans<Kind> scans(shape, x, this_threads_scratch(), n_heads, backward);
+        const int64_t n_heads = kHasRowGates<HeadScan> ? part.heads.size() : 1;
+        Scans<HeadScan> scans(shape, x, this_threads_scratch(), n_heads, backward);
         for (int64_t head = part.heads.begin; head < part.heads.end; head += n_heads) {
             work(scans, part, head);
         }

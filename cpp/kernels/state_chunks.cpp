@@ -1,4 +1,4 @@
-#include "kernels/delta_chunks.h"
+#include "kernels/state_chunks.h"
 
 namespace ggtune::kernels::detail {
 
@@ -59,7 +59,8 @@ void multiply(float * a, const float * b) {
 
 }  // namespace
 
-DeltaChunks::DeltaChunks(ScanScratch & scratch, int64_t n_tokens, int64_t n_rows, int64_t width, bool backward)
+template <Update update>
+StateChunks<update>::StateChunks(ScanScratch & scratch, int64_t n_tokens, int64_t n_rows, int64_t width, bool backward)
     : n_tokens_(n_tokens),
       n_rows_(n_rows),
       width_(padded_width(width)),
@@ -108,7 +109,9 @@ DeltaChunks::DeltaChunks(ScanScratch & scratch, int64_t n_tokens, int64_t n_rows
         for (float ** part : {&read_share_, &kept_share_, &d_.beta}) {
             place(*part, kChunk);
         }
-        place(d_.v, kChunk * n_rows_);
+        for (float ** part : {&d_.v, &d_.steps}) {
+            place(*part, kChunk * n_rows_);
+        }
         place(d_.gate, kChunk);
     };
     place_all();
@@ -125,16 +128,19 @@ DeltaChunks::DeltaChunks(ScanScratch & scratch, int64_t n_tokens, int64_t n_rows
     }
 }
 
-void DeltaChunks::begin_head() {
+template <Update update>
+void StateChunks<update>::begin_head() {
     std::fill_n(by_key_, n_states(), 0.0f);
     transpose_copy(state_, width_, n_rows_, width_, by_key_, key_stride_);
 }
 
-void DeltaChunks::end_head() {
+template <Update update>
+void StateChunks<update>::end_head() {
     transpose_copy(by_key_, key_stride_, width_, n_rows_, state_, width_);
 }
 
-void DeltaChunks::find_decay() {
+template <Update update>
+void StateChunks<update>::find_decay() {
     for (int64_t t = x_.n; t < kChunk; ++t) {
         std::fill_n(x_.k + t * width_, width_, 0.0f);
         x_.gate[t] = 1.0f;
@@ -153,12 +159,15 @@ void DeltaChunks::find_decay() {
     to_end_ = decay_ + (kChunk - 1) * kChunk;
 }
 
-void DeltaChunks::find_products(bool with_queries) {
+template <Update update>
+void StateChunks<update>::find_products(bool with_queries) {
     transpose_copy(x_.k, width_, kChunk, width_, transposed_, kChunk);
-    small_product(kChunk, kChunk, width_, {x_.k, width_, 1}, transposed_, kChunk, false, keys_, kChunk);
-    multiply(keys_, decay_);
-    for (int64_t t = 0; t < kChunk; ++t) {
-        keys_[t * kChunk + t] = 0.0f;
+    if constexpr (kRemoves) {
+        small_product(kChunk, kChunk, width_, {x_.k, width_, 1}, transposed_, kChunk, false, keys_, kChunk);
+        multiply(keys_, decay_);
+        for (int64_t t = 0; t < kChunk; ++t) {
+            keys_[t * kChunk + t] = 0.0f;
+        }
     }
     if (with_queries) {
         for (int64_t t = x_.n; t < kChunk; ++t) {
@@ -169,12 +178,17 @@ void DeltaChunks::find_products(bool with_queries) {
     }
 }
 
-void DeltaChunks::find_inner(bool with_queries) {
-    small_product(kChunk, height_, width_, {x_.k, width_, 1}, by_key_, key_stride_, false, read_, height_);
+template <Update update>
+void StateChunks<update>::find_added(bool with_queries) {
     if (with_queries) {
         small_product(kChunk, height_, width_, {x_.q, width_, 1}, by_key_, key_stride_, false, read_ + kChunk * height_,
                       height_);
     }
+    if constexpr (!kRemoves) {
+        read_added();
+        return;
+    }
+    small_product(kChunk, height_, width_, {x_.k, width_, 1}, by_key_, key_stride_, false, read_, height_);
     for (int64_t t = 0; t < x_.n; ++t) {
         float * u = u_ + t * height_;
         std::copy_n(x_.v + t * n_rows_, n_rows_, u);
@@ -189,16 +203,22 @@ void DeltaChunks::find_inner(bool with_queries) {
     std::fill_n(added_ + x_.n * height_, (kChunk - x_.n) * height_, 0.0f);
 }
 
-void DeltaChunks::read_inner() {
+template <Update update>
+void StateChunks<update>::read_added() {
     for (int64_t t = 0; t < x_.n; ++t) {
-        std::copy_n(x_.inner + t * n_rows_, n_rows_, u_ + t * height_);
-        write_scaled(u_ + t * height_, x_.beta[t], height_, added_ + t * height_);
+        if constexpr (kRemoves) {
+            std::copy_n(x_.inner + t * n_rows_, n_rows_, u_ + t * height_);
+            write_scaled(u_ + t * height_, x_.beta[t], height_, added_ + t * height_);
+        } else {
+            std::copy_n(x_.v + t * n_rows_, n_rows_, added_ + t * height_);
+        }
     }
     std::fill_n(u_ + x_.n * height_, (kChunk - x_.n) * height_, 0.0f);
     std::fill_n(added_ + x_.n * height_, (kChunk - x_.n) * height_, 0.0f);
 }
 
-void DeltaChunks::find_outputs() {
+template <Update update>
+void StateChunks<update>::find_outputs() {
     float * out = read_ + kChunk * height_;
     for (int64_t t = 0; t < kChunk; ++t) {
         write_scaled(out + t * height_, from_start_[t], height_, out + t * height_);
@@ -209,7 +229,8 @@ void DeltaChunks::find_outputs() {
     }
 }
 
-void DeltaChunks::advance() {
+template <Update update>
+void StateChunks<update>::advance() {
     for (int64_t t = 0; t < kChunk; ++t) {
         write_scaled(added_ + t * height_, to_end_[t], height_, read_ + t * height_);
     }
@@ -217,8 +238,9 @@ void DeltaChunks::advance() {
     small_product(width_, height_, kChunk, {x_.k, 1, width_}, read_, height_, true, by_key_, key_stride_);
 }
 
-void DeltaChunks::go_back(const float * first) {
-    const Operand queries = {queries_, kChunk, 1}, d_queries = {d_queries_, kChunk, 1}, d_keys = {d_keys_, kChunk, 1};
+template <Update update>
+void StateChunks<update>::go_back(const float * first) {
+    const Operand queries = {queries_, kChunk, 1}, d_queries = {d_queries_, kChunk, 1};
     for (int64_t t = 0; t < kChunk; ++t) {
         float * row = d_out_ + t * height_;
         if (t < x_.n) {
@@ -237,13 +259,21 @@ void DeltaChunks::go_back(const float * first) {
     }
     small_product(kChunk, height_, kChunk, queries.transposed(), d_out_, height_, true, d_added_, height_,
                   Filled::upper);
-    solve_backwards();
-    for (int64_t t = 0; t < kChunk; ++t) {
-        write_scaled(d_added_ + t * height_, -from_start_[t], height_, scaled_ + (kChunk + t) * height_);
+    constexpr int64_t kReads = kRemoves ? 2 * kChunk : kChunk;  // by queries, and by keys
+    if constexpr (kRemoves) {
+        solve_backwards();
+        for (int64_t t = 0; t < kChunk; ++t) {
+            write_scaled(d_added_ + t * height_, -from_start_[t], height_, scaled_ + (kChunk + t) * height_);
+        }
+    } else {
+        std::fill_n(d_.k, kChunk * width_, 0.0f);
+        for (int64_t t = 0; t < x_.n; ++t) {
+            std::copy_n(d_added_ + t * height_, n_rows_, d_.v + t * n_rows_);
+        }
     }
     // what was read from the state before the block
     transpose_copy(first, key_stride_, width_, height_, by_row_, row_stride_);
-    small_product(2 * kChunk, width_, height_, {scaled_, height_, 1}, by_row_, row_stride_, false, d_read_, width_);
+    small_product(kReads, width_, height_, {scaled_, height_, 1}, by_row_, row_stride_, false, d_read_, width_);
     for (int64_t t = 0; t < kChunk; ++t) {
         read_share_[t] =
             dot(d_.q + t * width_, x_.q + t * width_, width_) + dot(d_.k + t * width_, x_.k + t * width_, width_);
@@ -251,21 +281,27 @@ void DeltaChunks::go_back(const float * first) {
     // the products of keys with queries and with each other
     transpose_copy(added_, height_, kChunk, height_, transposed_, kChunk);
     small_product(kChunk, kChunk, height_, {d_out_, height_, 1}, transposed_, kChunk, false, d_queries_, kChunk);
-    small_product(kChunk, kChunk, height_, {d_added_, height_, 1}, transposed_, kChunk, false, d_keys_, kChunk);
     for (int64_t i = 0; i < kChunk * kChunk; i += kWidth) {
-        const Vec of_query = simd::load(d_queries_ + i), of_key = -simd::load(d_keys_ + i);
-        const Vec decay = simd::load(decay_ + i);
-        simd::store(crossing_ + i, of_query * simd::load(queries_ + i) + of_key * simd::load(keys_ + i));
-        simd::store(d_queries_ + i, of_query * decay);
-        simd::store(d_keys_ + i, of_key * decay);
-    }
-    for (int64_t t = 0; t < kChunk; ++t) {
-        d_keys_[t * kChunk + t] = 0.0f;
+        const Vec of_query = simd::load(d_queries_ + i);
+        simd::store(crossing_ + i, of_query * simd::load(queries_ + i));
+        simd::store(d_queries_ + i, of_query * simd::load(decay_ + i));
     }
     small_product(kChunk, width_, kChunk, d_queries, x_.k, width_, true, d_.q, width_, Filled::lower);
     small_product(kChunk, width_, kChunk, d_queries.transposed(), x_.q, width_, true, d_.k, width_, Filled::upper);
-    small_product(kChunk, width_, kChunk, d_keys, x_.k, width_, true, d_.k, width_, Filled::lower);
-    small_product(kChunk, width_, kChunk, d_keys.transposed(), x_.k, width_, true, d_.k, width_, Filled::upper);
+    if constexpr (kRemoves) {
+        const Operand d_keys = {d_keys_, kChunk, 1};
+        small_product(kChunk, kChunk, height_, {d_added_, height_, 1}, transposed_, kChunk, false, d_keys_, kChunk);
+        for (int64_t i = 0; i < kChunk * kChunk; i += kWidth) {
+            const Vec of_key = -simd::load(d_keys_ + i);
+            simd::store(crossing_ + i, simd::load(crossing_ + i) + of_key * simd::load(keys_ + i));
+            simd::store(d_keys_ + i, of_key * simd::load(decay_ + i));
+        }
+        for (int64_t t = 0; t < kChunk; ++t) {
+            d_keys_[t * kChunk + t] = 0.0f;
+        }
+        small_product(kChunk, width_, kChunk, d_keys, x_.k, width_, true, d_.k, width_, Filled::lower);
+        small_product(kChunk, width_, kChunk, d_keys.transposed(), x_.k, width_, true, d_.k, width_, Filled::upper);
+    }
     // what was added to the last state
     transpose_copy(by_key_, key_stride_, width_, height_, by_row_, row_stride_);
     for (int64_t t = 0; t < kChunk; ++t) {
@@ -275,11 +311,14 @@ void DeltaChunks::go_back(const float * first) {
     find_gate_gradients(from_start_[kChunk - 1] * dot(by_key_, first, n_states()));
     write_scaled(by_key_, from_start_[kChunk - 1], n_states(), by_key_);
     small_product(width_, height_, kChunk, {x_.q, 1, width_}, scaled_, height_, true, by_key_, key_stride_);
-    small_product(width_, height_, kChunk, {x_.k, 1, width_}, scaled_ + kChunk * height_, height_, true, by_key_,
-                  key_stride_);
+    if constexpr (kRemoves) {
+        small_product(width_, height_, kChunk, {x_.k, 1, width_}, scaled_ + kChunk * height_, height_, true, by_key_,
+                      key_stride_);
+    }
 }
 
-void DeltaChunks::solve_backwards() {
+template <Update update>
+void StateChunks<update>::solve_backwards() {
     for (int64_t t = kChunk - 1; t >= 0; --t) {
         float * row = d_added_ + t * height_;
         const int64_t n_later = kChunk - 1 - t;
@@ -294,7 +333,8 @@ void DeltaChunks::solve_backwards() {
 
 // A gate has a share in everything that goes from a token before it to it or a later one, from the first state on,
 // and up to the last one. Sums of those alone: no differences of large numbers.
-void DeltaChunks::find_gate_gradients(float d_all) {
+template <Update update>
+void StateChunks<update>::find_gate_gradients(float d_all) {
     float later[kChunk] = {};  // crossing_, summed over the tokens from t on
     float read = 0.0f;
     for (int64_t t = kChunk - 1; t >= 0; --t) {
@@ -309,5 +349,8 @@ void DeltaChunks::find_gate_gradients(float d_all) {
         d_.gate[t] = sum;
     }
 }
+
+template class StateChunks<Update::add>;
+template class StateChunks<Update::delta>;
 
 }  // namespace ggtune::kernels::detail
