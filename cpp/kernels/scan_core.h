@@ -5,8 +5,8 @@
 //   Update::add        e = v
 //   Update::delta      e = beta u,  u = v - (M_{t-1} gate_t) k_t
 //   Update::low_rank   e = v,  c = M_{t-1} a_t
-// The gate is one number for each column (vector), or exp(steps_t[row] rates[row, column]) (rows); one number for all of M
-// is state_chunks.h's.
+// The gate is one number for each column (vector), or exp(steps_t[row] rates[row, column]) (rows); where it is one for
+// all of M, state_chunks.h does the same in another way.
 //
 // Backward, a first pass over the tokens keeps the state in front of every block of them, and u or c; then each block,
 // the last one first, computes its states again and goes through them backwards.
