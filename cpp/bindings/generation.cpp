@@ -1,5 +1,6 @@
-// Bindings of what runs llama.cpp's own graphs: Generator, decode_log_probs, Scorer,
+// Bindings of what runs llama.cpp's own graphs: Generator, BatchGenerator, decode_log_probs, Scorer,
 // ContinuationScorer, ImatrixCollector.
+#include "engine/batch_generator.h"
 #include "engine/continuations.h"
 #include "engine/generate.h"
 #include "engine/imatrix.h"
@@ -38,6 +39,42 @@ void bind_generation(py::module_ & m) {
             }
             return *token;
         });
+
+    py::class_<BatchGenerator>(m, "BatchGenerator")
+        .def(py::init([](const std::shared_ptr<Model> & model,
+                         const std::vector<std::pair<std::string, float>> & adapters,
+                         const std::shared_ptr<Adapter> & live, const IntArray & prefix, int64_t n_slots,
+                         int64_t context, int threads) {
+                 const std::vector<int32_t> tokens = to_vector(prefix);
+                 const py::gil_scoped_release release;  // model and adapter are held by the caller's arguments
+                 return std::make_unique<BatchGenerator>(*model, adapters, live.get(), tokens,
+                                                         BatchGenerator::Options{n_slots, context, threads});
+             }),
+             py::arg("model"), py::arg("adapters") = std::vector<std::pair<std::string, float>>(), py::kw_only(),
+             py::arg("adapter") = nullptr, py::arg("prefix") = std::vector<int32_t>(), py::arg("n_slots"),
+             py::arg("context"), py::arg("threads") = 1, py::keep_alive<1, 2>(), py::keep_alive<1, 4>())
+        .def(
+            "add",
+            [](BatchGenerator & generator, const IntArray & prompt, int64_t max_tokens, float temperature, int top_k,
+               float top_p, uint32_t seed) {
+                generator.add(to_vector(prompt), max_tokens, Sampling{temperature, top_k, top_p, seed});
+            },
+            py::arg("prompt"), py::kw_only(), py::arg("max_tokens"), py::arg("temperature") = 0.0f,
+            py::arg("top_k") = 40, py::arg("top_p") = 0.95f, py::arg("seed") = 0)
+        .def("step",
+             [](BatchGenerator & generator) {
+                 std::vector<BatchGenerator::Step> steps;
+                 {
+                     const py::gil_scoped_release release;  // one generator is used by one thread
+                     steps = generator.step();
+                 }
+                 py::list result;
+                 for (const BatchGenerator::Step & step : steps) {
+                     result.append(py::make_tuple(step.prompt, step.token, step.at_end));
+                 }
+                 return result;
+             })
+        .def("end", &BatchGenerator::end, py::arg("prompt"));
 
     m.def(
         "decode_log_probs",

@@ -21,18 +21,29 @@ void decode_in_batches(const Model & model, llama_context & ctx, std::vector<int
     }
 }
 
-llama_token sample(const Model & model, llama_context & ctx, llama_sampler & sampler) {
-    const float * logits = llama_get_logits_ith(&ctx, -1);
+}  // namespace
+
+llama_sampler_ptr make_sampler(const Sampling & sampling) {
+    llama_sampler_ptr chain(llama_sampler_chain_init(llama_sampler_chain_default_params()));
+    if (sampling.temperature > 0) {
+        llama_sampler_chain_add(chain.get(), llama_sampler_init_top_k(sampling.top_k));
+        llama_sampler_chain_add(chain.get(), llama_sampler_init_top_p(sampling.top_p, 1));
+        llama_sampler_chain_add(chain.get(), llama_sampler_init_temp(sampling.temperature));
+        llama_sampler_chain_add(chain.get(), llama_sampler_init_dist(sampling.seed));
+    } else {
+        llama_sampler_chain_add(chain.get(), llama_sampler_init_greedy());
+    }
+    return chain;
+}
+
+void check_logits(const Model & model, const float * logits) {
     if (std::any_of(logits, logits + model.n_vocab(), [](float logit) { return std::isnan(logit); })) {
         throw ModelFileError(
             model.path +
             ": the model computes values that are not numbers: its weights, or those of "
             "the adapter, are damaged or too large. Convert the model again, or get another file of it");
     }
-    return llama_sampler_sample(&sampler, &ctx, -1);
 }
-
-}  // namespace
 
 Generator::Generator(Model & model, const std::vector<int32_t> & prompt, Adapter * adapter, int context, int threads,
                      const Sampling & sampling)
@@ -50,15 +61,7 @@ Generator::Generator(Model & model, const std::vector<int32_t> & prompt, Adapter
     llama_context_params params = inference_params(n_context_, threads);
     params.n_batch = params.n_ubatch = static_cast<uint32_t>(std::min<int64_t>(n_context_, kDecodeBatch));
     ctx_ = make_context(model_, params, adapter != nullptr ? ScaledLoras{{adapter->lora(), 1.0f}} : ScaledLoras{});
-    sampler_.reset(llama_sampler_chain_init(llama_sampler_chain_default_params()));
-    if (sampling.temperature > 0) {
-        llama_sampler_chain_add(sampler_.get(), llama_sampler_init_top_k(sampling.top_k));
-        llama_sampler_chain_add(sampler_.get(), llama_sampler_init_top_p(sampling.top_p, 1));
-        llama_sampler_chain_add(sampler_.get(), llama_sampler_init_temp(sampling.temperature));
-        llama_sampler_chain_add(sampler_.get(), llama_sampler_init_dist(sampling.seed));
-    } else {
-        llama_sampler_chain_add(sampler_.get(), llama_sampler_init_greedy());
-    }
+    sampler_ = make_sampler(sampling);
 }
 
 std::optional<int32_t> Generator::next() {
@@ -67,7 +70,8 @@ std::optional<int32_t> Generator::next() {
     }
     decode_in_batches(model_, *ctx_, pending_);
     n_used_ += pending_.size();
-    const llama_token token = sample(model_, *ctx_, *sampler_);
+    check_logits(model_, llama_get_logits_ith(ctx_.get(), -1));
+    const llama_token token = llama_sampler_sample(sampler_.get(), ctx_.get(), -1);
     pending_ = {token};
     if (llama_vocab_is_eog(&model_.vocab(), token)) {
         return std::nullopt;

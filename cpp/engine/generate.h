@@ -20,6 +20,11 @@ struct Sampling {
     uint32_t seed = 0;
 };
 
+llama_sampler_ptr make_sampler(const Sampling & sampling);
+
+// Logits [n_vocab] of one row. Raises ModelFileError for values that are not numbers.
+void check_logits(const Model & model, const float * logits);
+
 class Generator {
   public:
     // context 0: the model's own, at most 4096. The adapter may be null; it and the model must outlive the generator.

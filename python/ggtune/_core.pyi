@@ -252,6 +252,41 @@ class Generator:
     def __next__(self) -> int: ...
 
 @final
+class BatchGenerator:
+    """Answers to many prompts side by side; a slot takes the next prompt as soon as its answer has ended."""
+
+    def __init__(
+        self,
+        model: Model,
+        adapters: Sequence[tuple[str, float]] = (),
+        *,
+        adapter: Adapter | None = None,
+        prefix: IntArray | Sequence[int] = (),
+        n_slots: int,
+        context: int,
+        threads: int = 1,
+    ) -> None:
+        """``context`` is the most tokens of a prompt and its answer. ``prefix`` are tokens that all prompts start with,
+        and have more than: they are computed once, where the model's memory allows that."""
+    def add(
+        self,
+        prompt: IntArray | Sequence[int],
+        *,
+        max_tokens: int,
+        temperature: float = 0.0,
+        top_k: int = 40,
+        top_p: float = 0.95,
+        seed: int = 0,
+    ) -> None:
+        """Put a prompt at the end of those that wait; its number is how many were added before it. Raises
+        :class:`ggtune.errors.GgtuneError` for one that is empty, lacks the prefix or fills the context."""
+    def step(self) -> list[tuple[int, int, bool]]:
+        """The next token of each answer under way: number of the prompt, token, and whether it ends the answer, of which
+        it is then no part. One that has reached its length just ends. Empty when all have ended."""
+    def end(self, prompt: int) -> None:
+        """End the answer to a prompt."""
+
+@final
 class Scorer:
     """Several sequences at once through ``llama_decode``, with LoRA files and their scales beside the weights."""
 
