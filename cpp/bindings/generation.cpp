@@ -115,14 +115,7 @@ void bind_generation(py::module_ & m) {
                 }
                 return result;
             },
-            py::arg("tokens"), py::arg("sequences"), py::arg("outputs"))
-        .def(
-            "greedy",
-            [](Scorer & scorer, const std::vector<std::vector<int32_t>> & prompts, int64_t max_tokens) {
-                const py::gil_scoped_release release;  // one scorer is used by one thread; the prompts are a copy
-                return scorer.greedy(prompts, max_tokens);
-            },
-            py::arg("prompts"), py::kw_only(), py::arg("max_tokens"));
+            py::arg("tokens"), py::arg("sequences"), py::arg("outputs"));
 
     py::class_<ContinuationScorer>(m, "ContinuationScorer")
         .def(py::init([](const std::shared_ptr<Model> & model,

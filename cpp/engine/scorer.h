@@ -1,4 +1,4 @@
-// Logits of chosen positions and greedy continuations of several sequences at once.
+// Logits of chosen positions of several sequences at once.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +14,7 @@ namespace ggtune {
 class Scorer {
   public:
     // adapters: LoRA files with their scales; may be empty. n_tokens: the most that the sequences of one call have
-    // together, with what greedy() adds; n_sequences: the most of them. Raises as Decoder.
+    // together; n_sequences: the most of them. Raises as Decoder.
     Scorer(Model & model, const std::vector<std::pair<std::string, float>> & adapters, int64_t n_tokens,
            int64_t n_sequences, int threads);
 
@@ -23,16 +23,11 @@ class Scorer {
     void logits(const std::vector<int32_t> & tokens, const std::vector<int32_t> & sequences,
                 const std::vector<uint8_t> & outputs, float * logits);
 
-    // The most probable continuation of each prompt, all decoded side by side: up to an end-of-generation token, which
-    // is part of the result, or max_tokens.
-    std::vector<std::vector<int32_t>> greedy(const std::vector<std::vector<int32_t>> & prompts, int64_t max_tokens);
-
     int32_t n_vocab() const { return decoder_.model.n_vocab(); }
 
   private:
     Decoder decoder_;
     int64_t n_tokens_max_;
-    int64_t n_sequences_max_;
 };
 
 }  // namespace ggtune

@@ -281,8 +281,8 @@ class BatchGenerator:
         """Put a prompt at the end of those that wait; its number is how many were added before it. Raises
         :class:`ggtune.errors.GgtuneError` for one that is empty, lacks the prefix or fills the context."""
     def step(self) -> list[tuple[int, int, bool]]:
-        """The next token of each answer under way: number of the prompt, token, and whether it ends the answer, of which
-        it is then no part. One that has reached its length just ends. Empty when all have ended."""
+        """The next token of each answer under way: number of the prompt, token, and whether it ends the answer, of
+        which it is then no part. One that has reached its length just ends. Empty when all have ended."""
     def end(self, prompt: int) -> None:
         """End the answer to a prompt."""
 
@@ -299,11 +299,9 @@ class Scorer:
         n_sequences: int,
         threads: int = 1,
     ) -> None:
-        """``n_tokens`` is the most that all sequences of a call have together, answers included."""
+        """``n_tokens`` is the most that all sequences of a call have together."""
     def logits(self, tokens: IntArray, sequences: IntArray, outputs: NDArray[np.bool_]) -> FloatArray:
         """Logits ``(n_outputs, n_vocab)`` of the flagged rows; rows of a sequence are contiguous, from position 0."""
-    def greedy(self, prompts: Sequence[Sequence[int]], *, max_tokens: int) -> list[list[int]]:
-        """The most probable continuations, up to an end token (part of the result) or ``max_tokens``."""
 
 @final
 class ContinuationScorer:

@@ -15,6 +15,7 @@ import refused_models
 from ggtune import _core
 from ggtune._core import Model
 from ggtune.errors import GgtuneError, ModelError
+from ggtune.generate import answers
 
 ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / "scripts"))
@@ -30,7 +31,10 @@ def collect(model: Model) -> None:
 CALLS: dict[str, Callable[[Model], object]] = {
     "generate": lambda model: next(_core.Generator(model, TOKENS)),
     "decode_log_probs": lambda model: _core.decode_log_probs(model, TOKENS),
-    "score": lambda model: _core.Scorer(model, n_tokens=8, n_sequences=1).greedy([[1, 5]], max_tokens=2),
+    "score": lambda model: _core.Scorer(model, n_tokens=8, n_sequences=1).logits(
+        np.array([1, 5], np.int32), np.zeros(2, np.int32), np.ones(2, np.bool_)
+    ),
+    "answer": lambda model: list(answers(model, [[1, 5]], max_tokens=2)),
     "imatrix": collect,
 }
 
@@ -90,10 +94,14 @@ def test_threads(threads: int, tmp_path: Path) -> None:
 def test_positions_of_each_sequence() -> None:
     """A model with 64 learned positions scores several sequences that are longer together, but none that is alone."""
     model = Model(str(ROOT / "tests/golden/gpt2.gguf"))
-    scorer = _core.Scorer(model, n_tokens=200, n_sequences=3)
-    assert all(len(answer) <= 2 for answer in scorer.greedy([[5] * 40] * 3, max_tokens=2))
+    assert all(len(answer.tokens) <= 2 for _, answer in answers(model, [[5] * 40] * 3, max_tokens=2))
+    with pytest.raises(GgtuneError, match="64 tokens; the model's context is 64"):
+        list(answers(model, [[5] * 64], max_tokens=2))
+    generator = _core.BatchGenerator(model, n_slots=2, context=64)
     with pytest.raises(GgtuneError, match="knows 64 positions: a context of 65"):
-        scorer.greedy([[5] * 64], max_tokens=2)
+        _core.BatchGenerator(model, n_slots=2, context=65)
+    with pytest.raises(GgtuneError, match="prompt 1, of 64 tokens, and an answer don't fit the context of 64"):
+        generator.add([5] * 64, max_tokens=2)
 
 
 def test_the_source_folder_is_not_told(tmp_path: Path) -> None:

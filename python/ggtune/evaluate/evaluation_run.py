@@ -18,7 +18,7 @@ from ggtune.errors import GgtuneError
 from ggtune.evaluate.answers import ANSWERS, AnsweredSample, JsonLines, SampleLoss, write_answers
 from ggtune.evaluate.evaluation import EVALUATION, Evaluation, OtherSettingsError, read_evaluation, write_evaluation
 from ggtune.evaluate.evaluation_answers import given_answers
-from ggtune.evaluate.evaluation_loss import Decoded, live_adapter, losses_of
+from ggtune.evaluate.evaluation_loss import Decoded, losses_of
 from ggtune.evaluate.evaluation_progress import showing
 from ggtune.evaluate.evaluation_scores import AnswerScorer, check_metrics, estimates
 from ggtune.evaluate.subject import Subject
@@ -232,14 +232,12 @@ class _Run:
                 return done, before_s
             if done:
                 self._reporter.note(f"Going on: {len(done)} of {len(self._to_answer)} answers are there.")
-            drawn = bool(self._subject.adapters) and options.temperature > 0
             at = time.monotonic()
             with showing("Answers", len(self._to_answer), len(done), self._reporter) as advance:
                 for place, answer in given_answers(
                     self._model,
                     [self._asked[i].question.prompt for i in missing],
                     adapters=files,
-                    adapter=live_adapter(self._subject, self._model) if drawn else None,
                     stops=template.stops if template is not None else (),
                     max_tokens=options.max_tokens,
                     threads=options.threads,

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ggtune._native import core
 from ggtune.data.samples import Sample
 from ggtune.errors import GgtuneError
+from ggtune.generate import Answer, answers
 from ggtune.system import resolved_threads
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ GOOD_SHARE = 0.9  # a merge that keeps less is not called good
 _BATCH_TOKENS = 512
 _LOGIT_BYTES = 512 << 20  # of the live adapter's log-probabilities, which every merged file is compared with
 _MOST_TARGETS = 4000
-_SIDE_BY_SIDE = 8  # answers decoded at once
+_SIDE_BY_SIDE = 16  # answers between two looks at the clock
 _LONGEST_ANSWER = 128
 _LEAST_GAIN = 0.01  # nats per token: below, a share of the gain says nothing
 
@@ -161,7 +162,9 @@ class Prover:
             self._references.append(_Reference(batch, before, _log_probs(live.logits(*batch.arrays()))))
             if time.monotonic() - self._started > seconds / 2:
                 break
-        self._prompts, self._answers = _answers(self._answering(model, adapters), self._samples(), seconds / 2)
+        self._prompts, self._answers = _answers(
+            model, adapters, self._samples(), self._threads, seconds / 2
+        )
         self._seconds = time.monotonic() - self._started
 
     def prove(self, merged: str) -> Proof:
@@ -195,7 +198,7 @@ class Prover:
     def with_answers(self, proof: Proof, merged: str) -> Proof:
         """Add how many of the live adapter's greedy answers the merged file gives word for word."""
         started = time.monotonic()
-        given = _greedy(self._answering(core.Model(merged), ()), self._prompts) if self._prompts else []
+        given = _greedy(core.Model(merged), (), self._prompts, self._threads)
         return replace(
             proof,
             n_answers=len(given),
@@ -206,16 +209,6 @@ class Prover:
     def _scorer(self, model: "Model", adapters: Sequence[tuple[str, float]] = ()) -> "Scorer":
         return core.Scorer(
             model, list(adapters), n_tokens=self._n_tokens, n_sequences=self._n_sequences, threads=self._threads
-        )
-
-    def _answering(self, model: "Model", adapters: Sequence[tuple[str, float]]) -> "Scorer":
-        longest = max((sample.n_prompt for sample in self._samples()), default=1)
-        return core.Scorer(
-            model,
-            list(adapters),
-            n_tokens=_SIDE_BY_SIDE * (longest + _LONGEST_ANSWER),
-            n_sequences=_SIDE_BY_SIDE,
-            threads=self._threads,
         )
 
     def _samples(self) -> list[Sample]:
@@ -323,20 +316,22 @@ def _some(samples: Sequence[Sample], most_targets: int, rng: np.random.Generator
     return found
 
 
-def _answers(scorer: "Scorer", samples: Sequence[Sample], seconds: float) -> tuple[list[list[int]], list[list[int]]]:
+def _answers(
+    model: "Model", adapters: Sequence[tuple[str, float]], samples: Sequence[Sample], threads: int, seconds: float
+) -> tuple[list[list[int]], list[Answer]]:
     """Prompts and the live adapter's greedy answers, as many as the time allows; none for plain text."""
     prompts = [sample.tokens[: sample.n_prompt].tolist() for sample in samples if sample.n_prompt]
     started = time.monotonic()
-    answers: list[list[int]] = []
+    found: list[Answer] = []
     for begin in range(0, len(prompts), _SIDE_BY_SIDE):
-        answers += scorer.greedy(prompts[begin : begin + _SIDE_BY_SIDE], max_tokens=_LONGEST_ANSWER)
+        found += _greedy(model, adapters, prompts[begin : begin + _SIDE_BY_SIDE], threads)
         if time.monotonic() - started > seconds:
             break
-    return prompts[: len(answers)], answers
+    return prompts[: len(found)], found
 
 
-def _greedy(scorer: "Scorer", prompts: Sequence[list[int]]) -> list[list[int]]:
-    answers: list[list[int]] = []
-    for begin in range(0, len(prompts), _SIDE_BY_SIDE):
-        answers += scorer.greedy(list(prompts[begin : begin + _SIDE_BY_SIDE]), max_tokens=_LONGEST_ANSWER)
-    return answers
+def _greedy(
+    model: "Model", adapters: Sequence[tuple[str, float]], prompts: Sequence[list[int]], threads: int
+) -> list[Answer]:
+    found = dict(answers(model, prompts, adapters=adapters, max_tokens=_LONGEST_ANSWER, threads=threads))
+    return [found[i] for i in range(len(prompts))]

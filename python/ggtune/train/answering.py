@@ -10,6 +10,7 @@ import numpy as np
 
 from ggtune._native import core
 from ggtune.data.samples import Sample
+from ggtune.generate import answers
 from ggtune.gguf.adapter_file import adapter_content, write_adapter
 
 if TYPE_CHECKING:
@@ -37,21 +38,8 @@ def greedy_answers(
     threads: int,
 ) -> list[Answer]:
     """The likeliest token each time, up to an end token, a stop text or ``max_tokens``."""
-    found = []
-    for prompt in prompts:
-        context = len(prompt) + max_tokens
-        generator = core.Generator(model, list(prompt), adapter=adapter, context=context, threads=threads)
-        tokens: list[int] = []
-        ended = False
-        while len(tokens) < max_tokens and not ended:
-            token = next(generator, None)
-            ended = token is None
-            if token is not None:
-                tokens.append(token)
-        text = model.detokenize(tokens).decode("utf-8", "replace")
-        at = min((place for stop in stops if stop and (place := text.find(stop)) >= 0), default=None)
-        found.append(Answer((text if at is None else text[:at]).strip(), ended or at is not None, len(tokens)))
-    return found
+    found = dict(answers(model, prompts, adapter=adapter, stops=stops, max_tokens=max_tokens, threads=threads))
+    return [Answer(found[i].text.strip(), found[i].ended, len(found[i].tokens)) for i in range(len(prompts))]
 
 
 def token_accuracy(model: "Model", adapter: "Adapter", samples: Sequence[Sample], *, threads: int) -> float:

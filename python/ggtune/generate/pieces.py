@@ -1,4 +1,4 @@
-"""Answers of a model: a question through its template, tokens, and text as it comes."""
+"""One answer as it comes: a question through its template, tokens, and text piece by piece."""
 
 import codecs
 from collections.abc import Iterator
