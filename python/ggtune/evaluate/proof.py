@@ -162,9 +162,7 @@ class Prover:
             self._references.append(_Reference(batch, before, _log_probs(live.logits(*batch.arrays()))))
             if time.monotonic() - self._started > seconds / 2:
                 break
-        self._prompts, self._answers = _answers(
-            model, adapters, self._samples(), self._threads, seconds / 2
-        )
+        self._prompts, self._answers = _answers(model, adapters, self._samples(), self._threads, seconds / 2)
         self._seconds = time.monotonic() - self._started
 
     def prove(self, merged: str) -> Proof:

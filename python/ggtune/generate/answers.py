@@ -30,9 +30,7 @@ class Answer:
 class _UnderWay:
     tokens: list[int] = field(default_factory=list)
     text: str = ""
-    decoder: codecs.IncrementalDecoder = field(
-        default_factory=lambda: codecs.getincrementaldecoder("utf-8")("replace")
-    )
+    decoder: codecs.IncrementalDecoder = field(default_factory=lambda: codecs.getincrementaldecoder("utf-8")("replace"))
 
 
 def answers(
@@ -93,10 +91,10 @@ def answers(
 
 def _common_prefix(prompts: Sequence[Sequence[int]]) -> list[int]:
     """Tokens that all prompts start with, and have at least one more than; none that are not worth it."""
-    first, last = min(prompts), max(prompts)
+    first, last = min(map(list, prompts)), max(map(list, prompts))
     most = min(len(prompt) for prompt in prompts) - 1
-    n = next((i for i in range(min(most, len(first), len(last))) if first[i] != last[i]), most)
-    return list(first[:n]) if len(prompts) > 1 and n >= _LEAST_PREFIX else []
+    n = next((i for i in range(most) if first[i] != last[i]), most)
+    return first[:n] if len(prompts) > 1 and n >= _LEAST_PREFIX else []
 
 
 def _has_stop(model: "Model", answer: _UnderWay, token: int, stops: Sequence[str]) -> bool:
