@@ -323,6 +323,10 @@ def test_other_settings_and_folders_in_use(
     assert other.exit_code == 1
     assert "--lr was 0.0005,0.004,1e+30 and is 0.001,0.0001" in other.output
     assert "started with other settings" in ggtune("resume", str(folder), "--ctx", "32").output
+    longer = ggtune("resume", str(folder), "--max-steps", "50")
+    assert longer.exit_code == 1
+    assert "--max-steps was 0 and is 50" in longer.output
+    assert ggtune(*command(folder, "--resume", "--trials", "2")).exit_code == 2
     assert "holds no sweep" in ggtune(*command(tmp_path / "none", "--resume")).output
     run = ggtune(*command(folder / "01-lr0.0005"))
     assert "holds a run: give another --out" in run.output

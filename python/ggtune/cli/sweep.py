@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from ggtune.cli.background import detach_option, start_detached
 from ggtune.cli.echo import say
@@ -87,6 +88,8 @@ def command(
             click.confirm("Begin?", default=True, abort=True)
         sheet = prepared.sheet
     else:
+        if trials is not None or context.get_parameter_source("reduction") is not ParameterSource.DEFAULT:
+            raise click.UsageError("--trials and --reduction are settled when a sweep begins: leave them out.")
         check_same(sheet, given, axes)
         given = {**moved(sheet), **given}
     options = SweepOptions(overwrite=overwrite, listed=True, plot=not no_plot)

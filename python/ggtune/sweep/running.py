@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ggtune.config import TrainConfig, differences, flag
+from ggtune.config import flag
 from ggtune.errors import GgtuneError
 from ggtune.files import making_folder
 from ggtune.run.interrupts import RunInterruptedError
@@ -18,7 +18,6 @@ from ggtune.run.progress import Reporter
 from ggtune.run.status import FAILED as RUN_FAILED
 from ggtune.run.status import FINISHED as RUN_FINISHED
 from ggtune.run.status import INTERRUPTED, RUNNING, write_status
-from ggtune.setting import setting_of
 from ggtune.sweep.closeness import Closeness, closeness
 from ggtune.sweep.files import remove_earlier, write_pictures, write_table
 from ggtune.sweep.sheet import (
@@ -39,6 +38,9 @@ from ggtune.sweep.space import Axis, described
 from ggtune.sweep.trial import TrialReporter, begun, go_on
 from ggtune.train.halving import promoted
 from ggtune.version import version
+
+# settings that another session of a sweep may have: where its files lie, and what changes no trial but for rounding
+MAY_CHANGE = ("model", "data", "threads", "recompute", "precision", "save_every", "keep", "spike", "log", "force")
 
 
 @dataclass(frozen=True)
@@ -109,9 +111,12 @@ def check_same(sheet: Sheet, given: Mapping[str, Any], axes: Sequence[Axis]) -> 
         for axis in axes
         if sheet.axes.get(axis.name) != axis.text()
     ]
-    before = TrainConfig.from_dict(sheet.settings)
-    rest = {name: value for name, value in given.items() if name not in swept and name not in sheet.axes}
-    wrong += differences(before, before.continued(rest))
+    rest = (name for name in given if name not in swept and name not in sheet.axes and name not in MAY_CHANGE)
+    wrong += [
+        f"{flag(name)} was {before!r} and is {given[name]!r}"
+        for name in rest
+        if (before := _plain(sheet.settings[name])) != given[name]
+    ]
     wrong += [f"{flag(name)} was {text} and is one value" for name, text in sheet.axes.items() if name in given]
     if wrong:
         raise GgtuneError(
@@ -140,11 +145,12 @@ def sweep(
 ) -> SweepResult:
     """Go through the rungs, from where the folder stands.
 
-    ``given`` are settings for all trials that may change on the way, as the threads. Raises
+    ``given`` are settings for all trials, those of MAY_CHANGE. Raises
     :class:`~ggtune.run.interrupts.RunInterruptedError` for a signal, and :class:`GgtuneError` for what ends all
     trials; the same call goes on with it.
     """
-    options, reporter, given = options or SweepOptions(), reporter or Reporter(), _resumable(given or {})
+    options, reporter = options or SweepOptions(), reporter or Reporter()
+    given = {name: value for name, value in (given or {}).items() if name in MAY_CHANGE}
     outputs = Outputs.folder(folder)
     with ExitStack() as stack:
         stack.enter_context(making_folder(folder))
@@ -267,9 +273,8 @@ def _in_words(outcome: Outcome) -> str:
     return f"{loss} after step {outcome.best_step}" if outcome.best_step is not None else loss
 
 
-def _resumable(given: Mapping[str, Any]) -> dict[str, Any]:
-    allowed = {f.name for f in dataclasses.fields(TrainConfig) if setting_of(f).resumable}
-    return {name: value for name, value in given.items() if name in allowed}
+def _plain(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _say(outputs: Outputs, state: str, reason: str) -> None:
