@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -335,8 +336,11 @@ def test_at_the_end_it_is_tried_once_more(tmp_path: Path, heals: bool) -> None:
 
 def test_a_client_that_hangs_holds_nobody_up(tmp_path: Path) -> None:
     class Hanging(Unsteady):
+        answers_at_last = threading.Event()
+
         def step(self, record: Record) -> None:
-            time.sleep(60)
+            self.answers_at_last.wait(15)
+            self.answers_at_last.set()
 
     thread = LogThread("the log", Hanging(), RunFacts(tmp_path, "run", {}, STARTED), lambda step: Past(), close_s=0.1)
     thread.begin(0)
