@@ -58,7 +58,7 @@ def test_a_run_asks_twice(config: TrainConfig, tmp_path: Path) -> None:
     assert len(written) == 2
     assert all(one.before and one.after and one.before != one.after and one.held_out for one in written)
     head, *rest = found.asked.lines()
-    assert head.startswith("Before and after, 2 of rows that were held out of the training (")
+    assert head.startswith("Before and after, 2 questions held out of the training (")
     assert f"  {written[0].where}: {written[0].question}" in rest
     assert any(note.startswith("Asked the base 2 questions before the training, in ") for note in reporter.notes)
 
@@ -73,7 +73,7 @@ def test_the_merged_model_is_asked(config: TrainConfig, tmp_path: Path) -> None:
     (one,) = found.asked.questions
     assert one.after == ROWS[0][1]
     assert one.before != one.after
-    assert found.asked.lines()[0].startswith("Before and after, 1 of your questions (")
+    assert found.asked.lines()[0].startswith("Before and after, 1 question of yours (")
 
 
 def test_questions_and_the_bases_answers_are_kept(config: TrainConfig, tmp_path: Path) -> None:
@@ -168,10 +168,10 @@ def test_a_user_sees_both(config: TrainConfig, tmp_path: Path, monkeypatch: pyte
     more = ["--threads", 1, "--rank", 4, "--batch", 2, "--holdout", 2, "--questions", 1]
     result = CliRunner().invoke(cli, [str(one) for one in (*arguments, *more)])
     assert result.exit_code == 0, result.output
-    assert "Before and after, 1 of rows that were held out of the training (" in result.stdout
+    assert "Before and after, 1 question held out of the training (" in result.stdout
     (one,) = [json.loads(line) for line in (out / "before_after.jsonl").read_text().splitlines()]
     assert f"  {one['where']}: {one['question']}" in result.stdout
     again = CliRunner().invoke(cli, ["run", "--out", str(out), "--resume", "--no-merge", "--max-steps", "3"])
     assert again.exit_code == 0, again.output
-    assert "Before and after, 1 of rows" in again.stdout  # --questions 1 stays
+    assert "Before and after, 1 question" in again.stdout  # --questions 1 stays
     assert pipeline.questions_of_run(out) == "1"

@@ -32,12 +32,13 @@ class AskedTwice:
         if not done:
             return []
         if all(one.row is None for one in done):
-            what = "your questions"
+            of = " of yours"
         else:
             held_out = all(one.held_out for one in done if one.row is not None)
-            what = "rows that were held out of the training" if held_out else "rows that were trained on"
+            of = " held out of the training" if held_out else " that it was trained on"
         took = f"{self.before_s:.0f} s before, " if self.before_s else ""
-        head = f"Before and after, {len(done)} of {what} ({took}{self.after_s:.0f} s after; {before_after.FILE}):"
+        n = f"{len(done)} question{'s' * (len(done) != 1)}"
+        head = f"Before and after, {n}{of} ({took}{self.after_s:.0f} s after; {before_after.FILE}):"
         return [head, *before_after.lines(done, width=width)]
 
 
