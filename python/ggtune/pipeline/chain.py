@@ -140,7 +140,7 @@ def run(
         beside = PackageOptions(out=folder, store=packaging.store, adapters=[(chosen.path, 1.0)])
         packaged = package(base, packaging.name, beside)
         asked = asking.after(base, [(str(chosen.path), 1.0)], threads=config.threads)
-        worst = _worst(folder, packaging.which, result, reporter)
+        worst = _worst(folder, chosen, result, reporter)
         checked = _checked(folder, packaging, result, (base, [(chosen.path, 1.0)]), reporter)
         return RunResult(result, chosen, package=packaged, asked=asked, worst=worst, checked=checked)
     merged = folder / MERGED
@@ -148,7 +148,7 @@ def run(
     proved = _merge(result.config, chosen, merged, packaging, reporter)
     packaged = package(merged, packaging.name, PackageOptions(out=folder, store=packaging.store))
     asked = asking.after(merged, (), threads=config.threads)
-    worst = _worst(folder, packaging.which, result, reporter)
+    worst = _worst(folder, chosen, result, reporter)
     checked = _checked(folder, packaging, result, (merged, ()), reporter)
     return RunResult(result, chosen, merged, proved, packaged, asked, worst, checked)
 
@@ -166,13 +166,12 @@ def _checked(folder: Path, packaging: Packaging, result: Result, after: GeneralS
     )
 
 
-def _worst(folder: Path, which: Which, result: Result, reporter: Reporter) -> WorstRows | None:
+def _worst(folder: Path, chosen: Chosen, result: Result, reporter: Reporter) -> WorstRows | None:
     """Look for rows that are wrong, in a small part of the time that the training took."""
     seconds = min(_MOST_WORST_S, max(_LEAST_WORST_S, _WORST_SHARE * result.seconds))
     try:
-        found = worst_rows(
-            open_subject(SubjectText(run=folder, which=which)), threads=result.config.threads, seconds=seconds
-        )
+        subject = open_subject(SubjectText(run=folder, which=str(chosen.step)))
+        found = worst_rows(subject, threads=result.config.threads, seconds=seconds)
         write_worst_rows(folder, found)
     except GgtuneError as error:  # the model is made and packaged
         reporter.note(f"Which rows were learned worst can't be told: {error}")
