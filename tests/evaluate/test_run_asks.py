@@ -46,7 +46,7 @@ def config(tmp_path: Path) -> TrainConfig:
 
 
 def beside(**options: Any) -> pipeline.Packaging:
-    return pipeline.Packaging("asked", merge=False, **options)
+    return pipeline.Packaging("asked", merge=False, check=False, **options)
 
 
 def test_a_run_asks_twice(config: TrainConfig, tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_the_merged_model_is_asked(config: TrainConfig, tmp_path: Path) -> None:
     """Trained by heart on all rows, and asked a question from a file."""
     asked = tmp_path / "asked.txt"
     asked.write_text(ROWS[0][0] + "\n")
-    packaging = pipeline.Packaging("asked", outtype="f16", questions=str(asked))
+    packaging = pipeline.Packaging("asked", outtype="f16", questions=str(asked), check=False)
     found = pipeline.run(dataclasses.replace(config, max_steps=60, holdout="0"), tmp_path / "run", packaging)
     assert found.asked is not None
     (one,) = found.asked.questions
@@ -165,13 +165,15 @@ def test_a_user_sees_both(config: TrainConfig, tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / ".state"))
     out = tmp_path / "run"
     arguments = ["run", config.data, "--model", config.model, "--out", out, "--no-merge", "--max-steps", 2, "--ctx", 64]
-    more = ["--threads", 1, "--rank", 4, "--batch", 2, "--holdout", 2, "--questions", 1]
+    more = ["--threads", 1, "--rank", 4, "--batch", 2, "--holdout", 2, "--questions", 1, "--no-check"]
     result = CliRunner().invoke(cli, [str(one) for one in (*arguments, *more)])
     assert result.exit_code == 0, result.output
     assert "Before and after, 1 question held out of the training (" in result.stdout
     (one,) = [json.loads(line) for line in (out / "before_after.jsonl").read_text().splitlines()]
     assert f"  {one['where']}: {one['question']}" in result.stdout
-    again = CliRunner().invoke(cli, ["run", "--out", str(out), "--resume", "--no-merge", "--max-steps", "3"])
+    again = CliRunner().invoke(
+        cli, ["run", "--out", str(out), "--resume", "--no-merge", "--no-check", "--max-steps", "3"]
+    )
     assert again.exit_code == 0, again.output
     assert "Before and after, 1 question" in again.stdout  # --questions 1 stays
     assert pipeline.questions_of_run(out) == "1"

@@ -108,7 +108,9 @@ def test_a_model_has_no_rows(wrong: Trained) -> None:
 
 
 def test_a_run_writes_them(wrong: Trained, tmp_path: Path) -> None:
-    packaging = pipeline.Packaging("worst", which="best", merge=False, questions="0")  # nothing is held out
+    packaging = pipeline.Packaging(
+        "worst", which="best", merge=False, check=False, questions="0"
+    )  # nothing is held out
     config = dataclasses.replace(wrong.config, epochs=0.0, max_steps=1)
     found = pipeline.run(config, tmp_path / "run", packaging)
     assert found.worst is not None
