@@ -60,6 +60,8 @@ def test_a_whole_run(tmp_path):
     last = records(120)[-1]
     assert table_row(page, "Training loss")[0].endswith(f"→ {last['smoothed_loss']:.4f} (smoothed)")
     assert table_row(page, "Held-out loss before") == ["3.5000"]
+    assert table_row(page, "Time of training") == ["0:04:00"]
+    assert table_row(page, "… of it evaluation and samples") == ["0:00:03"]
     best = min((r["held_out_loss"], r["step"]) for r in records(120) if "held_out_loss" in r)
     assert table_row(page, "Best held-out loss") == [f"{best[0]:.4f} at step {best[1]}"]
     assert table_row(page, "F1 of words") == [

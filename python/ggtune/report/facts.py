@@ -52,6 +52,8 @@ def main_numbers(run: RunRecord) -> dict[str, str]:
     speeds, memory = values_of(run, "tokens_per_second"), values_of(run, "memory_bytes")
     n_dropped = sum("dropped" in record for record in run.metrics)
     evaluation_s = sum(values_of(run, "eval_s")) + sum(values_of(run, "sample_s"))
+    # a record's time is that of its step, before what was measured after it
+    elapsed_s = status.elapsed_s + (number(last, "eval_s") or 0.0) + (number(last, "sample_s") or 0.0)
     tokens = sum(values_of(run, "n_tokens"))
     return {
         "State": status.state + (f": {status.reason}" if status.reason else ""),
@@ -63,7 +65,7 @@ def main_numbers(run: RunRecord) -> dict[str, str]:
         "Held-out loss before": UNKNOWN if before is None else f"{before:.4f}",
         "Best held-out loss": UNKNOWN if best is None else f"{best[1]:.4f} at step {best[0]:,}",
         "Last held-out loss": f"{held_out[-1]:.4f}" if held_out else UNKNOWN,
-        "Time of training": format_duration(status.elapsed_s) if last else UNKNOWN,
+        "Time of training": format_duration(elapsed_s) if last else UNKNOWN,
         "… of it evaluation and samples": format_duration(evaluation_s) if evaluation_s else UNKNOWN,
         "Tokens trained on": f"{tokens:,.0f}" if tokens else UNKNOWN,
         "Tokens per second": f"{np.median(speeds):,.0f} (median)" if speeds else UNKNOWN,
