@@ -110,7 +110,8 @@ def test_a_run_until_its_loss_has_the_defaults_of_such_a_run(tmp_path):
     ("state", "reason", "found", "advice"),
     [
         ("interrupted", "a signal has ended it", 'class="warning".*a signal has ended it', "ggtune resume"),
-        ("failed", "The run has diverged: 7", 'class="error".*The run has diverged: 7', None),
+        ("failed", "The run has diverged: 7", 'class="error".*>Diverged<.*The run has diverged: 7', None),
+        ("failed", "the disk is full", 'class="error".*>Failed<.*the disk is full', None),
         ("running", "", 'class="error".*killed, or the machine went down', "ggtune resume"),  # its process is gone
         ("finished", "done", "No diagnosis was made", None),
     ],
@@ -397,6 +398,15 @@ def test_what_a_sweep_would_cost_is_said(tmp_path):
     assert re.search(r"[Aa] sweep .* would take about .*ggtune sweep", advice)
     made = report([run, make_run(tmp_path / "other")], ReportOptions(tmp_path / "two.html"))[0].read_text()
     assert "ggtune sweep" not in made
+    assert "ggtune sweep" not in text_of(make_run(tmp_path / "failed", full=True, state="failed", reason="diverged"))
+
+
+def test_questions_that_are_not_answered_yet(tmp_path):
+    run = make_run(tmp_path / "run", steps=0)
+    write_lines(run / "before_after.jsonl", [{"question": "q", "reference": "r", "before": "b", "row": 1}])
+    made = text_of(run)
+    assert ">Before<" in made
+    assert ">After<" not in made
 
 
 def test_what_going_on_would_bring(tmp_path):

@@ -13,6 +13,7 @@ from ggtune.report.page import page
 from ggtune.report.reading import names_of, read_record
 from ggtune.report.sections import report_of
 from ggtune.run.progress import Reporter
+from ggtune.run.status import FAILED
 from ggtune.train.halving import cost_line
 
 REPORT = "report.html"
@@ -51,7 +52,9 @@ def report(
     records = [read_record(folder, name) for folder, name in zip(folders, names_of(folders), strict=True)]
     if not options.overwrite:
         check_ours(out)
-    costs = {record.name: cost_line(record.folder) for record in records} if len(records) == 1 else {}
+    # around settings that have failed there is nothing to find
+    going = [record for record in records if record.status.state != FAILED]
+    costs = {record.name: cost_line(record.folder) for record in going} if len(records) == 1 else {}
     made = report_of(records, title=options.title, sweep_costs=costs)
     contents = {out: page(made).encode("utf-8")}
     pictures = {plot.key: out.with_name(f"{out.stem}-{plot.key}.png") for plot in made.plots()}

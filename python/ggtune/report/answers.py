@@ -30,6 +30,8 @@ def before_after(runs: Sequence[RunRecord], *, most: int = _MOST_QUESTIONS) -> l
                     Answer("Before", _text(row, "before"), _ending(row.get("before_ended"))),
                 ]
             label = "After" if len(runs) == 1 else f"After: {run.name}"
+            if row.get("after") is None:  # not yet, or never
+                continue
             asked[text].append(Answer(label, _text(row, "after"), _ending(row.get("after_ended"))))
     questions = [Question(text, answers) for text, answers in list(asked.items())[:most]]
     blocks: list[Block] = [Questions(questions)]

@@ -16,6 +16,7 @@ from ggtune.errors import GgtuneError
 from ggtune.report.curves import column, number, points
 from ggtune.report.reading import RunRecord
 from ggtune.run.progress import format_duration
+from ggtune.run.status import FINISHED
 from ggtune.setting import setting_of
 from ggtune.system import format_bytes
 
@@ -56,7 +57,7 @@ def main_numbers(run: RunRecord) -> dict[str, str]:
     elapsed_s = status.elapsed_s + (number(last, "eval_s") or 0.0) + (number(last, "sample_s") or 0.0)
     tokens = sum(values_of(run, "n_tokens"))
     return {
-        "State": status.state + (f": {status.reason}" if status.reason else ""),
+        "State": f"{status.state}: {status.reason}" if status.reason and status.state == FINISHED else status.state,
         "Base model": Path(run.setting("model")).name or UNKNOWN,
         "Data": Path(run.setting("data")).name or UNKNOWN,
         "Steps": f"{status.step:,}{of}, {status.epoch:.2f} epochs",

@@ -90,7 +90,9 @@ def _found(run: RunRecord, *, single: bool) -> list[Block]:
     if status.state in (FAILED, DEAD, INTERRUPTED):
         if not any(status.reason == str(finding.get("text")) for finding in run.findings):
             tone: Tone = "warning" if status.state == INTERRUPTED else "error"
-            blocks.append(Paragraph(status.reason or "the run has not come to its end", tone, label or status.state))
+            name = "Diverged" if "diverged" in status.reason else _sentence(status.state)
+            name = f"{label}: {name.lower()}" if label else name
+            blocks.append(Paragraph(status.reason or "the run has not come to its end", tone, name))
     elif status.state == RUNNING:
         eta = f"step {status.step}" + (f" of {status.total_steps}" if status.total_steps else "")
         blocks.append(Paragraph(f"The run is still going ({eta}): this is how it stands.", "note", label))
