@@ -12,7 +12,9 @@ import psutil
 from ggtune.config import TrainConfig
 from ggtune.data.packing import MicroBatch
 from ggtune.system import available_memory, format_bytes
+from ggtune.train.beside import Beside, beside, n_times
 from ggtune.train.build import build
+from ggtune.train.measuring import SAMPLE_TOKENS, asked_of
 from ggtune.train.recomputation import set_recomputation
 from ggtune.train.targets import smaller_targets
 
@@ -29,13 +31,16 @@ class Forecast:
     n_layer: int
     recompute_layers: int  # are computed a second time for their gradient
     seconds_per_step: float | None  # None where it does not fit
-    held_out_s: float  # of one evaluation
+    held_out_s: float  # of one evaluation's losses
     steps_per_epoch: int
     total_steps: int | None  # None where nothing ends the run
     micro_batches_per_step: float
     tokens_per_step: float
     can_recompute: bool = True  # whether any layer can be
     experts: str = ""  # how much of the adapter is for experts
+    measured: Beside | None = None  # what is measured beside the steps
+    scored_s: float = 0.0  # of the answers that are scored with an evaluation, at most
+    samples_s: float = 0.0  # of one round of the fixed questions, at most
     until_loss: float = 0.0  # the total steps are the most that are taken to come under it; 0: all of them are taken
 
     @property
@@ -71,13 +76,12 @@ class Forecast:
             f"{self.micro_batches_per_step:.2f} micro-batches "
             f"({self.tokens_per_step / self.seconds_per_step:.0f} tokens/s)"
         )
+        lines += self._measured_lines()
         if self.total_steps is None:
             lines.append(f"Steps: {self.steps_per_epoch} per epoch, no last step: it runs until it is stopped")
         else:
             most = "at most " if self.until_loss else ""
-            n_evaluations = 1 + math.ceil(self.total_steps / self.steps_per_epoch)
-            seconds = self.total_steps * self.seconds_per_step + n_evaluations * self.held_out_s
-            duration = timedelta(seconds=round(seconds))
+            duration = timedelta(seconds=round(self.total_steps * self.seconds_per_step + sum(self._beside_s())))
             lines.append(
                 f"Steps: {most}{self.total_steps}, {self.steps_per_epoch} per epoch: {most}{duration} in all, "
                 f"started now it ends about {now + duration:%Y-%m-%d %H:%M}"
@@ -85,12 +89,55 @@ class Forecast:
             )
         return lines
 
+    def _n_times(self) -> tuple[int, int]:
+        """How many evaluations, and rounds of questions; 0 where the run has no known end."""
+        if self.total_steps is None or self.seconds_per_step is None:
+            return 0, 0
+        if self.measured is None:
+            return 1 + math.ceil(self.total_steps / self.steps_per_epoch), 0
+        every = (self.measured.eval_every, self.measured.sample_every)
+        evaluations, rounds = (
+            n_times(text, self.total_steps, self.steps_per_epoch, self.seconds_per_step) or 0 for text in every
+        )
+        return evaluations, rounds
+
+    def _beside_s(self) -> tuple[float, float]:
+        """Seconds of all evaluations, and of all rounds of questions."""
+        evaluations, rounds = self._n_times()
+        return evaluations * (self.held_out_s + self.scored_s), rounds * self.samples_s
+
+    def _measured_lines(self) -> list[str]:
+        if self.measured is None or self.total_steps is None or self.seconds_per_step is None:
+            return []
+        n, costs = self._n_times(), self._beside_s()
+        training_s = self.total_steps * self.seconds_per_step
+        memory = f"{format_bytes(self.measured.answer_bytes)} while answers are generated"
+        found = []
+        if self.measured.held_out_samples:
+            scored = f", of which {self.scored_s:.2f} s at most for {self.measured.n_scored} answers; {memory}"
+            found.append(
+                f"Evaluation: about {self.held_out_s + self.scored_s:.2f} s each, {n[0]} times: "
+                f"{timedelta(seconds=round(costs[0]))}, {100 * costs[0] / training_s:.1f} % beside the steps"
+                + (scored if self.measured.n_scored else "; no memory beside the training's")
+            )
+        if self.measured.n_questions:
+            found.append(
+                f"Sample answers: at most {self.samples_s:.2f} s for {self.measured.n_questions} questions, "
+                f"{n[1]} times: "
+                f"{timedelta(seconds=round(costs[1]))}, {100 * costs[1] / training_s:.1f} % beside the steps; {memory}"
+            )
+        return found
+
 
 def forecast(config: TrainConfig) -> Forecast:
     """Predict a run without loading weights or allocating for it. Raises :class:`GgtuneError` as the run would."""
     built = build(config, header_only=True)
     config, engine, plan, available = built.config, built.engine, built.plan, available_memory()
-    memory = set_recomputation(built, available)
+    asked = asked_of(built)
+    measured = beside(built, asked)
+    memory = set_recomputation(built, available - measured.answer_bytes)
+    if measured.answer_bytes:
+        memory["answers"] = measured.answer_bytes
     memory["program"] = psutil.Process().memory_info().rss
     n_steps = plan.steps_per_epoch
     batches = [batch for cursor in range(n_steps) for batch in plan.micro_batches(0, cursor)]
@@ -107,6 +154,9 @@ def forecast(config: TrainConfig) -> Forecast:
         steps_per_epoch=n_steps,
         total_steps=plan.total_steps,
         experts=built.experts,
+        measured=measured,
+        scored_s=_answers_s(engine, [len(q.prompt) for q in asked.scored], asked.scored_tokens) if fits else 0.0,
+        samples_s=_answers_s(engine, [len(q.prompt) for q in asked.fixed], SAMPLE_TOKENS) if fits else 0.0,
         until_loss=config.stop_loss if config.until_stop_loss else 0.0,
         micro_batches_per_step=len(batches) / n_steps,
         tokens_per_step=n_tokens / n_steps,
@@ -135,3 +185,18 @@ def _seconds(engine: "Trainer", batches: Sequence[MicroBatch], *, gradients: boo
     rest_s = [max(0.0, seconds[n] - per_target_s * batch.n_targets) for n, batch in tried.items()]
     total_s = np.interp([batch.n_tokens for batch in batches], list(tried), rest_s).sum()
     return float(total_s) + per_target_s * sum(batch.n_targets for batch in batches)
+
+
+def _answers_s(engine: "Trainer", prompts: Sequence[int], max_tokens: int) -> float:
+    """Predict the time of answers of ``max_tokens`` to prompts of so many tokens, from that of forward passes."""
+    if not prompts:
+        return 0.0
+
+    def forward_s(n_tokens: int) -> float:
+        tokens, weights = np.zeros(n_tokens, np.int32), np.zeros(n_tokens, np.float32)
+        weights[-1] = 1.0
+        rows = np.arange(n_tokens, dtype=np.int32)
+        return engine.predict_seconds(tokens, rows, tokens, tokens, weights, gradients=False)
+
+    mean = max(1, round(sum(prompts) / len(prompts)))
+    return len(prompts) * (forward_s(mean) + max_tokens * forward_s(1))

@@ -8,13 +8,12 @@ from typing import Any
 import numpy as np
 
 from ggtune.config import EVAL_EVERY, TrainConfig, flag
-from ggtune.data.samples import Sample
 from ggtune.errors import GgtuneError
 from ggtune.extras import need
 from ggtune.scores.text import exact_match, f1, rouge_l
 from ggtune.setting_texts import EvalInterval
 from ggtune.system import resolved_threads
-from ggtune.train.answering import Answer, greedy_answers, token_accuracy
+from ggtune.train.answering import Answer, greedy_answers
 from ggtune.train.build import Build
 from ggtune.train.fixed_questions import FixedQuestion, fixed_questions
 from ggtune.train.monitor import Monitor
@@ -25,7 +24,7 @@ GENERATED: Mapping[str, Callable[[str, list[str]], float]] = {"exact_match": exa
 
 _SCORED_SAMPLES = 64  # held-out ones, at most
 _LEAST_TOKENS, _MOST_TOKENS = 16, 256  # of an answer, between which it gets one and a half of the longest reference
-_SAMPLE_TOKENS = 96
+SAMPLE_TOKENS = 96  # of an answer to a fixed question
 HELD_OUT, ANSWERS = "held_out", "answers"
 
 
@@ -35,14 +34,7 @@ class Asked:
 
     fixed: tuple[FixedQuestion, ...] = ()  # shown to the user
     scored: tuple[Question, ...] = ()  # whose answers are scored
-    scored_samples: tuple[Sample, ...] = ()  # whose tokens are
     scored_tokens: int = 0  # of an answer, at most
-
-    @property
-    def longest_prompt(self) -> int:
-        """Tokens of the longest one that is answered, 0 where none is."""
-        prompts = [one.prompt for one in self.fixed] + [one.prompt for one in self.scored]
-        return max(map(len, prompts), default=0)
 
 
 def asked_of(built: Build) -> Asked:
@@ -59,12 +51,12 @@ def asked_of(built: Build) -> Asked:
     metric = config.early_stop_metric
     if metric == "loss":
         return Asked(tuple(fixed))
+    if metric == "token_accuracy":  # the pass of the loss tells it
+        return Asked(tuple(fixed))
     built.model.check_answers()
     part = part_of(config, samples, "held-out")
     order = np.random.default_rng([config.seed, 6]).permutation(len(part.samples))
     chosen = [part.samples[int(i)] for i in sorted(order[:_SCORED_SAMPLES])]
-    if metric == "token_accuracy":
-        return Asked(tuple(fixed), scored_samples=tuple(chosen))
     if metric == "rouge_l":
         need("rouge_score.rouge_scorer", "scores", "ROUGE")
     questions = [one for one in questions_of(Part(part.config, part.data, chosen), built.model) if one.asks]
@@ -98,6 +90,7 @@ class Measuring:
         self._evaluation = EvalInterval.parse(config.eval_every)
         self._sampling = EvalInterval.parse(config.sample_every)
         self._threads = resolved_threads(config.threads)
+        self._accuracy = 0.0
 
     @property
     def has_questions(self) -> bool:
@@ -133,21 +126,28 @@ class Measuring:
     def held_out_loss(self) -> float:
         """Mean over the target tokens, by their weights; NaN where they have none."""
         engine = self._built.engine
+        is_counted = self._metric == "token_accuracy"
         loss_sum = weight_sum = 0.0
+        n_right = n_targets = 0
         for batch in self._built.plan.held_out:
             with self._allowed():
-                result = engine.evaluate(*batch.arrays)
+                result = engine.evaluate(*batch.arrays, predictions=is_counted)
             loss_sum += result.loss_sum
             weight_sum += result.weight_sum
+            if is_counted and result.predictions is not None:
+                n_right += int(np.count_nonzero((batch.targets == result.predictions) & (batch.weights != 0)))
+                n_targets += result.n_targets
+        self._accuracy = n_right / n_targets if n_targets else 0.0
         return loss_sum / weight_sum if weight_sum else float("nan")
 
     def scores(self) -> dict[str, float]:
-        """Scores on held-out samples, the chosen one among them; none where the loss decides."""
-        asked, built = self._asked, self._built
-        if asked.scored_samples:
-            with self._allowed():
-                accuracy = token_accuracy(built.model, built.adapter, asked.scored_samples, threads=self._threads)
-            return {"token_accuracy": accuracy}
+        """Scores on held-out samples, the chosen one among them; none where the loss decides.
+
+        The share of right tokens is that of the last :meth:`held_out_loss`.
+        """
+        asked = self._asked
+        if self._metric == "token_accuracy":
+            return {"token_accuracy": self._accuracy}
         if not asked.scored:
             return {}
         answers = self._answers([one.prompt for one in asked.scored], asked.scored_tokens)
@@ -161,7 +161,7 @@ class Measuring:
     def sample_lines(self, step: int, epoch: float) -> list[dict[str, Any]]:
         """Ask the fixed questions; the lines for ``samples.jsonl``."""
         fixed = self._asked.fixed
-        answers = self._answers([one.prompt for one in fixed], _SAMPLE_TOKENS)
+        answers = self._answers([one.prompt for one in fixed], SAMPLE_TOKENS)
         return [
             {
                 "step": step,

@@ -4,7 +4,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from ggtune._native import core
+from ggtune.data.store import lengths_of
 from ggtune.system import available_memory, format_bytes, resolved_threads
+from ggtune.train.beside import Beside
 from ggtune.train.build import Build
 
 if TYPE_CHECKING:
@@ -14,10 +16,14 @@ if TYPE_CHECKING:
 _SHOWN = 8
 
 
-def first_lines(built: Build, memory_bytes: Mapping[str, int]) -> list[str]:
-    """Describe model, adapter, data, steps; ``memory_bytes`` are what the run will need, by part."""
+def first_lines(built: Build, memory_bytes: Mapping[str, int], measured: Beside) -> list[str]:
+    """Describe model, adapter, data, steps; ``memory_bytes`` are what the run will need, by part.
+
+    ``measured`` is what it measures beside its steps.
+    """
     config, model, adapter, samples, plan = built.config, built.model, built.adapter, built.samples, built.plan
     packing = plan.packing()
+    n_tokens = float(lengths_of(samples.training).sum() - len(samples.training))
     steps = f"{plan.total_steps} steps" if plan.total_steps else "no last step"
     if config.until_stop_loss:
         steps = f"at most {plan.total_steps} steps"
@@ -37,6 +43,7 @@ def first_lines(built: Build, memory_bytes: Mapping[str, int]) -> list[str]:
         f"{packing.micro_batches_per_step:.2f} micro-batches of at most {plan.max_tokens} tokens, "
         f"{100 * packing.efficiency:.0f} % packing efficiency",
         *(_end(config, plan) if config.until_stop_loss else ()),
+        *measured.lines(n_tokens / len(samples.training) * config.batch),
         f"Memory: {format_bytes(sum(memory_bytes.values()))} expected of {format_bytes(available_memory())}"
         + (f", with {n_again} of {model.n_layer} layers computed again for their gradient" if n_again else ""),
         f"Threads: {resolved_threads(config.threads)} with kernels for {core.kernel_variant()}; seed {config.seed}",

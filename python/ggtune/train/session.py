@@ -16,6 +16,7 @@ from ggtune.run.observer import Observer
 from ggtune.run.outputs import Outputs
 from ggtune.run.progress import Progress, Reporter
 from ggtune.system import available_memory
+from ggtune.train.beside import beside
 from ggtune.train.build import Build, build
 from ggtune.train.data_card import DATA_CARD, data_card_text
 from ggtune.train.loop import Loop
@@ -78,9 +79,12 @@ def prepare(
     started = started or datetime.datetime.now().isoformat(timespec="seconds")
     built = build(config, checkpoint=checkpoint, now=_time(started))
     config, free = built.config, available_memory()
-    needed = set_recomputation(built, free)
-    check_memory(config, needed, built.plan.largest[0], free, experts=built.experts)
     asked = asked_of(built)
+    measured = beside(built, asked)
+    needed = set_recomputation(built, free - measured.answer_bytes)
+    if measured.answer_bytes:
+        needed["answers"] = measured.answer_bytes
+    check_memory(config, needed, built.plan.largest[0], free, experts=built.experts)
     outputs.check_writable()
     check_disk(config, outputs, disk_bytes(config, built.adapter, built.plan) + extra_disk_bytes)
     if checkpoint is not None:
@@ -98,7 +102,7 @@ def prepare(
             started=started,
             version=version(),
         )
-    return Session(built, outputs, state, tuple(first_lines(built, needed)), asked, logs)
+    return Session(built, outputs, state, tuple(first_lines(built, needed, measured)), asked, logs)
 
 
 def check_same_model(path: str, state: State, fingerprint: str | None = None) -> None:
