@@ -16,7 +16,7 @@ from ggtune.config import TrainConfig
 from ggtune.run.metrics import read_metrics
 from ggtune.train.chosen import chosen_adapter
 from ggtune.train.curve import fit_curve
-from ggtune.train.outlook import measured_losses
+from ggtune.train.outlook import Clock, measured_losses
 from ggtune.train.session import fine_tune
 
 
@@ -31,19 +31,20 @@ def first_rows(path: Path, n: int, folder: Path) -> Path:
 
 def row(seed: int, folder: Path) -> tuple[list[str], bool, bool, float]:
     """A line of the table; whether it stopped in time and was foreseen, and the interval's width."""
-    points = measured_losses(read_metrics(folder / "metrics.jsonl"))
+    records = read_metrics(folder / "metrics.jsonl")
+    points, clock = measured_losses(records), Clock(records)
     after = [(step, loss) for step, loss in points if step]
     end, final = after[-1]
     best, lowest = min(after, key=lambda point: point[1])
     since = sum(step > best for step, _ in after)
     handed_on = chosen_adapter(folder).step
     first = [(step, loss) for step, loss in points if step <= end / 3]
-    fit = fit_curve(*zip(*first, strict=True))
+    fit = fit_curve([clock.time(step) for step, _ in first], [loss for _, loss in first])
     learned = points[0][1] - lowest
     texts = [str(seed), str(end), str(best), str(since), str(handed_on), f"{points[0][1]:.3f}", f"{lowest:.3f}"]
     if fit is None:
         return [*texts, f"{final:.3f}", f"{len(first)} points are too few", "", ""], since <= 2, False, float("nan")
-    found = fit.predict(end)
+    found = fit.predict(clock.time(end))
     inside, width = found.low <= final <= found.high, found.high - found.low
     foreseen = [f"{final:.3f}", f"{found.text(3)} ({len(first)})", "yes" if inside else "NO"]
     return [*texts, *foreseen, f"{width:.2f} ({width / learned:.1f})"], since <= 2 and handed_on == best, inside, width

@@ -2,7 +2,7 @@
 
 The logarithm of the loss is taken for a floor, a fall towards it, and a rise that may set in (learning by heart):
 
-    log L(s) = a + b (1 + s / r)^-c + u max(0, s - m) + w(s) + noise
+    log L(s) = a + b (1 + s / r)^-c + u g(s - m) + w(s) + noise
 
 The fall is a power law (as of learning curves, Hestness et al. 2017, arXiv:1712.00409), for a large c an exponential.
 ``w`` is a random walk: the curve may leave its form, the further ahead the more. The posterior over all of it is
@@ -63,7 +63,8 @@ class CurveFit:
         ahead = max(0.0, s - 1.0)
         rng = np.random.default_rng(1)  # the same walk for every step
         walk = self.now + self.drift * math.sqrt(ahead) * rng.standard_normal(len(self.now))
-        form = self.level + self.fall * _power(s, self.scale, self.power) + self.rise * np.maximum(0.0, s - self.turn)
+        form = self.level + self.fall * _power(s, self.scale, self.power)
+        form += self.rise * _rising(s - self.turn)
         return np.exp(form + walk)
 
 
@@ -89,6 +90,13 @@ def _power(s: "Array | float", scale: Array, power: Array) -> Array:
     return found
 
 
+def _rising(since: Array) -> Array:
+    """0 before the turn, and then a slope that sets in: ``t^2 / (1 + t)``."""
+    t = np.maximum(0.0, since)
+    found: Array = t * t / (1.0 + t)
+    return found
+
+
 class _Posterior:
     """Of the shape: log r, log c, log u, log m, as standard normal variables, and which walk.
 
@@ -96,7 +104,7 @@ class _Posterior:
     """
 
     # mean and standard deviation of each logarithm
-    _PRIOR = np.array([[math.log(0.3), 1.2], [math.log(1.0), 0.8], [math.log(0.15), 0.8], [math.log(1.5), 0.8]])
+    _PRIOR = np.array([[math.log(0.3), 1.2], [math.log(1.0), 0.8], [math.log(0.25), 0.8], [math.log(1.5), 0.8]])
 
     def __init__(self, s: Array, y: Array) -> None:
         self._s, self._y = s, y
@@ -143,7 +151,7 @@ class _Posterior:
         scale, power, rise, turn = (each[:, None] for each in self._shapes(z))
         falling = _power(s[None, :], scale, power)  # (n_draws, n)
         span = falling[:, :1] - falling[:, -1:]
-        target = self._y - rise * np.maximum(0.0, s - turn)
+        target = self._y - rise * _rising(s - turn)
         design = np.stack([np.ones_like(falling), falling / span], axis=2)  # (n_draws, n, 2)
         root_log = np.zeros(len(z))
         for i, (whiten, log_det) in enumerate(self._whiten):
@@ -175,7 +183,7 @@ class _Posterior:
         level, fall = linear[:, 0], np.maximum(0.0, linear[:, 1]) / fits.span
         s = self._s
         form = level[:, None] + fall[:, None] * _power(s[None, :], scale[:, None], power[:, None])
-        form += rise[:, None] * np.maximum(0.0, s - turn[:, None])
+        form += rise[:, None] * _rising(s - turn[:, None])
         residual = self._y - form
         now = np.zeros(len(z))
         sizes = np.array(_WALKS)[walks]

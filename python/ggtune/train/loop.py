@@ -59,14 +59,7 @@ class Loop:
         self._monitor = Monitor(**state.monitor)
         self._total = plan.total_steps
         self._shown_total = plan.known_steps
-        self._schedule = Schedule.for_run(
-            config.schedule,
-            config.lr,
-            warmup=config.warmup,
-            decay_steps=config.decay_steps,
-            min_ratio=config.min_lr_ratio,
-            total_steps=self._total,
-        )
+        self._schedule = Schedule.of(config, self._total)
         self._interrupts = Interrupts()
         self._measuring = Measuring(built, asked or Asked(), self._interrupts.allowed)
         self._observers = Observers(observers)

@@ -131,7 +131,9 @@ class Measuring:
         n_right = n_targets = 0
         for batch in self._built.plan.held_out:
             with self._allowed():
-                result = engine.evaluate(*batch.arrays, predictions=is_counted)
+                result = (
+                    engine.evaluate(*batch.arrays, predictions=True) if is_counted else engine.evaluate(*batch.arrays)
+                )
             loss_sum += result.loss_sum
             weight_sum += result.weight_sum
             if is_counted and result.predictions is not None:

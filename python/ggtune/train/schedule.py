@@ -3,6 +3,8 @@
 import math
 from dataclasses import dataclass
 
+from ggtune.config import TrainConfig
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -30,6 +32,18 @@ class Schedule:
         if not decay_steps and total_steps is None:
             kind = "constant"
         return cls(kind, peak, warmup_steps, decay_steps or max(0, (total_steps or 0) - warmup_steps), min_ratio)
+
+    @classmethod
+    def of(cls, config: TrainConfig, total_steps: int | None) -> "Schedule":
+        """As :meth:`for_run`, with a run's settings."""
+        return cls.for_run(
+            config.schedule,
+            config.lr,
+            warmup=config.warmup,
+            decay_steps=config.decay_steps,
+            min_ratio=config.min_lr_ratio,
+            total_steps=total_steps,
+        )
 
     def rate(self, step: int) -> float:
         """Learning rate of the step number ``step``, counted from 0."""
