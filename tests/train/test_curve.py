@@ -49,7 +49,7 @@ def test_intervals_are_right_as_often_as_they_say() -> None:
 def test_a_turn_that_has_come_is_admitted() -> None:
     steps = np.arange(0, 241, 10)
     falling = power_law(steps, floor=2.0, fall=1.5, scale=20.0, power=2.0)
-    losses = falling + 0.004 * np.maximum(0, steps - 80)
+    losses = falling + 0.001 * np.maximum(0, steps - 80) ** 1.3
     fit = fit_curve(steps[:17], losses[:17])
     assert fit is not None
     found = fit.predict(240)

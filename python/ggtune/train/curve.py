@@ -2,7 +2,7 @@
 
 The logarithm of the loss is taken for a floor, a fall towards it, and a rise that may set in (learning by heart):
 
-    log L(s) = a + b (1 + s / r)^-c + u g(s - m) + w(s) + noise
+    log L(s) = a + b (1 + s / r)^-c + u t^2 / (k + t) + w(s) + noise,   t = max(0, s - m)
 
 The fall is a power law (as of learning curves, Hestness et al. 2017, arXiv:1712.00409), for a large c an exponential.
 ``w`` is a random walk: the curve may leave its form, the further ahead the more. The posterior over all of it is
@@ -40,6 +40,7 @@ class CurveFit:
     power: Array  # c
     rise: Array  # u
     turn: Array  # m
+    knee: Array  # k
     now: Array  # the walk at the last step
     noise: Array  # standard deviation of a measurement
     drift: Array  # standard deviation of the walk over ``unit`` steps
@@ -64,7 +65,7 @@ class CurveFit:
         rng = np.random.default_rng(1)  # the same walk for every step
         walk = self.now + self.drift * math.sqrt(ahead) * rng.standard_normal(len(self.now))
         form = self.level + self.fall * _power(s, self.scale, self.power)
-        form += self.rise * _rising(s - self.turn)
+        form += self.rise * _rising(s - self.turn, self.knee)
         return np.exp(form + walk)
 
 
@@ -90,21 +91,21 @@ def _power(s: "Array | float", scale: Array, power: Array) -> Array:
     return found
 
 
-def _rising(since: Array) -> Array:
-    """0 before the turn, and then a slope that sets in: ``t^2 / (1 + t)``."""
+def _rising(since: Array, knee: Array) -> Array:
+    """0 before the turn, and then a slope that sets in: ``t^2 / (k + t)``."""
     t = np.maximum(0.0, since)
-    found: Array = t * t / (1.0 + t)
+    found: Array = t * t / (knee + t)
     return found
 
 
 class _Posterior:
-    """Of the shape: log r, log c, log u, log m, as standard normal variables, and which walk.
+    """Of the shape: log r, log c, log u, log m, log k, as standard normal variables, and which walk.
 
     Of u the prior goes by the size of the changes that were seen: learning by heart is slower than learning.
     """
 
-    # mean and standard deviation of each logarithm
-    _PRIOR = np.array([[math.log(0.3), 1.2], [math.log(1.0), 0.8], [math.log(0.25), 0.8], [math.log(1.5), 0.8]])
+    # median of each, and the factor that a standard deviation is
+    _PRIOR = np.log([[0.3, 3.3], [1.0, 2.2], [0.2, 2.0], [1.5, 2.2], [0.3, 3.3]])
 
     def __init__(self, s: Array, y: Array) -> None:
         self._s, self._y = s, y
@@ -117,7 +118,7 @@ class _Posterior:
 
     def sample(self, unit: float) -> CurveFit:
         rng = np.random.default_rng(0)
-        z = rng.standard_normal((_DRAWS, 4))
+        z = rng.standard_normal((_DRAWS, len(self._PRIOR)))
         log_proposal = -0.5 * (z**2).sum(axis=1)
         for _ in range(_ROUNDS):
             walks = rng.integers(0, len(_WALKS), _DRAWS)
@@ -128,10 +129,10 @@ class _Posterior:
             last = z, walks, fits, weights
             # the next ones around those that fit, wider than they lie; some from everywhere
             mean = weights @ z
-            spread = np.cov(z.T, aweights=weights, bias=True) * 1.5 + 0.05 * np.eye(4)
+            spread = np.cov(z.T, aweights=weights, bias=True) * 1.5 + 0.05 * np.eye(len(self._PRIOR))
             root = np.linalg.cholesky(spread)
             near = rng.random(_DRAWS) < 0.8
-            drawn = rng.standard_normal((_DRAWS, 4))
+            drawn = rng.standard_normal((_DRAWS, len(self._PRIOR)))
             z = np.where(near[:, None], mean + drawn @ root.T, drawn)
             away = np.linalg.solve(root, (z - mean).T)
             log_near = -0.5 * (away**2).sum(axis=0) - np.log(np.diag(root)).sum()
@@ -142,16 +143,16 @@ class _Posterior:
 
     def _shapes(self, z: Array) -> tuple[Array, ...]:
         logs = self._PRIOR[:, 0] + self._PRIOR[:, 1] * z
-        scale, power, rise, turn = np.exp(logs).T
-        return scale, power, self._size * rise, turn
+        scale, power, rise, turn, knee = np.exp(logs).T
+        return scale, power, self._size * rise, turn, knee
 
     def _fits(self, z: Array, walks: NDArray[np.int64]) -> "_Fits":
         """Level, fall and noise given the shapes: a linear regression with a normal-inverse-gamma posterior."""
         s, n = self._s, len(self._s)
-        scale, power, rise, turn = (each[:, None] for each in self._shapes(z))
+        scale, power, rise, turn, knee = (each[:, None] for each in self._shapes(z))
         falling = _power(s[None, :], scale, power)  # (n_draws, n)
         span = falling[:, :1] - falling[:, -1:]
-        target = self._y - rise * _rising(s - turn)
+        target = self._y - rise * _rising(s - turn, knee)
         design = np.stack([np.ones_like(falling), falling / span], axis=2)  # (n_draws, n, 2)
         root_log = np.zeros(len(z))
         for i, (whiten, log_det) in enumerate(self._whiten):
@@ -176,14 +177,14 @@ class _Posterior:
     def _complete(
         self, z: Array, walks: NDArray[np.int64], fits: "_Fits", unit: float, rng: np.random.Generator
     ) -> CurveFit:
-        scale, power, rise, turn = self._shapes(z)
+        scale, power, rise, turn, knee = self._shapes(z)
         noise = np.sqrt(fits.square / rng.chisquare(fits.degrees, len(z)))
         root = np.linalg.cholesky(fits.inverse)
         linear = fits.mean + noise[:, None] * np.einsum("dkl,dl->dk", root, rng.standard_normal((len(z), 2)))
         level, fall = linear[:, 0], np.maximum(0.0, linear[:, 1]) / fits.span
         s = self._s
         form = level[:, None] + fall[:, None] * _power(s[None, :], scale[:, None], power[:, None])
-        form += rise[:, None] * _rising(s - turn[:, None])
+        form += rise[:, None] * _rising(s - turn[:, None], knee[:, None])
         residual = self._y - form
         now = np.zeros(len(z))
         sizes = np.array(_WALKS)[walks]
@@ -193,7 +194,7 @@ class _Posterior:
                 gain = np.linalg.solve(covariance, walk * s * s[-1])
                 left = max(0.0, walk * s[-1] - float(gain @ (walk * s * s[-1])))
                 now[at] = residual[at] @ gain + noise[at] * math.sqrt(left) * rng.standard_normal(int(at.sum()))
-        return CurveFit(unit, level, fall, scale, power, rise, turn, now, noise, noise * np.sqrt(sizes))
+        return CurveFit(unit, level, fall, scale, power, rise, turn, knee, now, noise, noise * np.sqrt(sizes))
 
 
 @dataclass(frozen=True)
