@@ -153,3 +153,40 @@ def test_lines() -> None:
     lines = mixture.lines(datetime(2030, 1, 1))
     assert "or --targets dense (of the adapter's parameters are 5.00M for experts" in lines[0]
     assert any("5.00M for experts, which take 80.0 MB" in line for line in lines[1:])
+
+
+def test_answers_are_accounted_for_apart() -> None:
+    """What is measured beside the steps has its own time and memory; the time of all of it is in the run's."""
+    plain = forecast(config(epochs=2.0, holdout="8"))
+    found = forecast(config(epochs=2.0, holdout="8", eval_every="2", sample_every="0.5ep", early_stop_metric="f1"))
+    assert found.measured is not None
+    # before the training, and after steps 2, 4 ... 14; before it, and four times
+    assert (found.measured.n_evaluations, found.measured.n_rounds) == (8, 5)
+    assert (found.measured.n_scored, found.measured.n_questions) == (8, 3)
+    assert found.memory_bytes["answers"] == found.measured.answer_bytes > 8 << 20
+    assert "answers" not in plain.memory_bytes
+    assert found.samples_s > 0
+    assert found.scored_s > 0
+    lines = found.lines(datetime(2030, 1, 1))
+    (evaluation,) = [line for line in lines if line.startswith("Evaluation: ")]
+    assert f"{found.held_out_s + found.scored_s:.2f} s each, 8 times" in evaluation
+    assert "for 8 answers" in evaluation
+    (samples,) = [line for line in lines if line.startswith("Sample answers: ")]
+    assert "for 3 questions, 5 times" in samples
+    long = dataclasses.replace(found, seconds_per_step=1.0, held_out_s=2.0, scored_s=3.0, samples_s=10.0)
+    assert "0:01:44 in all" in "\n".join(long.lines(datetime(2030, 1, 1)))  # 14 steps, 8 x 5 s, 5 x 10 s
+    (line,) = [line for line in plain.lines(datetime(2030, 1, 1)) if line.startswith("Evaluation: ")]
+    assert "3 times" in line
+    assert "no memory beside the training's" in line
+
+
+def test_the_first_lines_say_what_is_measured() -> None:
+    from ggtune.run.outputs import Outputs
+    from ggtune.train.session import prepare
+
+    report = prepare(config(epochs=2.0, holdout="8", sample_every="1ep"), Outputs.folder(Path("nowhere"))).report
+    (evaluation,) = [line for line in report if line.startswith("Evaluation: ")]
+    assert "8 samples" in evaluation
+    assert "3 times, each about as long as" in evaluation
+    (samples,) = [line for line in report if line.startswith("Sample answers: ")]
+    assert "3 questions, 3 times" in samples
