@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from run_folders import GGTUNE, WriteRun, append, line
+from followed_runs import GGTUNE, WriteRun, append, line
 
 from ggtune.cli import cli
 from ggtune.demo import DATA, MODEL

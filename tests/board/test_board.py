@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 from click.testing import CliRunner
-from run_folders import GGTUNE, WriteRun, append, line
+from followed_runs import GGTUNE, WriteRun, append, line
 
 pytest.importorskip("starlette", reason="starlette is not installed: pip install '.[board]'")
 pytest.importorskip("uvicorn", reason="uvicorn is not installed: pip install '.[board]'")

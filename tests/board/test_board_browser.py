@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from run_folders import WriteRun, append
+from followed_runs import WriteRun, append
 
 pytest.importorskip("starlette", reason="starlette is not installed: pip install '.[board]'")
 pytest.importorskip("uvicorn", reason="uvicorn is not installed: pip install '.[board]'")

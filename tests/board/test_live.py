@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from run_folders import WriteRun, append, line
+from followed_runs import WriteRun, append, line
 
 from ggtune.board import live as live_module
 from ggtune.board.live import LiveRun

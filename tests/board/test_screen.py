@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from rich.cells import cell_len
-from run_folders import WriteRun, append, line
+from followed_runs import WriteRun, append, line
 
 from ggtune.board.chart import loss_chart
 from ggtune.board.live import LiveRun

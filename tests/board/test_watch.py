@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from run_folders import GGTUNE, WriteRun, append, line
+from followed_runs import GGTUNE, WriteRun, append, line
 
 pytest.importorskip("pyte", reason="pyte is not installed: pip install pyte")
 pytest.importorskip("termios", reason="needs pseudo-terminals")
