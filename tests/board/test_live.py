@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from followed_runs import WriteRun, append, line
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from followed_runs import WriteRun, append, line
 
 from ggtune.board import live as live_module
 from ggtune.board.live import LiveRun

@@ -4,8 +4,8 @@ import math
 from pathlib import Path
 
 import pytest
-from rich.cells import cell_len
 from followed_runs import WriteRun, append, line
+from rich.cells import cell_len
 
 from ggtune.board.chart import loss_chart
 from ggtune.board.live import LiveRun
