@@ -133,5 +133,8 @@ def test_a_new_run_removes_the_old_best(run: Callable[..., Path]) -> None:
     chosen_adapter(out)
     assert out / "adapter-best.gguf" in Outputs.folder(out).existing()
     (out / ".adapter-best.gguf.1-0.tmp").write_bytes(b"")  # of a killed process
+    (out / "evaluation/best").mkdir(parents=True)
+    (out / "evaluation/best/evaluation.json").write_text("{}")
     with Job(config(), Outputs.folder(out), 3, "0", overwrite=True):
         assert not list(out.glob("*adapter-best*"))
+        assert not (out / "evaluation").exists()

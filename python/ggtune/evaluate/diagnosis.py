@@ -27,7 +27,6 @@ from ggtune.evaluate.answer_order import (
     word_matches,
 )
 from ggtune.evaluate.log_probs import Likelihood
-from ggtune.evaluate.questions import Question, part_of, questions_of
 from ggtune.evaluate.template_fit import own_template, template_fit, written
 from ggtune.evaluate.verify import samples_of, verify_run
 from ggtune.files import replace_text
@@ -37,6 +36,7 @@ from ggtune.run.progress import Reporter
 from ggtune.run.status import FAILED, read_status_file
 from ggtune.train.chosen import chosen_adapter
 from ggtune.train.monitor import Monitor
+from ggtune.train.questions import Question, part_of, questions_of
 from ggtune.train.samples import RunSamples
 
 Severity = Literal["error", "warning", "note"]

@@ -9,6 +9,7 @@ from typing import Any
 from ggtune.errors import GgtuneError
 from ggtune.evaluate.answers import AnsweredSample, read_answers
 from ggtune.files import replace_text
+from ggtune.run.outputs import EVALUATIONS
 from ggtune.scores.metrics import METRICS
 from ggtune.scores.statistics import Estimate
 
@@ -118,7 +119,7 @@ def read_evaluation(folder: str | Path) -> Evaluation:
 def evaluations_of(run: str | Path) -> list[Evaluation]:
     """Read the finished evaluations in a run's folder, in order of their labels, without those that can't be read."""
     found = []
-    for path in sorted(Path(run).glob(f"evaluation/*/{EVALUATION}")):
+    for path in sorted(Path(run).glob(f"{EVALUATIONS}/*/{EVALUATION}")):
         try:
             found.append(read_evaluation(path.parent))
         except GgtuneError:

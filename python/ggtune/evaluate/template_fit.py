@@ -16,8 +16,8 @@ from ggtune.data.samples import Sample
 from ggtune.data.templates import Template
 from ggtune.errors import GgtuneError
 from ggtune.evaluate.log_probs import Likelihood, Text
-from ggtune.evaluate.questions import Question
 from ggtune.scores.statistics import Difference, paired_difference
+from ggtune.train.questions import Question
 
 if TYPE_CHECKING:
     from ggtune._core import Model

@@ -15,11 +15,11 @@ from ggtune.data.dataset import LoadReport
 from ggtune.data.samples import Sample
 from ggtune.errors import GgtuneError
 from ggtune.evaluate.evaluation_loss import losses_of
-from ggtune.evaluate.questions import Part, Split, part_of, questions_of
 from ggtune.evaluate.side_by_side import shortened
 from ggtune.evaluate.subject import Subject, open_subject
 from ggtune.evaluate.subject_text import SubjectText
 from ggtune.files import replace_text
+from ggtune.train.questions import Part, Split, part_of, questions_of
 from ggtune.train.samples import read_samples
 
 if TYPE_CHECKING:

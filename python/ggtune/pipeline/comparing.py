@@ -17,14 +17,15 @@ from ggtune.evaluate.comparison_text import markdown
 from ggtune.evaluate.evaluation import Evaluation, OtherSettingsError
 from ggtune.evaluate.evaluation_run import evaluate as measure
 from ggtune.evaluate.evaluation_scores import estimates
-from ggtune.evaluate.questions import Part, Split
 from ggtune.evaluate.subject import Subject, open_subject
 from ggtune.evaluate.subject_text import SubjectText, labels
 from ggtune.evaluate.worst_rows import WorstRows, read_worst_rows, worst_rows, write_worst_rows
 from ggtune.files import replace_text
 from ggtune.gguf.io import model_fingerprint
-from ggtune.pipeline.evaluating import FOLDER, EvaluateOptions, data_settings, read_part, split_of
+from ggtune.pipeline.evaluating import EvaluateOptions, data_settings, read_part, split_of
+from ggtune.run.outputs import EVALUATIONS
 from ggtune.run.progress import Reporter
+from ggtune.train.questions import Part, Split
 from ggtune.train.samples import read_samples
 
 FILE, PAGE = "comparison.json", "comparison.md"
@@ -157,7 +158,7 @@ def _folder(name: str, subject: Subject, lead: Subject, options: EvaluateOptions
             parts.append(f"{field.replace('_', '-')}-{value:g}")
     if not options.generate:
         parts.append("losses")
-    return (lead.run if lead.run is not None else Path()) / FOLDER / "-".join(parts)
+    return (lead.run if lead.run is not None else Path()) / EVALUATIONS / "-".join(parts)
 
 
 def _slug(text: str) -> str:

@@ -14,11 +14,11 @@ from ggtune.evaluate.evaluation_run import EvaluationOptions
 from ggtune.evaluate.evaluation_run import evaluate as measure
 from ggtune.evaluate.subject import Subject, open_subject
 from ggtune.evaluate.subject_text import SubjectText
+from ggtune.run.outputs import EVALUATIONS
 from ggtune.run.progress import Reporter
 from ggtune.train.questions import Part, Split, part_of
 from ggtune.train.samples import read_samples
 
-FOLDER = "evaluation"
 # of a run's own data, and not of others
 _OF_ITS_DATA = (
     *("question_column", "answer_column", "context_column", "weight_column", "category_column"),
@@ -100,4 +100,4 @@ def default_folder(subject: Subject, options: EvaluateOptions, split: Split) -> 
         name += f"-{Path(options.data).stem}"
     elif split != "held-out":
         name += f"-{split}"
-    return (subject.run if subject.run is not None else Path()) / FOLDER / name
+    return (subject.run if subject.run is not None else Path()) / EVALUATIONS / name

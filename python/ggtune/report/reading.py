@@ -12,6 +12,7 @@ from ggtune.errors import GgtuneError
 from ggtune.evaluate.evaluation import EVALUATION, Evaluation, read_evaluation
 from ggtune.report.recovered import recovered_card
 from ggtune.run.metrics import read_metrics
+from ggtune.run.outputs import EVALUATIONS
 from ggtune.run.status import RunStatus, read_status, read_status_file
 from ggtune.train.data_card import read_data_card
 
@@ -149,7 +150,7 @@ def objects(values: Any) -> list[dict[str, Any]]:
 
 def _evaluations(folder: Path, problems: list[str]) -> list[Evaluation]:
     found = []
-    for path in sorted(folder.glob(f"evaluation/*/{EVALUATION}")):
+    for path in sorted(folder.glob(f"{EVALUATIONS}/*/{EVALUATION}")):
         try:
             found.append(read_evaluation(path.parent))
         except GgtuneError as error:

@@ -61,7 +61,7 @@ class Job:
             for path in earlier:
                 if path not in own:
                     path.unlink()
-            for folder in outputs.event_logs():
+            for folder in outputs.existing_folders():
                 shutil.rmtree(folder, ignore_errors=True)
         for path, text in self.texts.items():
             replace_text(path, text)

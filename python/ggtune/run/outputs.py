@@ -13,6 +13,10 @@ MADE_OF_RUN = ("before_after.jsonl", "worst_rows.json", "comparison.json", "gene
 """Files of a run folder that are about its training alone: a new run in the folder makes them anew."""
 
 
+EVALUATIONS = "evaluation"
+"""Folder of a run folder with a folder for each evaluation of it."""
+
+
 @dataclass(frozen=True)
 class Outputs:
     """Names of what a run writes. ITERATION in ``adapter`` and ``checkpoint`` stands for the step.
@@ -55,9 +59,12 @@ class Outputs:
             return self.metrics.with_name(folder)
         return self.metrics.with_suffix(".logs") / folder  # the files of several runs lie beside each other
 
-    def event_logs(self) -> list[Path]:
-        """Find the folders of event logs that are there."""
-        return [path for name in EVENT_LOGS if (path := self.event_log(name)).is_dir()]
+    def existing_folders(self) -> list[Path]:
+        """Find the folders of event logs and evaluations that are there."""
+        folders = [self.event_log(name) for name in EVENT_LOGS]
+        if self.config is not None:
+            folders.append(self.metrics.with_name(EVALUATIONS))
+        return [path for path in folders if path.is_dir()]
 
     @property
     def lock(self) -> Path:

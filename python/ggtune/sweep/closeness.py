@@ -6,9 +6,9 @@ from pathlib import Path
 from ggtune.errors import GgtuneError
 from ggtune.evaluate.evaluation_scores import difference
 from ggtune.pipeline import EvaluateOptions, evaluate
+from ggtune.run.outputs import EVALUATIONS
 from ggtune.run.progress import Reporter
 from ggtune.scores.statistics import Difference
-from ggtune.sweep.files import EVALUATIONS
 from ggtune.sweep.sheet import Outcome, Trial
 from ggtune.sweep.space import described
 

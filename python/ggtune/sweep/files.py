@@ -10,10 +10,10 @@ from pathlib import Path
 from ggtune.errors import GgtuneError
 from ggtune.files import WriteError, replace_text, replacing
 from ggtune.run.metrics import read_metrics
-from ggtune.run.outputs import Outputs
+from ggtune.run.outputs import EVALUATIONS, Outputs
 from ggtune.sweep.sheet import RESULTS, SHEET, Outcome, Results, Sheet, Trial, read_sheet
 
-TABLE, PICTURE, EVALUATIONS = "results.csv", "sweep.png", "evaluation"
+TABLE, PICTURE = "results.csv", "sweep.png"
 
 
 def write_table(ranking: Sequence[tuple[Trial, Outcome]], sheet: Sheet, folder: Path) -> list[str]:
