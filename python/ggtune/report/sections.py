@@ -14,7 +14,7 @@ from ggtune.report.plots import all_figures
 from ggtune.report.reading import RunRecord
 from ggtune.report.scores import score_blocks
 from ggtune.run.status import DEAD, FAILED, INTERRUPTED, RUNNING
-from ggtune.train.outlook import Outlook, outlook
+from ggtune.train.outlook import Outlook, outlook_of_run
 from ggtune.version import version
 
 _TONES: Mapping[str, Tone] = {"error": "error", "warning": "warning", "note": "note"}
@@ -112,7 +112,7 @@ def _future(run: RunRecord) -> Outlook | None:
     """Say what going on would bring: to its end of a run that goes on, else of another epoch."""
     if run.status.state == FAILED:  # the curve of a run that has diverged promises nothing
         return None
-    return outlook(run.metrics, run.status.total_steps if run.status.state == RUNNING else None)
+    return outlook_of_run(run.folder)
 
 
 def _advice(
@@ -156,10 +156,8 @@ def _is_dull(name: str, columns: Sequence[Mapping[str, str]]) -> bool:
 
 
 def _curves(runs: Sequence[RunRecord], future: Outlook | None) -> list[Block]:
-    fit, fit_to = None, None
-    if future is not None:
-        fit, fit_to = future.fit, future.total_steps or future.step + future.steps_per_epoch
-    plots = all_figures({run.name: run.metrics for run in runs}, fit=fit, fit_to=fit_to)
+    fit_to = (future.total_steps or future.step + future.steps_per_epoch) if future is not None else None
+    plots = all_figures({run.name: run.metrics for run in runs}, fit=future, fit_to=fit_to)
     blocks: list[Block] = [Figure(plot, main=plot.key == "loss") for plot in plots]
     for run in runs if len(runs) <= 4 else ():
         if rows := loss_rows(run.metrics):
