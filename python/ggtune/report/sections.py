@@ -156,7 +156,7 @@ def _is_dull(name: str, columns: Sequence[Mapping[str, str]]) -> bool:
 
 
 def _curves(runs: Sequence[RunRecord], future: Outlook | None) -> list[Block]:
-    fit_to = (future.total_steps or future.step + future.steps_per_epoch) if future is not None else None
+    fit_to = (future.total_steps or future.step) if future is not None else None  # the rate of no later step is known
     plots = all_figures({run.name: run.metrics for run in runs}, fit=future, fit_to=fit_to)
     blocks: list[Block] = [Figure(plot, main=plot.key == "loss") for plot in plots]
     for run in runs if len(runs) <= 4 else ():
