@@ -312,7 +312,7 @@ class Loop:
         self._state = dataclasses.replace(self._state, pending=None)
         if lines:
             self._write_answers(lines)
-        if monitor.has_turned_up and not monitor.turn_told:
+        if monitor.has_turned_up and not monitor.turn_told and not monitor.is_exhausted(self._config.early_stop):
             monitor.turn_told = True
             self._progress.note(turn_text(monitor))
         return is_best
