@@ -95,6 +95,32 @@ def test_a_choice_may_change_the_tokens_of_its_prompt(tiny: Likelihood) -> None:
         assert log_prob == pytest.approx(expected, abs=1e-4)
 
 
+class Merging:
+    """Tokens are characters, but that ": x" is one: it hides where the prompt ends."""
+
+    bos_token, add_bos, n_ctx_train = -1, False, 0
+
+    def tokenize(self, text: str, *, parse_special: bool) -> np.ndarray:
+        return np.array([ord(c) for c in text.replace(": x", "\0")])
+
+
+class Counting:
+    """Log-probabilities that say which token of an end they are of."""
+
+    model = Merging()
+
+    def each(self, texts: list[Any]) -> Any:
+        return ([np.arange(len(end)) for end in ends] for _, ends in texts)
+
+
+def test_what_stands_in_front_of_a_choice_is_not_counted() -> None:
+    """As the harness cuts the tokens of the whole text where those of the prompt alone end."""
+    question = ChoiceQuestion(1, "q:", ("xz", "yz"), (0,))
+    found = score_choices(Counting(), FORMATS["arc"], [question]).questions[0]  # type: ignore[arg-type]
+    # "q", ": x", "z" and "q", ":", " ", "y", "z", of which two are the prompt's; the first is the same in both
+    assert found.log_probs == (1, 1 + 2 + 3)
+
+
 def test_shots_come_from_a_file_or_the_others(tiny: Likelihood, monkeypatch: pytest.MonkeyPatch) -> None:
     prompts: list[str] = []
     texts = scoring._Encoder.texts

@@ -28,6 +28,7 @@ OWN_QUESTIONS = Path(__file__).with_name("questions.jsonl")
 
 _WINDOW = 256  # tokens
 _MOST_WINDOWS = 200  # of a text of the user's own
+_LEAST_WINDOWS = 8  # however long they take: of fewer there is hardly an interval
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ def measure_general(
     for found in likelihood.each(windows):
         losses.append(-float(found[0].mean(dtype=np.float64)))
         done(len(losses), n_work)
-        if n_windows is None and time.monotonic() - started > seconds:
+        if n_windows is None and len(losses) >= _LEAST_WINDOWS and time.monotonic() - started > seconds:
             break
     n_done = len(losses)
     scored = score_choices(likelihood, form.format, form.questions, done=lambda n: done(n_done + n, n_work))
