@@ -27,6 +27,14 @@ void bind_generation(py::module_ & m) {
              py::arg("model"), py::arg("prompt"), py::kw_only(), py::arg("adapter") = nullptr, py::arg("context") = 0,
              py::arg("threads") = 1, py::arg("temperature") = 0.0f, py::arg("top_k") = 40, py::arg("top_p") = 0.95f,
              py::arg("seed") = 0, py::keep_alive<1, 2>(), py::keep_alive<1, 4>())
+        .def(
+            "restart",
+            [](Generator & generator, const IntArray & prompt) {
+                const std::vector<int32_t> tokens = to_vector(prompt);
+                const py::gil_scoped_release release;  // one generator is used by one thread; the tokens are a copy
+                return generator.restart(tokens);
+            },
+            py::arg("prompt"))
         .def("__iter__", [](py::object self) { return self; })
         .def("__next__", [](Generator & generator) {
             std::optional<int32_t> token;

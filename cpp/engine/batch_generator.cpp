@@ -1,7 +1,6 @@
 #include "engine/batch_generator.h"
 
 #include <algorithm>
-#include <cstdlib>
 
 #include "base/error.h"
 #include "engine/inference.h"
@@ -47,7 +46,7 @@ BatchGenerator::BatchGenerator(Model & model, const std::vector<std::pair<std::s
     llama_context_params params = inference_params(n_sequences * options.context, options.threads);
     params.n_ubatch = static_cast<uint32_t>(std::min<int64_t>(params.n_ctx, kMicroBatchTokens));
     params.n_seq_max = static_cast<uint32_t>(n_sequences);
-    params.kv_unified = std::getenv("GGTUNE_UNIFIED") != nullptr;
+    params.kv_unified = false;
     ctx_ = make_context(model_, params, loras);
     slots_.resize(static_cast<size_t>(options.n_slots));
 }

@@ -49,6 +49,15 @@ Generator::Generator(Model & model, const std::vector<int32_t> & prompt, Adapter
                      const Sampling & sampling)
     : model_(model), pending_(prompt) {
     n_context_ = context > 0 ? context : std::min(model_.n_ctx_train(), kDefaultContext);
+    check_prompt(prompt);
+    model_.check_positions(n_context_);
+    llama_context_params params = inference_params(n_context_, threads);
+    params.n_batch = params.n_ubatch = static_cast<uint32_t>(std::min<int64_t>(n_context_, kDecodeBatch));
+    ctx_ = make_context(model_, params, adapter != nullptr ? ScaledLoras{{adapter->lora(), 1.0f}} : ScaledLoras{});
+    sampler_ = make_sampler(sampling);
+}
+
+void Generator::check_prompt(const std::vector<int32_t> & prompt) const {
     if (prompt.empty()) {
         throw Error("the prompt is empty");
     }
@@ -57,19 +66,28 @@ Generator::Generator(Model & model, const std::vector<int32_t> & prompt, Adapter
                     std::to_string(n_context_));
     }
     model_.check_tokens(prompt);
-    model_.check_positions(n_context_);
-    llama_context_params params = inference_params(n_context_, threads);
-    params.n_batch = params.n_ubatch = static_cast<uint32_t>(std::min<int64_t>(n_context_, kDecodeBatch));
-    ctx_ = make_context(model_, params, adapter != nullptr ? ScaledLoras{{adapter->lora(), 1.0f}} : ScaledLoras{});
-    sampler_ = make_sampler(sampling);
+}
+
+int64_t Generator::restart(const std::vector<int32_t> & prompt) {
+    check_prompt(prompt);
+    const auto most = static_cast<int64_t>(std::min(decoded_.size(), prompt.size() - 1));  // one gives the logits
+    int64_t n_kept = std::mismatch(decoded_.begin(), decoded_.begin() + most, prompt.begin()).first - decoded_.begin();
+    llama_memory_t memory = llama_get_memory(ctx_.get());
+    if (!llama_memory_seq_rm(memory, 0, static_cast<llama_pos>(n_kept), -1)) {  // a recurrent state has no parts
+        llama_memory_clear(memory, true);
+        n_kept = 0;
+    }
+    decoded_.resize(static_cast<size_t>(n_kept));
+    pending_.assign(prompt.begin() + n_kept, prompt.end());
+    return n_kept;
 }
 
 std::optional<int32_t> Generator::next() {
-    if (n_used_ + static_cast<int64_t>(pending_.size()) > n_context_) {
+    if (static_cast<int64_t>(decoded_.size() + pending_.size()) > n_context_) {
         return std::nullopt;
     }
     decode_in_batches(model_, *ctx_, pending_);
-    n_used_ += pending_.size();
+    decoded_.insert(decoded_.end(), pending_.begin(), pending_.end());
     check_logits(model_, llama_get_logits_ith(ctx_.get(), -1));
     const llama_token token = llama_sampler_sample(sampler_.get(), ctx_.get(), -1);
     pending_ = {token};

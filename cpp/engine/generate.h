@@ -35,13 +35,19 @@ class Generator {
     // The next token; empty at an end-of-generation token or at the full context.
     std::optional<int32_t> next();
 
+    // Goes on with another prompt. What it starts with and is in the memory already stays there, where the memory's
+    // kind allows to drop the rest alone; returns the number of those tokens. Raises as the constructor.
+    int64_t restart(const std::vector<int32_t> & prompt);
+
   private:
+    void check_prompt(const std::vector<int32_t> & prompt) const;
+
     Model & model_;
     llama_context_ptr ctx_;
     llama_sampler_ptr sampler_;
     std::vector<int32_t> pending_;  // tokens to be decoded before the next one can be sampled
+    std::vector<int32_t> decoded_;  // tokens in the memory
     int64_t n_context_ = 0;
-    int64_t n_used_ = 0;
 };
 
 // log p(tokens[i + 1] | tokens[..i]), n - 1 values. adapter_path: a LoRA file, loaded by llama.cpp; may be empty.

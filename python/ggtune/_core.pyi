@@ -248,6 +248,9 @@ class Generator:
         top_p: float = 0.95,
         seed: int = 0,
     ) -> None: ...
+    def restart(self, prompt: IntArray | Sequence[int]) -> int:
+        """Go on with another prompt. Tokens that it starts with and that were computed before are not computed again,
+        where the model's memory allows that; gives their number."""
     def __iter__(self) -> Generator: ...
     def __next__(self) -> int: ...
 

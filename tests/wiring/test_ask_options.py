@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,9 @@ from ggtune.system import available_threads
 # the test of each
 OPTIONS = {
     "question": "test_a_learned_question_is_answered_word_for_word",
+    "questions": "test_many_questions",
+    "chat": "test_a_conversation",
+    "as_json": "test_many_questions",
     "model": "test_a_learned_question_is_answered_word_for_word",
     "lora": "test_without_the_adapter_the_answer_is_another",
     "template": "test_template",
@@ -81,13 +85,13 @@ class Recorder:
         return self.load(path, **arguments)
 
 
-def ask(*arguments: object) -> Asked:
+def ask(*arguments: object, stdin: str | None = None) -> Asked:
     """Run the command."""
     recorder = Recorder()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_core, "Generator", recorder.make_generator)
         patch.setattr(_core, "Model", recorder.make_model)
-        result = CliRunner().invoke(cli, ["ask", *map(str, arguments)])
+        result = CliRunner().invoke(cli, ["ask", *map(str, arguments)], input=stdin)
     generation = recorder.generations[-1] if recorder.generations else Generation("", 0, {})
     return Asked(result, generation, recorder.model_arguments)
 
@@ -113,6 +117,21 @@ def test_without_the_adapter_the_answer_is_another(learned_run: LearnedRun) -> N
     assert beside.answer == ROWS[0][1]
     assert without.generation.prompt == beside.generation.prompt
     assert without.generation.arguments["adapter"] is None
+
+
+def test_many_questions(learned_run: LearnedRun, tmp_path: Path) -> None:
+    path = tmp_path / "questions.txt"
+    path.write_text("\n".join(question for question, _ in ROWS))
+    model = ["--model", MODEL, "--lora", learned_run.adapter]
+    told = [json.loads(line) for line in ask(*model, "--file", path, "--json").answer.splitlines()]
+    assert [(one["question"], one["answer"], one["ended"]) for one in told] == [(*row, True) for row in ROWS]
+    assert ask(*model, "--file", path).answer == "\n\n".join(f"> {row[0]}\n{row[1]}" for row in ROWS)
+
+
+def test_a_conversation(learned_run: LearnedRun) -> None:
+    asked = ask("--model", MODEL, "--lora", learned_run.adapter, "--chat", stdin=ROWS[0][0])
+    assert asked.answer == ROWS[0][1]
+    assert asked.generation.n_prompt > 0
 
 
 def test_template(learned_run: LearnedRun) -> None:

@@ -45,7 +45,7 @@ _COMMANDS = {
     "push": ("push", "Send a model from an Ollama store to a Docker registry."),
     "pull": ("pull", "Fetch a model from a Docker registry into an Ollama store."),
     "publish": ("publish", "Upload a model for others to use."),
-    "ask": ("ask", "Ask a model one question, with or without an adapter."),
+    "ask": ("ask", "Ask a model a question, many, or talk to it; with or without an adapter."),
     "text": ("text", "Fetch, clean and cut books and notes, to train on as plain text."),
     "convert": ("convert", "Turn a table of questions and answers into <SFT> text, or back."),
     "finetune": ("finetune", "Train with the flags and defaults of llama.cpp's old finetune."),

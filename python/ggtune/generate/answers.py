@@ -5,6 +5,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from ggtune._native import core
 from ggtune.errors import GgtuneError
 from ggtune.system import resolved_threads
@@ -98,13 +100,13 @@ def _common_prefix(prompts: Sequence[Sequence[int]]) -> list[int]:
 
 
 def _has_stop(model: "Model", answer: _UnderWay, token: int, stops: Sequence[str]) -> bool:
-    piece = answer.decoder.decode(model.detokenize([token]))
+    piece = answer.decoder.decode(model.detokenize(np.array([token], dtype=np.int32)))
     answer.text += piece
     new = len(piece) + max(map(len, stops))
     return any(stop in answer.text[-new:] for stop in stops)
 
 
 def _finished(model: "Model", tokens: list[int], stops: Sequence[str], *, ended: bool) -> Answer:
-    text = model.detokenize(tokens).decode("utf-8", "replace")
+    text = model.detokenize(np.array(tokens, dtype=np.int32)).decode("utf-8", "replace")
     at = min((place for stop in stops if (place := text.find(stop)) >= 0), default=None)
     return Answer(tuple(tokens), text if at is None else text[:at], ended)

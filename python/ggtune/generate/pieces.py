@@ -1,8 +1,10 @@
 """One answer as it comes: a question through its template, tokens, and text piece by piece."""
 
 import codecs
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from ggtune._native import core
 from ggtune.data.templates import Template
@@ -46,13 +48,19 @@ def answer_pieces(
         temperature=temperature,
         seed=seed,
     )
+    yield from text_pieces(model, tokens, template.stops, max_tokens)
+
+
+def text_pieces(model: "Model", tokens: Iterable[int], stops: Sequence[str], max_tokens: int) -> Iterator[str]:
+    """Yield the text of ``tokens``, at most so many, before the first stop text; they are taken as they are needed."""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    stops = [stop for stop in template.stops if stop]
+    stops = [stop for stop in stops if stop]
     held = ""  # may become a stop text
     for n, token in enumerate(tokens):
         if n >= max_tokens:
             break
-        held += decoder.decode(model.detokenize([token]))
+        # an array: a signal that comes while a list is converted would be lost in a TypeError
+        held += decoder.decode(model.detokenize(np.array([token], dtype=np.int32)))
         ended = min((at for stop in stops if (at := held.find(stop)) >= 0), default=None)
         if ended is not None:
             yield held[:ended]

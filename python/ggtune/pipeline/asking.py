@@ -1,6 +1,6 @@
 """A model that answers questions as its training asked them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 from ggtune._native import core
 from ggtune.data.chat_template import choose_template
 from ggtune.data.templates import Template
-from ggtune.generate import answer_pieces
+from ggtune.data.tokenization import encode_prompt
+from ggtune.errors import GgtuneError
+from ggtune.generate import Answer, Chat, answer_pieces, answers
 from ggtune.gguf.adapter_file import load_adapter, read_adapter
 from ggtune.gguf.asked_with import AskedWith
 from ggtune.gguf.base import check_base
@@ -66,6 +68,55 @@ class LoadedModel:
     def answer(self, question: str) -> str:
         """Return the answer without white space around it."""
         return "".join(self.pieces(question)).rstrip()
+
+    def answers(self, questions: Sequence[str]) -> Iterator["Answer | GgtuneError"]:
+        """Yield the answers to many questions in their order; they are computed side by side.
+
+        Each is the answer that its question gets alone, but for the last digits of its arithmetic. A question that
+        can't be asked has an error in its place. Raises :class:`GgtuneError` for a model that can't be asked.
+        """
+        found: dict[int, Answer | GgtuneError] = {}
+        prompts: dict[int, list[int]] = {}
+        for i, question in enumerate(questions):
+            try:
+                prompts[i] = self._prompt(question)
+            except GgtuneError as error:
+                found[i] = error
+        numbers = list(prompts)
+        coming = answers(
+            self.model,
+            list(prompts.values()),
+            adapter=self.adapter,
+            stops=self.template.stops,
+            max_tokens=self.options.max_tokens,
+            threads=self.options.threads,
+            temperature=self.options.temperature,
+            seeds=[self.options.seed] * len(prompts),
+        )
+        for i in range(len(questions)):
+            while i not in found:
+                number, answer = next(coming)
+                found[numbers[number]] = answer
+            yield found.pop(i)
+
+    def chat(self) -> Chat:
+        """Begin a conversation."""
+        return Chat(
+            self.model,
+            self.template,
+            adapter=self.adapter,
+            system=self.system,
+            threads=self.options.threads,
+            temperature=self.options.temperature,
+            max_tokens=self.options.max_tokens,
+            seed=self.options.seed,
+        )
+
+    def _prompt(self, question: str) -> list[int]:
+        prompt: list[int] = encode_prompt(self.model, self.template, question, self.system).tolist()
+        if self.model.n_ctx_train and len(prompt) >= self.model.n_ctx_train:
+            raise GgtuneError(f"the question has {len(prompt)} tokens; the model's context is {self.model.n_ctx_train}")
+        return prompt
 
 
 def load(model: str | Path, options: AskOptions | None = None) -> LoadedModel:

@@ -1,6 +1,5 @@
 """A few questions that are asked again and again: drawn from a run's samples, or from a file of the user's."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,9 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ggtune.config import TrainConfig
-from ggtune.data.conversation import Conversation
+from ggtune.data.question_file import questions_in
 from ggtune.data.readers.reader import ReadOptions
-from ggtune.data.sources import open_source
 from ggtune.data.tokenization import encode_prompt
 from ggtune.errors import DataError, GgtuneError
 from ggtune.train.questions import Part, part_of, questions_of
@@ -83,7 +81,9 @@ def _from_file(
         raise GgtuneError(f"{option} {path}: the training is on plain text, which has no form of a question")
     system = config.system or samples.data.report.system
     found = []
-    for where, question, reference in _pairs(path, config):
+    for where, question, reference in questions_in(
+        path, ReadOptions.of_settings({**config.to_dict(), "data_format": ""})
+    ):
         prompt = tuple(encode_prompt(model, template, question, system).tolist())
         if model.n_ctx_train and len(prompt) + _ROOM_TOKENS > model.n_ctx_train:
             raise DataError(
@@ -93,24 +93,3 @@ def _from_file(
     if not found:
         raise DataError(f"{path}: there is no question in it")
     return found
-
-
-def _pairs(path: Path, config: TrainConfig) -> Iterator[tuple[int, str, str | None]]:
-    """Row or line, question, reference: a question on each line of a text, or whatever format has both."""
-    if path.suffix.lower() in ("", ".txt", ".md"):
-        try:
-            lines = path.read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, UnicodeError) as error:
-            raise DataError(f"{path}: can't be read as UTF-8 text: {error}") from error
-        yield from ((i, line.strip(), None) for i, line in enumerate(lines, start=1) if line.strip())
-        return
-    options = ReadOptions.of_settings({**config.to_dict(), "data_format": ""})
-    source = open_source(path, options)
-    for item in source.items:
-        if not isinstance(item, Conversation):
-            raise DataError(f"{path}: holds texts, no questions: give a .txt file with a question on each line")
-        asked = [turn.text for turn in item.turns if turn.role == "user"]
-        answers = [turn.text for turn in item.turns if turn.role == "assistant"]
-        if asked:
-            yield item.row, asked[-1], answers[-1] if answers else None
-    source.findings.check(path, options)
