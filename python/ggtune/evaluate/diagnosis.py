@@ -241,7 +241,7 @@ class _Looker:
         if len(rows) < LEAST_ROWS:
             return
         by_base = dependence(self._base, rows, self._seconds / 4)
-        if by_base.is_there:
+        if by_base.is_there and by_base.gain.p_value < _SURE_P:  # of few rows chance says so once in forty times
             return
         held_out = rows_to_look_at(self._samples.held_out)
         # rows that were learned by heart depend on their questions whether they belong together or not
