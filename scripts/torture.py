@@ -27,7 +27,7 @@ from ggtune.run.lock import holder_of
 from ggtune.run.metrics import read_metrics
 from ggtune.run.outputs import Outputs
 
-TIMES = ("tokens_per_second", "elapsed_s")
+TIMES = ("tokens_per_second", "elapsed_s", "eval_s", "sample_s", "memory_bytes")
 GGTUNE = [sys.executable, "-m", "ggtune"]
 
 

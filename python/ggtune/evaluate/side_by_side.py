@@ -1,5 +1,6 @@
 """Texts in columns beside each other, for a terminal."""
 
+import io
 import re
 from collections.abc import Sequence
 
@@ -35,10 +36,9 @@ def stacked(titles: Sequence[str], texts: Sequence[str], width: int) -> list[str
 
 def rendered(table: Table, width: int) -> list[str]:
     """A table as plain lines, without colours."""
-    console = Console(width=width, color_system=None, legacy_windows=False, force_terminal=False)
-    with console.capture() as capture:
-        console.print(table)
-    return [line.rstrip() for line in capture.get().splitlines()]
+    text = io.StringIO()  # standard output, which rich would write to, may be a log on a full disk
+    Console(file=text, width=width, color_system=None, legacy_windows=False, force_terminal=False).print(table)
+    return [line.rstrip() for line in text.getvalue().splitlines()]
 
 
 def shortened(text: str, most: int = _MOST_CHARACTERS) -> str:
