@@ -135,7 +135,7 @@ def test_merged_in_the_bases_own_types(trained: Trained) -> None:
 
 @pytest.mark.parametrize("trained", [CASES[0]], indirect=True, ids=str)  # the answers of others take seconds
 def test_verify_passes_the_merged_file_and_no_other(trained: Trained) -> None:
-    rest = ["--base", trained.base, "--lora", trained.adapter, "--data", trained.table, "--seconds", 1]
+    rest = ["--base", trained.base, "--lora", trained.adapter, "--data", trained.table, "--seconds", 5]
     assert call("verify", trained.merged, *rest).exit_code == 0
     assert call("verify", trained.base, *rest).exit_code == 1
 
