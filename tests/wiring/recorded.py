@@ -65,6 +65,7 @@ class Seen:
     answers: list[dict[str, Any]] = field(default_factory=list)  # lines of samples.jsonl
     adapter: AdapterFile | None = None
     files: set[str] = field(default_factory=set)
+    event_files: list[Path] = field(default_factory=list)  # TensorBoard's, wherever they are
     output: str = ""
     error: str = ""  # the message where the run was refused
 
@@ -185,6 +186,7 @@ def finish(seen: Seen, adapter: Path, metrics: Path) -> Seen:
     """Read what the run has left."""
     folder = adapter.parent
     seen.files = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    seen.event_files = list(folder.rglob("events.out.tfevents*"))
     if adapter.exists():
         seen.adapter = read_adapter(adapter)
     if metrics.exists():
