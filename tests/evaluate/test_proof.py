@@ -125,8 +125,9 @@ def test_kl_is_that_of_the_whole_distribution(prover: Prover, trained: Trained) 
 
 def test_answers_are_the_greedy_ones(prover: Prover, trained: Trained) -> None:
     """Learned by heart: what the live adapter answers is what it was trained on."""
-    answers = sorted(tuple(sample.tokens[sample.n_prompt :].tolist()) for sample in trained.samples.training)
-    assert sorted(tuple(answer) for answer in prover._answers) == answers
+    learned = sorted(tuple(sample.tokens[sample.n_prompt : -1].tolist()) for sample in trained.samples.training)
+    assert sorted(answer.tokens for answer in prover._answers) == learned
+    assert all(answer.ended for answer in prover._answers)
 
 
 def test_nothing_held_out(trained: Trained) -> None:

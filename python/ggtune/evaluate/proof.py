@@ -24,7 +24,7 @@ GOOD_SHARE = 0.9  # a merge that keeps less is not called good
 _BATCH_TOKENS = 512
 _LOGIT_BYTES = 512 << 20  # of the live adapter's log-probabilities, which every merged file is compared with
 _MOST_TARGETS = 4000
-_SIDE_BY_SIDE = 16  # answers between two looks at the clock
+_SIDE_BY_SIDE = 8  # answers between two looks at the clock
 _LONGEST_ANSWER = 128
 _LEAST_GAIN = 0.01  # nats per token: below, a share of the gain says nothing
 
