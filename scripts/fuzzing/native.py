@@ -11,6 +11,7 @@ import numpy as np
 from fuzzing.gguf_edits import apply
 from ggtune._native import core
 from ggtune.errors import GgtuneError
+from ggtune.generate import answers
 from ggtune.gguf.adapter_file import load_adapter
 
 GOLDEN = Path(__file__).resolve().parents[2] / "tests/golden"
@@ -92,7 +93,7 @@ def load_model(path: Path) -> None:
     _train(model)
     core.decode_log_probs(model, TOKENS)
     list(zip(range(2), core.Generator(model, TOKENS), strict=False))
-    core.Scorer(model, n_tokens=16, n_sequences=2).greedy([[1, 5], [7]], max_tokens=2)
+    list(answers(model, [[1, 5], [7]], max_tokens=2, threads=1))
     collector = core.ImatrixCollector(model, context=8)
     collector.add(TOKENS)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,7 +19,13 @@ from ggtune.gguf.adapter_file import adapter_content, write_adapter
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 FAMILIES = sorted(p for p in (*GOLDEN.glob("*.gguf"), *GOLDEN.glob("sparse/*.gguf")) if "-lora" not in p.name)
-N_PROMPTS, MAX_TOKENS = 19, 6  # more than there are slots
+N_SLOTS, N_PROMPTS, MAX_TOKENS = 4, 10, 6
+
+
+@pytest.fixture(autouse=True)
+def few_slots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slots are taken again."""
+    monkeypatch.setattr(sys.modules["ggtune.generate.answers"], "_SLOTS", N_SLOTS)
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from ggtune.system import resolved_threads
 if TYPE_CHECKING:
     from ggtune._core import Adapter, Model
 
-_SLOTS = 16
+_SLOTS = 32
 _MOST_CELLS = 1 << 15  # tokens that all slots together have room for; each takes keys and values in every layer
 _LEAST_PREFIX = 16  # tokens: a shorter one is not worth a sequence of its own
 
