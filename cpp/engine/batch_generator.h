@@ -72,10 +72,10 @@ class BatchGenerator {
     llama_memory_t memory() { return llama_get_memory(ctx_.get()); }
     int32_t prefix_sequence() const { return static_cast<int32_t>(slots_.size()); }
     void decode_prefix();
-    void take_next(int32_t slot);
-    void add_rows(int32_t slot);
+    void take_next(int32_t i);  // i: index of a slot, and its sequence
+    void add_rows(int32_t i);
     int32_t choose(Slot & slot);
-    void leave(int32_t slot);
+    void leave(int32_t i);
 
     Model & model_;
     Options options_;
