@@ -49,9 +49,6 @@ class BatchGenerator {
     // Ends the answer to a prompt; one that is not there any more is none.
     void end(int64_t prompt);
 
-    int64_t n_slots() const { return static_cast<int64_t>(slots_.size()); }
-    bool shares_prefix() const { return shares_prefix_; }
-
   private:
     struct Request {
         int64_t number;

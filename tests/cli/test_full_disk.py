@@ -6,7 +6,6 @@ A file size limit stops a write in its middle, a failing ``fsync`` at its end, a
 import errno
 import os
 import re
-import resource
 import shutil
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 
+from file_limits import largest_file
 from ggtune.data.records import Record
 from ggtune.data.sft import write_sft
 from ggtune.data.templates import TEMPLATES
@@ -31,17 +31,6 @@ from ggtune.run.registry import known_runs, register
 Ggtune = Callable[..., Result]
 SMALL = ["--ctx", "64", "--batch", "2", "--rank", "1", "--threads", "1"]
 SPACE = r"\(\d+\.?\d* [KM]?i?B needed, \d+\.?\d* [KMGT]?i?B free\)"
-
-
-@contextmanager
-def largest_file(n_bytes: int) -> Iterator[None]:
-    """Let every write beyond so many bytes of a file fail; Python ignores the signal that comes with it."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @contextmanager

@@ -6,21 +6,20 @@ import importlib.util
 import io
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from event_files import events, hyperparameters, restarts, scalars, texts
 
+from file_limits import largest_file
 from ggtune.config import TrainConfig
 from ggtune.demo import DATA, MODEL
 from ggtune.errors import GgtuneError
@@ -353,17 +352,6 @@ def test_a_client_that_hangs_holds_nobody_up(tmp_path: Path) -> None:
     assert "has not come to its end" in thread.messages()[0]
 
 
-@contextmanager
-def largest_file(n_bytes: int) -> Iterator[None]:
-    """Let every write beyond so many bytes of a file fail."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 def test_a_full_disk_under_the_event_files(tmp_path: Path, outputs: Outputs) -> None:
     logs = EventLogs(["tensorboard"], outputs)
     folder = outputs.event_log("tensorboard")
@@ -445,7 +433,7 @@ TESTS = Path(__file__).parent
 TRAIN = """
 import io, sys
 from pathlib import Path
-sys.path.insert(0, sys.argv[3])
+sys.path[:0] = [sys.argv[3], str(Path(sys.argv[3]).parent)]
 from test_event_logs import config, run
 out = Path(sys.argv[1])
 run(out, config(log=(sys.argv[2],)), pause_at=3)
