@@ -23,6 +23,17 @@ struct NotFiniteError : Error {
     using Error::Error;
 };
 
+// Too little memory on a device (ggtune.errors.DeviceMemoryError).
+struct DeviceMemoryError : Error {
+    using Error::Error;
+};
+
+// A device that failed while it computed. What lies in its memory is lost, what the host has is not
+// (ggtune.errors.DeviceLostError).
+struct DeviceLostError : Error {
+    using Error::Error;
+};
+
 // What to say of an exception of llama.cpp's or the standard library's, whose own text may be "unordered_map::at".
 inline std::string reason(const std::exception & exception) {
     if (dynamic_cast<const std::out_of_range *>(&exception) != nullptr) {

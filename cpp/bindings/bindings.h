@@ -4,7 +4,10 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#include <string>
 #include <vector>
+
+#include "engine/devices.h"
 
 namespace ggtune {
 
@@ -18,6 +21,11 @@ void bind_training(py::module_ & m);
 void bind_generation(py::module_ & m);
 void bind_kernels(py::module_ & m);
 void bind_files(py::module_ & m);
+
+// nullptr is the CPU's
+inline std::string place_name(ggml_backend_dev_t device) {
+    return device != nullptr ? device_name(device) : "CPU";
+}
 
 template <typename T>
 py::array_t<T> to_array(const std::vector<T> & values) {

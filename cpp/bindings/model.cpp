@@ -1,5 +1,6 @@
 // Bindings of Model and of what it lists.
 #include "engine/model.h"
+#include "engine/devices.h"
 #include "engine/inference.h"
 #include "files/llama_log.h"
 
@@ -52,14 +53,19 @@ void bind_model(py::module_ & m) {
         .def_property_readonly("type", [](const Linear & l) { return ggml_type_name(l.weight->type); });
 
     py::class_<Model, std::shared_ptr<Model>>(m, "Model")
-        .def(py::init([](const std::string & path, int gpu_layers, bool vocab_only, bool header_only) {
+        .def(py::init([](const std::string & path, const std::vector<std::string> & devices,
+                         const std::vector<int> & device_layers, const std::vector<int> & cpu_layers, int cpu_experts,
+                         bool exact, bool vocab_only, bool header_only) {
                  const py::gil_scoped_release release;  // only C++ values are used
-                 return std::make_shared<Model>(path, gpu_layers,
+                 return std::make_shared<Model>(path,
                                                 vocab_only    ? Model::Contents::vocabulary
                                                 : header_only ? Model::Contents::header
-                                                              : Model::Contents::all);
+                                                              : Model::Contents::all,
+                                                Places{devices, device_layers, cpu_layers, cpu_experts, exact});
              }),
-             py::arg("path"), py::kw_only(), py::arg("gpu_layers") = 0, py::arg("vocab_only") = false,
+             py::arg("path"), py::kw_only(), py::arg("devices") = std::vector<std::string>(),
+             py::arg("device_layers") = std::vector<int>(), py::arg("cpu_layers") = std::vector<int>(),
+             py::arg("cpu_experts") = 0, py::arg("exact") = false, py::arg("vocab_only") = false,
              py::arg("header_only") = false)
         .def_readonly("path", &Model::path)
         .def_property_readonly("architecture", &Model::architecture)
@@ -74,6 +80,23 @@ void bind_model(py::module_ & m) {
         .def_property_readonly("eos_token", [](const Model & model) { return llama_vocab_eos(&model.vocab()); })
         .def_property_readonly("add_bos", [](const Model & model) { return llama_vocab_get_add_bos(&model.vocab()); })
         .def_property_readonly("add_eos", [](const Model & model) { return llama_vocab_get_add_eos(&model.vocab()); })
+        .def_property_readonly("layer_bytes", &Model::layer_bytes)
+        .def_property_readonly("layer_devices",
+                               [](const Model & model) {
+                                   std::vector<std::string> names;
+                                   for (ggml_backend_dev_t device : model.layer_devices()) {
+                                       names.push_back(place_name(device));
+                                   }
+                                   return names;
+                               })
+        .def_property_readonly("device_bytes",
+                               [](const Model & model) {
+                                   std::map<std::string, uint64_t> n_bytes = {{"CPU", model.n_bytes_on(nullptr)}};
+                                   for (const std::string & name : model.places.devices) {
+                                       n_bytes[name] = model.n_bytes_on(device_by_name(name));
+                                   }
+                                   return n_bytes;
+                               })
         .def("metadata", &Model::metadata)
         .def("tensors", tensor_infos)
         .def("linears", &Model::linears)
@@ -98,6 +121,16 @@ void bind_model(py::module_ & m) {
         .def("is_end_token", [](const Model & model, int32_t token) {
             return token >= 0 && token < model.n_vocab() && llama_vocab_is_eog(&model.vocab(), token);
         });
+
+    py::class_<DeviceInfo>(m, "DeviceInfo")
+        .def_readonly("name", &DeviceInfo::name)
+        .def_readonly("description", &DeviceInfo::description)
+        .def_readonly("backend", &DeviceInfo::backend)
+        .def_readonly("kind", &DeviceInfo::kind)
+        .def_readonly("free_bytes", &DeviceInfo::free_bytes)
+        .def_readonly("total_bytes", &DeviceInfo::total_bytes)
+        .def_readonly("half_products", &DeviceInfo::half_products);
+    m.def("devices", list_devices, py::call_guard<py::gil_scoped_release>());
 
     m.def("set_log_verbose", set_llama_log_verbose, py::arg("verbose"));
 }

@@ -28,6 +28,10 @@ void translate(std::exception_ptr exception) {
         raise_as("ModelError", e.what());
     } catch (const NotFiniteError & e) {
         raise_as("NotFiniteError", e.what());
+    } catch (const DeviceMemoryError & e) {
+        raise_as("DeviceMemoryError", e.what());
+    } catch (const DeviceLostError & e) {
+        raise_as("DeviceLostError", e.what());
     } catch (const Error & e) {
         raise_as("GgtuneError", e.what());
     }

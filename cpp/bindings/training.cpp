@@ -1,7 +1,9 @@
 // Bindings of Adapter and Trainer.
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <optional>
+#include <tuple>
 
 #include "base/error.h"
 #include "bindings/bindings.h"
@@ -22,10 +24,6 @@ std::vector<py::ssize_t> shape_of(const ggml_tensor * t) {
 
 FloatArray copy_out(const ggml_tensor * shape, const float * values) {
     return FloatArray(shape_of(shape), values);
-}
-
-FloatArray copy_tensor(const ggml_tensor * t) {
-    return copy_out(t, static_cast<const float *>(t->data));
 }
 
 void check_shape(const std::string & name, const ggml_tensor * t, const FloatArray & values) {
@@ -93,6 +91,15 @@ BatchResult evaluate(Trainer & trainer, const IntArray & tokens, const IntArray 
     return trainer.evaluate(batch, predictions);
 }
 
+using MemoryByPart = std::map<std::string, uint64_t>;
+
+MemoryByPart by_part(const MemoryParts & parts) {
+    return {{"weights", parts.weights},
+            {"adapter", parts.adapter},
+            {"optimizer", parts.optimizer},
+            {"compute", parts.compute}};
+}
+
 using Moments = std::map<std::string, std::pair<FloatArray, FloatArray>>;
 
 Moments get_moments(Trainer & trainer) {
@@ -144,11 +151,16 @@ void bind_training(py::module_ & m) {
                  }
                  return names;
              })
-        .def("get", [](const Adapter & adapter, const std::string & name) { return copy_tensor(adapter.tensor(name)); })
+        .def("get",
+             [](const Adapter & adapter, const std::string & name) {
+                 const ggml_tensor * tensor = adapter.tensor(name);
+                 return copy_out(tensor, adapter.values(tensor));
+             })
         .def("set", [](Adapter & adapter, const std::string & name, const FloatArray & values) {
             ggml_tensor * tensor = adapter.tensor(name);
             check_shape(name, tensor, values);
-            std::copy_n(values.data(), values.size(), static_cast<float *>(tensor->data));
+            std::copy_n(values.data(), values.size(), adapter.values(tensor));
+            adapter.push(tensor);
         });
 
     py::class_<BatchResult>(m, "BatchResult")
@@ -219,8 +231,14 @@ void bind_training(py::module_ & m) {
         .def("gradients",
              [](Trainer & trainer) {
                  std::map<std::string, FloatArray> gradients;
-                 for (const Trainer::State & state : trainer.states()) {
-                     gradients[state.name] = copy_tensor(state.gradient);
+                 std::vector<std::vector<float>> values;
+                 {
+                     const py::gil_scoped_release release;
+                     values = trainer.gradients();
+                 }
+                 for (size_t i = 0; i < values.size(); i++) {
+                     const Trainer::State & state = trainer.states()[i];
+                     gradients[state.name] = copy_out(state.gradient, values[i].data());
                  }
                  return gradients;
              })
@@ -236,16 +254,63 @@ void bind_training(py::module_ & m) {
             py::arg("lora_plus_ratio") = 1.0, py::call_guard<py::gil_scoped_release>())
         .def("moments", get_moments)
         .def("set_moments", set_moments, py::arg("moments"))
+        .def_property("loss_scale", &Trainer::loss_scale, &Trainer::set_loss_scale)
+        .def_property_readonly("unsupported",
+                               [](const Trainer & trainer) {
+                                   std::vector<std::tuple<int, std::string, std::string>> found;
+                                   for (const Unsupported & node : trainer.unsupported()) {
+                                       found.emplace_back(node.layer, node.op, node.tensor);
+                                   }
+                                   return found;
+                               })
         .def(
             "memory",
             [](const Trainer & trainer, int64_t n_tokens, int64_t n_targets, int64_t n_sequences) {
-                const MemoryParts parts = trainer.memory(n_tokens, n_targets, n_sequences);
-                return std::map<std::string, uint64_t>{{"weights", parts.weights},
-                                                       {"adapter", parts.adapter},
-                                                       {"optimizer", parts.optimizer},
-                                                       {"compute", parts.compute}};
+                return by_part(trainer.memory(n_tokens, n_targets, n_sequences).at(nullptr));
             },
-            py::arg("n_tokens"), py::arg("n_targets"), py::arg("n_sequences") = 1)
+            py::arg("n_tokens"), py::arg("n_targets"), py::arg("n_sequences") = 1,
+            py::call_guard<py::gil_scoped_release>())
+        .def(
+            "device_memory",
+            [](const Trainer & trainer, int64_t n_tokens, int64_t n_targets, int64_t n_sequences) {
+                std::map<std::string, MemoryByPart> devices;
+                for (const auto & [device, parts] : trainer.memory(n_tokens, n_targets, n_sequences)) {
+                    if (device != nullptr) {
+                        devices[device_name(device)] = by_part(parts);
+                    }
+                }
+                return devices;
+            },
+            py::arg("n_tokens"), py::arg("n_targets"), py::arg("n_sequences") = 1,
+            py::call_guard<py::gil_scoped_release>())
+        .def("reserve", &Trainer::reserve, py::arg("n_tokens"), py::arg("n_targets"), py::arg("n_sequences") = 1,
+             py::call_guard<py::gil_scoped_release>())
+        .def("allocated",
+             [](const Trainer & trainer) {
+                 std::map<std::string, uint64_t> n_bytes;
+                 for (const auto & [device, n] : trainer.allocated()) {
+                     n_bytes[place_name(device)] = n;
+                 }
+                 return n_bytes;
+             })
+        .def(
+            "splits",
+            [](Trainer & trainer, int64_t n_tokens, int64_t n_targets, int64_t n_sequences) {
+                return std::max(0, trainer.runs(n_tokens, n_targets, n_sequences) - 1);
+            },
+            py::arg("n_tokens"), py::arg("n_targets"), py::arg("n_sequences") = 1,
+            py::call_guard<py::gil_scoped_release>())
+        .def(
+            "nodes",
+            [](const Trainer & trainer, int64_t n_tokens, int64_t n_targets, int64_t n_sequences) {
+                std::map<std::string, std::map<std::string, int>> found;
+                for (const auto & [device, nodes] : trainer.nodes(n_tokens, n_targets, n_sequences)) {
+                    found[place_name(device)] = nodes;
+                }
+                return found;
+            },
+            py::arg("n_tokens"), py::arg("n_targets"), py::arg("n_sequences") = 1,
+            py::call_guard<py::gil_scoped_release>())
         .def_property_readonly("needs_equal_lengths", &Trainer::needs_equal_lengths)
         .def("graphs", &Trainer::graphs, py::arg("n_rows"))
         .def("n_custom_nodes", &Trainer::n_custom_nodes, py::arg("n_tokens"), py::arg("n_targets"),

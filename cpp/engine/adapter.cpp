@@ -10,6 +10,7 @@
 #include <set>
 
 #include "base/error.h"
+#include "engine/devices.h"
 #include "kernels/dropout.h"
 
 namespace ggtune {
@@ -52,7 +53,10 @@ std::string joined(const std::set<std::string> & names) {
 
 Adapter::Adapter(Model & model, int rank, float unscaled_alpha, const std::vector<std::string> & targets, bool rslora,
                  uint64_t seed)
-    : rank(rank), alpha(rslora ? unscaled_alpha * std::sqrt(static_cast<float>(rank)) : unscaled_alpha), base_(&model) {
+    : rank(rank),
+      alpha(rslora ? unscaled_alpha * std::sqrt(static_cast<float>(rank)) : unscaled_alpha),
+      base_(&model),
+      placed_(2 * model.linears().size()) {
     if (rank < 1) {
         throw Error("rank must be at least 1, not " + std::to_string(rank));
     }
@@ -81,8 +85,6 @@ Adapter::Adapter(Model & model, int rank, float unscaled_alpha, const std::vecto
         throw Error("no linear is chosen; the model has " + joined(kinds));
     }
 
-    const ggml_init_params params = {2 * linears.size() * ggml_tensor_overhead() + 1024, nullptr, true};
-    ctx_.reset(ggml_init(params));
     std::vector<LoraWeights> weights;
     for (const Linear & linear : linears) {
         if (std::find(targets.begin(), targets.end(), linear.kind) == targets.end()) {
@@ -92,8 +94,9 @@ Adapter::Adapter(Model & model, int rank, float unscaled_alpha, const std::vecto
             throw Error("rank " + std::to_string(rank) + " is more than " + linear.name + " has (" +
                         std::to_string(linear.n_in) + " x " + std::to_string(linear.n_out) + ")");
         }
-        ggml_tensor * a = ggml_new_tensor_3d(ctx_.get(), GGML_TYPE_F32, linear.n_in, rank, linear.n_mat);
-        ggml_tensor * b = ggml_new_tensor_3d(ctx_.get(), GGML_TYPE_F32, rank, linear.n_out, linear.n_mat);
+        ggml_context * ctx = placed_.beside(linear.weight);
+        ggml_tensor * a = ggml_new_tensor_3d(ctx, GGML_TYPE_F32, linear.n_in, rank, linear.n_mat);
+        ggml_tensor * b = ggml_new_tensor_3d(ctx, GGML_TYPE_F32, rank, linear.n_out, linear.n_mat);
         ggml_format_name(a, "%s.lora_a", linear.name.c_str());
         ggml_format_name(b, "%s.lora_b", linear.name.c_str());
         list_.push_back({linear, a, b});
@@ -101,30 +104,93 @@ Adapter::Adapter(Model & model, int rank, float unscaled_alpha, const std::vecto
         named_.emplace_back(linear.name + ".lora_b", b);
         weights.push_back({linear.name, a, b});
     }
+    placed_.allocate(model.has_weights(), "an adapter of " + std::to_string(n_params()) + " parameters");
+    handle_ = make_lora(model.llama(), alpha, weights);
     if (!model.has_weights()) {
-        buffer_ = no_memory_for(ctx_.get());
-        handle_ = make_lora(model.llama(), alpha, weights);
         return;
     }
-    buffer_.reset(ggml_backend_alloc_ctx_tensors_from_buft(ctx_.get(), ggml_backend_cpu_buffer_type()));
-    if (!buffer_) {
-        throw Error("not enough memory for an adapter of " + std::to_string(n_params()) + " parameters");
+    for (const auto & entry : named_) {
+        if (device_of(entry.second) != nullptr) {
+            host_values_[entry.second].resize(ggml_nelements(entry.second), 0.0f);
+        }
     }
-    ggml_backend_buffer_clear(buffer_.get(), 0);
     for (const AdapterPair & pair : list_) {
         const uint64_t tensor_seed = kernels::detail::mix64(seed ^ hash_name(pair.linear.name));
-        fill_normal(static_cast<float *>(pair.a->data), ggml_nelements(pair.a),
-                    1.0 / std::sqrt(static_cast<double>(pair.a->ne[0])), tensor_seed);
+        fill_normal(values(pair.a), ggml_nelements(pair.a), 1.0 / std::sqrt(static_cast<double>(pair.a->ne[0])),
+                    tensor_seed);
+        push(pair.a);
     }
-    handle_ = make_lora(model.llama(), alpha, weights);
 }
 
-ggml_backend_buffer_ptr no_memory_for(ggml_context * ctx) {
-    ggml_backend_buffer_ptr buffer(ggml_backend_buft_alloc_buffer(ggml_backend_cpu_buffer_type(), 0));
-    for (ggml_tensor * t = ggml_get_first_tensor(ctx); t != nullptr; t = ggml_get_next_tensor(ctx, t)) {
-        t->buffer = buffer.get();
+float * Adapter::values(const ggml_tensor * tensor) const {
+    const auto on_device = host_values_.find(tensor);
+    return on_device != host_values_.end() ? on_device->second.data() : static_cast<float *>(tensor->data);
+}
+
+void Adapter::push(const ggml_tensor * tensor) const {
+    const auto on_device = host_values_.find(tensor);
+    if (on_device != host_values_.end()) {
+        ggml_backend_tensor_set(const_cast<ggml_tensor *>(tensor), on_device->second.data(), 0, ggml_nbytes(tensor));
     }
-    return buffer;
+}
+
+ggml_context * PlacedTensors::beside(const ggml_tensor * neighbour) {
+    ggml_backend_dev_t device = device_of(neighbour);
+    for (const Place & place : places_) {
+        if (place.device == device) {
+            return place.ctx.get();
+        }
+    }
+    const ggml_init_params params = {n_tensors_ * ggml_tensor_overhead() + 1024, nullptr, true};
+    ggml_backend_buffer_type_t type =
+        device != nullptr ? ggml_backend_buffer_get_type(neighbour->buffer) : ggml_backend_cpu_buffer_type();
+    places_.push_back({device, type, ggml_context_ptr(ggml_init(params)), nullptr});
+    return places_.back().ctx.get();
+}
+
+void PlacedTensors::allocate(bool with_memory, const std::string & what) {
+    for (Place & place : places_) {
+        if (with_memory) {
+            place.buffer.reset(ggml_backend_alloc_ctx_tensors_from_buft(place.ctx.get(), place.type));
+        } else {
+            place.buffer.reset(ggml_backend_buft_alloc_buffer(place.type, 0));
+            for (ggml_tensor * t = ggml_get_first_tensor(place.ctx.get()); t != nullptr;
+                 t = ggml_get_next_tensor(place.ctx.get(), t)) {
+                t->buffer = place.buffer.get();
+            }
+        }
+        if (!place.buffer && place.device != nullptr) {
+            throw DeviceMemoryError("not enough memory on " + device_name(place.device) + " for " + what +
+                                    ": fewer layers there need less (--gpu-layers)");
+        }
+        if (!place.buffer) {
+            throw Error("not enough memory for " + what);
+        }
+    }
+    if (with_memory) {
+        clear();
+    }
+}
+
+void PlacedTensors::clear() {
+    for (const Place & place : places_) {
+        ggml_backend_buffer_clear(place.buffer.get(), 0);
+    }
+}
+
+bool PlacedTensors::has_devices() const {
+    return std::any_of(places_.begin(), places_.end(), [](const Place & place) { return place.device != nullptr; });
+}
+
+std::map<ggml_backend_dev_t, uint64_t> PlacedTensors::n_bytes() const {
+    std::map<ggml_backend_dev_t, uint64_t> n_bytes;
+    for (const Place & place : places_) {
+        for (ggml_tensor * t = ggml_get_first_tensor(place.ctx.get()); t != nullptr;
+             t = ggml_get_next_tensor(place.ctx.get(), t)) {
+            n_bytes[place.device] += allocated_bytes(place.type, t);
+        }
+    }
+    return n_bytes;
 }
 
 void Adapter::drop(const std::vector<std::string> & linears) {
@@ -146,7 +212,7 @@ void Adapter::drop(const std::vector<std::string> & linears) {
 ggml_tensor * Adapter::tensor(const std::string & name) const {
     for (const auto & [known, tensor] : named_) {
         if (known == name) {
-            if (tensor->data == nullptr) {
+            if (!base_->has_weights()) {
                 throw Error("the adapter has no values: its model was loaded without weights");
             }
             return tensor;

@@ -3,6 +3,7 @@
 
 #include <ggml-cpp.h>
 
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -18,8 +19,32 @@ struct AdapterPair {
     ggml_tensor * b;  // ne = [rank, n_out, n_mat]
 };
 
-// Marks all tensors of a context as allocated elsewhere, for graphs that are planned and never run.
-ggml_backend_buffer_ptr no_memory_for(ggml_context * ctx);
+// Tensors in the memory of several places: main memory and devices.
+class PlacedTensors {
+  public:
+    // Room for so many tensors in each place.
+    explicit PlacedTensors(size_t n_tensors) : n_tensors_(n_tensors) {}
+
+    // A context whose tensors get memory beside `neighbour`, which has a buffer: on its device, or in main memory.
+    ggml_context * beside(const ggml_tensor * neighbour);
+    // Gives all of them memory, cleared; with_memory false: marks them as allocated elsewhere, for graphs that are
+    // planned and never run. Raises DeviceMemoryError, or Error with `what` they are for.
+    void allocate(bool with_memory, const std::string & what);
+    void clear();
+
+    std::map<ggml_backend_dev_t, uint64_t> n_bytes() const;  // nullptr: main memory
+    bool has_devices() const;
+
+  private:
+    struct Place {
+        ggml_backend_dev_t device;
+        ggml_backend_buffer_type_t type;
+        ggml_context_ptr ctx;
+        ggml_backend_buffer_ptr buffer;
+    };
+    size_t n_tensors_;
+    std::vector<Place> places_;
+};
 
 class Adapter {
   public:
@@ -40,6 +65,11 @@ class Adapter {
     // "<base tensor>.lora_a" and ".lora_b" with their tensors, in model order
     const std::vector<std::pair<std::string, ggml_tensor *>> & tensors() const { return named_; }
     ggml_tensor * tensor(const std::string & name) const;  // raises Error for an unknown name, or without values
+    // The values of one of tensors(), in main memory wherever it lies itself: those on a device are a copy of these,
+    // made by push() whenever they have changed.
+    float * values(const ggml_tensor * tensor) const;
+    void push(const ggml_tensor * tensor) const;
+    std::map<ggml_backend_dev_t, uint64_t> n_bytes() const { return placed_.n_bytes(); }  // nullptr: main memory
     int64_t n_params() const;
 
     // Leaves pairs out, by the names of their linears: those that the loss does not depend on. Before a graph is built
@@ -49,8 +79,8 @@ class Adapter {
 
   private:
     Model * base_;
-    ggml_context_ptr ctx_;
-    ggml_backend_buffer_ptr buffer_;
+    PlacedTensors placed_;
+    mutable std::map<const ggml_tensor *, std::vector<float>> host_values_;  // of tensors on devices
     LoraHandle handle_;
     std::vector<AdapterPair> list_;
     std::vector<std::pair<std::string, ggml_tensor *>> named_;

@@ -88,7 +88,9 @@ void Autodiff::add_own(ggml_tensor * t, ggml_tensor * dt) {
 
 ggml_tensor * Autodiff::own_gradient(const ggml_tensor * t) const {
     ggml_tensor * dt = owned_.count(t) != 0 ? gradient(t) : nullptr;
-    return dt != nullptr && ggml_is_contiguous(dt) ? dt : nullptr;
+    // what another device has made lies in its memory
+    const bool is_here = dt != nullptr && (current_ == nullptr || &implementations_.of(dt) == current_);
+    return is_here && ggml_is_contiguous(dt) ? dt : nullptr;
 }
 
 void Autodiff::hand_over(const ggml_tensor * from, const ggml_tensor * to) {
@@ -133,7 +135,13 @@ void Autodiff::backward(const std::vector<ggml_tensor *> & nodes) {
         if (rule == nullptr) {
             throw Error("no gradient rule for " + name_of(y));
         }
-        rule({*this, implementations_.of(y), y, dy});
+        Ops & ops = implementations_.of(y);
+        const int layer = implementations_.layer_of(y);
+        implementations_.assign_made(implementations_.otherwise, layer);
+        current_ = &ops;
+        rule({*this, ops, y, dy});
+        current_ = nullptr;
+        implementations_.assign_made(ops, layer);
     }
 }
 

@@ -15,7 +15,7 @@ namespace ggtune {
 
 class Autodiff : public Gradients {
   public:
-    explicit Autodiff(const Implementations & implementations) : implementations_(implementations) {}
+    explicit Autodiff(Implementations & implementations) : implementations_(implementations) {}
 
     // A leaf whose gradient is wanted, added in place to `accumulator` (F32, same shape). Each leaf may be used by one
     // product.
@@ -52,7 +52,8 @@ class Autodiff : public Gradients {
     bool has_result(const ggml_tensor * leaf) const { return reached_.count(leaf) != 0; }
 
   private:
-    const Implementations & implementations_;
+    Implementations & implementations_;
+    const Ops * current_ = nullptr;  // the implementation whose node is being differentiated
     std::unordered_map<const ggml_tensor *, ggml_tensor *> accumulators_;
     std::unordered_map<const ggml_tensor *, ggml_tensor *> gradients_;
     std::unordered_set<const ggml_tensor *> owned_;  // tensors whose gradient nothing else reads

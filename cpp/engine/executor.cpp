@@ -1,10 +1,13 @@
 #include "engine/executor.h"
 
+#include <algorithm>
 #include <chrono>
 #include <utility>
 
+#include "base/abort_guard.h"
 #include "base/error.h"
 #include "base/interrupt.h"
+#include "engine/devices.h"
 #include "engine/llama_access.h"
 #include "kernels/huge_pages.h"
 #include "ops/op.h"
@@ -12,6 +15,9 @@
 namespace ggtune {
 
 namespace {
+
+// Nodes that a device is given at once: between them it waits, and can be interrupted.
+constexpr int kNodesAtOnce = 64;
 
 bool abort_callback(void *) {
     return interrupted();
@@ -22,54 +28,132 @@ Error not_enough_memory(size_t n_bytes) {
                  " MiB are needed. A smaller context or recomputation needs less.");
 }
 
+DeviceMemoryError not_enough_memory_on(ggml_backend_dev_t device, size_t n_bytes) {
+    return DeviceMemoryError("not enough memory on " + device_name(device) +
+                             " for a micro-batch: " + std::to_string(n_bytes >> 20) +
+                             " MiB are needed beside what lies there. Fewer layers on " +
+                             "it (--gpu-layers), a smaller context or recomputation need less.");
+}
+
+// Marks tensors as another's for as long as it lives, so that an allocator leaves them alone.
+class Elsewhere {
+  public:
+    Elsewhere(const std::vector<ggml_tensor *> & tensors,
+              const std::function<ggml_backend_buffer_type_t(const ggml_tensor *)> & type_of)
+        : tensors_(tensors) {
+        for (ggml_tensor * t : tensors) {
+            ggml_backend_buffer_ptr & buffer = buffers_[type_of(t)];
+            if (!buffer) {
+                buffer.reset(ggml_backend_buft_alloc_buffer(type_of(t), 0));
+            }
+            t->buffer = buffer.get();
+        }
+    }
+    ~Elsewhere() {
+        for (ggml_tensor * t : tensors_) {
+            t->buffer = nullptr;
+        }
+    }
+    Elsewhere(const Elsewhere &) = delete;
+    Elsewhere & operator=(const Elsewhere &) = delete;
+
+  private:
+    const std::vector<ggml_tensor *> & tensors_;
+    std::map<ggml_backend_buffer_type_t, ggml_backend_buffer_ptr> buffers_;
+};
+
 }  // namespace
 
 Executor::Executor(ggml_backend_ptr backend)
     : backend_(std::move(backend)), allocator_(ggml_gallocr_new(buffer_type())) {}
 
-Executor::Executor(int n_threads) : Executor(ggml_backend_ptr(ggml_backend_cpu_init())) {
+Executor::Executor(int n_threads, const std::vector<ggml_backend_dev_t> & devices)
+    : Executor(ggml_backend_ptr(ggml_backend_cpu_init())) {
     ggml_threadpool_params params = ggml_threadpool_params_default(n_threads);
     pool_.reset(ggml_threadpool_new(&params));
     ggml_backend_cpu_set_n_threads(backend_.get(), n_threads);
     ggml_backend_cpu_set_threadpool(backend_.get(), pool_.get());
     ggml_backend_cpu_set_abort_callback(backend_.get(), abort_callback, nullptr);
+    for (ggml_backend_dev_t device : devices) {
+        const AbortAsException guard;
+        ggml_backend_ptr opened;
+        std::string why;
+        try {
+            opened.reset(ggml_backend_dev_init(device, nullptr));
+        } catch (const std::exception & e) {
+            why = ": " + reason(e);
+        }
+        if (!opened) {
+            throw Error("the device " + device_name(device) + " can't be opened" + why);
+        }
+        devices_.push_back({device, std::move(opened), ggml_backend_dev_buffer_type(device)});
+    }
+}
+
+std::vector<ggml_backend_buffer_type_t> Executor::types() const {
+    std::vector<ggml_backend_buffer_type_t> types;
+    for (const Device & device : devices_) {
+        types.push_back(device.type);
+    }
+    types.push_back(buffer_type());
+    return types;
 }
 
 size_t Executor::padded_bytes(const std::vector<ggml_tensor *> & tensors) const {
     size_t n_bytes = 0;
     for (const ggml_tensor * t : tensors) {
-        n_bytes +=
-            GGML_PAD(ggml_backend_buft_get_alloc_size(buffer_type(), t), ggml_backend_get_alignment(backend_.get()));
+        n_bytes += allocated_bytes(buffer_type(), t);
     }
     return n_bytes;
 }
 
 size_t Executor::measure(ggml_cgraph * graph, const std::vector<ggml_tensor *> & kept) const {
-    // a buffer without memory tells the allocator that these tensors are not its own
-    const ggml_backend_buffer_ptr elsewhere(ggml_backend_buft_alloc_buffer(buffer_type(), 0));
-    for (ggml_tensor * t : kept) {
-        t->buffer = elsewhere.get();
-    }
+    const Elsewhere elsewhere(kept, [this](const ggml_tensor *) { return buffer_type(); });
     const ggml_gallocr_ptr scratch(ggml_gallocr_new(buffer_type()));
     size_t n_bytes = 0;
     ggml_gallocr_reserve_n_size(scratch.get(), graph, nullptr, nullptr, &n_bytes);
-    for (ggml_tensor * t : kept) {
-        t->buffer = nullptr;
-    }
     return n_bytes + padded_bytes(kept);
 }
 
-void Executor::allocate(ggml_cgraph * graph, const std::vector<ggml_tensor *> & kept) {
+DeviceBytes Executor::measure(ggml_cgraph * graph, const std::vector<ggml_tensor *> & kept,
+                              const PlaceOf & place_of) const {
+    std::vector<ggml_backend_buffer_type_t> all = types();
+    std::vector<size_t> n_bytes(all.size(), 0);
+    {
+        const Elsewhere elsewhere(kept, [&](const ggml_tensor * t) { return all[place_of(t)]; });
+        const PlacedGraph placed(graph, place_of, all);
+        const ggml_gallocr_ptr scratch(ggml_gallocr_new_n(all.data(), static_cast<int>(all.size())));
+        ggml_gallocr_reserve_n_size(scratch.get(), placed.with_copies(), placed.node_places().data(),
+                                    placed.leaf_places().data(), n_bytes.data());
+    }
+    for (const ggml_tensor * t : kept) {
+        n_bytes[place_of(t)] += allocated_bytes(all[place_of(t)], t);
+    }
+    DeviceBytes by_device;
+    for (size_t place = 0; place < all.size(); place++) {
+        by_device[device(static_cast<int>(place))] = n_bytes[place];
+    }
+    return by_device;
+}
+
+void Executor::allocate(ggml_cgraph * graph, const std::vector<ggml_tensor *> & kept, const PlaceOf & place_of) {
+    placed_.reset();
+    kept_buffers_.resize(devices_.size() + 1);
+    if (place_of != nullptr) {
+        allocate_placed(graph, kept, place_of);
+        return;
+    }
     const size_t kept_bytes = padded_bytes(kept);
-    if (kept_bytes > 0 && (!kept_buffer_ || ggml_backend_buffer_get_size(kept_buffer_.get()) < kept_bytes)) {
-        kept_buffer_.reset();
-        kept_buffer_.reset(ggml_backend_buft_alloc_buffer(buffer_type(), kept_bytes));
-        if (!kept_buffer_) {
+    ggml_backend_buffer_ptr & kept_buffer = kept_buffers_.back();
+    if (kept_bytes > 0 && (!kept_buffer || ggml_backend_buffer_get_size(kept_buffer.get()) < kept_bytes)) {
+        kept_buffer.reset();
+        kept_buffer.reset(ggml_backend_buft_alloc_buffer(buffer_type(), kept_bytes));
+        if (!kept_buffer) {
             throw not_enough_memory(measure(graph, kept));
         }
     }
     if (!kept.empty()) {
-        ggml_tallocr places = ggml_tallocr_new(kept_buffer_.get());
+        ggml_tallocr places = ggml_tallocr_new(kept_buffer.get());
         for (ggml_tensor * t : kept) {
             ggml_tallocr_alloc(&places, t);
         }
@@ -78,6 +162,10 @@ void Executor::allocate(ggml_cgraph * graph, const std::vector<ggml_tensor *> & 
     if (!ggml_gallocr_reserve(allocator_.get(), graph) || !ggml_gallocr_alloc_graph(allocator_.get(), graph)) {
         throw not_enough_memory(measure(graph, kept));
     }
+    prefer_huge_pages(graph);
+}
+
+void Executor::prefer_huge_pages(ggml_cgraph * graph) {
     ggml_backend_buffer_t last = nullptr;
     for (int i = 0; i < ggml_graph_n_nodes(graph); i++) {
         ggml_backend_buffer_t buffer = ggml_graph_node(graph, i)->buffer;
@@ -88,16 +176,117 @@ void Executor::allocate(ggml_cgraph * graph, const std::vector<ggml_tensor *> & 
     }
 }
 
+void Executor::allocate_placed(ggml_cgraph * graph, const std::vector<ggml_tensor *> & kept, const PlaceOf & place_of) {
+    std::vector<ggml_backend_buffer_type_t> all = types();
+    std::vector<size_t> kept_bytes(all.size(), 0);
+    for (const ggml_tensor * t : kept) {
+        kept_bytes[place_of(t)] += allocated_bytes(all[place_of(t)], t);
+    }
+    const auto refuse = [&](int place, size_t n_bytes) {
+        if (place < cpu()) {
+            throw not_enough_memory_on(device(place), n_bytes);
+        }
+        throw not_enough_memory(n_bytes);
+    };
+    const AbortAsException guard;
+    for (int place = 0; place <= cpu(); place++) {
+        ggml_backend_buffer_ptr & buffer = kept_buffers_[place];
+        if (kept_bytes[place] > 0 && (!buffer || ggml_backend_buffer_get_size(buffer.get()) < kept_bytes[place])) {
+            buffer.reset();
+            buffer.reset(ggml_backend_buft_alloc_buffer(all[place], kept_bytes[place]));
+            if (!buffer) {
+                refuse(place, kept_bytes[place]);
+            }
+        }
+        if (kept_bytes[place] > 0) {
+            ggml_tallocr places = ggml_tallocr_new(buffer.get());
+            for (ggml_tensor * t : kept) {
+                if (place_of(t) == place) {
+                    ggml_tallocr_alloc(&places, t);
+                }
+            }
+        }
+    }
+    placed_ = std::make_unique<PlacedGraph>(graph, place_of, all);
+    if (!placed_allocator_) {
+        placed_allocator_.reset(ggml_gallocr_new_n(all.data(), static_cast<int>(all.size())));
+    }
+    ggml_cgraph * with_copies = placed_->with_copies();
+    if (!ggml_gallocr_reserve_n(placed_allocator_.get(), with_copies, placed_->node_places().data(),
+                                placed_->leaf_places().data()) ||
+        !ggml_gallocr_alloc_graph(placed_allocator_.get(), with_copies)) {
+        std::vector<size_t> n_bytes(all.size(), 0);
+        const ggml_gallocr_ptr scratch(ggml_gallocr_new_n(all.data(), static_cast<int>(all.size())));
+        ggml_gallocr_reserve_n_size(scratch.get(), with_copies, placed_->node_places().data(),
+                                    placed_->leaf_places().data(), n_bytes.data());
+        placed_allocator_.reset();
+        placed_.reset();
+        // the allocator does not say whose memory was too little: the first that has less than is needed
+        for (int place = 0; place < cpu(); place++) {
+            size_t free_bytes = 0, total_bytes = 0;
+            ggml_backend_dev_memory(device(place), &free_bytes, &total_bytes);
+            if (free_bytes < n_bytes[place]) {
+                refuse(place, n_bytes[place]);
+            }
+        }
+        refuse(0, n_bytes[0]);
+    }
+    prefer_huge_pages(graph);
+}
+
+DeviceBytes Executor::allocated() const {
+    DeviceBytes n_bytes;
+    for (int place = 0; place <= cpu(); place++) {
+        uint64_t & sum = n_bytes[device(place)];
+        if (static_cast<size_t>(place) < kept_buffers_.size() && kept_buffers_[place]) {
+            sum += ggml_backend_buffer_get_size(kept_buffers_[place].get());
+        }
+        if (placed_allocator_) {
+            sum += ggml_gallocr_get_buffer_size(placed_allocator_.get(), place);
+        }
+    }
+    n_bytes[nullptr] += ggml_gallocr_get_buffer_size(allocator_.get(), 0);
+    return n_bytes;
+}
+
 void Executor::compute(ggml_cgraph * graph, int begin, int end) {
+    if (placed_) {
+        compute_placed(graph, begin, end);
+    } else {
+        compute_part(cpu(), graph, begin, end);
+    }
+}
+
+void Executor::compute_placed(ggml_cgraph * graph, int begin, int end) {
+    for (const PlacedGraph::Run & run : placed_->runs()) {
+        const int from = std::max(begin, run.begin), to = std::min(end, run.end);
+        if (from >= to) {
+            continue;
+        }
+        if (from == run.begin) {
+            // backends wait at the end of each part: nothing reads or writes these any more
+            for (const auto & [original, copy] : run.copies) {
+                ggml_backend_tensor_copy(original, copy);
+            }
+        }
+        compute_part(run.place, graph, from, to);
+    }
+}
+
+void Executor::compute_part(int place, ggml_cgraph * graph, int begin, int end) {
     if (profile_ == nullptr) {
-        compute_slice_checked(graph, begin, end);
+        const int step = place < cpu() ? kNodesAtOnce : std::max(1, end - begin);
+        for (int i = begin; i < end; i += step) {
+            compute_slice_checked(place, graph, i, std::min(i + step, end));
+        }
         return;
     }
+    const std::string where = place < cpu() ? " @ " + device_name(device(place)) : devices_.empty() ? "" : " @ CPU";
     for (int i = begin; i < end; i++) {
         const auto start = std::chrono::steady_clock::now();
-        compute_slice_checked(graph, i, i + 1);
+        compute_slice_checked(place, graph, i, i + 1);
         const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
-        (*profile_)[describe(ggml_graph_node(graph, i))] += elapsed.count();
+        (*profile_)[describe(ggml_graph_node(graph, i)) + where] += elapsed.count();
     }
 }
 
@@ -125,14 +314,30 @@ void Executor::in_parallel(const std::function<void(int ith, int nth)> & work) {
     }
 }
 
-void Executor::compute_slice_checked(ggml_cgraph * graph, int begin, int end) {
+void Executor::compute_slice_checked(int place, ggml_cgraph * graph, int begin, int end) {
     if (begin == end) {
         return;
     }
-    if (pool_ == nullptr && interrupted()) {
+    if ((place < cpu() || pool_ == nullptr) && interrupted()) {
         throw Interrupted();
     }
-    const ggml_status status = compute_slice(backend_.get(), graph, begin, end);
+    ggml_status status;
+    if (place < cpu()) {
+        const auto lost = [&](const std::string & why) {
+            return DeviceLostError("the device " + device_name(device(place)) + " failed: " + why);
+        };
+        try {
+            const AbortAsException guard(AbortAsException::Around::computation);
+            status = compute_slice(backend(place), graph, begin, end);
+        } catch (const std::exception & e) {
+            throw lost(reason(e));
+        }
+        if (status != GGML_STATUS_SUCCESS) {
+            throw lost(ggml_status_to_string(status));
+        }
+        return;
+    }
+    status = compute_slice(backend(place), graph, begin, end);
     if (status == GGML_STATUS_ABORTED) {
         throw Interrupted();
     }

@@ -70,7 +70,7 @@ VisitLayerInputs inputs_of_sample(const std::string & model_path,
                                   const std::vector<std::pair<std::string, float>> & adapters,
                                   const TextSample & sample, int threads) {
     return [=](const auto & wanted, const auto & visit) {
-        Model model(model_path, 0, Model::Contents::all);
+        Model model(model_path, Model::Contents::all);
         Visit state{wanted, visit, nullptr, {}, {}, nullptr};
         const auto n_tokens = static_cast<int64_t>(sample.tokens.size());
         const int32_t n_sequences =

@@ -83,17 +83,17 @@ std::string scale_of(const ggml_tensor * product) {
 
 // The candidates whose pairs llama.cpp's graph has.
 std::vector<Linear> in_graph(Model & model, const std::vector<Linear> & given) {
-    const ggml_init_params meta = {2 * given.size() * ggml_tensor_overhead() + 1024, nullptr, true};
-    const ggml_context_ptr ctx(ggml_init(meta));
+    PlacedTensors placed(2 * given.size());
     std::vector<LoraWeights> pairs;
     std::unordered_map<const ggml_tensor *, size_t> index_of_a;
     for (const Linear & linear : given) {
-        ggml_tensor * a = ggml_new_tensor_3d(ctx.get(), GGML_TYPE_F32, linear.n_in, 1, linear.n_mat);
-        ggml_tensor * b = ggml_new_tensor_3d(ctx.get(), GGML_TYPE_F32, 1, linear.n_out, linear.n_mat);
+        ggml_context * ctx = placed.beside(linear.weight);
+        ggml_tensor * a = ggml_new_tensor_3d(ctx, GGML_TYPE_F32, linear.n_in, 1, linear.n_mat);
+        ggml_tensor * b = ggml_new_tensor_3d(ctx, GGML_TYPE_F32, 1, linear.n_out, linear.n_mat);
         index_of_a[a] = pairs.size();
         pairs.push_back({linear.name, a, b});
     }
-    const ggml_backend_buffer_ptr buffer = no_memory_for(ctx.get());
+    placed.allocate(false, "");
     const LoraHandle lora = make_lora(model.llama(), 1.0f, pairs);
 
     constexpr int64_t kNTokens = 32;  // the graphs are the same for any number
@@ -119,11 +119,28 @@ std::vector<Linear> in_graph(Model & model, const std::vector<Linear> & given) {
     return linears;
 }
 
+// The same linears of another object of the model.
+std::vector<Linear> of_model(std::vector<Linear> linears, const Model & model) {
+    std::unordered_map<std::string, ggml_tensor *> weights;
+    for (const auto & [name, tensor] : model.tensors()) {
+        weights[name] = tensor;
+    }
+    for (Linear & linear : linears) {
+        linear.weight = weights.at(linear.name);
+    }
+    return linears;
+}
+
 }  // namespace
 
 std::vector<Linear> find_linears(Model & model) {
     if (model.contents == Model::Contents::vocabulary) {
         return {};
+    }
+    if (!model.places.devices.empty()) {
+        // found without devices, where llama.cpp puts no copies between the nodes that are looked for
+        Model plain(model.path, Model::Contents::header);
+        return of_model(plain.linears(), model);
     }
     std::vector<Linear> all = candidates(model);
     if (all.empty()) {

@@ -8,6 +8,7 @@
 #include "base/abort_guard.h"
 #include "base/error.h"
 #include "engine/cache_bypass.h"
+#include "engine/devices.h"
 #include "files/llama_log.h"
 #include "ggml-impl.h"
 #include "llama-adapter.h"
@@ -269,6 +270,7 @@ struct ForwardGraphBuilder::Impl {
     llama_adapter_loras loras;
     llama_adapter_cvec control_vector;  // graphs ask for one; this one is empty
     llama_cross cross;
+    ggml_backend_t backend_cpu = nullptr;
     bool recurrent = false;  // all layers, or some of them
     int64_t max_nodes;
 
@@ -335,6 +337,7 @@ ForwardGraphBuilder::ForwardGraphBuilder(llama_model & model, uint32_t context, 
     params.n_threads = 1;
     params.n_threads_batch = 1;
     params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_DISABLED;
+    params.offload_kqv = false;
     params.no_perf = true;
     {
         const AbortAsException guard;
@@ -352,6 +355,10 @@ ForwardGraphBuilder::ForwardGraphBuilder(llama_model & model, uint32_t context, 
     }
     impl_->recurrent = llama_model_is_recurrent(&model) || llama_model_is_hybrid(&model);
     impl_->cparams = impl_->context->get_cparams();
+    // graphs place some of their nodes in a scheduler, which is asked for nothing here
+    for (int i = 0; i < ggml_backend_sched_get_n_backends(impl_->context->get_sched()); i++) {
+        impl_->backend_cpu = ggml_backend_sched_get_backend(impl_->context->get_sched(), i);  // the last is the CPU's
+    }
     impl_->cparams.n_ctx = context;
     impl_->cparams.n_ctx_seq = context;
     impl_->cparams.n_seq_max = LLAMA_MAX_SEQ;
@@ -375,6 +382,14 @@ bool ForwardGraphBuilder::needs_equal_lengths() const {
 size_t ForwardGraphBuilder::most_sequences() const {
     // llama.cpp's graph of this one mixes the sequences of a batch up
     return impl_->model.arch == LLM_ARCH_PLAMO2 ? 1 : LLAMA_MAX_SEQ;
+}
+
+std::map<ggml_backend_dev_t, uint64_t> ForwardGraphBuilder::n_context_bytes() const {
+    std::map<ggml_backend_dev_t, uint64_t> n_bytes;
+    for (const auto & [type, of_type] : impl_->context->memory_breakdown()) {
+        n_bytes[device_of(type)] += of_type.context + of_type.compute;
+    }
+    return n_bytes;
 }
 
 std::unique_ptr<ForwardGraph> ForwardGraphBuilder::build(const GraphBatch & batch) const {
@@ -425,7 +440,7 @@ std::unique_ptr<ForwardGraph> ForwardGraphBuilder::build(const GraphBatch & batc
         params.ubatch = built->memory_context->get_ubatch();
         params.gtype = LLM_GRAPH_TYPE_DEFAULT;
         params.sched = impl_->context->get_sched();
-        params.backend_cpu = nullptr;
+        params.backend_cpu = impl_->backend_cpu;
         params.cvec = &impl_->control_vector;
         params.loras = &impl_->loras;
         params.mctx = built->memory_context.get();
@@ -515,6 +530,24 @@ std::string problem_of_graph(llama_context & context) {
         }
     }
     return "";
+}
+
+ggml_tensor * model_output(const llama_model & model) {
+    return model.output;
+}
+
+std::vector<ggml_tensor *> leafs_of(const ggml_cgraph * graph) {
+    return {graph->leafs, graph->leafs + graph->n_leafs};
+}
+
+ggml_cgraph * graph_of(ggml_context * ctx, const ggml_cgraph * with_leafs, const std::vector<ggml_tensor *> & nodes) {
+    const size_t size = std::max<size_t>(nodes.size(), with_leafs->n_leafs) + 1;
+    ggml_cgraph * graph = ggml_new_graph_custom(ctx, size, false);
+    std::copy(nodes.begin(), nodes.end(), graph->nodes);
+    graph->n_nodes = static_cast<int>(nodes.size());
+    std::copy_n(with_leafs->leafs, with_leafs->n_leafs, graph->leafs);
+    graph->n_leafs = with_leafs->n_leafs;
+    return graph;
 }
 
 ggml_status compute_slice(ggml_backend_t backend, ggml_cgraph * graph, int begin, int end) {

@@ -5,6 +5,7 @@
 #include <ggml-backend.h>
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <string>
 #include <utility>
@@ -82,6 +83,8 @@ class ForwardGraphBuilder {
 
     // Whether all sequences of a micro-batch must be of one length: recurrent layers go through them side by side.
     bool needs_equal_lengths() const;
+    // What building graphs itself takes, by device; nullptr: main memory.
+    std::map<ggml_backend_dev_t, uint64_t> n_context_bytes() const;
     // How many sequences one graph may have.
     size_t most_sequences() const;
 
@@ -102,6 +105,13 @@ std::string problem_of_graph(llama_context & context);
 
 // The graph that a context was made room for.
 ggml_cgraph * reserved_graph(llama_context & context);
+
+// The output matrix, which may be the token embeddings, or nullptr.
+ggml_tensor * model_output(const llama_model & model);
+
+// The leafs of a graph, and a graph in `ctx` of given nodes with the same leafs.
+std::vector<ggml_tensor *> leafs_of(const ggml_cgraph * graph);
+ggml_cgraph * graph_of(ggml_context * ctx, const ggml_cgraph * with_leafs, const std::vector<ggml_tensor *> & nodes);
 
 // Runs nodes [begin, end) of a graph.
 ggml_status compute_slice(ggml_backend_t backend, ggml_cgraph * graph, int begin, int end);

@@ -4,10 +4,14 @@
 #include <llama.h>
 
 #include <algorithm>
+#include <cstdlib>
+#include <cstring>
 #include <mutex>
+#include <numeric>
 
 #include "base/abort_guard.h"
 #include "base/error.h"
+#include "engine/devices.h"
 #include "engine/linears.h"
 #include "engine/llama_access.h"
 #include "files/gguf_check.h"
@@ -37,19 +41,111 @@ void initialize_backend() {
                          "newer one is needed");
 }
 
+std::string layer_text(const std::vector<int> & counts) {
+    const int n = std::accumulate(counts.begin(), counts.end(), 0);
+    return std::to_string(n) + (n == 1 ? " layer" : " layers");
+}
+
+// llama.cpp's parameters that say where layers lie; they point into this object.
+class PlaceParams {
+  public:
+    PlaceParams(const GgufFile & file, const Places & places) : split_(llama_max_devices(), 0.0f) {
+        const std::string prefix = file.architecture() + ".";
+        const auto n_all = static_cast<int>(file.integer(prefix + "block_count").value_or(0));
+        // layers that predict further tokens, behind the others
+        const auto n_further = static_cast<int>(file.integer(prefix + "nextn_predict_layers").value_or(0));
+        check(places, n_all - n_further);
+        if (!places.devices.empty()) {
+            open_devices(places.exact);
+        }
+        for (const std::string & name : places.devices) {
+            devices_.push_back(device_by_name(name));
+        }
+        devices_.push_back(nullptr);
+        for (size_t i = 0; i < places.device_layers.size(); i++) {
+            split_[i] = static_cast<float>(places.device_layers[i]);
+            n_layers_ += places.device_layers[i];
+        }
+        if (n_layers_ > 0) {
+            split_[places.device_layers.size() - 1] += static_cast<float>(n_further);
+            n_layers_ += n_further;
+        }
+        for (const int layer : places.cpu_layers) {
+            patterns_.push_back(layer == n_all - n_further ? "^output" : "^blk\\." + std::to_string(layer) + "\\.");
+        }
+        for (int layer = 0; layer < places.cpu_experts; layer++) {
+            patterns_.push_back("^blk\\." + std::to_string(layer) + "\\.ffn_(up|down|gate|gate_up)_(ch|)exps");
+        }
+        for (const std::string & pattern : patterns_) {
+            overrides_.push_back({pattern.c_str(), ggml_backend_cpu_buffer_type()});
+        }
+        overrides_.push_back({nullptr, nullptr});
+    }
+    PlaceParams(const PlaceParams &) = delete;
+    PlaceParams & operator=(const PlaceParams &) = delete;
+
+    void fill(llama_model_params & params) const {
+        params.devices = const_cast<ggml_backend_dev_t *>(devices_.data());
+        params.n_gpu_layers = n_layers_;
+        params.split_mode = LLAMA_SPLIT_MODE_LAYER;
+        params.tensor_split = split_.data();
+        params.tensor_buft_overrides = overrides_.size() > 1 ? overrides_.data() : nullptr;
+    }
+
+  private:
+    static void check(const Places & places, int n_layer) {
+        if (places.devices.size() != places.device_layers.size() || places.devices.size() > llama_max_devices()) {
+            throw Error("there are " + std::to_string(places.devices.size()) + " devices and numbers of layers for " +
+                        std::to_string(places.device_layers.size()) + "; at most " +
+                        std::to_string(llama_max_devices()) + " devices");
+        }
+        int64_t n = 0;
+        for (const int layers : places.device_layers) {
+            if (layers < 1) {
+                throw Error("a device has at least 1 layer, not " + std::to_string(layers));
+            }
+            n += layers;
+        }
+        if (n > n_layer + 1) {
+            throw Error("the model has " + std::to_string(n_layer) +
+                        " layers and an output head: " + std::to_string(n) + " can't lie on devices");
+        }
+        const auto is_none = [&](int layer) { return layer < 0 || layer > n_layer; };
+        if (std::any_of(places.cpu_layers.begin(), places.cpu_layers.end(), is_none) || is_none(places.cpu_experts)) {
+            throw Error("the model has layers 0 to " + std::to_string(n_layer - 1) + " and an output head");
+        }
+    }
+
+    std::vector<ggml_backend_dev_t> devices_;
+    std::vector<float> split_;
+    int n_layers_ = 0;
+    std::vector<std::string> patterns_;
+    std::vector<llama_model_tensor_buft_override> overrides_;
+};
+
+// "blk.12.attn_q.weight" is of layer 12, the output matrix and its norm of the head; -1: no layer's
+int layer_of_weight(const std::string & name, int n_layer) {
+    if (name.rfind("output", 0) == 0) {
+        return n_layer;
+    }
+    if (name.rfind("blk.", 0) != 0) {
+        return -1;
+    }
+    const int layer = std::atoi(name.c_str() + 4);
+    return layer < n_layer ? layer : -1;
+}
+
 }  // namespace
 
-Model::Model(const std::string & path, int gpu_layers, Contents contents) : path(path), contents(contents) {
+Model::Model(const std::string & path, Contents contents, const Places & places)
+    : path(path), contents(contents), places(places) {
     const GgufFile file = open_checked(path);
     check_model(file, contents == Contents::vocabulary);
     initialize_backend();
+    const PlaceParams where(file, places);
     take_llama_log();
     llama_model_params params = llama_model_default_params();
-    ggml_backend_dev_t no_devices[] = {nullptr};
-    if (gpu_layers == 0) {
-        params.devices = no_devices;
-    }
-    params.n_gpu_layers = gpu_layers;
+    where.fill(params);
     params.vocab_only = contents == Contents::vocabulary;
     params.no_alloc = contents == Contents::header;
     params.load_mode = contents == Contents::header ? LLAMA_LOAD_MODE_NONE : LLAMA_LOAD_MODE_MMAP;
@@ -61,7 +157,13 @@ Model::Model(const std::string & path, int gpu_layers, Contents contents) : path
         fail_to_load(path, reason(e));
     }
     if (handle_ == nullptr) {
-        fail_to_load(path, take_llama_log());
+        const std::string said = take_llama_log();
+        if (!places.devices.empty() && said.find("unable to allocate") != std::string::npos) {
+            throw DeviceMemoryError(path + ": not enough memory for the weights of " +
+                                    layer_text(places.device_layers) + " (" + said +
+                                    "): fewer layers on devices need less (--gpu-layers)");
+        }
+        fail_to_load(path, said);
     }
     const llama_rope_type rope = llama_model_rope_type(handle_);
     if (contents != Contents::vocabulary && (rope == LLAMA_ROPE_TYPE_MROPE || rope == LLAMA_ROPE_TYPE_IMROPE)) {
@@ -130,6 +232,48 @@ std::map<std::string, std::string> Model::metadata() const {
 
 std::vector<std::pair<std::string, ggml_tensor *>> Model::tensors() const {
     return model_tensors(*handle_);
+}
+
+std::vector<ggml_backend_dev_t> Model::layer_devices() const {
+    std::vector<ggml_backend_dev_t> devices(n_layer() + 1, nullptr);
+    int layer = n_layer() + 1 - std::accumulate(places.device_layers.begin(), places.device_layers.end(), 0);
+    for (size_t i = 0; i < places.devices.size(); i++) {
+        for (int n = 0; n < places.device_layers[i]; n++, layer++) {
+            devices[layer] = device_by_name(places.devices[i]);
+        }
+    }
+    for (const int on_cpu : places.cpu_layers) {
+        devices[on_cpu] = nullptr;
+    }
+    return devices;
+}
+
+std::vector<uint64_t> Model::layer_bytes() const {
+    std::vector<uint64_t> n_bytes(n_layer() + 1, 0);
+    const ggml_tensor * embeddings = nullptr;
+    for (const auto & [name, tensor] : tensors()) {
+        const int layer = layer_of_weight(name, n_layer());
+        if (layer >= 0) {
+            n_bytes[layer] += ggml_nbytes(tensor);
+        }
+        embeddings = name == "token_embd.weight" ? tensor : embeddings;
+    }
+    const ggml_tensor * head = model_output(*handle_);
+    if (head != nullptr && embeddings != nullptr && std::strcmp(head->name, embeddings->name) == 0) {
+        n_bytes[n_layer()] += ggml_nbytes(head);  // a second copy where it lies on a device
+    }
+    return n_bytes;
+}
+
+uint64_t Model::n_bytes_on(ggml_backend_dev_t device) const {
+    uint64_t n_bytes = 0;
+    for (const auto & [name, tensor] : tensors()) {
+        n_bytes += device_of(tensor) == device ? ggml_nbytes(tensor) : 0;
+    }
+    const ggml_tensor * head = model_output(*handle_);
+    const bool is_copy =
+        head != nullptr && std::strcmp(head->name, "token_embd.weight") == 0 && device_of(head) != nullptr;
+    return is_copy && device_of(head) == device ? n_bytes + ggml_nbytes(head) : n_bytes;
 }
 
 const std::vector<Linear> & Model::linears() {

@@ -1,7 +1,7 @@
 // A loaded GGUF model: weights (memory-mapped), tokenizer, metadata. Public llama.cpp API, but for the tensor list.
 #pragma once
 
-#include <ggml.h>
+#include <ggml-backend.h>
 
 #include <cstdint>
 #include <map>
@@ -29,19 +29,30 @@ struct Linear {
     ggml_tensor * weight;  // ne = [n_in, n_out, n_mat]
 };
 
+// Where the layers of a model lie; the output head counts as one more, behind the last. Layers that no device has are
+// the CPU's, and always the first ones.
+struct Places {
+    std::vector<std::string> devices;  // by name, in the order of their layers
+    std::vector<int> device_layers;    // how many of the last layers each of them has
+    std::vector<int> cpu_layers;       // layers among them that stay the CPU's all the same
+    int cpu_experts = 0;               // of so many of the first layers the experts' matrices stay in main memory
+    bool exact = false;                // devices compute in float32 where they have a choice (open_devices())
+};
+
 class Model {
   public:
     // What is read of the file: all of it; the tokenizer; or the header alone, which is enough to plan memory.
     enum class Contents { all, vocabulary, header };
 
-    // Raises ModelFileError. gpu_layers: blocks kept in video memory, for generation only.
-    Model(const std::string & path, int gpu_layers, Contents contents);
+    // Raises ModelFileError, DeviceMemoryError where a device has not enough of it, Error for wrong places.
+    Model(const std::string & path, Contents contents, const Places & places = {});
     ~Model();
     Model(const Model &) = delete;
     Model & operator=(const Model &) = delete;
 
     const std::string path;
     const Contents contents;
+    const Places places;
     bool has_weights() const { return contents == Contents::all; }
 
     llama_model & llama() const { return *handle_; }
@@ -60,6 +71,13 @@ class Model {
     std::vector<std::pair<std::string, ggml_tensor *>> tensors() const;
     // Found once (engine/linears.h); none of a vocabulary alone.
     const std::vector<Linear> & linears();
+    // The device of each layer, nullptr of the CPU's; [n_layer] is the head's.
+    std::vector<ggml_backend_dev_t> layer_devices() const;
+    // Bytes of the weights of each layer; [n_layer] are the head's. Others (token embeddings) are no layer's.
+    std::vector<uint64_t> layer_bytes() const;
+    // Bytes of the weights in the memory of a device, or in main memory (nullptr).
+    uint64_t n_bytes_on(ggml_backend_dev_t device) const;
+
     // Raises Error for an id that is not in the vocabulary.
     void check_tokens(const std::vector<int32_t> & tokens) const;
     // Raises Error where positions have embeddings of their own and there are fewer of them.

@@ -203,16 +203,18 @@ void Rewriter::use_current_operands(ggml_tensor * node) {
     }
 }
 
-void Rewriter::list(ggml_tensor * node, Ops & ops, std::vector<ggml_tensor *> & nodes) {
+void Rewriter::list(ggml_tensor * node, const ggml_tensor * in_place_of, std::vector<ggml_tensor *> & nodes) {
     if (node->op == GGML_OP_NONE || !listed_.insert(node).second) {
         return;
     }
     for (ggml_tensor * src : node->src) {
         if (src != nullptr) {
-            list(src, ops, nodes);
+            list(src, in_place_of, nodes);
         }
     }
-    implementations_.assign(node, ops);
+    if (node != in_place_of) {
+        implementations_.assign(node, implementations_.of(in_place_of), implementations_.layer_of(in_place_of));
+    }
     nodes.push_back(node);
 }
 
@@ -312,7 +314,7 @@ void Rewriter::rewrite(std::vector<ggml_tensor *> & nodes) {
             ggml_set_name(own, node->name);
             replaced_[node] = own;
         }
-        list(own != nullptr ? own : node, ops, result);
+        list(own != nullptr ? own : node, node, result);
     }
     nodes = std::move(result);
 }

@@ -70,8 +70,8 @@ class Rewriter {
     ggml_tensor * own_node(ggml_tensor * node);
     void use_current_operands(ggml_tensor * node);
 
-    // Adds a node that a maker has returned, and what lies between it and what is there already.
-    void list(ggml_tensor * node, Ops & ops, std::vector<ggml_tensor *> & nodes);
+    // Adds a node that a maker has returned in place of another, and what lies between it and what is there already.
+    void list(ggml_tensor * node, const ggml_tensor * in_place_of, std::vector<ggml_tensor *> & nodes);
 
     Implementations & implementations_;
     const ForwardGraph & forward_;

@@ -8,7 +8,7 @@
 
 #include "base/abort_guard.h"
 #include "base/error.h"
-#include "engine/equal_lengths.h"
+#include "engine/devices.h"
 #include "kernels/adamw.h"
 #include "kernels/partition.h"
 
@@ -19,6 +19,13 @@ namespace {
 constexpr int64_t kMaxSequences = 256;  // llama.cpp's LLAMA_MAX_SEQ
 constexpr int64_t kRowPadding = 64;
 constexpr int64_t kPieceSize = 16384;  // parameters that a thread updates at a time
+
+// Loss scales. The largest gradient of a logit is the weight of its row: so much of it leaves room below the largest
+// number of half precision, 65504, for the sums that it goes into.
+constexpr double kFirstLossScale = 32768.0;
+constexpr double kSmallestLossScale = 1.0 / 65536.0, kLargestLossScale = 1099511627776.0;
+constexpr double kLessAfterOverflow = 1.0 / 4.0;
+constexpr int64_t kStepsBeforeMore = 500;  // without overflow, before the scale is doubled
 
 // A made-up micro-batch of a given shape, to build graphs from. equal_lengths: with as many rows more as all sequences
 // need to be of one length.
@@ -55,6 +62,20 @@ bool is_b(const std::string & tensor) {
     return tensor.size() > suffix.size() && tensor.compare(tensor.size() - suffix.size(), suffix.size(), suffix) == 0;
 }
 
+// Those that have layers of it, in their order.
+std::vector<ggml_backend_dev_t> devices_of(const Model & model) {
+    std::vector<ggml_backend_dev_t> devices;
+    for (const std::string & name : model.places.devices) {
+        devices.push_back(device_by_name(name));
+    }
+    return devices;
+}
+
+// In main memory: of a gradient on a device what has been fetched.
+float * host_gradient(Trainer::State & state) {
+    return state.fetched.empty() ? static_cast<float *>(state.gradient->data) : state.fetched.data();
+}
+
 // What keeps a model from being trained, with the name of its file before it.
 template <typename Make>
 auto naming_model(const Model & model, const Make & make) {
@@ -78,7 +99,8 @@ Trainer::Trainer(std::shared_ptr<Adapter> shared_adapter, const Options & option
                                     adapter->model().llama(),
                                     static_cast<uint32_t>(std::max<int64_t>(options_.context, 1)), adapter->lora());
                             })),
-      executor_(std::max(options_.threads, 1)) {
+      gradients_(adapter->tensors().size()),
+      executor_(std::max(options_.threads, 1), devices_of(adapter->model())) {
     if (options_.context < 1) {
         throw Error("the context must be at least 1 token");
     }
@@ -93,51 +115,78 @@ Trainer::Trainer(std::shared_ptr<Adapter> shared_adapter, const Options & option
     if (options_.threads < 1) {
         throw Error("there must be at least 1 thread");
     }
-    for (const auto & [name, tensor] : adapter->model().tensors()) {
-        if (tensor->data != nullptr && tensor->buffer != nullptr && !ggml_backend_buffer_is_host(tensor->buffer)) {
-            throw Error("training needs the weights in main memory: load the model with gpu_layers=0 (tensor " + name +
-                        ")");
-        }
-    }
     probe();
-    const auto & tensors = adapter->tensors();
-    const ggml_init_params params = {tensors.size() * ggml_tensor_overhead() + 1024, nullptr, true};
-    ctx_.reset(ggml_init(params));
-    for (const auto & [name, tensor] : tensors) {
-        ggml_tensor * gradient = ggml_dup_tensor(ctx_.get(), tensor);
+    loss_scale_ = scales_loss() ? 0.0 : 1.0;
+    for (const auto & [name, tensor] : adapter->tensors()) {
+        ggml_tensor * gradient = ggml_dup_tensor(gradients_.beside(tensor), tensor);
         const size_t n = adapter->model().has_weights() ? ggml_nelements(tensor) : 0;
-        list_.push_back({name, tensor, gradient, std::vector<float>(n), std::vector<float>(n)});
+        list_.push_back({name, tensor, gradient, n > 0 ? adapter->values(tensor) : nullptr,
+                         std::vector<float>(device_of(tensor) != nullptr ? n : 0), std::vector<float>(n),
+                         std::vector<float>(n)});
         accumulators_[tensor] = gradient;
         n_pieces_ += (n + kPieceSize - 1) / kPieceSize;
     }
-    const bool has_weights = adapter->model().has_weights();
-    if (has_weights) {
-        buffer_.reset(ggml_backend_alloc_ctx_tensors_from_buft(ctx_.get(), ggml_backend_cpu_buffer_type()));
-    } else {
-        buffer_ = no_memory_for(ctx_.get());
-    }
-    if (!buffer_) {
-        throw Error("not enough memory for the gradients of " + std::to_string(adapter->n_params()) + " parameters");
-    }
+    gradients_.allocate(adapter->model().has_weights(),
+                        "the gradients of " + std::to_string(adapter->n_params()) + " parameters");
     zero_gradients();
+}
+
+Placement Trainer::placement() const {
+    const Model & model = adapter->model();
+    Placement placement;
+    placement.devices = devices_of(model);
+    placement.exact = options_.precision == Precision::f32;
+    for (ggml_backend_dev_t device : model.layer_devices()) {
+        const auto found = std::find(placement.devices.begin(), placement.devices.end(), device);
+        placement.layer_places.push_back(static_cast<int>(found - placement.devices.begin()));
+    }
+    return placement;
+}
+
+bool Trainer::scales_loss() const {
+    const std::vector<ggml_backend_dev_t> devices = devices_of(adapter->model());
+    return std::any_of(devices.begin(), devices.end(), has_half_products);
+}
+
+void Trainer::set_loss_scale(double scale) {
+    int exponent = 0;
+    if (scale != 0.0 && !(scale > 0 && std::frexp(scale, &exponent) == 0.5 && std::isfinite(scale))) {
+        throw Error("a loss scale is a power of two, or 0 where it is not chosen yet; not " + std::to_string(scale));
+    }
+    loss_scale_ = scales_loss() ? scale : 1.0;
+}
+
+// For the largest weight of the first micro-batch.
+void Trainer::choose_loss_scale(const MicroBatch & batch) {
+    float largest = 0.0f;
+    for (int64_t i = 0; i < batch.n_tokens; i++) {
+        largest = std::max(largest, std::abs(batch.weights[i]));
+    }
+    if (loss_scale_ == 0.0 && largest > 0.0f) {
+        int exponent = 0;
+        std::frexp(largest, &exponent);
+        loss_scale_ = std::clamp(std::ldexp(kFirstLossScale, -exponent), kSmallestLossScale, kLargestLossScale);
+    }
 }
 
 // Builds the graph of one sequence, whose gradients go nowhere, to learn what the architecture allows. Pairs on which
 // the loss does not depend are left out.
 void Trainer::probe() {
     const auto & tensors = adapter->tensors();
-    const ggml_init_params params = {tensors.size() * ggml_tensor_overhead() + 1024, nullptr, true};
-    const ggml_context_ptr ctx(ggml_init(params));
+    PlacedTensors without_memory(tensors.size());
     std::unordered_map<ggml_tensor *, ggml_tensor *> nowhere;
     for (const auto & [name, tensor] : tensors) {
-        nowhere[tensor] = ggml_dup_tensor(ctx.get(), tensor);
+        nowhere[tensor] = ggml_dup_tensor(without_memory.beside(tensor), tensor);
     }
-    const ggml_backend_buffer_ptr no_memory = no_memory_for(ctx.get());
+    without_memory.allocate(false, "");
     const BatchRows rows = batch_of_shape(options_.context, 1, 1, false);
     const AbortAsException guard;
     naming_model(adapter->model(), [&] {
-        const TrainingGraph graph(builder_, *adapter, nowhere, rows.view(), graph_options(true));
+        GraphOptions options = graph_options(true);
+        options.placement.falls_back = true;
+        const TrainingGraph graph(builder_, *adapter, nowhere, rows.view(), options);
         n_recomputable_ = graph.n_recomputable_layers();
+        unsupported_ = graph.unsupported();
         if (graph.unreached().size() == adapter->pairs().size()) {
             throw Error("the loss does not depend on any of the chosen linears (" + graph.unreached().front() +
                         (graph.unreached().size() > 1 ? ", ..." : "") + "): choose others");
@@ -161,10 +210,23 @@ GraphOptions Trainer::graph_options(bool gradients, uint64_t part) const {
     graph.precision = options_.precision;
     graph.ops = options_.ops;
     graph.ops_layers = options_.ops_layers;
+    graph.placement = placement();
+    graph.placement.falls_back = !unsupported_.empty();  // then for planning alone (check_weights())
+    graph.loss_scale = loss_scale_ == 0.0 ? 1.0 : loss_scale_;
     return graph;
 }
 
 void Trainer::check_ops() const {
+    if (!adapter->model().places.devices.empty()) {
+        if (options_.ops != OpsKind::cpu || options_.precision == Precision::llama_cpp) {
+            throw Error("on devices ops and precision are their own: give precision auto or f32");
+        }
+        const bool exact = options_.precision == Precision::f32;
+        if (exact != adapter->model().places.exact) {
+            throw Error(std::string("the devices of the model have ") + (exact ? "not " : "") +
+                        "been opened as exact, which goes with precision f32 alone");
+        }
+    }
     if (!options_.ops_layers) {
         return;
     }
@@ -180,6 +242,11 @@ void Trainer::check_ops() const {
 void Trainer::check_weights() const {
     if (!adapter->model().has_weights()) {
         throw Error(adapter->model().path + " was loaded without its weights");
+    }
+    if (!unsupported_.empty()) {
+        const Unsupported & first = unsupported_.front();
+        throw Error("the device of layer " + std::to_string(first.layer) + " can't compute " + first.op + " (tensor " +
+                    first.tensor + "): load the model with this layer on the CPU");
     }
 }
 
@@ -281,11 +348,80 @@ void Trainer::run_graph(const MicroBatch & batch, const std::vector<int64_t> & o
 }
 
 BatchResult Trainer::accumulate(const MicroBatch & batch) {
+    if (scales_loss()) {
+        return accumulate_scaled(batch);
+    }
     BatchResult result = run(batch, true);
     weight_sum_ += result.weight_sum;
     n_accumulated_ += result.n_targets;
     n_micro_batches++;
     return result;
+}
+
+// The same, and the batch is kept for the case that the step's gradients turn out to have overflown.
+BatchResult Trainer::accumulate_scaled(const MicroBatch & batch) {
+    check(batch);
+    choose_loss_scale(batch);
+    BatchResult result = run(batch, true);
+    BatchRows rows;
+    for (int64_t i = 0; i < batch.n_tokens; i++) {
+        rows.add(batch.tokens[i], batch.positions[i], batch.sequences[i], batch.targets[i], batch.weights[i]);
+    }
+    accumulated_.push_back(std::move(rows));
+    weight_sum_ += result.weight_sum;
+    n_accumulated_ += result.n_targets;
+    n_micro_batches++;
+    return result;
+}
+
+// All micro-batches since the last step, with the same dropout masks.
+void Trainer::accumulate_again() {
+    gradients_.clear();
+    n_micro_batches -= static_cast<int64_t>(accumulated_.size());
+    for (const BatchRows & rows : accumulated_) {
+        run(rows.view(), true);
+        n_micro_batches++;
+    }
+}
+
+// To main memory; false where one of them is not finite.
+bool Trainer::fetch_gradients() {
+    const bool checks = scales_loss();
+    bool finite = true;
+    for (State & state : list_) {
+        if (!state.fetched.empty()) {
+            ggml_backend_tensor_get(state.gradient, state.fetched.data(), 0, ggml_nbytes(state.gradient));
+        }
+        const int64_t n = ggml_nelements(state.gradient);
+        finite = finite && (!checks || std::isfinite(kernels::square_sum(n, host_gradient(state))));
+    }
+    return finite;
+}
+
+// Gradients in main memory, computed again with a smaller scale as long as they have overflown.
+void Trainer::make_finite() {
+    bool finite = fetch_gradients();
+    while (!finite && scales_loss() && loss_scale_ > kSmallestLossScale) {
+        loss_scale_ *= kLessAfterOverflow;
+        n_steps_without_overflow_ = 0;
+        accumulate_again();
+        finite = fetch_gradients();
+    }
+}
+
+std::vector<std::vector<float>> Trainer::gradients() {
+    check_weights();
+    make_finite();
+    std::vector<std::vector<float>> gradients;
+    for (State & state : list_) {
+        const float * from = host_gradient(state);
+        std::vector<float> & values = gradients.emplace_back(from, from + ggml_nelements(state.gradient));
+        if (loss_scale_ != 1.0 && loss_scale_ != 0.0) {
+            std::transform(values.begin(), values.end(), values.begin(),
+                           [&](float g) { return static_cast<float>(g / loss_scale_); });
+        }
+    }
+    return gradients;
 }
 
 BatchResult Trainer::evaluate(const MicroBatch & batch, bool predictions) {
@@ -338,7 +474,8 @@ std::vector<Trainer::State> & Trainer::states() {
 }
 
 void Trainer::zero_gradients() {
-    ggml_backend_buffer_clear(buffer_.get(), 0);
+    gradients_.clear();
+    accumulated_.clear();
     weight_sum_ = 0;
     n_accumulated_ = 0;
 }
@@ -366,17 +503,18 @@ double Trainer::step(const AdamW & o, std::optional<double> divisor) {
     if (n_accumulated_ == 0) {
         throw Error("there is nothing to step on: no target with a weight has been accumulated");
     }
-    const double scale = divisor.value_or(weight_sum_);
+    double scale = divisor.value_or(weight_sum_);
     if (!(scale > 0) || !std::isfinite(scale)) {
         throw Error(divisor ? "the divisor of a step must be a number above 0, not " + std::to_string(scale)
                             : "the weights of the accumulated targets sum to " + std::to_string(scale) +
                                   ", by which no gradient can be divided: give a divisor");
     }
-    const auto gradients = [](const State & state) { return static_cast<float *>(state.gradient->data); };
+    make_finite();
     std::vector<double> square_sums(n_pieces_);
-    for_each_piece([&](const State & state, int64_t begin, int64_t end, int64_t index) {
-        square_sums[index] = kernels::square_sum(end - begin, gradients(state) + begin);
+    for_each_piece([&](State & state, int64_t begin, int64_t end, int64_t index) {
+        square_sums[index] = kernels::square_sum(end - begin, host_gradient(state) + begin);
     });
+    scale *= loss_scale_;
     const double norm = std::sqrt(std::accumulate(square_sums.begin(), square_sums.end(), 0.0)) / scale;
     if (!std::isfinite(norm)) {
         throw NotFiniteError("the gradient is not finite");
@@ -391,12 +529,22 @@ double Trainer::step(const AdamW & o, std::optional<double> divisor) {
     kernels::AdamWFactors of_b = of_a;
     of_b.lr = o.lr * o.lora_plus_ratio;
     for_each_piece([&](State & state, int64_t begin, int64_t end, int64_t) {
-        float * gradient = gradients(state) + begin;
-        kernels::adamw_update(end - begin, static_cast<float *>(state.parameter->data) + begin, gradient,
-                              state.first_moment.data() + begin, state.second_moment.data() + begin,
-                              is_b(state.name) ? of_b : of_a);
+        float * gradient = host_gradient(state) + begin;
+        kernels::adamw_update(end - begin, state.values + begin, gradient, state.first_moment.data() + begin,
+                              state.second_moment.data() + begin, is_b(state.name) ? of_b : of_a);
         std::fill_n(gradient, end - begin, 0.0f);
     });
+    for (const State & state : list_) {
+        adapter->push(state.parameter);
+    }
+    if (gradients_.has_devices()) {
+        gradients_.clear();
+    }
+    if (scales_loss() && ++n_steps_without_overflow_ >= kStepsBeforeMore && loss_scale_ < kLargestLossScale) {
+        loss_scale_ *= 2.0;
+        n_steps_without_overflow_ = 0;
+    }
+    accumulated_.clear();
     weight_sum_ = 0;
     n_accumulated_ = 0;
     n_steps++;
@@ -427,10 +575,46 @@ std::vector<std::vector<size_t>> Trainer::graphs(const std::vector<int64_t> & n_
     return {all};
 }
 
-MemoryParts Trainer::memory(int64_t n_tokens, int64_t n_targets, int64_t n_sequences) const {
+std::map<ggml_backend_dev_t, MemoryParts> Trainer::memory(int64_t n_tokens, int64_t n_targets,
+                                                          int64_t n_sequences) const {
     const TrainingGraph graph = graph_of_shape(n_tokens, n_targets, n_sequences);
-    const uint64_t n = adapter->n_params();
-    return {adapter->model().n_bytes(), n * sizeof(float), 3 * n * sizeof(float), graph.measure(executor_)};
+    const Model & model = adapter->model();
+    std::map<ggml_backend_dev_t, MemoryParts> parts;
+    for (const auto & [device, n_bytes] : graph.measure(executor_)) {
+        parts[device].compute = n_bytes;
+    }
+    for (const auto & [device, n_bytes] : builder_.n_context_bytes()) {
+        if (device != nullptr) {
+            parts[device].compute += n_bytes;
+        }
+    }
+    for (const auto & [device, n_bytes] : adapter->n_bytes()) {
+        parts[device].adapter = n_bytes;
+        parts[device].optimizer = n_bytes;
+    }
+    for (auto & [device, of_device] : parts) {
+        of_device.weights = model.n_bytes_on(device);
+    }
+    const uint64_t n_all = adapter->n_params() * sizeof(float);
+    MemoryParts & host = parts[nullptr];
+    host.adapter = n_all;  // those of devices have a copy here, their gradients come here
+    host.optimizer = 3 * n_all;
+    return parts;
+}
+
+void Trainer::reserve(int64_t n_tokens, int64_t n_targets, int64_t n_sequences) {
+    check_weights();
+    graph_of_shape(n_tokens, n_targets, n_sequences).allocate(executor_);
+}
+
+int Trainer::runs(int64_t n_tokens, int64_t n_targets, int64_t n_sequences) {
+    graph_of_shape(n_tokens, n_targets, n_sequences).allocate(executor_);
+    return executor_.n_runs();
+}
+
+std::map<ggml_backend_dev_t, std::map<std::string, int>> Trainer::nodes(int64_t n_tokens, int64_t n_targets,
+                                                                        int64_t n_sequences) const {
+    return graph_of_shape(n_tokens, n_targets, n_sequences).nodes_by_device();
 }
 
 int Trainer::n_custom_nodes(int64_t n_tokens, int64_t n_targets, int64_t n_sequences) const {

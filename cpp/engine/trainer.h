@@ -4,6 +4,7 @@
 #include <ggml-cpp.h>
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -11,6 +12,7 @@
 #include <vector>
 
 #include "engine/adapter.h"
+#include "engine/equal_lengths.h"
 #include "engine/executor.h"
 #include "engine/training_graph.h"
 
@@ -37,11 +39,12 @@ struct AdamW {
     double lora_plus_ratio = 1.0;  // B's rate is so many times lr, which is A's (Hayou et al. 2024, arXiv:2402.12354)
 };
 
+// Bytes in main memory, or in that of a device.
 struct MemoryParts {
-    uint64_t weights;    // of the model: mapped from its file
-    uint64_t adapter;    // A, B
-    uint64_t optimizer;  // gradients and both moments
-    uint64_t compute;    // activations, gradients, logits of one micro-batch
+    uint64_t weights = 0;    // of the model: in main memory mapped from its file
+    uint64_t adapter = 0;    // A, B
+    uint64_t optimizer = 0;  // gradients and both moments; on a device gradients alone
+    uint64_t compute = 0;    // activations, gradients, logits of one micro-batch
 };
 
 class Trainer {
@@ -66,6 +69,13 @@ class Trainer {
 
     const std::shared_ptr<Adapter> adapter;
 
+    // On devices whose products round to half precision gradients are computed of so many times the loss, a power of
+    // two, so that small ones are not lost; where one overflows, step() computes its micro-batches again with a smaller
+    // one (Micikevicius et al. 2018, arXiv:1710.03740, where such a step is left out). 0: not chosen yet, 1: no device
+    // needs it. Belongs to what a checkpoint keeps. Setting raises Error for what is no power of two.
+    double loss_scale() const { return loss_scale_; }
+    void set_loss_scale(double scale);
+
     // Adds the gradient of the summed loss. When it raises, the accumulators hold a part of it: call zero_gradients().
     BatchResult accumulate(const MicroBatch & batch);
     // Without gradients and dropout. predictions: also find the token that is most probable in each target's place.
@@ -83,14 +93,19 @@ class Trainer {
     // is not above 0, NotFiniteError where there is no finite norm.
     double step(const AdamW & options, std::optional<double> divisor = std::nullopt);
 
+    // Of parameters on a device `values` and `sums` are copies in main memory; gradients come there at a step.
     struct State {
         std::string name;
         ggml_tensor * parameter;
         ggml_tensor * gradient;
+        float * values;  // of the parameter
+        std::vector<float> fetched;
         std::vector<float> first_moment;
         std::vector<float> second_moment;
     };
     std::vector<State> & states();  // raises Error where the model was loaded without its weights
+    // Those accumulated so far, of the loss itself; in the order of states().
+    std::vector<std::vector<float>> gradients();
 
     // So many of the first layers can be computed again: all, or none where the graph can't be cut between them.
     int n_recomputable_layers() const { return n_recomputable_; }
@@ -100,8 +115,18 @@ class Trainer {
     std::vector<std::vector<size_t>> graphs(const std::vector<int64_t> & n_rows) const;
     bool needs_equal_lengths() const { return builder_.needs_equal_lengths(); }
 
-    // Of one graph.
-    MemoryParts memory(int64_t n_tokens, int64_t n_targets, int64_t n_sequences) const;
+    // Of one graph: in main memory (nullptr) and on each device of the model.
+    std::map<ggml_backend_dev_t, MemoryParts> memory(int64_t n_tokens, int64_t n_targets, int64_t n_sequences) const;
+    // Gives such a graph its memory, which stays. Raises Error, DeviceMemoryError where there is not enough.
+    void reserve(int64_t n_tokens, int64_t n_targets, int64_t n_sequences);
+    // Bytes that graphs have been given.
+    DeviceBytes allocated() const { return executor_.allocated(); }
+    // What the device of a layer can't compute; the Trainer of a model that has such layers on a device can plan alone.
+    const std::vector<Unsupported> & unsupported() const { return unsupported_; }
+    std::map<ggml_backend_dev_t, std::map<std::string, int>> nodes(int64_t n_tokens, int64_t n_targets,
+                                                                   int64_t n_sequences) const;
+    // Stretches of nodes of one place that the graph falls into; 0 without devices.
+    int runs(int64_t n_tokens, int64_t n_targets, int64_t n_sequences);
     // Nodes of accumulate()'s graph that only ggml's CPU backend runs.
     int n_custom_nodes(int64_t n_tokens, int64_t n_targets, int64_t n_sequences) const;
 
@@ -109,6 +134,13 @@ class Trainer {
     TrainingGraph graph_of_shape(int64_t n_tokens, int64_t n_targets, int64_t n_sequences) const;
     void probe();
     void check_ops() const;
+    Placement placement() const;
+    bool scales_loss() const;
+    void choose_loss_scale(const MicroBatch & batch);
+    bool fetch_gradients();
+    void make_finite();
+    void accumulate_again();
+    BatchResult accumulate_scaled(const MicroBatch & batch);
     void check_weights() const;
     void check(const MicroBatch & batch) const;
     BatchResult run(const MicroBatch & batch, bool gradients, bool predictions = false);
@@ -124,10 +156,14 @@ class Trainer {
     int64_t n_accumulated_ = 0;  // targets in them
     int n_recomputable_ = 0;
 
+    double loss_scale_ = 1.0;
+    int64_t n_steps_without_overflow_ = 0;
+    std::vector<BatchRows> accumulated_;  // where the loss is scaled: what a step may have to compute again
+
     std::vector<State> list_;
     int64_t n_pieces_ = 0;  // of the parameters, for the threads of step()
-    ggml_context_ptr ctx_;
-    ggml_backend_buffer_ptr buffer_;
+    PlacedTensors gradients_;
+    std::vector<Unsupported> unsupported_;
     std::unordered_map<ggml_tensor *, ggml_tensor *> accumulators_;
     ForwardGraphBuilder builder_;
     Executor executor_;

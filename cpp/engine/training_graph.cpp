@@ -9,6 +9,7 @@
 
 #include "base/error.h"
 #include "engine/calibrate.h"
+#include "engine/devices.h"
 #include "ops/cpu/cpu_ops.h"
 #include "ops/ggml/ggml_ops.h"
 
@@ -22,11 +23,11 @@ constexpr int64_t kMaxChunkLogits = 8 << 20;
 constexpr int64_t kMinChunkRows = 64;
 
 // Nodes of the whole graph, at most. n_chunks: of the head, which is made for each.
-int64_t max_nodes(const std::vector<ggml_tensor *> & forward, int64_t n_chunks, OpsKind ops) {
+int64_t max_nodes(const std::vector<ggml_tensor *> & forward, int64_t n_chunks, bool with_ggml_ops) {
     constexpr int64_t kPerForwardNode = 8, kPerChunk = 32, kOthers = 1024;
     constexpr int64_t kPerPlainChunk = 256;  // without what a product gives rise to
     int64_t sum = kPerForwardNode * forward.size() + kPerChunk * n_chunks + kOthers;
-    if (ops == OpsKind::ggml) {
+    if (with_ggml_ops) {
         int64_t most = 0;
         for (const ggml_tensor * node : forward) {
             const int64_t n = GgmlOps::max_nodes(node);
@@ -117,6 +118,8 @@ TrainingGraph::TrainingGraph(const ForwardGraphBuilder & builder, const Adapter 
     std::vector<uint8_t> outputs(batch.n_tokens);
     std::transform(batch.weights, batch.weights + batch.n_tokens, outputs.begin(), [](float w) { return w != 0.0f; });
     n_layers_ = adapter.model().n_layer();
+    placement_ = options.placement;
+    loss_scale_ = options.loss_scale;
     forward_ = builder.build({batch.n_tokens, batch.tokens, batch.positions, batch.sequences, outputs.data()});
     hidden_ = forward_->hidden();
     logits_ = forward_->logits();
@@ -134,7 +137,8 @@ TrainingGraph::TrainingGraph(const ForwardGraphBuilder & builder, const Adapter 
     }
 
     const int64_t n_chunks = 2 + n_outputs / kMinChunkRows;
-    const int64_t n_nodes = max_nodes(forward_->nodes(), n_chunks, options.ops);
+    const bool with_ggml_ops = options.ops == OpsKind::ggml || !options.placement.is_cpu_alone();
+    const int64_t n_nodes = max_nodes(forward_->nodes(), n_chunks, with_ggml_ops);
     const ggml_init_params params = {n_nodes * ggml_tensor_overhead() + ggml_graph_overhead_custom(n_nodes, false),
                                      nullptr, true};
     ctx_.reset(ggml_init(params));
@@ -166,6 +170,7 @@ TrainingGraph::TrainingGraph(const ForwardGraphBuilder & builder, const Adapter 
     if (!options.gradients) {
         with_predictions_ = options.predictions;
         build_head(nullptr);
+        check_devices();
         return;
     }
     Autodiff ad(*implementations_);
@@ -185,6 +190,7 @@ TrainingGraph::TrainingGraph(const ForwardGraphBuilder & builder, const Adapter 
     }
     build_head(&ad);
     build_backward(ad, options.recompute_layers);
+    check_devices();
     for (const AdapterPair & pair : adapter.pairs()) {
         if (!ad.has_result(pair.a) || !ad.has_result(pair.b)) {
             unreached_.push_back(pair.linear.name);
@@ -196,14 +202,29 @@ void TrainingGraph::choose_ops(const GraphOptions & options) {
     if (options.ops == OpsKind::ggml) {
         makers_.push_back(std::make_unique<GgmlOps>(ctx_.get()));
     }
+    for (ggml_backend_dev_t device : placement_.devices) {
+        makers_.push_back(std::make_unique<GgmlOps>(ctx_.get(), traits_of(device, placement_.exact)));
+    }
     if (options.ops == OpsKind::cpu || options.ops_layers.has_value()) {
         makers_.push_back(std::make_unique<CpuOps>(ctx_.get(), options.precision == Precision::automatic));
     }
-    implementations_ = std::make_unique<Implementations>(*makers_.back());
+    Ops & of_head = placement_.is_cpu_alone() ? *makers_.back() : *makers_[placement_.layer_places[n_layers_]];
+    implementations_ = std::make_unique<Implementations>(of_head, makers_.size() == 1);
+    if (placement_.is_cpu_alone()) {
+        return;
+    }
+    for (size_t place = 0; place < makers_.size(); place++) {
+        places_[makers_[place].get()] = static_cast<int>(place);
+    }
+    place_of_ = [this](const ggml_tensor * node) { return places_.at(&implementations_->of(node)); };
 }
 
 // Nodes up to the end of a layer by the first of the makers; the last one's are all others.
 void TrainingGraph::assign_layers(const GraphOptions & options) {
+    if (!placement_.is_cpu_alone()) {
+        place_layers();
+        return;
+    }
     if (makers_.size() == 1 || options.ops_layers == 0) {
         return;
     }
@@ -214,6 +235,148 @@ void TrainingGraph::assign_layers(const GraphOptions & options) {
     }
     std::for_each(body_.begin(), body_.begin() + ends[*options.ops_layers - 1],
                   [&](const ggml_tensor * t) { implementations_->assign(t, *makers_.front()); });
+}
+
+// Each layer's nodes by the maker of its place. What comes before the first layer is its, what follows the last one
+// (the final norm) the head's.
+void TrainingGraph::place_layers() {
+    const std::vector<size_t> ends = marked_layer_ends();
+    const bool in_one_place =
+        std::equal(placement_.layer_places.begin() + 1, placement_.layer_places.end(), placement_.layer_places.begin());
+    if (static_cast<int>(ends.size()) < n_layers_ && !in_one_place) {
+        throw Error("the layers can't be shared out among devices: this architecture's graph does not mark their ends");
+    }
+    const auto assign = [&] {
+        size_t layer = 0;
+        for (size_t i = 0; i < body_.size(); i++) {
+            while (layer < ends.size() && i >= ends[layer]) {
+                layer++;
+            }
+            const int of_layer = layer < ends.size() ? static_cast<int>(layer) : n_layers_;
+            implementations_->assign(body_[i], *makers_[placement_.layer_places[of_layer]], of_layer);
+        }
+        for (const ggml_tensor * node : head_) {
+            implementations_->assign(node, implementations_->otherwise, n_layers_);
+        }
+    };
+    assign();
+    for (const ggml_tensor * node : body_) {
+        const auto * on_device = dynamic_cast<const GgmlOps *>(&implementations_->of(node));
+        if (on_device != nullptr && !on_device->can_serve(node)) {
+            send_back(node, implementations_->layer_of(node));
+        }
+    }
+    if (!unsupported_.empty()) {
+        assign();
+    }
+    place_weights();
+    place_between_experts(ends);
+}
+
+// What its device can't compute makes the whole layer the CPU's: its parts would go to and fro.
+void TrainingGraph::send_back(const ggml_tensor * node, int layer) {
+    if (!placement_.falls_back) {
+        throw Error("the device of layer " + std::to_string(layer) + " can't compute " + ggml_op_desc(node) +
+                    " (tensor " + node->name + "): keep this layer on the CPU");
+    }
+    const bool is_known = std::any_of(unsupported_.begin(), unsupported_.end(),
+                                      [&](const Unsupported & other) { return other.layer == layer; });
+    if (!is_known) {
+        unsupported_.push_back({layer, ggml_op_desc(node), node->name});
+    }
+    if (layer < n_layers_) {
+        placement_.layer_places[layer] = placement_.cpu();
+    }
+}
+
+// A product is computed where its matrix lies, whichever layer it is of.
+void TrainingGraph::place_weights() {
+    for (const std::vector<ggml_tensor *> * stretch : {&body_, &head_}) {
+        for (const ggml_tensor * node : *stretch) {
+            const ggml_tensor * weight = node->src[0];
+            if (weight != nullptr && weight->view_src != nullptr) {
+                weight = weight->view_src;
+            }
+            // (states that recurrent layers start from are copied)
+            const bool reads_weight = weight != nullptr && weight->op == GGML_OP_NONE && weight->buffer != nullptr &&
+                                      (node->op == GGML_OP_MUL_MAT || node->op == GGML_OP_MUL_MAT_ID ||
+                                       (node->op == GGML_OP_GET_ROWS && ggml_backend_buffer_get_usage(weight->buffer) ==
+                                                                            GGML_BACKEND_BUFFER_USAGE_WEIGHTS));
+            if (!reads_weight) {
+                continue;
+            }
+            ggml_backend_dev_t device = device_of(weight);
+            const auto found = std::find(placement_.devices.begin(), placement_.devices.end(), device);
+            const auto place =
+                static_cast<size_t>(found - placement_.devices.begin());  // the CPU's where there is none
+            const int layer = implementations_->layer_of(node);
+            implementations_->assign(node, *makers_[place], layer);
+        }
+    }
+}
+
+// Experts whose matrices lie in main memory: what is computed between their products is the CPU's, too, up to the sum
+// of a token's experts, which has the fewest values to be moved.
+void TrainingGraph::place_between_experts(const std::vector<size_t> & ends) {
+    const Ops & cpu = *makers_.back();
+    size_t begin = 0;
+    for (size_t layer = 0; layer < ends.size(); begin = ends[layer++]) {
+        if (placement_.layer_places[layer] == placement_.cpu()) {
+            continue;
+        }
+        size_t last = begin;
+        const std::string sum = "ffn_moe_out-" + std::to_string(layer);
+        std::unordered_set<const ggml_tensor *> behind;  // an expert's product on the CPU
+        for (size_t i = begin; i < ends[layer]; i++) {
+            const ggml_tensor * node = body_[i];
+            const bool is_product = node->op == GGML_OP_MUL_MAT_ID && &implementations_->of(node) == &cpu;
+            const bool is_behind = std::any_of(std::begin(node->src), std::end(node->src),
+                                               [&](const ggml_tensor * src) { return behind.count(src) != 0; });
+            if (is_product || is_behind) {
+                behind.insert(node);
+            }
+            if (is_product || (is_behind && node->name == sum)) {
+                last = i;
+            }
+        }
+        for (size_t i = begin; i <= last && i < ends[layer]; i++) {
+            if (behind.count(body_[i]) != 0) {
+                implementations_->assign(body_[i], *makers_.back(), static_cast<int>(layer));
+            }
+        }
+    }
+}
+
+// Nothing may be asked of a device that it can't do: its backend would end the process.
+void TrainingGraph::check_devices() {
+    implementations_->assign_made(implementations_->otherwise, n_layers_);
+    if (placement_.is_cpu_alone()) {
+        return;
+    }
+    for (int i = 0; i < ggml_graph_n_nodes(gf_); i++) {
+        const ggml_tensor * node = ggml_graph_node(gf_, i);
+        const int place = place_of_(node);
+        if (place < placement_.cpu() && !ggml_backend_dev_supports_op(placement_.devices[place], node)) {
+            send_back(node, implementations_->layer_of(node));
+        }
+    }
+}
+
+DeviceBytes TrainingGraph::measure(const Executor & executor) const {
+    DeviceBytes n_bytes =
+        place_of_ ? executor.measure(gf_, kept_, place_of_) : DeviceBytes{{nullptr, executor.measure(gf_, kept_)}};
+    n_bytes[nullptr] += forward_->n_state_bytes();
+    return n_bytes;
+}
+
+std::map<ggml_backend_dev_t, std::map<std::string, int>> TrainingGraph::nodes_by_device() const {
+    std::map<ggml_backend_dev_t, std::map<std::string, int>> found;
+    for (int i = 0; i < ggml_graph_n_nodes(gf_); i++) {
+        const ggml_tensor * node = ggml_graph_node(gf_, i);
+        const int place = place_of_ ? place_of_(node) : 0;
+        found[place < placement_.cpu() ? placement_.devices[place] : nullptr][describe(node)]++;
+    }
+    return found;
 }
 
 int TrainingGraph::n_custom_nodes() const {
@@ -281,7 +444,7 @@ void TrainingGraph::add_noise(const EmbeddingNoise & options, const MicroBatch &
     noise_values_ = ggtune::noise_values(options, embeddings->ne[0], embeddings->ne[1], batch.sequences);
     ggml_tensor * sum = ggml_add(ctx_.get(), embeddings, noise_);
     ggml_format_name(sum, "%s (with noise)", embeddings->name);
-    implementations_->assign(sum, implementations_->of(embeddings));
+    implementations_->assign(sum, implementations_->of(embeddings), implementations_->layer_of(embeddings));
     for (auto later = looked_up + 1; later != body_.end(); ++later) {
         for (ggml_tensor *& src : (*later)->src) {
             src = src == embeddings ? sum : src;
@@ -319,7 +482,7 @@ ggml_tensor * TrainingGraph::clone(const ggml_tensor * node,
         copy->view_offs = node->view_offs;
     }
     ggml_format_name(copy, "%s (again)", node->name);
-    implementations_->assign(copy, implementations_->of(node));
+    implementations_->assign(copy, implementations_->of(node), implementations_->layer_of(node));
     return copy;
 }
 
@@ -335,6 +498,17 @@ void TrainingGraph::expand(ggml_tensor * node, bool forward_pass) {
 
 // From the hidden state to the loss, a chunk of rows at a time, and back to the gradient of the hidden state.
 void TrainingGraph::build_head(Autodiff * ad) {
+    if (!placement_.is_cpu_alone()) {
+        // what is looked up in main memory comes before all that devices do
+        for (ggml_tensor * node : body_) {
+            const bool of_inputs = std::all_of(std::begin(node->src), std::end(node->src), [](const ggml_tensor * src) {
+                return src == nullptr || src->op == GGML_OP_NONE;
+            });
+            if (node->op == GGML_OP_GET_ROWS && of_inputs && place_of_(node) == placement_.cpu()) {
+                expand(node, true);
+            }
+        }
+    }
     expand(hidden_, true);
     Ops & ops = implementations_->otherwise;
     const int64_t n_rows = hidden_->ne[1];
@@ -522,6 +696,9 @@ void TrainingGraph::build_backward(Autodiff & ad, int recompute_layers) {
 }
 
 double TrainingGraph::measure_seconds(Executor & executor) const {
+    if (!placement_.is_cpu_alone()) {
+        throw Error("the time of a step on devices is not predicted");
+    }
     InputValues inputs;
     for (const KeyRanges & ranges : key_ranges_) {
         inputs[ranges.first] = &ranges.first_values;
@@ -532,10 +709,15 @@ double TrainingGraph::measure_seconds(Executor & executor) const {
 
 TrainingGraph::Times TrainingGraph::run(Executor & executor, std::vector<float> & log_probs,
                                         std::vector<int32_t> & predictions) {
-    executor.allocate(gf_, kept_);
+    allocate(executor);
     forward_->set_inputs();
     ggml_backend_tensor_set(targets_, target_values_.data(), 0, ggml_nbytes(targets_));
-    set_if_read(weights_, weight_values_.data());
+    std::vector<float> weights = weight_values_;
+    if (loss_scale_ != 1.0) {
+        std::transform(weights.begin(), weights.end(), weights.begin(),
+                       [&](float w) { return static_cast<float>(w * loss_scale_); });
+    }
+    set_if_read(weights_, weights.data());
     if (noise_ != nullptr) {
         ggml_backend_tensor_set(noise_, noise_values_.data(), 0, ggml_nbytes(noise_));
     }

@@ -3,6 +3,7 @@
 
 #include <ggml-cpp.h>
 
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -35,6 +36,24 @@ enum class OpsKind {
     ggml,  // ops/ggml: ggml's own nodes alone
 };
 
+// Which device computes each layer, and holds its weights.
+struct Placement {
+    std::vector<ggml_backend_dev_t> devices;  // of the executor, in its order
+    std::vector<int> layer_places;            // of each layer a place (executor.h); [n_layer] is the head's
+    bool exact = false;                       // in float32 where a device has a choice
+    bool falls_back = false;  // what its device can't compute is the CPU's and is listed (unsupported()), else an Error
+
+    bool is_cpu_alone() const { return devices.empty(); }
+    int cpu() const { return static_cast<int>(devices.size()); }
+};
+
+// A node that the device of its layer can't compute.
+struct Unsupported {
+    int layer;
+    std::string op;      // ggml's name
+    std::string tensor;  // its name, "" where it has none
+};
+
 struct GraphOptions {
     bool gradients = true;
     OpsKind ops = OpsKind::cpu;
@@ -44,6 +63,8 @@ struct GraphOptions {
     EmbeddingNoise noise;
     Precision precision = Precision::automatic;
     bool predictions = false;  // without gradients: also find the most probable token of each row
+    Placement placement = {};  // with `ops` of the CPU
+    double loss_scale = 1.0;   // gradients are those of so many times the loss
 };
 
 class TrainingGraph {
@@ -54,8 +75,12 @@ class TrainingGraph {
                   const std::unordered_map<ggml_tensor *, ggml_tensor *> & accumulators, const MicroBatch & batch,
                   const GraphOptions & options);
 
-    // Bytes of memory for all that is computed.
-    size_t measure(const Executor & executor) const { return executor.measure(gf_, kept_) + forward_->n_state_bytes(); }
+    // Bytes of memory for all that is computed. A graph on devices can't be run afterwards.
+    DeviceBytes measure(const Executor & executor) const;
+    void allocate(Executor & executor) const { executor.allocate(gf_, kept_, place_of_); }
+    // Nodes by the device that computes them (nullptr: the CPU) and by op.
+    std::map<ggml_backend_dev_t, std::map<std::string, int>> nodes_by_device() const;
+    const std::vector<Unsupported> & unsupported() const { return unsupported_; }
 
     // Linears on which the loss does not depend, with a pair in the adapter.
     const std::vector<std::string> & unreached() const { return unreached_; }
@@ -85,6 +110,11 @@ class TrainingGraph {
     };
 
     void choose_ops(const GraphOptions & options);
+    void place_layers();
+    void place_weights();
+    void place_between_experts(const std::vector<size_t> & ends);
+    void send_back(const ggml_tensor * node, int layer);
+    void check_devices();
     bool collect_forward_nodes();
     const ggml_tensor * cache_that_is_read() const;
     void assign_layers(const GraphOptions & options);
@@ -101,7 +131,11 @@ class TrainingGraph {
 
     std::unique_ptr<ForwardGraph> forward_;
     ggml_context_ptr ctx_;
-    std::vector<std::unique_ptr<Ops>> makers_;
+    Placement placement_;
+    PlaceOf place_of_;                          // of nodes; none without devices
+    std::vector<std::unique_ptr<Ops>> makers_;  // with devices one of each place
+    std::unordered_map<const Ops *, int> places_;
+    std::vector<Unsupported> unsupported_;
     std::unique_ptr<Implementations> implementations_;  // the nodes of the head are `otherwise`'s
     ggml_cgraph * gf_ = nullptr;
     std::vector<Phase> phases_;
@@ -123,6 +157,7 @@ class TrainingGraph {
     std::vector<ggml_tensor *> log_probabilities_;  // one tensor per chunk of rows
     std::vector<ggml_tensor *> predictions_;        // I32, likewise
     bool with_predictions_ = false;
+    double loss_scale_ = 1.0;
     std::vector<std::string> unreached_;
 };
 

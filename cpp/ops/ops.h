@@ -191,31 +191,62 @@ class Ops {
     std::vector<HostInput> inputs;
 };
 
-// Which implementation serves a node: one for all but those that are said to be another's.
+// Which implementation serves a node, and of which layer it is: one implementation for all but those that are said to
+// be another's.
 class Implementations {
   public:
-    explicit Implementations(Ops & otherwise) : otherwise(otherwise), list_{&otherwise} {}
+    // only_one: there are no others, and nothing is kept of nodes.
+    explicit Implementations(Ops & otherwise, bool only_one = false)
+        : otherwise(otherwise), only_one_(only_one), list_{&otherwise} {}
 
     Ops & otherwise;
 
     const std::vector<Ops *> & all() const { return list_; }
     Ops & of(const ggml_tensor * node) const {
         const auto it = assigned_.find(node);
-        return it != assigned_.end() ? *it->second : otherwise;
+        return it != assigned_.end() ? *it->second.ops : otherwise;
     }
-    void assign(const ggml_tensor * node, Ops & ops) {
-        if (&ops == &otherwise) {
+    // -1: it is not known, or of none
+    int layer_of(const ggml_tensor * node) const {
+        const auto it = assigned_.find(node);
+        return it != assigned_.end() ? it->second.layer : -1;
+    }
+    void assign(const ggml_tensor * node, Ops & ops, int layer = -1) {
+        if (only_one_) {
             return;
         }
-        assigned_[node] = &ops;
+        assigned_[node] = {&ops, layer};
         if (std::find(list_.begin(), list_.end(), &ops) == list_.end()) {
             list_.push_back(&ops);
         }
     }
+    // All that have been made since the last call, in the context of the implementations, are theirs.
+    void assign_made(Ops & ops, int layer) {
+        if (only_one_) {
+            return;
+        }
+        for (ggml_tensor * t = next_made(); t != nullptr; t = next_made()) {
+            last_made_ = t;
+            if (assigned_.count(t) == 0) {
+                assign(t, ops, layer);
+            }
+        }
+    }
 
   private:
+    struct Assignment {
+        Ops * ops;
+        int layer;
+    };
+    ggml_tensor * next_made() const {
+        return last_made_ != nullptr ? ggml_get_next_tensor(otherwise.ctx, last_made_)
+                                     : ggml_get_first_tensor(otherwise.ctx);
+    }
+
+    const bool only_one_;
     std::vector<Ops *> list_;
-    std::unordered_map<const ggml_tensor *, Ops *> assigned_;
+    std::unordered_map<const ggml_tensor *, Assignment> assigned_;
+    ggml_tensor * last_made_ = nullptr;
 };
 
 }  // namespace ggtune

@@ -153,7 +153,7 @@ void run(const Case & c, const Implementation & implementation) {
     }
 
     Executor executor(2);
-    const Implementations all(*ops);
+    Implementations all(*ops);
     Autodiff ad(all);
     for (size_t i = 0; i < b.trainable.size(); i++) {
         ad.set_trainable(b.trainable[i], accumulators[i]);

@@ -37,7 +37,7 @@ Rows make_rows(int32_t n_vocab) {
 }
 
 void run(const std::string & path) {
-    Model model(path, 0, Model::Contents::all);
+    Model model(path, Model::Contents::all);
     auto adapter = std::make_shared<Adapter>(
         model, 4, 8.0f,
         std::vector<std::string>{"attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"}, false,

@@ -45,8 +45,26 @@ class Linear:
 class Model:
     """A GGUF model: memory-mapped weights, tokenizer, metadata."""
 
-    def __init__(self, path: str, *, gpu_layers: int = 0, vocab_only: bool = False, header_only: bool = False) -> None:
-        """``header_only`` reads no weights: enough for ``Adapter`` and ``Trainer.memory``, not for training."""
+    def __init__(
+        self,
+        path: str,
+        *,
+        devices: Sequence[str] = (),
+        device_layers: Sequence[int] = (),
+        cpu_layers: Sequence[int] = (),
+        cpu_experts: int = 0,
+        exact: bool = False,
+        vocab_only: bool = False,
+        header_only: bool = False,
+    ) -> None:
+        """``header_only`` reads no weights: enough for ``Adapter`` and ``Trainer.memory``, not for training.
+
+        The last layers lie on devices, the output head counted as one more (layer ``n_layer``): ``device_layers[i]`` of
+        them on ``devices[i]``, in order; all others on the CPU, and so do ``cpu_layers``, whichever they are, and the
+        experts' matrices of the first ``cpu_experts`` layers. ``exact``: devices compute in float32 where they have a
+        choice, as ``precision="f32"`` needs it; a process opens devices one way alone. Raises ``DeviceMemoryError``
+        where the weights don't fit, ``GgtuneError`` for devices and numbers of layers that there are not.
+        """
     path: str
     architecture: str
     chat_template: str | None
@@ -56,6 +74,9 @@ class Model:
     n_embd: int
     n_vocab: int
     n_ctx_train: int
+    layer_bytes: list[int]  # of the weights of each layer; [n_layer] are the head's
+    layer_devices: list[str]  # likewise: a device's name or "CPU"
+    device_bytes: dict[str, int]  # of the weights, by device, "CPU" among them
     bos_token: int  # -1 where the model has none
     eos_token: int
     add_bos: bool  # the tokenizer asks for a BOS in front of every text
@@ -227,7 +248,23 @@ class Trainer:
     def graphs(self, n_rows: Sequence[int]) -> list[list[int]]:
         """Which sequences of a micro-batch are computed in one graph, as places in ``n_rows``, the rows of each."""
     def memory(self, n_tokens: int, n_targets: int, n_sequences: int = 1) -> dict[str, int]:
-        """Bytes that such a graph needs: "weights", "adapter", "optimizer", "compute". Allocates none."""
+        """Bytes of main memory that such a graph needs: "weights", "adapter", "optimizer", "compute". Allocates none."""
+    def device_memory(self, n_tokens: int, n_targets: int, n_sequences: int = 1) -> dict[str, dict[str, int]]:
+        """Return the same of each device's memory, by its name; "optimizer" are gradients alone there."""
+    def reserve(self, n_tokens: int, n_targets: int, n_sequences: int = 1) -> None:
+        """Allocate for such a graph. Raises ``DeviceMemoryError`` where a device has not enough."""
+    def allocated(self) -> dict[str, int]:
+        """Bytes that graphs have been given so far, by device, "CPU" among them."""
+    unsupported: list[tuple[int, str, str]]
+    """Layers that their device can't compute, with the first op that it lacks and its tensor: load the model again with
+    them in ``cpu_layers``. Such a trainer plans as if they were there, and computes nothing."""
+    loss_scale: float
+    """A power of two: gradients are computed of so many times the loss where a device rounds products to half
+    precision; 0 until the first micro-batch, 1 where no device does. Belongs into checkpoints."""
+    def splits(self, n_tokens: int, n_targets: int, n_sequences: int = 1) -> int:
+        """How often such a graph goes over from one device, or the CPU, to another."""
+    def nodes(self, n_tokens: int, n_targets: int, n_sequences: int = 1) -> dict[str, dict[str, int]]:
+        """Nodes of such a graph: how many of each op, by device."""
     def n_custom_nodes(self, n_tokens: int, n_targets: int, n_sequences: int = 1) -> int:
         """Nodes of such a micro-batch's graph that call ggtune's own functions, which only a CPU runs."""
 
@@ -428,6 +465,21 @@ def matrix_unit_rate(*, threads: int = 1, seconds: float = 0.05) -> float | None
 
 def check_gguf(path: str, *, vocab_only: bool = False) -> None:
     """Check a model file's header as llama.cpp needs it. Raises :class:`ggtune.errors.ModelError`."""
+
+@final
+class DeviceInfo:
+    """A device that layers can lie on."""
+
+    name: str  # ggml's: "CUDA0", "Vulkan0"
+    description: str
+    backend: str  # "CUDA", "ROCm", "Vulkan", "MTL", ...
+    kind: str  # "gpu", or "integrated" with memory that is the host's
+    free_bytes: int
+    total_bytes: int
+    half_products: bool  # products of floats are rounded to half precision, unless the model is opened as ``exact``
+
+def devices() -> list[DeviceInfo]:
+    """Return the devices of this build and machine, without the CPU."""
 
 def set_log_verbose(verbose: bool) -> None:
     """Let llama.cpp's log through to standard error."""

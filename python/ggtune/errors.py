@@ -23,3 +23,11 @@ class DivergedError(GgtuneError):
     """A training that has diverged."""
 
     exit_status = 3
+
+
+class DeviceMemoryError(GgtuneError):
+    """Too little memory on a device."""
+
+
+class DeviceLostError(GgtuneError):
+    """A device failed while it computed. Parameters of the last whole step are intact in main memory."""

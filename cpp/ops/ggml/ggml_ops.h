@@ -9,19 +9,10 @@
 #include <unordered_map>
 #include <utility>
 
+#include "ops/ggml/backend_traits.h"
 #include "ops/ops.h"
 
 namespace ggtune {
-
-// What a backend can do: the one place for its peculiarities. As it stands, ggml's CPU backend.
-struct BackendTraits {
-    bool rounds_gelu = true;  // GELU and GELU_QUICK read a half-precision table; devices compute them
-    // Has GET_ROWS_BACK, as all but Metal: else rows are set (SET_ROWS), which may be taken once at most. Of a training
-    // graph that is so: the rows of the hidden state that have a target are taken.
-    bool adds_rows = true;
-    // A tile of a weight in float32. Some devices bind no more than 128 MiB at once.
-    int64_t max_tile_bytes = 64 << 20;
-};
 
 class GgmlOps : public Ops {
   public:
@@ -29,6 +20,9 @@ class GgmlOps : public Ops {
 
     // Nodes of a training graph that a node of the forward graph gives rise to, at most, copies and gradients included.
     static int64_t max_nodes(const ggml_tensor * node, BackendTraits traits = {});
+
+    // Whether a node of a forward graph can be computed and differentiated by ggml's nodes alone.
+    bool can_serve(const ggml_tensor * node) const;
 
     ggml_tensor * replacement(ggml_tensor * node) override;
     ggml_tensor * lora_add(ggml_tensor * y, ggml_tensor * b, ggml_tensor * h, float scale) override;

@@ -17,6 +17,19 @@ ggml_tensor * GgmlOps::ssm_conv_dx(ggml_tensor * x, ggml_tensor * filters, ggml_
     return dx;
 }
 
+bool GgmlOps::can_serve(const ggml_tensor * node) const {
+    switch (node->op) {
+        case GGML_OP_SSM_SCAN:
+        case GGML_OP_GATED_DELTA_NET:
+        case GGML_OP_GATED_LINEAR_ATTN:
+        case GGML_OP_RWKV_WKV6:
+        case GGML_OP_RWKV_WKV7:
+            return false;
+        default:
+            return true;
+    }
+}
+
 std::vector<ggml_tensor *> GgmlOps::scan_dx(ggml_op scan, ggml_tensor *, ggml_tensor *, const std::vector<bool> &) {
     throw Error("ops=ggml has no gradient for " + std::string(ggml_op_name(scan)));
 }

@@ -127,7 +127,8 @@ def load(model: str | Path, options: AskOptions | None = None) -> LoadedModel:
     """
     options = options or AskOptions()
     structure = gguf_structure(model)
-    loaded = core.Model(str(model), gpu_layers=options.gpu_layers)
+    devices = [device.name for device in core.devices()][:1] if options.gpu_layers else []
+    loaded = core.Model(str(model), devices=devices, device_layers=[options.gpu_layers for _ in devices])
     notes, warnings, adapter = {}, [], None
     if options.adapter is not None:
         adapter = load_adapter(options.adapter, loaded)

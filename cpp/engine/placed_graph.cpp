@@ -1,0 +1,138 @@
+#include "engine/placed_graph.h"
+
+#include <algorithm>
+#include <map>
+#include <string>
+
+#include "base/error.h"
+#include "engine/llama_access.h"
+
+namespace ggtune {
+
+namespace {
+
+// computes nothing: it shows what another tensor holds
+bool is_shown(const ggml_tensor * node) {
+    switch (node->op) {
+        case GGML_OP_NONE:
+        case GGML_OP_VIEW:
+        case GGML_OP_RESHAPE:
+        case GGML_OP_PERMUTE:
+        case GGML_OP_TRANSPOSE:
+            return true;
+        default:
+            return false;
+    }
+}
+
+}  // namespace
+
+// Memory of a host is the CPU's, whichever device it was made for.
+int PlacedGraph::place_of_buffer(const ggml_tensor * t) const {
+    ggml_backend_buffer_type_t type = ggml_backend_buffer_get_type(t->buffer);
+    const auto cpu = static_cast<int>(types_.size()) - 1;
+    if (ggml_backend_buft_is_host(type)) {
+        return cpu;
+    }
+    for (int place = 0; place < cpu; place++) {
+        if (ggml_backend_buft_get_device(types_[place]) == ggml_backend_buft_get_device(type)) {
+            return place;
+        }
+    }
+    throw Error("tensor " + std::string(t->name) + " lies in memory of " + ggml_backend_buft_name(type) +
+                ", which is none of the run's devices");
+}
+
+int PlacedGraph::place(const ggml_tensor * t) const {
+    if (t->view_src != nullptr) {
+        return place(t->view_src);
+    }
+    if (t->buffer != nullptr) {
+        return place_of_buffer(t);
+    }
+    // what the host fills in is filled in in its memory
+    return t->op == GGML_OP_NONE ? static_cast<int>(types_.size()) - 1 : place_of_(t);
+}
+
+PlacedGraph::PlacedGraph(ggml_cgraph * graph, const PlaceOf & place_of, std::vector<ggml_backend_buffer_type_t> types)
+    : place_of_(place_of), types_(std::move(types)) {
+    const int n_nodes = ggml_graph_n_nodes(graph);
+    std::vector<int> places(n_nodes);
+    for (int i = 0; i < n_nodes; i++) {
+        const ggml_tensor * node = ggml_graph_node(graph, i);
+        places[i] = place(node);
+        if (is_shown(node)) {
+            continue;
+        }
+        if (node->view_src != nullptr && place_of_(node) != places[i]) {
+            throw Error("tensor " + std::string(node->name) + " would be written over memory of another device");
+        }
+        if (runs_.empty() || runs_.back().place != places[i]) {
+            runs_.push_back({places[i], i, i, {}});
+        }
+    }
+    for (size_t r = 0; r < runs_.size(); r++) {
+        runs_[r].begin = r == 0 ? 0 : runs_[r].begin;
+        runs_[r].end = r + 1 < runs_.size() ? runs_[r + 1].begin : n_nodes;
+    }
+
+    std::map<std::pair<const ggml_tensor *, int>, ggml_tensor *> copies;
+    size_t n_copies = 0;
+    for (const Run & run : runs_) {
+        for (int i = run.begin; i < run.end; i++) {
+            const ggml_tensor * node = ggml_graph_node(graph, i);
+            for (const ggml_tensor * src : node->src) {
+                if (src != nullptr && src != node && !is_shown(node) && place(src) != run.place) {
+                    n_copies += copies.try_emplace({src, run.place}, nullptr).second ? 1 : 0;
+                }
+            }
+        }
+    }
+    copies.clear();
+    const std::vector<ggml_tensor *> leafs = leafs_of(graph);
+    const size_t n_all = std::max(n_nodes + 2 * n_copies, leafs.size()) + 1;
+    const ggml_init_params params = {2 * n_copies * ggml_tensor_overhead() + ggml_graph_overhead_custom(n_all, false),
+                                     nullptr, true};
+    ctx_.reset(ggml_init(params));
+    std::vector<ggml_tensor *> nodes;
+    nodes.reserve(n_all);
+    for (Run & run : runs_) {
+        for (int i = run.begin; i < run.end; i++) {
+            ggml_tensor * node = ggml_graph_node(graph, i);
+            if (is_shown(node)) {
+                continue;
+            }
+            for (ggml_tensor *& src : node->src) {
+                if (src == nullptr || src == node || place(src) == run.place) {
+                    continue;
+                }
+                ggml_tensor *& copy = copies[{src, run.place}];
+                if (copy == nullptr) {
+                    copy = ggml_dup_tensor(ctx_.get(), src);
+                    std::copy(std::begin(src->nb), std::end(src->nb), copy->nb);
+                    ggml_format_name(copy, "%s (copy)", src->name);
+                    run.copies.emplace_back(src, copy);
+                    // the original is there until it has been copied
+                    ggml_tensor * until_here = ggml_view_tensor(ctx_.get(), src);
+                    until_here->src[0] = src;
+                    nodes.push_back(until_here);
+                    node_places_.push_back(place(src));
+                    nodes.push_back(copy);
+                    node_places_.push_back(run.place);
+                }
+                src = copy;
+            }
+        }
+        // all copies of a run are made before its first node
+        for (int i = run.begin; i < run.end; i++) {
+            nodes.push_back(ggml_graph_node(graph, i));
+            node_places_.push_back(places[i]);
+        }
+    }
+    all_ = graph_of(ctx_.get(), graph, nodes);
+    for (const ggml_tensor * leaf : leafs) {
+        leaf_places_.push_back(place(leaf));
+    }
+}
+
+}  // namespace ggtune

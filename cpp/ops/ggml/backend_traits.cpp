@@ -1,0 +1,35 @@
+#include "ops/ggml/backend_traits.h"
+
+#include <cstdlib>
+#include <string>
+
+namespace ggtune {
+
+namespace {
+
+// In whose place a simulated device stands is told by what it says of itself.
+constexpr const char * kHalfProducts = "ggtune_half_products";
+
+}  // namespace
+
+BackendTraits traits_of(ggml_backend_dev_t device, bool exact) {
+    ggml_backend_reg_t registry = ggml_backend_dev_backend_reg(device);
+    const std::string name = ggml_backend_reg_name(registry);
+    BackendTraits traits;
+    if (name == "CPU") {
+        return traits;
+    }
+    if (name == "Simulated") {
+        using AsksDevice = bool (*)(ggml_backend_dev_t);
+        const auto rounds = reinterpret_cast<AsksDevice>(ggml_backend_reg_get_proc_address(registry, kHalfProducts));
+        traits.half_products = !exact && rounds(device);
+        return traits;
+    }
+    traits.rounds_gelu = false;
+    traits.adds_rows = name != "MTL";
+    traits.half_products =
+        name == "MTL" || (name == "Vulkan" && !exact && std::getenv("GGML_VK_DISABLE_F16") == nullptr);
+    return traits;
+}
+
+}  // namespace ggtune
