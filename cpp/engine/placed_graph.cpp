@@ -25,7 +25,49 @@ bool is_shown(const ggml_tensor * node) {
     }
 }
 
+// Further ahead nodes that need nothing computed before, such as tiles of weights, would fill memory long before they
+// are read.
+constexpr int kNodesAhead = 64;
+
 }  // namespace
+
+void group_by_place(ggml_cgraph * graph, int begin, int end, const PlaceOf & place_of) {
+    ggml_tensor ** nodes = ggml_graph_nodes(graph) + begin;
+    const int n = end - begin;
+    std::unordered_map<const ggml_tensor *, int> index;
+    for (int i = 0; i < n; i++) {
+        index[nodes[i]] = i;
+    }
+    const auto owner = [](const ggml_tensor * node) { return node->view_src != nullptr ? node->view_src : node; };
+    std::vector<bool> done(n, false);
+    const auto is_ready = [&](const ggml_tensor * node) {
+        const auto is_missing = [&](const ggml_tensor * t) {
+            const auto found = t != node ? index.find(t) : index.end();
+            return found != index.end() && !done[found->second];
+        };
+        return !is_missing(node->view_src) && std::none_of(std::begin(node->src), std::end(node->src), is_missing);
+    };
+    std::vector<ggml_tensor *> ordered;
+    ordered.reserve(n);
+    int first = 0, place = -1;
+    while (first < n) {
+        int next = -1;
+        for (int i = first; i < std::min(first + kNodesAhead, n) && next < 0; i++) {
+            const bool is_here = !done[i] && (is_shown(nodes[i]) || place_of(owner(nodes[i])) == place);
+            next = is_here && is_ready(nodes[i]) ? i : -1;
+        }
+        if (next < 0) {
+            next = first;
+            place = place_of(owner(nodes[first]));
+        }
+        done[next] = true;
+        ordered.push_back(nodes[next]);
+        while (first < n && done[first]) {
+            first++;
+        }
+    }
+    std::copy(ordered.begin(), ordered.end(), nodes);
+}
 
 // Memory of a host is the CPU's, whichever device it was made for.
 int PlacedGraph::place_of_buffer(const ggml_tensor * t) const {

@@ -46,4 +46,8 @@ class PlacedGraph {
     std::vector<int> node_places_, leaf_places_;
 };
 
+// Puts nodes [begin, end) of a graph in an order in which they go over from place to place less often: those of one
+// place that could be computed go before those of another, as far as a look some nodes ahead goes.
+void group_by_place(ggml_cgraph * graph, int begin, int end, const PlaceOf & place_of);
+
 }  // namespace ggtune

@@ -353,6 +353,11 @@ void TrainingGraph::check_devices() {
     if (placement_.is_cpu_alone()) {
         return;
     }
+    int begin = 0;
+    for (const Phase & phase : phases_) {
+        group_by_place(gf_, begin, phase.end, place_of_);
+        begin = phase.end;
+    }
     for (int i = 0; i < ggml_graph_n_nodes(gf_); i++) {
         const ggml_tensor * node = ggml_graph_node(gf_, i);
         const int place = place_of_(node);
@@ -647,7 +652,12 @@ std::vector<std::vector<ggml_tensor *>> TrainingGraph::segment_inputs(const std:
 }
 
 void TrainingGraph::build_backward(Autodiff & ad, int recompute_layers) {
-    const std::vector<size_t> ends = recompute_layers > 0 ? layer_ends() : std::vector<size_t>();
+    std::vector<size_t> ends;
+    if (recompute_layers > 0) {
+        ends = layer_ends();
+    } else if (!placement_.is_cpu_alone()) {
+        ends = marked_layer_ends();  // one layer after the other, so that there is no going to and fro between devices
+    }
     if (recompute_layers > 0 && ends.empty()) {
         throw Error(
             "recomputation can't be used: this architecture's graph does not mark the ends of its layers, or writes "

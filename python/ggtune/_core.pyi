@@ -248,7 +248,7 @@ class Trainer:
     def graphs(self, n_rows: Sequence[int]) -> list[list[int]]:
         """Which sequences of a micro-batch are computed in one graph, as places in ``n_rows``, the rows of each."""
     def memory(self, n_tokens: int, n_targets: int, n_sequences: int = 1) -> dict[str, int]:
-        """Bytes of main memory that such a graph needs: "weights", "adapter", "optimizer", "compute". Allocates none."""
+        """Bytes of main memory for such a graph: "weights", "adapter", "optimizer", "compute". Allocates none."""
     def device_memory(self, n_tokens: int, n_targets: int, n_sequences: int = 1) -> dict[str, dict[str, int]]:
         """Return the same of each device's memory, by its name; "optimizer" are gradients alone there."""
     def reserve(self, n_tokens: int, n_targets: int, n_sequences: int = 1) -> None:
