@@ -6,7 +6,7 @@
 
 #include "base/error.h"
 #include "engine/simulated_device.h"
-#include "ops/ggml/ggml_ops.h"
+#include "ops/ggml/backend_traits.h"
 
 namespace ggtune {
 
@@ -20,6 +20,9 @@ std::string backend_name(ggml_backend_dev_t device) {
 }
 
 std::string kind_of(ggml_backend_dev_t device) {
+    if (is_simulated(device)) {
+        return "simulated";
+    }
     return ggml_backend_dev_type(device) == GGML_BACKEND_DEVICE_TYPE_IGPU ? "integrated" : "gpu";
 }
 
@@ -44,7 +47,7 @@ std::vector<DeviceInfo> list_devices() {
         size_t free_bytes = 0, total_bytes = 0;
         ggml_backend_dev_memory(device, &free_bytes, &total_bytes);
         infos.push_back({device_name(device), ggml_backend_dev_description(device), backend_name(device),
-                         kind_of(device), free_bytes, total_bytes, has_half_products(device)});
+                         kind_of(device), free_bytes, total_bytes, traits_of(device, false).half_products});
     }
     return infos;
 }
@@ -62,8 +65,19 @@ ggml_backend_dev_t device_by_name(const std::string & name) {
                 " (docs/devices.md)");
 }
 
-void open_devices(bool exact) {
+void open_devices(const std::vector<ggml_backend_dev_t> & devices, bool exact) {
     const std::lock_guard<std::mutex> lock(opening);
+    bool are_simulated = true;
+    for (ggml_backend_dev_t device : devices) {
+        if (is_simulated(device)) {
+            open_simulated(device, exact);
+        } else {
+            are_simulated = false;
+        }
+    }
+    if (are_simulated) {
+        return;
+    }
     if (opened_exact && *opened_exact != exact) {
         throw Error(std::string("devices have been opened ") +
                     (exact ? "with products in half precision" : "as exact") +
@@ -79,10 +93,6 @@ void open_devices(bool exact) {
 
 std::string device_name(ggml_backend_dev_t device) {
     return ggml_backend_dev_name(device);
-}
-
-bool has_half_products(ggml_backend_dev_t device) {
-    return traits_of(device, opened_exact.value_or(false)).half_products;
 }
 
 ggml_backend_dev_t device_of(ggml_backend_buffer_type_t type) {

@@ -13,7 +13,7 @@ struct DeviceInfo {
     std::string name;
     std::string description;  // "NVIDIA GeForce RTX 4060"
     std::string backend;      // "CUDA", "Vulkan", ...
-    std::string kind;         // "gpu", "integrated" (shares the host's memory)
+    std::string kind;         // "gpu", "integrated" (shares the host's memory), "simulated" (simulated_device.h)
     uint64_t free_bytes;
     uint64_t total_bytes;
     bool half_products;  // operands of products are rounded to half precision, unless a model is opened as exact
@@ -25,13 +25,11 @@ std::vector<DeviceInfo> list_devices();
 // Raises Error and names those that there are.
 ggml_backend_dev_t device_by_name(const std::string & name);
 
-// From now on devices compute in float32 where they have a choice. Raises Error where one has been opened otherwise in
-// this process: backends ask once.
-void open_devices(bool exact);
+// From now on devices compute in float32 where they have a choice, or not. Raises Error where one has been opened
+// otherwise in this process, since backends ask once; simulated devices can be asked again.
+void open_devices(const std::vector<ggml_backend_dev_t> & devices, bool exact);
 
 std::string device_name(ggml_backend_dev_t device);
-// Whether its products of floats round to half precision as it has been opened, or will be.
-bool has_half_products(ggml_backend_dev_t device);
 
 // The device whose memory that is; nullptr: the host's, which the CPU computes on, or that of a device that shares it.
 ggml_backend_dev_t device_of(ggml_backend_buffer_type_t type);

@@ -55,12 +55,10 @@ class PlaceParams {
         // layers that predict further tokens, behind the others
         const auto n_further = static_cast<int>(file.integer(prefix + "nextn_predict_layers").value_or(0));
         check(places, n_all - n_further);
-        if (!places.devices.empty()) {
-            open_devices(places.exact);
-        }
         for (const std::string & name : places.devices) {
             devices_.push_back(device_by_name(name));
         }
+        open_devices(devices_, places.exact);
         devices_.push_back(nullptr);
         for (size_t i = 0; i < places.device_layers.size(); i++) {
             split_[i] = static_cast<float>(places.device_layers[i]);

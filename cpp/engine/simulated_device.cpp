@@ -29,6 +29,7 @@ struct Simulated {
     std::string name;
     size_t total_bytes = 0;
     bool half = false;
+    std::atomic<bool> exact{false};  // in spite of it
     int64_t lost_after = -1;
     std::vector<std::string> lacks;
 
@@ -134,7 +135,7 @@ ggml_status graph_compute(ggml_backend_t backend, ggml_cgraph * graph) {
         return GGML_STATUS_FAILED;
     }
     auto * cpu = static_cast<ggml_backend_t>(backend->context);
-    if (!device.half) {
+    if (!device.half || device.exact) {
         return ggml_backend_graph_compute(cpu, graph);
     }
     for (int i = 0; i < ggml_graph_n_nodes(graph); i++) {
@@ -333,6 +334,14 @@ void register_simulated_devices() {
     }
     all_devices() = std::move(devices);
     ggml_backend_register(&registry);
+}
+
+bool is_simulated(ggml_backend_dev_t device) {
+    return ggml_backend_dev_backend_reg(device) == &registry;
+}
+
+void open_simulated(ggml_backend_dev_t device, bool exact) {
+    of(device).exact = exact;
 }
 
 }  // namespace ggtune

@@ -9,9 +9,15 @@
 //   lacks=OP   it can't run that operation (ggml's name)
 #pragma once
 
+#include <ggml-backend.h>
+
 namespace ggtune {
 
 // Once; does nothing where the variable is not set. Raises Error for what it can't mean.
 void register_simulated_devices();
+
+bool is_simulated(ggml_backend_dev_t device);
+// exact: nothing is rounded from now on, whatever the variable says.
+void open_simulated(ggml_backend_dev_t device, bool exact);
 
 }  // namespace ggtune

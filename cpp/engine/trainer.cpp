@@ -11,6 +11,7 @@
 #include "engine/devices.h"
 #include "kernels/adamw.h"
 #include "kernels/partition.h"
+#include "ops/ggml/backend_traits.h"
 
 namespace ggtune {
 
@@ -144,8 +145,10 @@ Placement Trainer::placement() const {
 }
 
 bool Trainer::scales_loss() const {
-    const std::vector<ggml_backend_dev_t> devices = devices_of(adapter->model());
-    return std::any_of(devices.begin(), devices.end(), has_half_products);
+    const Model & model = adapter->model();
+    const std::vector<ggml_backend_dev_t> devices = devices_of(model);
+    return std::any_of(devices.begin(), devices.end(),
+                       [&](ggml_backend_dev_t device) { return traits_of(device, model.places.exact).half_products; });
 }
 
 void Trainer::set_loss_scale(double scale) {

@@ -1,5 +1,6 @@
 #include "ops/op.h"
 
+#include <algorithm>
 #include <cstring>
 #include <map>
 #include <utility>
@@ -53,6 +54,14 @@ struct CustomParams {
 };
 static_assert(sizeof(CustomParams) <= GGML_MAX_OP_PARAMS, "fits into a node");
 
+// At the end of the parameters of a copy (CONT), which has none of its own.
+struct Descriptor {
+    uint64_t mark;
+    CustomNode * custom;
+};
+constexpr uint64_t kMark = 0x67677475'6e650001;
+constexpr size_t kDescriptorAt = GGML_MAX_OP_PARAMS - sizeof(Descriptor);
+
 }  // namespace
 
 void run_custom_node(ggml_tensor * node, int ith, int nth, void * userdata) {
@@ -60,7 +69,25 @@ void run_custom_node(ggml_tensor * node, int ith, int nth, void * userdata) {
     custom.run(node, ith, nth, custom.params);
 }
 
+ggml_tensor * standing_for(ggml_context * ctx, ggml_tensor * result, const std::vector<ggml_tensor *> & operands,
+                           CustomNode * custom) {
+    ggml_tensor * node = ggml_cont(ctx, result);
+    const Descriptor descriptor = {kMark, custom};
+    std::memcpy(reinterpret_cast<char *>(node->op_params) + kDescriptorAt, &descriptor, sizeof(descriptor));
+    std::copy(operands.begin(), operands.end(), node->src + 1);
+    return node;
+}
+
+ggml_tensor * operand_behind(const ggml_tensor * node, int i) {
+    return node->src[1 + i];
+}
+
 CustomNode * custom_node(const ggml_tensor * node) {
+    if (node->op == GGML_OP_CONT) {
+        Descriptor descriptor;
+        std::memcpy(&descriptor, reinterpret_cast<const char *>(node->op_params) + kDescriptorAt, sizeof(descriptor));
+        return descriptor.mark == kMark ? descriptor.custom : nullptr;
+    }
     if (node->op != GGML_OP_CUSTOM) {
         return nullptr;
     }
@@ -83,7 +110,7 @@ const Op & op_of(const ggml_tensor * node) {
 }
 
 std::string describe(const ggml_tensor * node) {
-    if (const CustomNode * custom = custom_node(node)) {
+    if (const CustomNode * custom = node->op == GGML_OP_CUSTOM ? custom_node(node) : nullptr) {
         return custom->op->name;
     }
     std::string name = ggml_op_desc(node);

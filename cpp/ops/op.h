@@ -90,7 +90,15 @@ struct CustomNode {
 };
 // The function of all our custom nodes, by which they are known; `userdata` is a CustomNode.
 void run_custom_node(ggml_tensor * node, int ith, int nth, void * userdata);
-// nullptr: not one of ours
+// A node of ggml's that carries a descriptor of ours, since devices run no custom nodes: it stands for all that is
+// computed between its operands and src[0], which it copies. Its further operands are those that gradients go to, past
+// the nodes between. `custom` must live as long as the graph; `run` is not called.
+ggml_tensor * standing_for(ggml_context * ctx, ggml_tensor * result, const std::vector<ggml_tensor *> & operands,
+                           CustomNode * custom);
+// Operand i of such a node.
+ggml_tensor * operand_behind(const ggml_tensor * node, int i);
+
+// nullptr: not one of ours, and none that carries a descriptor
 CustomNode * custom_node(const ggml_tensor * node);
 
 // The descriptor by which a node is differentiated and cut; an empty one for ops that have none.

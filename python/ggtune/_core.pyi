@@ -473,7 +473,7 @@ class DeviceInfo:
     name: str  # ggml's: "CUDA0", "Vulkan0"
     description: str
     backend: str  # "CUDA", "ROCm", "Vulkan", "MTL", ...
-    kind: str  # "gpu", or "integrated" with memory that is the host's
+    kind: str  # "gpu", "integrated" with memory that is the host's, "simulated" for tests
     free_bytes: int
     total_bytes: int
     half_products: bool  # products of floats are rounded to half precision, unless the model is opened as ``exact``

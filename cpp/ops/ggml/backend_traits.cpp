@@ -16,6 +16,7 @@ BackendTraits traits_of(ggml_backend_dev_t device, bool exact) {
     ggml_backend_reg_t registry = ggml_backend_dev_backend_reg(device);
     const std::string name = ggml_backend_reg_name(registry);
     BackendTraits traits;
+    traits.exact = exact;
     if (name == "CPU") {
         return traits;
     }
@@ -27,6 +28,9 @@ BackendTraits traits_of(ggml_backend_dev_t device, bool exact) {
     }
     traits.rounds_gelu = false;
     traits.adds_rows = name != "MTL";
+    traits.has_norm_back = name == "CUDA" || name == "ROCm" || name == "Vulkan";
+    traits.has_fast_out_prod = name == "CUDA" || name == "ROCm";
+    traits.wants_contiguous_operands = name == "Vulkan";
     traits.half_products =
         name == "MTL" || (name == "Vulkan" && !exact && std::getenv("GGML_VK_DISABLE_F16") == nullptr);
     return traits;

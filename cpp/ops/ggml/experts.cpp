@@ -6,30 +6,37 @@
 
 namespace ggtune {
 
+// Rows [begin, begin + n) of each expert's matrix in float32. ne = [i, n, n_experts]
+ggml_tensor * GgmlOps::expert_tile_of(ggml_tensor * w, int64_t begin, int64_t n) {
+    const int64_t n_in = w->ne[0], n_out = w->ne[1], n_experts = w->ne[2];
+    if (w->type == GGML_TYPE_F32) {
+        return ggml_view_3d(ctx, w, n_in, n, n_experts, w->nb[1], w->nb[2], begin * w->nb[1]);
+    }
+    // whole rows are taken, one after another, whichever expert's they are
+    ggml_tensor *& ids = expert_rows_[{n_out, n_experts, begin, n}];
+    if (ids == nullptr) {
+        std::vector<int32_t> numbers;
+        for (int64_t e = 0; e < n_experts; e++) {
+            for (int64_t o = begin; o < begin + n; o++) {
+                numbers.push_back(static_cast<int32_t>(e * n_out + o));
+            }
+        }
+        const int64_t ne[4] = {n * n_experts, 1, 1, 1};
+        ids = host_input(GGML_TYPE_I32, ne, numbers.data());
+    }
+    ggml_tensor * rows = ggml_get_rows(ctx, ggml_reshape_2d(ctx, w, n_in, n_out * n_experts), ids);
+    return ggml_reshape_3d(ctx, rows, n_in, n, n_experts);
+}
+
 // dx = w^T dy, some rows of each expert's matrix at a time.
 ggml_tensor * GgmlOps::expert_dx(ggml_tensor * w, ggml_tensor * x, ggml_tensor * ids, ggml_tensor * dy, float scale,
                                  ggml_tensor * accumulator) {
     dy = contiguous(dy);
-    const int64_t n_in = w->ne[0], n_out = w->ne[1], n_experts = w->ne[2];
+    const int64_t n_out = w->ne[1];
     const int64_t tile_rows = rows_per_expert_tile(w, traits_.max_tile_bytes);
     for (int64_t begin = 0; begin < n_out; begin += tile_rows) {
         const int64_t n = std::min(tile_rows, n_out - begin);
-        ggml_tensor * tile;
-        if (w->type == GGML_TYPE_F32) {
-            tile = ggml_view_3d(ctx, w, n_in, n, n_experts, w->nb[1], w->nb[2], begin * w->nb[1]);
-        } else {
-            // whole rows are taken, one after another, whichever expert's they are
-            std::vector<int32_t> numbers;
-            for (int64_t e = 0; e < n_experts; e++) {
-                for (int64_t o = begin; o < begin + n; o++) {
-                    numbers.push_back(static_cast<int32_t>(e * n_out + o));
-                }
-            }
-            const int64_t ne[4] = {n * n_experts, 1, 1, 1};
-            ggml_tensor * rows = ggml_get_rows(ctx, ggml_reshape_2d(ctx, w, n_in, n_out * n_experts),
-                                               host_input(GGML_TYPE_I32, ne, numbers.data()));
-            tile = ggml_reshape_3d(ctx, rows, n_in, n, n_experts);
-        }
+        ggml_tensor * tile = expert_tile_of(w, begin, n);
         ggml_tensor * dy_of_tile = dy;
         if (n < n_out) {
             dy_of_tile =

@@ -12,17 +12,23 @@ GgmlOps::GgmlOps(ggml_context * ctx, BackendTraits traits) : Ops(ctx), traits_(t
 int64_t GgmlOps::max_nodes(const ggml_tensor * node, BackendTraits traits) {
     constexpr int64_t kMost = 24;       // a norm, computed twice, and its gradient
     constexpr int64_t kMostGated = 96;  // an activation written out, computed twice, and its gradient
-    constexpr int64_t kPerTile = 6;
+    constexpr int64_t kPerTile = 12;
     constexpr int64_t kMostOfExperts = 32;  // the gradient of a stack of matrices
-    constexpr int64_t kPerExpertTile = 14;
+    constexpr int64_t kPerExpertTile = 20;
     constexpr int64_t kPerDivision = 12;  // of a matrix of hyper-connections
     constexpr int64_t kPerTap = 4;
+    constexpr int64_t kPerStretch = 96, kFewRows = 32;
     switch (node->op) {
         case GGML_OP_UNARY:
         case GGML_OP_GLU:
             return kMostGated;
         case GGML_OP_DSV4_HC_COMB:
             return kMostGated + kPerDivision * 2 * node->op_params[1];
+        case GGML_OP_SOFT_MAX: {
+            // of attention: a stretch for so many scores, or for short samples
+            const int64_t n_bytes = ggml_nelements(node) * static_cast<int64_t>(sizeof(float));
+            return kMost + kPerStretch * (3 + node->ne[1] / kFewRows + 2 * n_bytes / traits.max_score_bytes);
+        }
         case GGML_OP_MUL_MAT:
             return kMost + kPerTile * n_tiles(node->src[0], traits.max_tile_bytes);
         case GGML_OP_MUL_MAT_ID:
@@ -66,6 +72,9 @@ ggml_tensor * GgmlOps::added(ggml_tensor * accumulator, ggml_tensor * term, floa
 }
 
 ggml_tensor * GgmlOps::replacement(ggml_tensor * node) {
+    if (node->op == GGML_OP_MUL_MAT || node->op == GGML_OP_MUL_MAT_ID) {
+        return product(node);
+    }
     Activation f;
     const bool rounded = traits_.rounds_gelu && (node->op == GGML_OP_UNARY || node->op == GGML_OP_GLU) &&
                          activation_of(node, f) && (f == Activation::gelu || f == Activation::gelu_quick);
@@ -77,6 +86,26 @@ ggml_tensor * GgmlOps::replacement(ggml_tensor * node) {
     }
     const GateAndUp both = gate_and_up(node->src[0], node->src[1], node->op_params[1] != 0);
     return ggml_mul(ctx, activation(f, both.gate), both.up);
+}
+
+// nullptr where ggml's node will do
+ggml_tensor * GgmlOps::product(ggml_tensor * node) {
+    ggml_tensor *w = node->src[0], *x = node->src[1];
+    const bool is_float = w->type == GGML_TYPE_F32;
+    if (node->op == GGML_OP_MUL_MAT_ID) {
+        return traits_.exact && !is_float ? exact_product(w, x, node->src[2]) : nullptr;
+    }
+    if (traits_.exact && !is_float && ggml_is_matrix(w)) {
+        return exact_product(w, x, nullptr);
+    }
+    const auto has_gaps = [](const ggml_tensor * t) {
+        return t->type == GGML_TYPE_F32 && (t->nb[0] != sizeof(float) || t->nb[1] != t->ne[0] * sizeof(float) ||
+                                            (t->ne[3] > 1 && t->nb[3] != t->nb[2] * t->ne[2]));
+    };
+    if (traits_.wants_contiguous_operands && (has_gaps(w) || has_gaps(x))) {
+        return ggml_mul_mat(ctx, has_gaps(w) ? contiguous(w) : w, has_gaps(x) ? contiguous(x) : x);
+    }
+    return nullptr;
 }
 
 ggml_tensor * GgmlOps::lora_add(ggml_tensor * y, ggml_tensor * b, ggml_tensor * h, float scale) {

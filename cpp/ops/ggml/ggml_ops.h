@@ -6,8 +6,10 @@
 
 #include <cstdint>
 #include <map>
+#include <memory>
 #include <unordered_map>
 #include <utility>
+#include <vector>
 
 #include "ops/ggml/backend_traits.h"
 #include "ops/ops.h"
@@ -28,6 +30,11 @@ class GgmlOps : public Ops {
     ggml_tensor * lora_add(ggml_tensor * y, ggml_tensor * b, ggml_tensor * h, float scale) override;
     ggml_tensor * expert_lora_add(ggml_tensor * y, ggml_tensor * b, ggml_tensor * h, ggml_tensor * ids,
                                   float scale) override;
+    bool has_attention() const override { return true; }
+    // Stretches of rows one after another, each with the keys that it sees: the scores of all rows are never there at
+    // once. The gradient computes them again.
+    ggml_tensor * attention(ggml_tensor * q, ggml_tensor * k, ggml_tensor * v, const KeyRanges & keys,
+                            const AttentionParams & params, ggml_tensor * sinks) override;
     ggml_tensor * dropout(ggml_tensor * x, const DropoutMask & mask) override;
 
     ggml_tensor * log_probabilities(ggml_tensor * logits, ggml_tensor * targets) override;
@@ -64,6 +71,45 @@ class GgmlOps : public Ops {
     ggml_tensor * zeros_like(const ggml_tensor * t) override;
 
   private:
+    struct RowStretch {
+        int64_t row, n_rows;
+        int64_t key, n_keys;  // all that its rows see, and more
+        ggml_tensor * mask;   // F32 ne = [n_keys, n_rows]: 0 or -inf
+    };
+    struct Attention {
+        std::vector<RowStretch> stretches;
+        AttentionParams params;
+        bool has_sinks;
+    };
+    struct Scores {
+        ggml_tensor * tanh;           // of capped scores, else nullptr
+        ggml_tensor * probabilities;  // ne = [n_keys, n_rows, n_head]
+    };
+    std::vector<RowStretch> stretches_of(const KeyRanges & keys, int64_t n_heads);
+    ggml_tensor * mask_of(const KeyRanges & keys, const RowStretch & stretch);
+    Scores scores_of(const Attention & attention, const RowStretch & stretch, ggml_tensor * q, ggml_tensor * k,
+                     ggml_tensor * sinks) const;
+    void attention_dx(const BackwardStep & s, const Attention & attention);
+    static void attention_rule(const BackwardStep & s);
+
+    ggml_tensor * product(ggml_tensor * node);
+    // A product with a quantized matrix, or a stack of experts' (ids), in float32.
+    ggml_tensor * exact_product(ggml_tensor * w, ggml_tensor * x, ggml_tensor * ids);
+    static void exact_product_rule(const BackwardStep & s);
+    ggml_tensor * tile_of(ggml_tensor * w, int64_t begin, int64_t n);
+    ggml_tensor * expert_tile_of(ggml_tensor * w, int64_t begin, int64_t n);
+    // Parts [begin, begin + n) along the first dimension, one after another, together.
+    ggml_tensor * joined(const std::vector<ggml_tensor *> & parts);
+
+    // Lives as long as this, with what its rule needs.
+    template <class P>
+    CustomNode * keep_node(const Op & op, P params) {
+        auto owned = std::make_shared<std::pair<P, CustomNode>>(std::move(params), CustomNode{&op, nullptr, nullptr});
+        owned->second.params = &owned->first;
+        kept_.push_back(owned);
+        return &owned->second;
+    }
+
     // A leaf that the host fills with the values that there are in its type.
     ggml_tensor * host_input(ggml_type type, const int64_t ne[4], const void * values);
     // The numbers [begin, begin + n), to take rows by. I32 ne = [n]
@@ -87,6 +133,9 @@ class GgmlOps : public Ops {
     GateAndUp gate_and_up(ggml_tensor * gate, ggml_tensor * up, bool swapped) const;
 
     const BackendTraits traits_;
+    std::vector<std::shared_ptr<void>> kept_;
+    std::map<std::vector<int64_t>, ggml_tensor *> masks_;
+    std::map<std::vector<int64_t>, ggml_tensor *> expert_rows_;
     std::map<std::pair<int64_t, int64_t>, ggml_tensor *> numbers_;
     std::unordered_map<const ggml_tensor *, ggml_tensor *> probabilities_;  // softmax of logits, for their gradient
 };

@@ -7,6 +7,9 @@ namespace ggtune {
 ggml_tensor * GgmlOps::softmax_dx(ggml_tensor * y, ggml_tensor * dy, float scale) {
     y = contiguous(y);
     dy = contiguous(dy);
+    if (traits_.has_norm_back) {
+        return ggml_soft_max_ext_back(ctx, dy, y, scale, 0.0f);
+    }
     ggml_tensor * sums = ggml_sum_rows(ctx, ggml_mul(ctx, dy, y));
     return ggml_scale(ctx, ggml_mul(ctx, y, ggml_sub(ctx, dy, sums)), scale);
 }
@@ -15,6 +18,9 @@ ggml_tensor * GgmlOps::softmax_dx(ggml_tensor * y, ggml_tensor * dy, float scale
 ggml_tensor * GgmlOps::rms_norm_dx(ggml_tensor * x, ggml_tensor * dy, float eps) {
     x = contiguous(x);
     dy = contiguous(dy);
+    if (traits_.has_norm_back) {
+        return ggml_rms_norm_back(ctx, dy, x, eps);
+    }
     ggml_tensor * rms = ggml_sqrt(ctx, ggml_scale_bias(ctx, row_means(ggml_sqr(ctx, x)), 1.0f, eps));
     ggml_tensor * y = ggml_div(ctx, x, rms);
     ggml_tensor * along_y = ggml_mul(ctx, y, row_means(ggml_mul(ctx, dy, y)));

@@ -1,7 +1,10 @@
 // Gradients of products.
+#include <algorithm>
+
 #include "base/error.h"
 #include "ops/ggml/ggml_ops.h"
 #include "ops/ggml/tiles.h"
+#include "ops/products.h"
 
 namespace ggtune {
 
@@ -40,16 +43,74 @@ ggml_tensor * GgmlOps::weight_dx(ggml_tensor * w, ggml_tensor * dy, ggml_tensor 
     const int64_t tile_rows = rows_per_tile(w, traits_.max_tile_bytes);
     for (int64_t begin = 0; begin < w->ne[1]; begin += tile_rows) {
         const int64_t n = std::min(tile_rows, w->ne[1] - begin);
-        ggml_tensor * tile = w->type == GGML_TYPE_F32 ? ggml_view_2d(ctx, w, w->ne[0], n, w->nb[1], begin * w->nb[1])
-                                                      : ggml_get_rows(ctx, w, row_numbers(begin, n));
+        ggml_tensor * tile = tile_of(w, begin, n);
         ggml_tensor * dy_of_tile = dy;
         if (n < w->ne[1]) {
             dy_of_tile = contiguous(ggml_view_4d(ctx, dy, n, dy->ne[1], dy->ne[2], dy->ne[3], dy->nb[1], dy->nb[2],
                                                  dy->nb[3], begin * sizeof(float)));
         }
-        accumulator = added(accumulator, ggml_mul_mat(ctx, transposed(tile), dy_of_tile), 1.0f);
+        const bool by_out_prod = traits_.has_fast_out_prod && ggml_is_matrix(dy);
+        ggml_tensor * term = by_out_prod ? ggml_out_prod(ctx, tile, ggml_transpose(ctx, dy_of_tile))
+                                         : ggml_mul_mat(ctx, transposed(tile), dy_of_tile);
+        accumulator = added(accumulator, term, 1.0f);
     }
     return accumulator;
+}
+
+// Rows [begin, begin + n) of a matrix in float32.
+ggml_tensor * GgmlOps::tile_of(ggml_tensor * w, int64_t begin, int64_t n) {
+    return w->type == GGML_TYPE_F32 ? ggml_view_2d(ctx, w, w->ne[0], n, w->nb[1], begin * w->nb[1])
+                                    : ggml_get_rows(ctx, w, row_numbers(begin, n));
+}
+
+ggml_tensor * GgmlOps::joined(const std::vector<ggml_tensor *> & parts) {
+    if (parts.size() == 1) {
+        return parts.front();
+    }
+    const ggml_tensor * first = parts.front();
+    int64_t n = 0;
+    for (const ggml_tensor * part : parts) {
+        n += part->ne[0];
+    }
+    ggml_tensor * whole =
+        zeros_like(ggml_new_tensor_4d(ctx, GGML_TYPE_F32, n, first->ne[1], first->ne[2], first->ne[3]));
+    size_t at = 0;
+    for (ggml_tensor * part : parts) {
+        const size_t n_bytes = part->ne[0] * sizeof(float);
+        whole = ggml_set_inplace(ctx, whole, part, whole->nb[1], whole->nb[2], whole->nb[3], at);
+        at += n_bytes;
+    }
+    return whole;
+}
+
+ggml_tensor * GgmlOps::exact_product(ggml_tensor * w, ggml_tensor * x, ggml_tensor * ids) {
+    static const Op op = {"product", exact_product_rule, Rows::singly};
+    ggml_tensor * rows = contiguous(x);
+    const int64_t tile_rows =
+        ids != nullptr ? rows_per_expert_tile(w, traits_.max_tile_bytes) : rows_per_tile(w, traits_.max_tile_bytes);
+    std::vector<ggml_tensor *> parts;
+    for (int64_t begin = 0; begin < w->ne[1]; begin += tile_rows) {
+        const int64_t n = std::min(tile_rows, w->ne[1] - begin);
+        parts.push_back(ids != nullptr ? ggml_mul_mat_id(ctx, expert_tile_of(w, begin, n), rows, ids)
+                                       : ggml_mul_mat(ctx, tile_of(w, begin, n), rows));
+    }
+    std::vector<ggml_tensor *> operands = {w, x};
+    if (ids != nullptr) {
+        operands.push_back(ids);
+    }
+    return standing_for(ctx, joined(parts), operands, keep_node(op, ids != nullptr));
+}
+
+void GgmlOps::exact_product_rule(const BackwardStep & s) {
+    const bool of_experts = *static_cast<const bool *>(custom_node(s.y)->params);
+    ggml_tensor *w = operand_behind(s.y, 0), *x = operand_behind(s.y, 1);
+    if (!s.needs(x)) {
+        return;
+    }
+    add_in_place(s, x, [&](ggml_tensor * accumulator) {
+        return of_experts ? s.ops.expert_dx(w, x, operand_behind(s.y, 2), s.dy, 1.0f, accumulator)
+                          : s.ops.weight_dx(w, s.dy, accumulator);
+    });
 }
 
 }  // namespace ggtune
