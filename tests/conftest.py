@@ -14,11 +14,21 @@ from browser import Browser, open_browser
 os.environ["GGTUNE_CACHE"] = "off"  # nothing is kept in, or found in, the folder of who runs the tests
 
 import ggtune._native  # noqa: F401  before what imports ggtune._core itself: threads then wait as in the program
+from ggtune.system import available_threads
+
+# Tests take a few hundred MB in each process, and many start programs that have to answer in time.
+_MOST_PROCESSES = 4
 
 # A shell ignores SIGINT for what it starts in the background, and children inherit that. Here, and so in the processes
 # that tests start, it has to work as in a terminal.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Tell in how many processes whole folders of tests run; 0 is this one, for tests that are named or print."""
+    named = config.option.keyword or not all(Path(argument).is_dir() for argument in config.args)
+    return 0 if named or config.option.capture == "no" else min(available_threads(), _MOST_PROCESSES)
 
 
 @pytest.fixture(scope="session")
