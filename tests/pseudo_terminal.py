@@ -89,7 +89,7 @@ class PseudoTerminal:
             self._stream.feed(data)
             seconds = 0.0
 
-    def wait_for(self, condition: str | Callable[[], object], seconds: float = 20) -> None:
+    def wait_for(self, condition: str | Callable[[], object], seconds: float = 60) -> None:
         deadline = time.monotonic() + seconds
         while not (condition in self.text if isinstance(condition, str) else condition()):
             assert time.monotonic() < deadline, f"{condition} did not come:\n{self.text}"
@@ -103,7 +103,7 @@ class PseudoTerminal:
     def press(self, keys: bytes) -> None:
         os.write(self._handle, keys)
 
-    def end(self, seconds: float = 20) -> int:
+    def end(self, seconds: float = 60) -> int:
         """Wait for the program's end; its exit status."""
         deadline = time.monotonic() + seconds
         while self.process.poll() is None:

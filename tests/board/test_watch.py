@@ -132,7 +132,7 @@ def test_no_terminal_gets_lines(write_run: WriteRun) -> None:
         append(folder / "metrics.jsonl", line(41))
         assert process.stdout.readline().startswith("running  step 41/60")
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=20) == 0
+        assert process.wait(timeout=60) == 0
         assert process.stderr is not None
         assert process.stderr.read() == ""
 

@@ -62,6 +62,6 @@ def test_recorded_passages_stand_where_they_are_said_to(text: str) -> None:
     ids=range(12),
 )
 def test_no_text_takes_for_ever(text: str) -> None:
-    began = time.monotonic()
+    began = time.process_time()
     clean_text(text)
-    assert time.monotonic() - began < 20
+    assert time.process_time() - began < 20
