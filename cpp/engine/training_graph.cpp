@@ -162,7 +162,14 @@ TrainingGraph::TrainingGraph(const ForwardGraphBuilder & builder, const Adapter 
     }
     Rewriter rewriter(*implementations_, *forward_, adapter, options.dropout, options.precision);
     rewriter.rewrite(body_);
+    auto * on_device = placement_.is_cpu_alone() ? nullptr : dynamic_cast<GgmlOps *>(&implementations_->otherwise);
+    if (on_device != nullptr) {
+        on_device->leaves_products = true;  // until the head has been cut into chunks of rows
+    }
     rewriter.rewrite(head_);
+    if (on_device != nullptr) {
+        on_device->leaves_products = false;
+    }
     hidden_ = rewriter.current(hidden_);
     logits_ = rewriter.current(logits_);
     key_ranges_ = rewriter.key_ranges();
@@ -491,6 +498,12 @@ ggml_tensor * TrainingGraph::clone(const ggml_tensor * node,
     return copy;
 }
 
+// The node that the implementation has in the place of this one, whose operands are the same.
+ggml_tensor * TrainingGraph::in_place_of(ggml_tensor * node, Ops & ops) {
+    ggml_tensor * own = node->op == GGML_OP_MUL_MAT ? ops.replacement(node) : nullptr;
+    return own != nullptr ? own : node;
+}
+
 void TrainingGraph::expand(ggml_tensor * node, bool forward_pass) {
     ggml_build_forward_expand(gf_, node);
     const int end = ggml_graph_n_nodes(gf_);
@@ -528,6 +541,7 @@ void TrainingGraph::build_head(Autodiff * ad) {
         chunk_rows =
             std::clamp<int64_t>(kMaxChunkLogits / logits_->ne[0], kMinChunkRows, std::max(n_rows, kMinChunkRows));
     }
+    const bool on_device = !placement_.is_cpu_alone() && places_.at(&ops) != placement_.cpu();
     ggml_tensor * d_hidden = nullptr;
     for (int64_t row = 0; row < n_rows; row += chunk_rows) {
         const int64_t n = std::min(chunk_rows, n_rows - row);
@@ -536,15 +550,16 @@ void TrainingGraph::build_head(Autodiff * ad) {
         ggml_tensor * chunk_targets = targets_;
         ggml_tensor * chunk_weights = weights_;
         std::vector<ggml_tensor *> nodes = head_;
-        if (!whole) {
+        if (!whole || on_device) {
             rows = ggml_view_2d(ctx_.get(), hidden_, hidden_->ne[0], n, hidden_->nb[1], row * hidden_->nb[1]);
             chunk_targets = ggml_view_1d(ctx_.get(), targets_, n, row * targets_->nb[0]);
             chunk_weights = ggml_view_1d(ctx_.get(), weights_, n, row * weights_->nb[0]);
             std::unordered_map<const ggml_tensor *, ggml_tensor *> substitutes = {{hidden_, rows}};
             nodes.clear();
             for (const ggml_tensor * node : head_) {
-                substitutes[node] = clone(node, substitutes, n);
-                nodes.push_back(substitutes[node]);
+                ggml_tensor * copy = clone(node, substitutes, n);
+                nodes.push_back(on_device ? in_place_of(copy, ops) : copy);
+                substitutes[node] = nodes.back();
             }
         }
         ggml_tensor * chunk_logits = nodes.back();
@@ -562,7 +577,7 @@ void TrainingGraph::build_head(Autodiff * ad) {
         }
         // the rows of this chunk are an end of their own: their gradient is picked up and put in its place
         std::vector<ggml_tensor *> trace = nodes;
-        if (!whole) {
+        if (!whole || on_device) {
             trace.insert(trace.begin(), rows);
         }
         ad->trace(trace);

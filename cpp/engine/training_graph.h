@@ -127,6 +127,7 @@ class TrainingGraph {
     void build_backward(Autodiff & ad, int recompute_layers);
     ggml_tensor * clone(const ggml_tensor * node,
                         const std::unordered_map<const ggml_tensor *, ggml_tensor *> & substitutes, int64_t n_rows);
+    static ggml_tensor * in_place_of(ggml_tensor * node, Ops & ops);
     void expand(ggml_tensor * node, bool forward);
 
     std::unique_ptr<ForwardGraph> forward_;

@@ -16,14 +16,18 @@ from ggtune.errors import GgtuneError
 from ggtune.setting import Switch, above, at_least, filled, parsed_by, setting, setting_of, within
 from ggtune.setting_texts import (
     EVENT_LOGS,
+    NO_DEVICE,
     NO_LOG,
+    DeviceMemory,
     EvalInterval,
+    GpuLayers,
     Holdout,
     SaveInterval,
     unknown_doubts,
     unknown_encoding,
     unknown_logs,
     wrong_parts,
+    wrong_split,
 )
 
 Face = Literal["train", "finetune"]
@@ -411,6 +415,58 @@ class TrainConfig:
         choices=("auto", "f32"),
         resumable=True,
         rounds=True,
+    )
+    gpu_layers: str = setting(
+        "auto",
+        "Layers that lie on devices (GPUs), the last ones; the output head counts as one more: a number, all, or auto: "
+        "as many as fit, where there is a device. The others are computed by the CPU.",
+        flags=("-ngl",),
+        finetune_flags=("--n-gpu-layers",),
+        check=parsed_by(GpuLayers.parse),
+        resumable=True,
+        rounds=True,
+        metavar="N|all|auto",
+    )
+    device: tuple[str, ...] = setting(
+        (),
+        f"These devices alone, separated by commas (`ggtune devices` lists them; {NO_DEVICE}: the CPU alone; default: "
+        "all).",
+        resumable=True,
+        rounds=True,
+        metavar="NAMES",
+    )
+    main_device: str = setting(
+        "",
+        "Of several devices the one that computes the output head and the loss: it takes the last layers (default: the "
+        "last of --device).",
+        resumable=True,
+        rounds=True,
+        metavar="NAME",
+    )
+    split: str = setting(
+        "",
+        "How the layers are shared out among several devices, in their order: proportions such as 3,1 (default: by "
+        "their free memory).",
+        check=wrong_split,
+        resumable=True,
+        rounds=True,
+        metavar="PROPORTIONS",
+    )
+    cpu_experts: int = setting(
+        0,
+        "Of so many of the first layers on devices the experts of a mixture stay in main memory, and are computed by "
+        "the CPU.",
+        check=at_least(0),
+        resumable=True,
+        rounds=True,
+        metavar="LAYERS",
+    )
+    device_memory: str = setting(
+        "",
+        "Memory to use of each device, such as 6G or 50% (default: what is free, less a margin).",
+        check=parsed_by(DeviceMemory.parse),
+        resumable=True,
+        metavar="SIZE",
     )
     force: bool = setting(
         False,

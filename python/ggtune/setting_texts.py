@@ -138,6 +138,60 @@ def wrong_parts(values: tuple[str, ...]) -> str | None:
     return None
 
 
+ALL_LAYERS, AUTO_LAYERS = "all", "auto"
+NO_DEVICE = "none"
+
+
+@dataclass(frozen=True)
+class GpuLayers:
+    """How many layers lie on devices; None: as many as fit, or all."""
+
+    n: int | None = None
+    all: bool = False
+
+    @classmethod
+    def parse(cls, text: str) -> "GpuLayers":
+        """``"auto"``, ``"all"``, ``"20"``. Raises :class:`GgtuneError`."""
+        written = text.strip().lower()
+        if written in (ALL_LAYERS, AUTO_LAYERS):
+            return cls(all=written == ALL_LAYERS)
+        if not re.fullmatch(r"\d{1,6}", written):
+            raise GgtuneError("it is auto, all or a number of layers")
+        return cls(n=int(written))
+
+
+@dataclass(frozen=True)
+class DeviceMemory:
+    """What may be used of a device's memory; both None: what is free."""
+
+    n_bytes: int | None = None
+    share: float | None = None  # of all that it has
+
+    @classmethod
+    def parse(cls, text: str) -> "DeviceMemory":
+        """``""``, ``"6G"``, ``"600M"``, ``"6GiB"``, ``"50%"``. Raises :class:`GgtuneError`."""
+        written = text.strip().lower()
+        if not written:
+            return cls()
+        if found := re.fullmatch(r"(\d{1,3}(?:\.\d+)?)%", written):
+            share = float(found[1]) / 100
+            if 0 < share <= 1:
+                return cls(share=share)
+        elif found := re.fullmatch(r"(\d{1,9}(?:\.\d+)?)([mgt])(?:i?b)?", written):
+            n_bytes = float(found[1]) * 1024 ** {"m": 2, "g": 3, "t": 4}[found[2]]
+            if n_bytes >= 1:
+                return cls(n_bytes=int(n_bytes))
+        raise GgtuneError("it is a size such as 6G or 600M, or a share such as 50%")
+
+
+def wrong_split(text: str) -> str | None:
+    """Say what is wrong with the proportions of several devices, ``"3,1"``."""
+    parts = [part.strip() for part in text.split(",")] if text.strip() else []
+    if all(re.fullmatch(r"\d{1,9}(\.\d{1,9})?", part) and float(part) > 0 for part in parts):
+        return None
+    return "must be numbers above 0 separated by commas, one for each device, such as 3,1"
+
+
 def unknown_doubts(values: tuple[str, ...]) -> str | None:
     """Say which kinds of doubts there are not, None where all are known."""
     unknown = [kind for kind in values if kind not in DROPPABLE_DOUBTS]

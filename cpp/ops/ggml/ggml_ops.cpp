@@ -73,7 +73,7 @@ ggml_tensor * GgmlOps::added(ggml_tensor * accumulator, ggml_tensor * term, floa
 
 ggml_tensor * GgmlOps::replacement(ggml_tensor * node) {
     if (node->op == GGML_OP_MUL_MAT || node->op == GGML_OP_MUL_MAT_ID) {
-        return product(node);
+        return leaves_products ? nullptr : product(node);
     }
     Activation f;
     const bool rounded = traits_.rounds_gelu && (node->op == GGML_OP_UNARY || node->op == GGML_OP_GLU) &&

@@ -23,6 +23,10 @@ class GgmlOps : public Ops {
     // Nodes of a training graph that a node of the forward graph gives rise to, at most, copies and gradients included.
     static int64_t max_nodes(const ggml_tensor * node, BackendTraits traits = {});
 
+    // As long as it is set, products with quantized weights stay as they are, to be replaced later: what an exact one is
+    // made of can't be cut into chunks of rows.
+    bool leaves_products = false;
+
     // Whether a node of a forward graph can be computed and differentiated by ggml's nodes alone.
     bool can_serve(const ggml_tensor * node) const;
 

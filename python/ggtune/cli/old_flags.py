@@ -29,7 +29,6 @@ LOST_FLAGS: dict[str, tuple[bool, str]] = {
     "--use-flash": (False, "attention is always computed by a fused kernel where there is one"),
     "--no-flash": (False, "attention is always computed by a fused kernel where there is one"),
     "--adam-decay-min-ndim": (True, "decay applies to the adapter's matrices; use --adam-decay 0 for none"),
-    **dict.fromkeys(("-ngl", "--n-gpu-layers", "--gpu-layers"), (True, "training runs on the processor")),
     "--norm-rms-eps": (True, _FROM_MODEL),
     "--rope-freq-base": (True, _FROM_MODEL),
     "--rope-freq-scale": (True, _FROM_MODEL),

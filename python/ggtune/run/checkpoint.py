@@ -53,6 +53,8 @@ class State:
     lr_scale: float = 1.0  # halved when the run goes back, and where its loss no longer falls
     failed_step: int = 0  # where it last went back, 0 when it is past that
     data_files: Mapping[str, str] = field(default_factory=dict)  # a fingerprint of each file's samples, by its name
+    device_layers: Mapping[str, int] = field(default_factory=dict)  # on each device; none: all was the CPU's
+    loss_scale: float = 0.0  # of devices that round to half precision; 0: none is known
 
     @property
     def n_updates(self) -> int:
@@ -86,6 +88,8 @@ _JSON_TYPES: dict[str, Any] = {
     "pending": (dict, type(None)),
     "notes": dict,
     "data_files": dict,
+    "device_layers": dict,
+    "loss_scale": (int, float),
     "elapsed_s": (int, float),
     "lr_scale": (int, float),
 }
@@ -184,6 +188,7 @@ def restore(engine: "Trainer", checkpoint: Checkpoint) -> None:
     engine.set_moments(checkpoint.moments)
     engine.n_steps = checkpoint.state.n_updates
     engine.n_micro_batches = checkpoint.state.n_micro_batches
+    engine.loss_scale = checkpoint.state.loss_scale
     engine.zero_gradients()
 
 

@@ -1,7 +1,7 @@
 """From settings to what computes: model, adapter, samples, engine and plan, for a training as for its forecast."""
 
 import datetime
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ggtune._native import core
@@ -11,6 +11,7 @@ from ggtune.gguf.adapter_file import AdapterFile, adapter_content
 from ggtune.run.checkpoint import Checkpoint, CheckpointError, restore
 from ggtune.setting_texts import Holdout
 from ggtune.system import available_memory, format_bytes, resolved_threads
+from ggtune.train.placement import Placement, Placer, asked_devices
 from ggtune.train.plan import Plan
 from ggtune.train.samples import RunSamples, read_samples
 from ggtune.train.start import Start, settled
@@ -35,6 +36,12 @@ class Build:
     targets: Targets
     engine: "Trainer"
     plan: Plan
+    placement: Placement = field(default_factory=Placement)
+
+    @property
+    def device_budgets(self) -> dict[str, int]:
+        """Bytes of each device that may be used."""
+        return dict(zip(self.placement.devices, self.placement.budgets, strict=True))
 
     @property
     def config(self) -> TrainConfig:
@@ -62,14 +69,17 @@ def build(
     checkpoint: Checkpoint | None = None,
     header_only: bool = False,
     now: datetime.datetime | None = None,
+    most_layers: int | None = None,
 ) -> Build:
     """Make all of it; ``config`` is the checkpoint's, or one that goes on with it, where there is one.
 
     ``header_only`` reads no weights: enough to ask the engine for memory and time, with an adapter of any size.
-    ``now`` is the time for templates that write the date. Raises :class:`GgtuneError` for what can't be trained, and
-    :class:`CheckpointError` for a checkpoint of other samples or another adapter.
+    ``now`` is the time for templates that write the date. ``most_layers`` bounds those that ``gpu_layers`` "auto" puts
+    on devices. Raises :class:`GgtuneError` for what can't be trained, :class:`CheckpointError` for a checkpoint of
+    other samples or another adapter, and :class:`DeviceMemoryError` where the layers don't fit their devices.
     """
-    model = core.Model(config.model, header_only=header_only)
+    devices = asked_devices(config)
+    model = core.Model(config.model, header_only=header_only or bool(devices))
     start = settled(config, model) if checkpoint is None else Start(config)
     config = start.config
     samples = read_samples(config, model, now=now)
@@ -86,7 +96,29 @@ def build(
     if not header_only:
         _check_adapter_memory(config, model, targets)
     adapter = _adapter(config, model, targets)
-    engine = core.Trainer(
+    engine = _engine(config, adapter, samples)
+    plan = _plan(config, samples, model, engine)
+    placement = Placement()
+    if devices:
+
+        def planned(tried: Placement) -> "Trainer":
+            header = core.Model(config.model, header_only=True, **tried.arguments)
+            return _engine(config, _adapter(config, header, targets), samples)
+
+        placement = Placer(config, devices, model.n_layer, planned, plan.largest).place(most_layers)
+        if placement.devices or not header_only:
+            model = core.Model(config.model, header_only=header_only, **placement.arguments)
+            adapter = _adapter(config, model, targets)
+            engine = _engine(config, adapter, samples)
+    if checkpoint is not None:
+        restore(engine, checkpoint)
+    elif not header_only:  # such an adapter has no values
+        start.fill(adapter)
+    return Build(start, model, samples, adapter, targets, engine, plan, placement)
+
+
+def _engine(config: TrainConfig, adapter: "Adapter", samples: RunSamples) -> "Trainer":
+    return core.Trainer(
         adapter,
         context=samples.context,
         threads=resolved_threads(config.threads),
@@ -95,7 +127,10 @@ def build(
         neftune_alpha=config.neftune_alpha,
         seed=config.seed,
     )
-    plan = Plan(
+
+
+def _plan(config: TrainConfig, samples: RunSamples, model: "Model", engine: "Trainer") -> Plan:
+    return Plan(
         samples.training,
         samples.held_out,
         batch=config.batch,
@@ -105,11 +140,6 @@ def build(
         max_steps=config.max_steps,
         graphs=engine.graphs if engine.needs_equal_lengths else None,
     )
-    if checkpoint is not None:
-        restore(engine, checkpoint)
-    elif not header_only:  # such an adapter has no values
-        start.fill(adapter)
-    return Build(start, model, samples, adapter, targets, engine, plan)
 
 
 def default_micro_batch(context: int, model: "Model", engine: "Trainer") -> int:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
-from ggtune.errors import DivergedError, GgtuneError, NotFiniteError
+from ggtune.errors import DeviceLostError, DivergedError, GgtuneError, NotFiniteError
 from ggtune.run.checkpoint import State, restore, set_aside_later
 from ggtune.run.interrupts import Interrupts, RunInterruptedError
 from ggtune.run.job import Job
@@ -102,6 +102,8 @@ class Loop:
                 reason = self._steps()
             except KeyboardInterrupt:
                 raise self._interrupted() from None
+            except DeviceLostError as error:
+                raise self._without_device(error) from error
             self._save_last()
             result = self._result(reason)
             self._end(result)
@@ -213,6 +215,7 @@ class Loop:
             self._state,
             step=self._state.step + 1,
             n_micro_batches=self._engine.n_micro_batches,
+            loss_scale=self._engine.loss_scale,
             epoch=epoch,
             cursor=cursor + 1,
             elapsed_s=self._elapsed_s(),
@@ -389,6 +392,24 @@ class Loop:
         self._job.interrupted(str(interruption), self._state.step)
         self._observers.end(INTERRUPTED, str(interruption))
         return interruption
+
+    def _without_device(self, error: DeviceLostError) -> DeviceLostError:
+        """Save the last whole step, which main memory still has, after a device has failed."""
+        self._engine.n_micro_batches = self._state.n_micro_batches
+        try:
+            saved = self._keeper.save(self._state, self._monitor) if self._state.step else None
+            kept = f"step {self._state.step} is saved in {saved}" if saved else "no step was done"
+        except GgtuneError as problem:
+            kept = f"step {self._state.step} could not be saved: {problem}"
+        for file in self._files:
+            file.flush()
+        text = (
+            f"{error}. The run has ended, {kept}. Go on with `ggtune resume`, with --device none on the CPU alone, or "
+            "with fewer --gpu-layers"
+        )
+        self._job.failed(text, self._state.step)
+        self._observers.end(FAILED, text)
+        return DeviceLostError(text)
 
     def _save_last(self) -> None:
         step = self._state.step

@@ -1,5 +1,6 @@
 """How many layers are computed a second time for their gradient: less memory for more time."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from ggtune.errors import GgtuneError
@@ -13,19 +14,31 @@ _USABLE_SHARE = 0.9  # of the free memory: other programs go on, and the run's o
 
 def set_recomputation(built: Build, free_bytes: int) -> dict[str, int]:
     """Do as :func:`fit_recomputation` for a run's largest micro-batch, as its settings ask."""
-    n_params = built.adapter.n_params
-    return fit_recomputation(built.engine, built.config.recompute, built.plan.largest, free_bytes, n_params=n_params)
+    return fit_recomputation(
+        built.engine,
+        built.config.recompute,
+        built.plan.largest,
+        free_bytes,
+        n_params=built.adapter.n_params,
+        device_bytes=built.device_budgets,
+    )
 
 
 def fit_recomputation(
-    engine: "Trainer", how: str, largest: tuple[int, int, int], free_bytes: int, *, n_params: int
+    engine: "Trainer",
+    how: str,
+    largest: tuple[int, int, int],
+    free_bytes: int,
+    *,
+    n_params: int,
+    device_bytes: Mapping[str, int] | None = None,
 ) -> dict[str, int]:
     """Set ``recompute_layers`` of the engine, and return the bytes that are then needed, by part.
 
     ``largest`` are the tokens, targets and sequences of a micro-batch, ``n_params`` the adapter's. ``how`` "auto" takes
-    as few layers as fit ``free_bytes``, all where even that is too much. The parts are those of ``Trainer.memory``, and
-    what a checkpoint takes while it is written. Where the engine can compute no layer again, "auto" means none, and
-    "layers" raises :class:`GgtuneError`.
+    as few layers as fit ``free_bytes`` and the ``device_bytes`` of each device, all where even that is too much. The
+    parts are those of ``Trainer.memory``, and what a checkpoint takes while it is written. Where the engine can compute
+    no layer again, "auto" means none, and "layers" raises :class:`GgtuneError`.
     """
     checkpoint = {"checkpoint": 12 * n_params}  # adapter and both moments
     if how == "layers" and engine.n_recomputable_layers == 0:
@@ -37,6 +50,12 @@ def fit_recomputation(
     def needed() -> dict[str, int]:
         return {**engine.memory(*largest), **checkpoint}
 
+    def fits() -> bool:
+        on_devices = engine.device_memory(*largest) if device_bytes else {}
+        return sum(needed().values()) <= _USABLE_SHARE * free_bytes and all(
+            sum(parts.values()) <= (device_bytes or {}).get(name, 0) for name, parts in on_devices.items()
+        )
+
     most = max(0, engine.n_recomputable_layers - 1)  # the inside of the last is needed as soon as it is there
     if how != "auto":
         engine.recompute_layers = most if how == "layers" else 0
@@ -45,7 +64,7 @@ def fit_recomputation(
     low, high = 0, most
     while low < high:
         engine.recompute_layers = (low + high) // 2 if low else 0  # mostly none are needed
-        if sum(needed().values()) <= _USABLE_SHARE * free_bytes:
+        if fits():
             high = engine.recompute_layers
         else:
             low = engine.recompute_layers + 1

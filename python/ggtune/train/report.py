@@ -29,6 +29,7 @@ def first_lines(built: Build, memory_bytes: Mapping[str, int], measured: Beside)
         steps = f"at most {plan.total_steps} steps"
     capped = f" (the model's; {config.ctx} were asked for)" if samples.context < config.ctx else ""
     n_again = built.engine.recompute_layers
+    main = "Main memory" if built.placement.devices else "Memory"
     return [
         *built.start.messages,
         f"Model: {config.model}: {model.architecture}, {model.n_params / 1e6:.1f}M parameters, "
@@ -44,10 +45,16 @@ def first_lines(built: Build, memory_bytes: Mapping[str, int], measured: Beside)
         f"{100 * packing.efficiency:.0f} % packing efficiency",
         *(_end(config, plan) if config.until_stop_loss else ()),
         *measured.lines(n_tokens / len(samples.training) * config.batch),
-        f"Memory: {format_bytes(sum(memory_bytes.values()))} expected of {format_bytes(available_memory())}"
+        f"{main}: {format_bytes(sum(memory_bytes.values()))} expected of {format_bytes(available_memory())}"
         + (f", with {n_again} of {model.n_layer} layers computed again for their gradient" if n_again else ""),
+        *built.placement.lines(model.n_layer, device_memory(built)),
         f"Threads: {resolved_threads(config.threads)} with kernels for {core.kernel_variant()}; seed {config.seed}",
     ]
+
+
+def device_memory(built: Build) -> dict[str, dict[str, int]]:
+    """Bytes that each device of a run will need, by part."""
+    return built.engine.device_memory(*built.plan.largest) if built.placement.devices else {}
 
 
 def _left_out(built: Build) -> list[str]:

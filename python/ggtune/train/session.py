@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ggtune.config import TrainConfig
+from ggtune.errors import DeviceMemoryError
 from ggtune.gguf.io import model_fingerprint
 from ggtune.run.checkpoint import Checkpoint, CheckpointError, State
 from ggtune.run.event_logs.logs import EventLogs
@@ -16,16 +17,19 @@ from ggtune.run.observer import Observer
 from ggtune.run.outputs import Outputs
 from ggtune.run.progress import Progress, Reporter
 from ggtune.system import available_memory
-from ggtune.train.beside import beside
+from ggtune.train.beside import Beside, beside
 from ggtune.train.build import Build, build
 from ggtune.train.data_card import DATA_CARD, data_card_text
 from ggtune.train.loop import Loop
 from ggtune.train.measuring import Asked, asked_of
+from ggtune.train.placement import fewer
 from ggtune.train.recomputation import set_recomputation
 from ggtune.train.report import first_lines
 from ggtune.train.resources import check_disk, check_memory, disk_bytes
 from ggtune.train.result import Result
 from ggtune.version import version
+
+_FEWER_FROM = 64  # layers, where a model did not even load
 
 
 @dataclass(frozen=True)
@@ -77,18 +81,13 @@ def prepare(
         check_same_model(config.model, checkpoint.state, fingerprint)
     started = checkpoint.state.started if checkpoint is not None else ""
     started = started or datetime.datetime.now().isoformat(timespec="seconds")
-    built = build(config, checkpoint=checkpoint, now=_time(started))
-    config, free = built.config, available_memory()
-    asked = asked_of(built)
-    measured = beside(built, asked)
-    needed = set_recomputation(built, free - measured.answer_bytes)
-    if measured.answer_bytes:
-        needed["answers"] = measured.answer_bytes
+    built, asked, measured, needed, free, told = _built(config, checkpoint, _time(started))
+    config = built.config
     check_memory(config, needed, built.plan.largest[0], free, experts=built.experts)
     outputs.check_writable()
     check_disk(config, outputs, disk_bytes(config, built.adapter, built.plan) + extra_disk_bytes)
     if checkpoint is not None:
-        state = dataclasses.replace(checkpoint.state, version=version())
+        state = dataclasses.replace(checkpoint.state, version=version(), device_layers=built.placement.recorded)
     else:
         state = State(
             step=0,
@@ -101,8 +100,40 @@ def prepare(
             notes={**built.start.notes, **built.samples.data.report.asked_with(), "base_fingerprint": fingerprint},
             started=started,
             version=version(),
+            device_layers=built.placement.recorded,
         )
-    return Session(built, outputs, state, tuple(first_lines(built, needed, measured)), asked, logs)
+    return Session(built, outputs, state, (*first_lines(built, needed, measured), *told), asked, logs)
+
+
+def _built(
+    config: TrainConfig, checkpoint: Checkpoint | None, now: datetime.datetime
+) -> tuple[Build, Asked, Beside, dict[str, int], int, list[str]]:
+    """Build all of it, with memory on devices for its largest micro-batch.
+
+    Where a device has too little of it after all, and their number is open, fewer layers lie there: the last item says
+    so. Raises :class:`GgtuneError`.
+    """
+    told: list[str] = []
+    most_layers = None
+    while True:
+        placement = None
+        try:
+            built = build(config, checkpoint=checkpoint, now=now, most_layers=most_layers)
+            placement = built.placement
+            free = available_memory()
+            asked = asked_of(built)
+            measured = beside(built, asked)
+            needed = set_recomputation(built, free - measured.answer_bytes)
+            if measured.answer_bytes:
+                needed["answers"] = measured.answer_bytes
+            if placement.devices:
+                built.engine.reserve(*built.plan.largest)
+            return built, asked, measured, needed, free, told
+        except DeviceMemoryError as error:
+            if config.gpu_layers != "auto" or most_layers == 0:
+                raise
+            most_layers = fewer(placement) if placement is not None else (most_layers or _FEWER_FROM) // 2
+            told.append(f"{error} So at most {most_layers} layers are put there.")
 
 
 def check_same_model(path: str, state: State, fingerprint: str | None = None) -> None:
