@@ -92,7 +92,8 @@ struct CustomNode {
 void run_custom_node(ggml_tensor * node, int ith, int nth, void * userdata);
 // A node of ggml's that carries a descriptor of ours, since devices run no custom nodes: it stands for all that is
 // computed between its operands and src[0], which it copies. Its further operands are those that gradients go to, past
-// the nodes between. `custom` must live as long as the graph; `run` is not called.
+// the nodes between; the first one has the type of the result. `custom` must live as long as the graph; `run` is not
+// called.
 ggml_tensor * standing_for(ggml_context * ctx, ggml_tensor * result, const std::vector<ggml_tensor *> & operands,
                            CustomNode * custom);
 // Operand i of such a node.

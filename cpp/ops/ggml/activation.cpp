@@ -103,7 +103,8 @@ ggml_tensor * GgmlOps::derivative(Activation f, ggml_tensor * x) const {
 ggml_tensor * GgmlOps::activation_dx(Activation f, ggml_tensor * x, ggml_tensor * dy) {
     x = contiguous(x);
     dy = contiguous(dy);
-    return f == Activation::silu ? ggml_silu_back(ctx, dy, x) : ggml_mul(ctx, dy, derivative(f, x));
+    const bool in_one = f == Activation::silu && ggml_nelements(x) <= traits_.max_flat_elements;
+    return in_one ? ggml_silu_back(ctx, dy, x) : ggml_mul(ctx, dy, derivative(f, x));
 }
 
 GgmlOps::GateAndUp GgmlOps::gate_and_up(ggml_tensor * gate, ggml_tensor * up, bool swapped) const {

@@ -41,7 +41,7 @@ std::vector<GgmlOps::RowStretch> GgmlOps::stretches_of(const KeyRanges & keys, i
                 }
             }
             const int64_t key = std::min<int64_t>(stretch.key, keys.first_values[end]);
-            const int64_t n_keys = keys.end_values[end] - key;
+            const int64_t n_keys = std::max<int64_t>(stretch.key + stretch.n_keys, keys.end_values[end]) - key;
             if (end - row >= kLeastRows && bytes(end + 1 - row, n_keys) > traits_.max_score_bytes) {
                 break;
             }
@@ -66,23 +66,27 @@ ggml_tensor * GgmlOps::mask_of(const KeyRanges & keys, const RowStretch & stretc
     }
     ggml_tensor *& mask = masks_[content];
     if (mask == nullptr) {
-        std::vector<float> values(stretch.n_keys * stretch.n_rows, -std::numeric_limits<float>::infinity());
+        const ggml_fp16_t seen = ggml_fp32_to_fp16(0.0f);
+        const ggml_fp16_t hidden = ggml_fp32_to_fp16(-std::numeric_limits<float>::infinity());
+        std::vector<ggml_fp16_t> values(stretch.n_keys * stretch.n_rows, hidden);
         for (int64_t i = 0; i < stretch.n_rows; i++) {
             std::fill(values.begin() + i * stretch.n_keys + content[1 + 2 * i],
-                      values.begin() + i * stretch.n_keys + content[2 + 2 * i], 0.0f);
+                      values.begin() + i * stretch.n_keys + content[2 + 2 * i], seen);
         }
         const int64_t ne[4] = {stretch.n_keys, stretch.n_rows, 1, 1};
-        mask = host_input(GGML_TYPE_F32, ne, values.data());
+        mask = host_input(GGML_TYPE_F16, ne, values.data());
     }
     return mask;
 }
 
 // q and k contiguous
 GgmlOps::Scores GgmlOps::scores_of(const Attention & attention, const RowStretch & stretch, ggml_tensor * q,
-                                   ggml_tensor * k, ggml_tensor * sinks) const {
+                                   ggml_tensor * k, ggml_tensor * sinks,
+                                   const std::vector<ggml_tensor *> & after) const {
     const AttentionParams & params = attention.params;
-    ggml_tensor * scores =
-        ggml_mul_mat(ctx, rows_of(ctx, k, stretch.key, stretch.n_keys), rows_of(ctx, q, stretch.row, stretch.n_rows));
+    ggml_tensor * k_seen = rows_of(ctx, k, stretch.key, stretch.n_keys);
+    std::copy(after.begin(), after.end(), k_seen->src + 1);  // a view's further operands say when, nothing else
+    ggml_tensor * scores = ggml_mul_mat(ctx, k_seen, rows_of(ctx, q, stretch.row, stretch.n_rows));
     Scores result = {nullptr, nullptr};
     float scale = params.pre_scale * params.post_scale;
     if (params.softcap != 0.0f) {
@@ -108,7 +112,7 @@ ggml_tensor * GgmlOps::attention(ggml_tensor * q, ggml_tensor * k, ggml_tensor *
         out = zeros_like(ggml_new_tensor_2d(ctx, GGML_TYPE_F32, width, n_tokens));
     }
     for (const RowStretch & stretch : attention.stretches) {
-        ggml_tensor * p = scores_of(attention, stretch, q_rows, k_rows, sinks).probabilities;
+        ggml_tensor * p = scores_of(attention, stretch, q_rows, k_rows, sinks, {}).probabilities;
         ggml_tensor * seen = transposed(rows_of(ctx, v_rows, stretch.key, stretch.n_keys));
         ggml_tensor * by_heads = ggml_mul_mat(ctx, seen, p);  // ne = [head_dim_v, n_rows, n_head]
         ggml_tensor * rows =
@@ -147,7 +151,14 @@ void GgmlOps::attention_dx(const BackwardStep & s, const Attention & attention) 
                    : ggml_set_inplace(ctx, sum, part, sum->nb[1], sum->nb[2], sum->nb[3], at);
     };
     for (const RowStretch & stretch : attention.stretches) {
-        const Scores scores = scores_of(attention, stretch, q_rows, k_rows, sinks);
+        // not before all gradients of the stretch in front: else the scores of all wait for the last one of them
+        std::vector<ggml_tensor *> before;
+        for (ggml_tensor * sum : {dq, dk, dv}) {
+            if (sum != nullptr) {
+                before.push_back(sum);
+            }
+        }
+        const Scores scores = scores_of(attention, stretch, q_rows, k_rows, sinks, before);
         ggml_tensor * rows = ggml_view_3d(ctx, dy, v->ne[0], q->ne[2], stretch.n_rows, v->ne[0] * sizeof(float),
                                           dy->nb[1], stretch.row * dy->nb[1]);
         ggml_tensor * d_out = ggml_cont(ctx, ggml_permute(ctx, rows, 0, 2, 1, 3));  // [head_dim_v, n_rows, n_head]

@@ -31,9 +31,24 @@ BackendTraits traits_of(ggml_backend_dev_t device, bool exact) {
     traits.has_norm_back = name == "CUDA" || name == "ROCm" || name == "Vulkan";
     traits.has_fast_out_prod = name == "CUDA" || name == "ROCm";
     traits.wants_contiguous_operands = name == "Vulkan";
+    if (name == "Vulkan") {
+        constexpr int64_t kGroups = 65535, kGroupSize = 512;  // what every device has
+        traits.max_flat_elements = kGroups * kGroupSize;
+    }
     traits.half_products =
         name == "MTL" || (name == "Vulkan" && !exact && std::getenv("GGML_VK_DISABLE_F16") == nullptr);
     return traits;
+}
+
+bool is_within_limits(const BackendTraits & traits, const ggml_tensor * node) {
+    switch (node->op) {
+        case GGML_OP_SET:
+        case GGML_OP_ACC:
+        case GGML_OP_SILU_BACK:
+            return ggml_nelements(node) <= traits.max_flat_elements;
+        default:
+            return true;
+    }
 }
 
 }  // namespace ggtune

@@ -78,7 +78,7 @@ class GgmlOps : public Ops {
     struct RowStretch {
         int64_t row, n_rows;
         int64_t key, n_keys;  // all that its rows see, and more
-        ggml_tensor * mask;   // F32 ne = [n_keys, n_rows]: 0 or -inf
+        ggml_tensor * mask;   // F16 ne = [n_keys, n_rows]: 0 or -inf
     };
     struct Attention {
         std::vector<RowStretch> stretches;
@@ -91,8 +91,9 @@ class GgmlOps : public Ops {
     };
     std::vector<RowStretch> stretches_of(const KeyRanges & keys, int64_t n_heads);
     ggml_tensor * mask_of(const KeyRanges & keys, const RowStretch & stretch);
+    // Computed after the nodes `after`.
     Scores scores_of(const Attention & attention, const RowStretch & stretch, ggml_tensor * q, ggml_tensor * k,
-                     ggml_tensor * sinks) const;
+                     ggml_tensor * sinks, const std::vector<ggml_tensor *> & after) const;
     void attention_dx(const BackwardStep & s, const Attention & attention);
     static void attention_rule(const BackwardStep & s);
 
@@ -123,8 +124,9 @@ class GgmlOps : public Ops {
     ggml_tensor * row_means(ggml_tensor * t) const;  // ne = [1, ...]
     ggml_tensor * one_minus(ggml_tensor * t) const { return ggml_scale_bias(ctx, t, -1.0f, 1.0f); }
     ggml_tensor * added(ggml_tensor * accumulator, ggml_tensor * term, float scale) const;
-    // Rows of dy added up where `ids` says, zeros elsewhere. ids I32 ne = [k], dy ne = [n, k] -> ne = [n, rows]
-    ggml_tensor * added_rows(int64_t n_rows, ggml_tensor * ids, ggml_tensor * dy);
+    // Rows of dy where `ids` says, zeros elsewhere. ids I32 ne = [k], dy ne = [n, k] -> ne = [n, rows]. adds: ids may
+    // be equal, then their rows are added up: devices look through all ids for each row.
+    ggml_tensor * added_rows(int64_t n_rows, ggml_tensor * ids, ggml_tensor * dy, bool adds);
 
     ggml_tensor * activation(Activation f, ggml_tensor * x) const;
     ggml_tensor * derivative(Activation f, ggml_tensor * x) const;

@@ -49,7 +49,8 @@ ggml_tensor * GgmlOps::weight_dx(ggml_tensor * w, ggml_tensor * dy, ggml_tensor 
             dy_of_tile = contiguous(ggml_view_4d(ctx, dy, n, dy->ne[1], dy->ne[2], dy->ne[3], dy->nb[1], dy->nb[2],
                                                  dy->nb[3], begin * sizeof(float)));
         }
-        const bool by_out_prod = traits_.has_fast_out_prod && ggml_is_matrix(dy);
+        // CUDA tells the transpose of a single row from a row no more, and takes it for too short a matrix
+        const bool by_out_prod = traits_.has_fast_out_prod && ggml_is_matrix(dy) && n > 1;
         ggml_tensor * term = by_out_prod ? ggml_out_prod(ctx, tile, ggml_transpose(ctx, dy_of_tile))
                                          : ggml_mul_mat(ctx, transposed(tile), dy_of_tile);
         accumulator = added(accumulator, term, 1.0f);
@@ -94,7 +95,8 @@ ggml_tensor * GgmlOps::exact_product(ggml_tensor * w, ggml_tensor * x, ggml_tens
         parts.push_back(ids != nullptr ? ggml_mul_mat_id(ctx, expert_tile_of(w, begin, n), rows, ids)
                                        : ggml_mul_mat(ctx, tile_of(w, begin, n), rows));
     }
-    std::vector<ggml_tensor *> operands = {w, x};
+    // x first: Vulkan takes the type of a copy's second operand for the type that it copies to
+    std::vector<ggml_tensor *> operands = {x, w};
     if (ids != nullptr) {
         operands.push_back(ids);
     }
@@ -103,7 +105,7 @@ ggml_tensor * GgmlOps::exact_product(ggml_tensor * w, ggml_tensor * x, ggml_tens
 
 void GgmlOps::exact_product_rule(const BackwardStep & s) {
     const bool of_experts = *static_cast<const bool *>(custom_node(s.y)->params);
-    ggml_tensor *w = operand_behind(s.y, 0), *x = operand_behind(s.y, 1);
+    ggml_tensor *x = operand_behind(s.y, 0), *w = operand_behind(s.y, 1);
     if (!s.needs(x)) {
         return;
     }

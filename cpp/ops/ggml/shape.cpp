@@ -124,12 +124,14 @@ ggml_tensor * GgmlOps::repeat_dx(const ggml_tensor * operand, ggml_tensor * dy) 
 }
 
 ggml_tensor * GgmlOps::zeros_like(const ggml_tensor * t) {
-    return ggml_fill(ctx, ggml_new_tensor(ctx, GGML_TYPE_F32, GGML_MAX_DIMS, t->ne), 0.0f);
+    ggml_tensor * zeros = ggml_fill(ctx, ggml_new_tensor(ctx, GGML_TYPE_F32, GGML_MAX_DIMS, t->ne), 0.0f);
+    zeros->src[0] = zeros;  // which gives its shape alone: another one would be given memory, and be moved to devices
+    return zeros;
 }
 
-ggml_tensor * GgmlOps::added_rows(int64_t n_rows, ggml_tensor * ids, ggml_tensor * dy) {
+ggml_tensor * GgmlOps::added_rows(int64_t n_rows, ggml_tensor * ids, ggml_tensor * dy, bool adds) {
     ggml_tensor * shape = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, dy->ne[0], n_rows);
-    return traits_.adds_rows ? ggml_get_rows_back(ctx, dy, ids, shape) : ggml_set_rows(ctx, zeros_like(shape), dy, ids);
+    return adds ? ggml_get_rows_back(ctx, dy, ids, shape) : ggml_set_rows(ctx, zeros_like(shape), dy, ids);
 }
 
 ggml_tensor * GgmlOps::rows_dx(ggml_tensor * x, ggml_tensor * ids, ggml_tensor * dy) {
@@ -137,7 +139,7 @@ ggml_tensor * GgmlOps::rows_dx(ggml_tensor * x, ggml_tensor * ids, ggml_tensor *
     ids = contiguous(ids);
     const int64_t n_matrices = x->ne[2] * x->ne[3];
     if (n_matrices == 1) {
-        return added_rows(x->ne[1], ids, dy);
+        return added_rows(x->ne[1], ids, dy, traits_.adds_rows);
     }
     // Every row that was taken in a matrix of its own, where no other can be; then their sum.
     const int64_t n = x->ne[0], n_rows = x->ne[1], n_taken = dy->ne[1];
@@ -155,20 +157,35 @@ ggml_tensor * GgmlOps::view_dx(ggml_tensor * source, ggml_tensor * view, ggml_te
     const int64_t n = ggml_nelements(source);
     const auto bytes = [](int64_t n_elements) { return n_elements * static_cast<int64_t>(sizeof(float)); };
     const std::optional<Window> window = window_of(source, view);
-    if (window && bytes(n) <= kMaxSetBytes) {
-        return ggml_set_inplace(ctx, zeros_like(source), dy, bytes(window->strides[1]), bytes(window->strides[2]),
-                                bytes(window->strides[3]), bytes(window->offset));
+    if (window && bytes(n) <= kMaxSetBytes && n <= traits_.max_flat_elements) {
+        // Vulkan takes places apart from the last stride on: so strides have to grow, those of nothing, too
+        Index strides, order;
+        for (int d = 0; d < GGML_MAX_DIMS; d++) {
+            strides[d] = view->ne[d] > 1 || d == 0 ? window->strides[d] : n;
+        }
+        std::iota(order.begin(), order.end(), 0);
+        std::stable_sort(order.begin() + 1, order.end(), [&](int64_t a, int64_t b) { return strides[a] < strides[b]; });
+        if (!std::is_sorted(order.begin(), order.end())) {
+            std::array<int, GGML_MAX_DIMS> place;
+            for (int d = 0; d < GGML_MAX_DIMS; d++) {
+                place[order[d]] = d;
+            }
+            dy = contiguous(ggml_permute(ctx, dy, place[0], place[1], place[2], place[3]));
+        }
+        return ggml_set_inplace(ctx, zeros_like(source), dy, bytes(strides[order[1]]), bytes(strides[order[2]]),
+                                bytes(strides[order[3]]), bytes(window->offset));
     }
     if (n > INT32_MAX) {
         throw Error("a view of a tensor that is too large to be differentiated: " + std::string(view->name));
     }
     const std::vector<int32_t> places = places_of(source, view);
-    if (!traits_.adds_rows && has_duplicates(places)) {
+    const bool adds = has_duplicates(places);
+    if (adds && !traits_.adds_rows) {
         throw Error("no gradient of a view that shows an element twice: " + std::string(view->name));
     }
     const int64_t ne[4] = {ggml_nelements(view), 1, 1, 1};
     ggml_tensor * ids = host_input(GGML_TYPE_I32, ne, places.data());
-    ggml_tensor * elements = added_rows(n, ids, ggml_reshape_2d(ctx, dy, 1, ne[0]));
+    ggml_tensor * elements = added_rows(n, ids, ggml_reshape_2d(ctx, dy, 1, ne[0]), adds);
     return ggml_reshape_4d(ctx, elements, source->ne[0], source->ne[1], source->ne[2], source->ne[3]);
 }
 
