@@ -60,7 +60,7 @@ struct Builder {
     ggml_tensor * all(ggml_tensor * t) {
         if (t->op != GGML_OP_NONE && std::find(nodes.begin(), nodes.end(), t) == nodes.end()) {
             for (ggml_tensor * src : t->src) {
-                if (src != nullptr) {
+                if (src != nullptr && src != t) {
                     all(src);
                 }
             }
@@ -82,12 +82,21 @@ std::vector<Implementation> implementations() {
     small.max_tile_bytes = 3 * 12 * sizeof(float);  // several tiles for each weight
     BackendTraits no_sums;                          // of rows, as on Metal
     no_sums.adds_rows = false;
+    // as on CUDA and Vulkan, but for what the CPU's own nodes can't do in place or round
+    BackendTraits cuda = small;
+    cuda.has_fast_out_prod = true;
+    BackendTraits vulkan = small;
+    vulkan.wants_contiguous_operands = true;
+    vulkan.max_flat_elements = 20;
+    vulkan.exact = true;
     return {
         {"cpu", [](ggml_context * ctx) { return std::make_unique<CpuOps>(ctx); }, true, true},
         {"ggml", [](ggml_context * ctx) { return std::make_unique<GgmlOps>(ctx); }},
         {"ggml, small tiles", [small](ggml_context * ctx) { return std::make_unique<GgmlOps>(ctx, small); }},
         {"ggml, no sums of rows", [no_sums](ggml_context * ctx) { return std::make_unique<GgmlOps>(ctx, no_sums); },
          false},
+        {"ggml, CUDA", [cuda](ggml_context * ctx) { return std::make_unique<GgmlOps>(ctx, cuda); }},
+        {"ggml, Vulkan", [vulkan](ggml_context * ctx) { return std::make_unique<GgmlOps>(ctx, vulkan); }},
     };
 }
 
