@@ -368,7 +368,12 @@ void TrainingGraph::check_devices() {
     for (int i = 0; i < ggml_graph_n_nodes(gf_); i++) {
         const ggml_tensor * node = ggml_graph_node(gf_, i);
         const int place = place_of_(node);
-        if (place < placement_.cpu() && !ggml_backend_dev_supports_op(placement_.devices[place], node)) {
+        if (place == placement_.cpu()) {
+            continue;
+        }
+        ggml_backend_dev_t device = placement_.devices[place];
+        if (!ggml_backend_dev_supports_op(device, node) ||
+            !is_within_limits(traits_of(device, placement_.exact), node)) {
             send_back(node, implementations_->layer_of(node));
         }
     }
