@@ -594,6 +594,9 @@ void TrainingGraph::build_head(Autodiff * ad) {
         }
         if (whole) {
             expand(d_rows, false);
+            if (rows != hidden_) {
+                ad->add(hidden_, d_rows);
+            }
             return;
         }
         if (d_hidden == nullptr) {
