@@ -268,10 +268,7 @@ uint64_t Model::n_bytes_on(ggml_backend_dev_t device) const {
     for (const auto & [name, tensor] : tensors()) {
         n_bytes += device_of(tensor) == device ? ggml_nbytes(tensor) : 0;
     }
-    const ggml_tensor * head = model_output(*handle_);
-    const bool is_copy =
-        head != nullptr && std::strcmp(head->name, "token_embd.weight") == 0 && device_of(head) != nullptr;
-    return is_copy && device_of(head) == device ? n_bytes + ggml_nbytes(head) : n_bytes;
+    return n_bytes;
 }
 
 const std::vector<Linear> & Model::linears() {

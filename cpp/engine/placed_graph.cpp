@@ -25,13 +25,13 @@ bool is_shown(const ggml_tensor * node) {
     }
 }
 
-// Further ahead nodes that need nothing computed before, such as tiles of weights, would fill memory long before they
-// are read.
-constexpr int kNodesAhead = 64;
+// Further ahead nodes of devices that need nothing computed before, such as tiles of weights, would fill memory long
+// before they are read. The CPU's kernels need no such nodes.
+constexpr int kNodesAhead = 64, kNodesAheadOnCpu = 1024;
 
 }  // namespace
 
-void group_by_place(ggml_cgraph * graph, int begin, int end, const PlaceOf & place_of) {
+void group_by_place(ggml_cgraph * graph, int begin, int end, const PlaceOf & place_of, int cpu) {
     ggml_tensor ** nodes = ggml_graph_nodes(graph) + begin;
     const int n = end - begin;
     std::unordered_map<const ggml_tensor *, int> index;
@@ -52,7 +52,8 @@ void group_by_place(ggml_cgraph * graph, int begin, int end, const PlaceOf & pla
     int first = 0, place = -1;
     while (first < n) {
         int next = -1;
-        for (int i = first; i < std::min(first + kNodesAhead, n) && next < 0; i++) {
+        const int n_ahead = place == cpu ? kNodesAheadOnCpu : kNodesAhead;
+        for (int i = first; i < std::min(first + n_ahead, n) && next < 0; i++) {
             const bool is_here = !done[i] && (is_shown(nodes[i]) || place_of(owner(nodes[i])) == place);
             next = is_here && is_ready(nodes[i]) ? i : -1;
         }

@@ -48,6 +48,6 @@ class PlacedGraph {
 
 // Puts nodes [begin, end) of a graph in an order in which they go over from place to place less often: those of one
 // place that could be computed go before those of another, as far as a look some nodes ahead goes.
-void group_by_place(ggml_cgraph * graph, int begin, int end, const PlaceOf & place_of);
+void group_by_place(ggml_cgraph * graph, int begin, int end, const PlaceOf & place_of, int cpu);
 
 }  // namespace ggtune

@@ -362,7 +362,7 @@ void TrainingGraph::check_devices() {
     }
     int begin = 0;
     for (const Phase & phase : phases_) {
-        group_by_place(gf_, begin, phase.end, place_of_);
+        group_by_place(gf_, begin, phase.end, place_of_, placement_.cpu());
         begin = phase.end;
     }
     for (int i = 0; i < ggml_graph_n_nodes(gf_); i++) {
