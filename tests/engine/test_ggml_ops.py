@@ -111,6 +111,18 @@ def test_all_operations_are_devices(golden: Golden) -> None:
     assert {name.split()[0] for name in trainer.profile(*golden.batch)} <= OF_DEVICES
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in {*SCANS, "deepseek3"}])
+def test_attention_is_made_a_stretch_of_rows_at_a_time(name: str) -> None:
+    """But for multi-head latent attention, whose heads see all keys as one."""
+    golden = load(name)
+    shape = len(golden.batch[0]), int(np.count_nonzero(golden.batch[4])), int(golden.batch[2].max()) + 1
+    own, of_llama_cpp = (
+        golden.new_trainer(ops="ggml", precision=precision).nodes(*shape)["CPU"]["SOFT_MAX"]
+        for precision in ("auto", "llama.cpp")
+    )
+    assert own > of_llama_cpp  # its gradient computes the scores again
+
+
 def test_adamw_follows_pytorch(golden: Golden) -> None:
     assert_adamw_follows_pytorch(golden, golden.new_trainer(ops="ggml"))
 
@@ -260,6 +272,23 @@ def test_logits_in_chunks_and_weights_in_tiles(tmp_path: Path) -> None:
     expected_loss, expected = gradients_of(demo_trainer(model, precision="llama.cpp"), batch)
     assert loss == pytest.approx(expected_loss, rel=1e-6)
     assert_all_below(relative_errors(found, expected), 1e-4)
+
+
+def test_scores_of_all_rows_are_never_there_at_once() -> None:
+    """2,048 tokens: packed samples see their own keys alone; of a long one, some rows come after the others."""
+    model = Model(str(MODEL), header_only=True)
+    n_head = 4
+    all_scores = n_head * 2048 * 2048 * 4
+
+    def compute_bytes(n_samples: int, **options: Any) -> int:
+        trainer = Trainer(demo_adapter(model), context=2048, threads=2, **options)
+        trainer.recompute_layers = model.n_layer
+        return trainer.memory(2048, 64, n_samples)["compute"]
+
+    of_others = compute_bytes(1)  # the CPU's kernel writes no scores
+    assert compute_bytes(32, ops="ggml") < of_others + all_scores / 8
+    assert compute_bytes(1, ops="ggml") < of_others + 2.5 * all_scores
+    assert compute_bytes(32, ops="ggml", precision="llama.cpp") > of_others + 2.5 * all_scores
 
 
 def test_seconds_and_bytes_are_predicted() -> None:

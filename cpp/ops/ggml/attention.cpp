@@ -86,7 +86,7 @@ GgmlOps::Scores GgmlOps::scores_of(const Attention & attention, const RowStretch
     const AttentionParams & params = attention.params;
     ggml_tensor * k_seen = rows_of(ctx, k, stretch.key, stretch.n_keys);
     std::copy(after.begin(), after.end(), k_seen->src + 1);  // a view's further operands say when, nothing else
-    ggml_tensor * scores = ggml_mul_mat(ctx, k_seen, rows_of(ctx, q, stretch.row, stretch.n_rows));
+    ggml_tensor * scores = multiplied(k_seen, rows_of(ctx, q, stretch.row, stretch.n_rows));
     Scores result = {nullptr, nullptr};
     float scale = params.pre_scale * params.post_scale;
     if (params.softcap != 0.0f) {
@@ -114,7 +114,7 @@ ggml_tensor * GgmlOps::attention(ggml_tensor * q, ggml_tensor * k, ggml_tensor *
     for (const RowStretch & stretch : attention.stretches) {
         ggml_tensor * p = scores_of(attention, stretch, q_rows, k_rows, sinks, {}).probabilities;
         ggml_tensor * seen = transposed(rows_of(ctx, v_rows, stretch.key, stretch.n_keys));
-        ggml_tensor * by_heads = ggml_mul_mat(ctx, seen, p);  // ne = [head_dim_v, n_rows, n_head]
+        ggml_tensor * by_heads = multiplied(seen, p);  // ne = [head_dim_v, n_rows, n_head]
         ggml_tensor * rows =
             ggml_reshape_2d(ctx, ggml_cont(ctx, ggml_permute(ctx, by_heads, 0, 2, 1, 3)), width, stretch.n_rows);
         out = out != nullptr ? ggml_set_2d_inplace(ctx, out, rows, out->nb[1], stretch.row * out->nb[1]) : rows;
@@ -170,7 +170,7 @@ void GgmlOps::attention_dx(const BackwardStep & s, const Attention & attention) 
         if (!s.needs(q) && !s.needs(k)) {
             continue;
         }
-        ggml_tensor * dp = ggml_mul_mat(ctx, v_seen, d_out);
+        ggml_tensor * dp = multiplied(v_seen, d_out);
         const float scale =
             scores.tanh != nullptr ? params.softcap * params.post_scale : params.pre_scale * params.post_scale;
         ggml_tensor * d_scores = softmax_dx(scores.probabilities, dp, scale);

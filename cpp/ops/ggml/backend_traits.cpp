@@ -10,6 +10,12 @@ namespace {
 // In whose place a simulated device stands is told by what it says of itself.
 constexpr const char * kHalfProducts = "ggtune_half_products";
 
+// Cooperative matrices round operands whether or not shaders use half precision otherwise.
+bool vulkan_rounds_to_half() {
+    return std::getenv("GGML_VK_DISABLE_F16") == nullptr || std::getenv("GGML_VK_DISABLE_COOPMAT") == nullptr ||
+           std::getenv("GGML_VK_DISABLE_COOPMAT2") == nullptr;
+}
+
 }  // namespace
 
 BackendTraits traits_of(ggml_backend_dev_t device, bool exact) {
@@ -35,8 +41,7 @@ BackendTraits traits_of(ggml_backend_dev_t device, bool exact) {
         constexpr int64_t kGroups = 65535, kGroupSize = 512;  // what every device has
         traits.max_flat_elements = kGroups * kGroupSize;
     }
-    traits.half_products =
-        name == "MTL" || (name == "Vulkan" && !exact && std::getenv("GGML_VK_DISABLE_F16") == nullptr);
+    traits.half_products = name == "MTL" || (name == "Vulkan" && vulkan_rounds_to_half());
     return traits;
 }
 

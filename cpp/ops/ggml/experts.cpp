@@ -76,10 +76,10 @@ ggml_tensor * GgmlOps::expert_dw(ggml_tensor * w, ggml_tensor * x, ggml_tensor *
     };
     ggml_tensor * dw;
     if (n_out <= n_in) {
-        dw = ggml_mul_mat(ctx, transposed(x), transposed(placed(dy)));
+        dw = multiplied(transposed(x), transposed(placed(dy)));
         dw = ggml_reshape_3d(ctx, dw, n_in, n_out, n_experts);
     } else {
-        dw = ggml_mul_mat(ctx, transposed(placed(x)), transposed(dy));
+        dw = multiplied(transposed(placed(x)), transposed(dy));
         dw = ggml_reshape_3d(ctx, dw, n_in, n_experts, n_out);
         dw = ggml_cont(ctx, ggml_permute(ctx, dw, 0, 2, 1, 3));
     }
@@ -88,7 +88,7 @@ ggml_tensor * GgmlOps::expert_dw(ggml_tensor * w, ggml_tensor * x, ggml_tensor *
 
 ggml_tensor * GgmlOps::expert_lora_add(ggml_tensor * y, ggml_tensor * b, ggml_tensor * h, ggml_tensor * ids,
                                        float scale) {
-    return ggml_add(ctx, y, ggml_scale(ctx, ggml_mul_mat_id(ctx, b, h, ids), scale));
+    return ggml_add(ctx, y, ggml_mul_mat_id(ctx, b, ggml_scale(ctx, h, scale), ids));
 }
 
 }  // namespace ggtune

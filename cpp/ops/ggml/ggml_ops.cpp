@@ -98,18 +98,23 @@ ggml_tensor * GgmlOps::product(ggml_tensor * node) {
     if (traits_.exact && !is_float && ggml_is_matrix(w)) {
         return exact_product(w, x, nullptr);
     }
+    if (is_float) {
+        ggml_prec_set_acc(node, GGML_PREC_F32);  // as multiplied() does
+    }
     const auto has_gaps = [](const ggml_tensor * t) {
         return t->type == GGML_TYPE_F32 && (t->nb[0] != sizeof(float) || t->nb[1] != t->ne[0] * sizeof(float) ||
                                             (t->ne[3] > 1 && t->nb[3] != t->nb[2] * t->ne[2]));
     };
     if (traits_.wants_contiguous_operands && (has_gaps(w) || has_gaps(x))) {
-        return ggml_mul_mat(ctx, has_gaps(w) ? contiguous(w) : w, has_gaps(x) ? contiguous(x) : x);
+        ggml_tensor * own = ggml_mul_mat(ctx, has_gaps(w) ? contiguous(w) : w, has_gaps(x) ? contiguous(x) : x);
+        ggml_prec_set_acc(own, static_cast<ggml_prec>(node->op_params[0]));
+        return own;
     }
     return nullptr;
 }
 
 ggml_tensor * GgmlOps::lora_add(ggml_tensor * y, ggml_tensor * b, ggml_tensor * h, float scale) {
-    return ggml_add(ctx, y, ggml_scale(ctx, ggml_mul_mat(ctx, b, h), scale));
+    return ggml_add(ctx, y, multiplied(b, ggml_scale(ctx, h, scale)));
 }
 
 // Times a mask of 0 and 1 / (1 - p), which costs as much memory as x does for as long as the graph runs.

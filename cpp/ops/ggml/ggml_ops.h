@@ -120,6 +120,12 @@ class GgmlOps : public Ops {
     // The numbers [begin, begin + n), to take rows by. I32 ne = [n]
     ggml_tensor * row_numbers(int64_t begin, int64_t n);
 
+    // Of floats, with sums in float32: Vulkan adds up in half precision where it may.
+    ggml_tensor * multiplied(ggml_tensor * a, ggml_tensor * b) const {
+        ggml_tensor * product = ggml_mul_mat(ctx, a, b);
+        ggml_prec_set_acc(product, GGML_PREC_F32);
+        return product;
+    }
     ggml_tensor * transposed(ggml_tensor * t) const { return ggml_cont(ctx, ggml_transpose(ctx, t)); }
     ggml_tensor * row_means(ggml_tensor * t) const;  // ne = [1, ...]
     ggml_tensor * one_minus(ggml_tensor * t) const { return ggml_scale_bias(ctx, t, -1.0f, 1.0f); }

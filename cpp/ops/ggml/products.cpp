@@ -10,7 +10,7 @@ namespace ggtune {
 
 // dx = w^T dy
 ggml_tensor * GgmlOps::matmul_dx(ggml_tensor * w, ggml_tensor * dy, float scale, ggml_tensor * accumulator) {
-    return added(accumulator, ggml_mul_mat(ctx, transposed(w), contiguous(dy)), scale);
+    return added(accumulator, multiplied(transposed(w), contiguous(dy)), scale);
 }
 
 // dw = x dy^T; matrices of x that share one of w lie one after another: their rows are summed over as if they were of
@@ -25,7 +25,7 @@ ggml_tensor * GgmlOps::matmul_dw(ggml_tensor * w, ggml_tensor * x, ggml_tensor *
         const int64_t n_rows = ggml_nrows(t) / (w->ne[2] * w->ne[3]);
         return transposed(ggml_reshape_4d(ctx, contiguous(t), t->ne[0], n_rows, w->ne[2], w->ne[3]));
     };
-    return added(accumulator, ggml_mul_mat(ctx, rows_of_each(x), rows_of_each(dy)), scale);
+    return added(accumulator, multiplied(rows_of_each(x), rows_of_each(dy)), scale);
 }
 
 // dx = w^T dy, a tile of w at a time: no backend multiplies by the transpose of a quantized matrix.
@@ -52,7 +52,7 @@ ggml_tensor * GgmlOps::weight_dx(ggml_tensor * w, ggml_tensor * dy, ggml_tensor 
         // CUDA tells the transpose of a single row from a row no more, and takes it for too short a matrix
         const bool by_out_prod = traits_.has_fast_out_prod && ggml_is_matrix(dy) && n > 1;
         ggml_tensor * term = by_out_prod ? ggml_out_prod(ctx, tile, ggml_transpose(ctx, dy_of_tile))
-                                         : ggml_mul_mat(ctx, transposed(tile), dy_of_tile);
+                                         : multiplied(transposed(tile), dy_of_tile);
         accumulator = added(accumulator, term, 1.0f);
     }
     return accumulator;
@@ -93,7 +93,7 @@ ggml_tensor * GgmlOps::exact_product(ggml_tensor * w, ggml_tensor * x, ggml_tens
     for (int64_t begin = 0; begin < w->ne[1]; begin += tile_rows) {
         const int64_t n = std::min(tile_rows, w->ne[1] - begin);
         parts.push_back(ids != nullptr ? ggml_mul_mat_id(ctx, expert_tile_of(w, begin, n), rows, ids)
-                                       : ggml_mul_mat(ctx, tile_of(w, begin, n), rows));
+                                       : multiplied(tile_of(w, begin, n), rows));
     }
     // x first: Vulkan takes the type of a copy's second operand for the type that it copies to
     std::vector<ggml_tensor *> operands = {x, w};
