@@ -429,7 +429,7 @@ class TrainConfig:
     )
     device: tuple[str, ...] = setting(
         (),
-        f"These devices alone, separated by commas (`ggtune devices` lists them; {NO_DEVICE}: the CPU alone; default: "
+        f"These devices alone, separated by commas, in the order of their layers (`ggtune devices` lists them; {NO_DEVICE}: the CPU alone; default: "
         "all).",
         resumable=True,
         rounds=True,

@@ -21,6 +21,7 @@ _COMMANDS = {
     "train": ("train", "Train an adapter on questions and answers, or on text."),
     "sweep": ("sweep", "Try several learning rates, ranks, ...: trainings of which the bad ones are left early."),
     "plan": ("plan", "Say how much memory and time a training will take, before it starts."),
+    "devices": ("devices", "List the devices (GPUs) that training can use, and how many layers fit."),
     "inspect": ("inspect", "Say what a model file is, and whether it can be trained."),
     "models": ("models", "Say which architectures train, and why others don't."),
     "preview": ("preview", "Show samples as they will be trained on."),

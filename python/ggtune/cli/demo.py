@@ -1,9 +1,11 @@
 """``ggtune demo``."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
+from ggtune.cli.options import DEVICE_SETTINGS, config_options, given_settings
 from ggtune.cli.training import ending_on_signal
 
 
@@ -16,7 +18,9 @@ from ggtune.cli.training import ending_on_signal
     help="Folder to write to; an earlier demo in it is replaced.",
 )
 @click.option("-t", "--threads", type=click.IntRange(min=0), default=0, help="Threads (default: all available).")
-def command(out: Path, threads: int) -> None:
+@config_options("train", only=DEVICE_SETTINGS)
+@click.pass_context
+def command(context: click.Context, /, out: Path, threads: int, **_: Any) -> None:
     """Teach a small built-in model 64 facts of chemistry, merge what it learned, and package it for Ollama.
 
     The exit status is 1 where the training loss did not come under its goal.
@@ -25,6 +29,6 @@ def command(out: Path, threads: int) -> None:
     from ggtune.pipeline import Progress
 
     with ending_on_signal(f"ggtune train --resume --out {out}"):
-        reached = run_demo(out, threads=threads, reporter=Progress())
+        reached = run_demo(out, threads=threads, settings=given_settings(context), reporter=Progress())
     if not reached:
         raise click.exceptions.Exit(1)

@@ -91,6 +91,9 @@ class ConfigCommand(click.Command):
         return written
 
 
+# what says which devices layers lie on
+DEVICE_SETTINGS = ("gpu_layers", "device", "main_device", "split", "cpu_experts", "device_memory")
+
 # what says which data are read, and how they become samples
 DATA_SETTINGS = (
     *("model", "data", "more_data", "repeat", "question_column", "answer_column", "context_column", "weight_column"),

@@ -1,7 +1,9 @@
 """``ggtune status``."""
 
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -11,12 +13,17 @@ if TYPE_CHECKING:
 
 @click.command("status")
 @click.argument("run", required=False, type=click.Path(path_type=Path))
-def command(run: Path | None) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print JSON: one object for RUN, else a list of all.")
+def command(run: Path | None, as_json: bool) -> None:
     """Say how the run in the folder RUN is doing, or all runs of this user."""
     from ggtune.errors import GgtuneError
     from ggtune.run.registry import known_runs
     from ggtune.run.status import read_status
 
+    if as_json:
+        found = read_status(run).to_dict() if run is not None else _all(known_runs())
+        click.echo(json.dumps(found, indent=2, ensure_ascii=False))
+        return
     if run is not None:
         for line in [*details(read_status(run)), *_outlook(run)]:
             click.echo(line)
@@ -29,6 +36,19 @@ def command(run: Path | None) -> None:
             click.echo(f"{folder}: {summary(read_status(folder))}")
         except GgtuneError as error:
             click.echo(str(error))
+
+
+def _all(folders: Sequence[Path]) -> list[dict[str, Any]]:
+    from ggtune.errors import GgtuneError
+    from ggtune.run.status import read_status
+
+    found: list[dict[str, Any]] = []
+    for folder in folders:
+        try:
+            found.append(read_status(folder).to_dict())
+        except GgtuneError as error:
+            found.append({"folder": str(folder), "error": str(error)})
+    return found
 
 
 def _outlook(run: Path) -> list[str]:
@@ -57,6 +77,13 @@ def summary(status: "RunStatus") -> str:
     return "  ".join(parts) + (f"  ({status.reason})" if status.reason else "")
 
 
+def _device_text(name: str, use: Mapping[str, int]) -> str:
+    from ggtune.system import format_bytes
+
+    memory = f" ({format_bytes(use['memory_bytes'])} expected)" if "memory_bytes" in use else ""
+    return f"{use.get('layers', 0)} on {name}{memory}"
+
+
 def details(status: "RunStatus") -> list[str]:
     """Say all of it."""
     from ggtune.run.progress import format_duration
@@ -79,6 +106,8 @@ def details(status: "RunStatus") -> list[str]:
         lines.append(f"ETA {format_duration(status.eta_s)}")
     if status.memory_bytes is not None:
         lines.append(f"Memory {format_bytes(status.memory_bytes)}")
+    if status.devices:
+        lines.append("Layers " + ", ".join(_device_text(name, use) for name, use in status.devices.items()))
     if status.idle_s is not None:
         lines.append(f"Last step {format_duration(status.idle_s)} ago")
     return lines

@@ -1,7 +1,8 @@
 """The demo: answers before, training, merge, answers after, package."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ggtune import pipeline
 from ggtune.config import TrainConfig
@@ -14,8 +15,8 @@ N_SHOWN = 8
 _EXAMPLE_ROW = 3
 
 
-def demo_config(threads: int = 0) -> TrainConfig:
-    """Return the settings: enough for the model to learn 64 answers by heart in a few minutes."""
+def demo_config(threads: int = 0, settings: Mapping[str, Any] | None = None) -> TrainConfig:
+    """Return the settings: enough for the model to learn 64 answers by heart in a few minutes; ``settings`` on top."""
     return TrainConfig(
         model=str(MODEL),
         data=str(DATA),
@@ -29,11 +30,17 @@ def demo_config(threads: int = 0) -> TrainConfig:
         stop_loss=GOAL_LOSS,
         stop_patience=8,  # a whole epoch
         threads=threads,
+        **(settings or {}),
     )
 
 
-def run_demo(out: Path, *, threads: int = 0, reporter: pipeline.Reporter) -> bool:
-    """Run it all, files into ``out``; False where the training loss did not come under :data:`GOAL_LOSS`."""
+def run_demo(
+    out: Path, *, threads: int = 0, settings: Mapping[str, Any] | None = None, reporter: pipeline.Reporter
+) -> bool:
+    """Run it all, files into ``out``; False where the training loss did not come under :data:`GOAL_LOSS`.
+
+    ``settings`` are those of the training, beside :func:`demo_config`'s.
+    """
     say = reporter.note
     outputs = pipeline.claim_folder(out, overwrite=True)
     records = read_csv(DATA).records
@@ -42,7 +49,7 @@ def run_demo(out: Path, *, threads: int = 0, reporter: pipeline.Reporter) -> boo
     say(f"1. What the model answers now ({MODEL.name}):")
     _ask(MODEL, shown, threads, say)
     say(f"\n2. Training on the {len(records)} questions and answers of {DATA}:")
-    result = pipeline.train(demo_config(threads), outputs, pipeline.TrainOptions(overwrite=True), reporter)
+    result = pipeline.train(demo_config(threads, settings), outputs, pipeline.TrainOptions(overwrite=True), reporter)
     merged = out / "model.gguf"
     say(f"\n3. Merging what was learned into the model's own tensors: {merged}")
     options = pipeline.MergeOptions(name="ggtune-demo", threads=threads)

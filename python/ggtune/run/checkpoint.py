@@ -8,8 +8,8 @@ Tensors: ``<base>.lora_a`` and ``.lora_b`` (the adapter), each with ``.m`` and `
 import hashlib
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,8 +53,10 @@ class State:
     lr_scale: float = 1.0  # halved when the run goes back, and where its loss no longer falls
     failed_step: int = 0  # where it last went back, 0 when it is past that
     data_files: Mapping[str, str] = field(default_factory=dict)  # a fingerprint of each file's samples, by its name
-    device_layers: Mapping[str, int] = field(default_factory=dict)  # on each device; none: all was the CPU's
-    loss_scale: float = 0.0  # of devices that round to half precision; 0: none is known
+    loss_scale: float = 1.0  # of devices that round products to half precision; 0 where none is chosen yet
+    # where the layers lay: {"step": after it, "layers": how many by device, "CPU" among them}, oldest first; a run that
+    # has only ever been on the CPU has none
+    places: Sequence[Mapping[str, Any]] = ()
 
     @property
     def n_updates(self) -> int:
@@ -65,6 +67,15 @@ class State:
     def adapter_notes(self) -> dict[str, str]:
         """What the adapter file of this step carries."""
         return {**self.notes, "step": str(self.step)}
+
+    def with_places(self, layers: Mapping[str, int]) -> "State":
+        """Note that the run goes on from here with so many ``layers`` by device; empty: all on the CPU."""
+        last = self.places[-1]["layers"] if self.places else {}
+        if dict(layers) == last:
+            return self
+        before = self.places or ([{"step": 0, "layers": {}}] if self.step else [])
+        kept = [entry for entry in before if entry["step"] < self.step]
+        return replace(self, places=[*kept, {"step": self.step, "layers": dict(layers)}])
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "State":
@@ -80,7 +91,18 @@ class State:
             raise CheckpointError(f"its state has a wrong {', '.join(wrong)}")
         if min(values["step"], values["n_micro_batches"], values["epoch"], values["cursor"]) < 0:
             raise CheckpointError("its state has a counter below 0")
+        if not all(_is_place(entry) for entry in values.get("places", ())):
+            raise CheckpointError("its state has wrong places")
         return cls(**values)
+
+
+def _is_place(entry: object) -> bool:
+    return (
+        isinstance(entry, dict)
+        and isinstance(entry.get("step"), int)
+        and isinstance(layers := entry.get("layers"), dict)
+        and all(isinstance(n, int) for n in layers.values())
+    )
 
 
 _JSON_TYPES: dict[str, Any] = {
@@ -88,10 +110,10 @@ _JSON_TYPES: dict[str, Any] = {
     "pending": (dict, type(None)),
     "notes": dict,
     "data_files": dict,
-    "device_layers": dict,
-    "loss_scale": (int, float),
     "elapsed_s": (int, float),
     "lr_scale": (int, float),
+    "loss_scale": (int, float),
+    "places": list,
 }
 
 
@@ -188,7 +210,8 @@ def restore(engine: "Trainer", checkpoint: Checkpoint) -> None:
     engine.set_moments(checkpoint.moments)
     engine.n_steps = checkpoint.state.n_updates
     engine.n_micro_batches = checkpoint.state.n_micro_batches
-    engine.loss_scale = checkpoint.state.loss_scale
+    if checkpoint.state.loss_scale > 1.0:  # else it was of the CPU, or none was chosen: a device begins with its own
+        engine.loss_scale = checkpoint.state.loss_scale
     engine.zero_gradients()
 
 

@@ -23,8 +23,8 @@ class Job:
     """Context manager around a run: takes the lock, clears away what a killed process left, says how the run stands.
 
     ``command`` is what ``ggtune resume`` needs to call it again; ``overwrite`` removes the files of an earlier run,
-    once those of this one could be written; ``texts`` are written then, by their paths. A job that can't begin leaves
-    no new file.
+    once those of this one could be written; ``texts`` are written then, by their paths; ``places`` are layers and
+    predicted memory by device. A job that can't begin leaves no new file.
     """
 
     config: TrainConfig
@@ -34,6 +34,7 @@ class Job:
     command: Mapping[str, Any] = field(default_factory=dict)
     overwrite: bool = False
     texts: Mapping[Path, str] = field(default_factory=dict)
+    places: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     def __enter__(self) -> "Job":
         with ExitStack() as stack:
@@ -99,6 +100,7 @@ class Job:
             "version": self.version,
             "working_folder": str(Path.cwd()),
             "command": dict(self.command),
+            **({"devices": {name: dict(use) for name, use in self.places.items()}} if self.places else {}),
         }
         write_status(self.outputs.status, state, reason, more)
 

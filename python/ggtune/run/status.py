@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,11 @@ class RunStatus:
     eta_s: float | None
     memory_bytes: int | None
     idle_s: float | None  # since the last step was written
+    devices: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # layers and predicted bytes; "CPU", too
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return {**asdict(self), "folder": str(self.folder)}
 
 
 def read_status(folder: Path, records: Sequence[Mapping[str, Any]] | None = None) -> RunStatus:
@@ -99,7 +104,18 @@ def read_status(folder: Path, records: Sequence[Mapping[str, Any]] | None = None
         eta_s=_eta(records, total) if state == RUNNING else None,
         memory_bytes=_resident_bytes(living),
         idle_s=_age_s(outputs.metrics),
+        devices=_devices(written.get("devices")),
     )
+
+
+def _devices(written: Any) -> dict[str, dict[str, int]]:
+    if not isinstance(written, dict):
+        return {}
+    return {
+        str(name): {str(key): n for key, n in use.items() if isinstance(n, int)}
+        for name, use in written.items()
+        if isinstance(use, dict)
+    }
 
 
 def _age_s(path: Path) -> float | None:

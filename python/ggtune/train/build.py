@@ -1,7 +1,8 @@
 """From settings to what computes: model, adapter, samples, engine and plan, for a training as for its forecast."""
 
+import dataclasses
 import datetime
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ggtune._native import core
@@ -11,7 +12,7 @@ from ggtune.gguf.adapter_file import AdapterFile, adapter_content
 from ggtune.run.checkpoint import Checkpoint, CheckpointError, restore
 from ggtune.setting_texts import Holdout
 from ggtune.system import available_memory, format_bytes, resolved_threads
-from ggtune.train.placement import Placement, Placer, asked_devices
+from ggtune.train.placement import Places
 from ggtune.train.plan import Plan
 from ggtune.train.samples import RunSamples, read_samples
 from ggtune.train.start import Start, settled
@@ -36,12 +37,7 @@ class Build:
     targets: Targets
     engine: "Trainer"
     plan: Plan
-    placement: Placement = field(default_factory=Placement)
-
-    @property
-    def device_budgets(self) -> dict[str, int]:
-        """Bytes of each device that may be used."""
-        return dict(zip(self.placement.devices, self.placement.budgets, strict=True))
+    places: Places = Places()
 
     @property
     def config(self) -> TrainConfig:
@@ -69,17 +65,14 @@ def build(
     checkpoint: Checkpoint | None = None,
     header_only: bool = False,
     now: datetime.datetime | None = None,
-    most_layers: int | None = None,
 ) -> Build:
     """Make all of it; ``config`` is the checkpoint's, or one that goes on with it, where there is one.
 
     ``header_only`` reads no weights: enough to ask the engine for memory and time, with an adapter of any size.
-    ``now`` is the time for templates that write the date. ``most_layers`` bounds those that ``gpu_layers`` "auto" puts
-    on devices. Raises :class:`GgtuneError` for what can't be trained, :class:`CheckpointError` for a checkpoint of
-    other samples or another adapter, and :class:`DeviceMemoryError` where the layers don't fit their devices.
+    ``now`` is the time for templates that write the date. Raises :class:`GgtuneError` for what can't be trained, and
+    :class:`CheckpointError` for a checkpoint of other samples or another adapter.
     """
-    devices = asked_devices(config)
-    model = core.Model(config.model, header_only=header_only or bool(devices))
+    model = core.Model(config.model, header_only=header_only)
     start = settled(config, model) if checkpoint is None else Start(config)
     config = start.config
     samples = read_samples(config, model, now=now)
@@ -97,24 +90,47 @@ def build(
         _check_adapter_memory(config, model, targets)
     adapter = _adapter(config, model, targets)
     engine = _engine(config, adapter, samples)
-    plan = _plan(config, samples, model, engine)
-    placement = Placement()
-    if devices:
+    plan = Plan(
+        samples.training,
+        samples.held_out,
+        batch=config.batch,
+        max_tokens=config.micro_batch_tokens or default_micro_batch(samples.context, model, engine),
+        seed=config.seed,
+        epochs=config.epochs,
+        max_steps=config.max_steps,
+        graphs=engine.graphs if engine.needs_equal_lengths else None,
+    )
+    built = Build(start, model, samples, adapter, targets, engine, plan)
+    if not header_only:
+        _begin(built, checkpoint)
+    return built
 
-        def planned(tried: Placement) -> "Trainer":
-            header = core.Model(config.model, header_only=True, **tried.arguments)
-            return _engine(config, _adapter(config, header, targets), samples)
 
-        placement = Placer(config, devices, model.n_layer, planned, plan.largest).place(most_layers)
-        if placement.devices or not header_only:
-            model = core.Model(config.model, header_only=header_only, **placement.arguments)
-            adapter = _adapter(config, model, targets)
-            engine = _engine(config, adapter, samples)
+def placed(
+    built: Build, places: Places, *, checkpoint: Checkpoint | None = None, header_only: bool = False
+) -> Build:
+    """Make the same with the model's layers in other places, of which another may be the header alone.
+
+    Raises :class:`ggtune.errors.DeviceMemoryError` where the weights don't fit a device.
+    """
+    config = built.config
+    if not header_only:
+        _check_adapter_memory(config, built.model, built.targets)
+    model = core.Model(config.model, header_only=header_only, **places.arguments())
+    adapter = _adapter(config, model, built.targets)
+    engine = _engine(config, adapter, built.samples)
+    found = dataclasses.replace(built, model=model, adapter=adapter, engine=engine, places=places)
+    if not header_only:
+        _begin(found, checkpoint)
+    return found
+
+
+def _begin(built: Build, checkpoint: Checkpoint | None) -> None:
+    """Put the values in that a run begins or goes on with."""
     if checkpoint is not None:
-        restore(engine, checkpoint)
-    elif not header_only:  # such an adapter has no values
-        start.fill(adapter)
-    return Build(start, model, samples, adapter, targets, engine, plan, placement)
+        restore(built.engine, checkpoint)
+    else:
+        built.start.fill(built.adapter)
 
 
 def _engine(config: TrainConfig, adapter: "Adapter", samples: RunSamples) -> "Trainer":
@@ -126,19 +142,6 @@ def _engine(config: TrainConfig, adapter: "Adapter", samples: RunSamples) -> "Tr
         dropout=config.dropout,
         neftune_alpha=config.neftune_alpha,
         seed=config.seed,
-    )
-
-
-def _plan(config: TrainConfig, samples: RunSamples, model: "Model", engine: "Trainer") -> Plan:
-    return Plan(
-        samples.training,
-        samples.held_out,
-        batch=config.batch,
-        max_tokens=config.micro_batch_tokens or default_micro_batch(samples.context, model, engine),
-        seed=config.seed,
-        epochs=config.epochs,
-        max_steps=config.max_steps,
-        graphs=engine.graphs if engine.needs_equal_lengths else None,
     )
 
 

@@ -1,8 +1,8 @@
 """Memory and time of a run before it is started: from the model's header, the data and a short calibration."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -11,11 +11,10 @@ import psutil
 
 from ggtune.config import TrainConfig
 from ggtune.data.packing import MicroBatch
-from ggtune.system import available_memory, format_bytes
-from ggtune.train.beside import Beside, beside, n_times
-from ggtune.train.build import build
-from ggtune.train.measuring import SAMPLE_TOKENS, asked_of
-from ggtune.train.recomputation import set_recomputation
+from ggtune.system import format_bytes
+from ggtune.train.beside import Beside, n_times
+from ggtune.train.measuring import SAMPLE_TOKENS
+from ggtune.train.placing import DeviceUse, placed_run, use_lines
 from ggtune.train.targets import smaller_targets
 
 if TYPE_CHECKING:
@@ -41,6 +40,8 @@ class Forecast:
     measured: Beside | None = None  # what is measured beside the steps
     scored_s: float = 0.0  # of the answers that are scored with an evaluation, at most
     samples_s: float = 0.0  # of one round of the fixed questions, at most
+    devices: Mapping[str, DeviceUse] = field(default_factory=dict)  # what lies where; empty: all on the CPU
+    messages: tuple[str, ...] = ()  # about devices
     until_loss: float = 0.0  # the total steps are the most that are taken to come under it; 0: all of them are taken
 
     @property
@@ -59,7 +60,9 @@ class Forecast:
             "--ctx or --rank" if self.recompute_layers or not self.can_recompute else "--ctx or --rank, or --recompute"
         )
         lines = [
-            f"Memory: {format_bytes(self.total_bytes)} at the peak, {format_bytes(self.available_bytes)} are free: "
+            *self.messages,
+            *self._device_lines(),
+            f"{'Main memory' if self.devices else 'Memory'}: {format_bytes(self.total_bytes)} at the peak, {format_bytes(self.available_bytes)} are free: "
             + (
                 "it fits"
                 if self.fits
@@ -70,7 +73,8 @@ class Forecast:
             *([f"  of the adapter's parameters {self.experts}"] if self.experts else ()),
         ]
         if self.seconds_per_step is None:
-            return [*lines, f"Steps: {self.total_steps or 'no last step'}; their time was not tried"]
+            where = " on devices" if self.devices and self.fits else ""
+            return [*lines, f"Steps: {self.total_steps or 'no last step'}; their time was not tried{where}"]
         lines.append(
             f"Step: about {self.seconds_per_step:.2f} s for {self.tokens_per_step:.0f} tokens in "
             f"{self.micro_batches_per_step:.2f} micro-batches "
@@ -87,6 +91,13 @@ class Forecast:
                 f"started now it ends about {now + duration:%Y-%m-%d %H:%M}"
                 + (f" or when the loss stays under {self.until_loss:g}" if self.until_loss else "")
             )
+        return lines
+
+    def _device_lines(self) -> list[str]:
+        lines = []
+        for line, use in zip(use_lines(self.devices), self.devices.values(), strict=False):
+            lines.append(f"Device: {line}: {'it fits' if use.needed_bytes <= use.usable_bytes else 'it does NOT fit'}")
+            lines += [f"  {name:<10} {format_bytes(n)}" for name, n in use.needed.items()]
         return lines
 
     def _n_times(self) -> tuple[int, int]:
@@ -131,18 +142,16 @@ class Forecast:
 
 def forecast(config: TrainConfig) -> Forecast:
     """Predict a run without loading weights or allocating for it. Raises :class:`GgtuneError` as the run would."""
-    built = build(config, header_only=True)
-    config, engine, plan, available = built.config, built.engine, built.plan, available_memory()
-    asked = asked_of(built)
-    measured = beside(built, asked)
-    memory = set_recomputation(built, available - measured.answer_bytes)
-    if measured.answer_bytes:
-        memory["answers"] = measured.answer_bytes
+    placed = placed_run(config, header_only=True)
+    built, asked, measured, available = placed.built, placed.asked, placed.measured, placed.free_bytes
+    config, engine, plan = built.config, built.engine, built.plan
+    memory = dict(placed.needed)
     memory["program"] = psutil.Process().memory_info().rss
     n_steps = plan.steps_per_epoch
     batches = [batch for cursor in range(n_steps) for batch in plan.micro_batches(0, cursor)]
     n_tokens = sum(batch.n_tokens for batch in batches)
-    fits = sum(memory.values()) <= available
+    # what the engine tries are the CPU's operations
+    fits = sum(memory.values()) <= available and not placed.devices
     return Forecast(
         memory_bytes=memory,
         available_bytes=available,
@@ -157,6 +166,8 @@ def forecast(config: TrainConfig) -> Forecast:
         measured=measured,
         scored_s=_answers_s(engine, [len(q.prompt) for q in asked.scored], asked.scored_tokens) if fits else 0.0,
         samples_s=_answers_s(engine, [len(q.prompt) for q in asked.fixed], SAMPLE_TOKENS) if fits else 0.0,
+        devices=placed.devices,
+        messages=placed.lines,
         until_loss=config.stop_loss if config.until_stop_loss else 0.0,
         micro_batches_per_step=len(batches) / n_steps,
         tokens_per_step=n_tokens / n_steps,

@@ -79,6 +79,6 @@ class Keeper:
 
     def _snapshot(self, state: State, monitor: Monitor) -> Checkpoint:
         """Copy all that a checkpoint holds."""
-        state = dataclasses.replace(state, monitor=monitor.state())
+        state = dataclasses.replace(state, monitor=monitor.state(), loss_scale=self._engine.loss_scale)
         adapter = adapter_content(self._engine.adapter, state.adapter_notes)
         return Checkpoint(adapter, self._engine.moments(), state, self._config)

@@ -28,6 +28,7 @@ from ggtune.train.result import Result
 from ggtune.train.schedule import Schedule
 from ggtune.train.verdict import has_diverged, turn_text, verdicts
 
+_WITHOUT_DEVICE = " (with --device none on the CPU alone)"
 _ETA_STEPS = 50  # the last steps, whose mean time tells when the run ends
 
 
@@ -103,7 +104,7 @@ class Loop:
             except KeyboardInterrupt:
                 raise self._interrupted() from None
             except DeviceLostError as error:
-                raise self._without_device(error) from error
+                raise self._lost(error) from error
             self._save_last()
             result = self._result(reason)
             self._end(result)
@@ -215,7 +216,6 @@ class Loop:
             self._state,
             step=self._state.step + 1,
             n_micro_batches=self._engine.n_micro_batches,
-            loss_scale=self._engine.loss_scale,
             epoch=epoch,
             cursor=cursor + 1,
             elapsed_s=self._elapsed_s(),
@@ -362,9 +362,10 @@ class Loop:
             self._state, self._monitor, self._initial, self._config
         )
         restore(self._engine, checkpoint)
+        layers = self._state.places[-1]["layers"] if self._state.places else {}  # those of this session
         self._state = dataclasses.replace(
             checkpoint.state, lr_scale=checkpoint.state.lr_scale / 2, failed_step=failed, pending=None
-        )
+        ).with_places(layers)
         self._monitor = Monitor(**checkpoint.state.monitor)
         set_aside_later(self._outputs.checkpoint, self._state.step)
         for file in self._files:
@@ -393,23 +394,26 @@ class Loop:
         self._observers.end(INTERRUPTED, str(interruption))
         return interruption
 
-    def _without_device(self, error: DeviceLostError) -> DeviceLostError:
-        """Save the last whole step, which main memory still has, after a device has failed."""
-        self._engine.n_micro_batches = self._state.n_micro_batches
-        try:
-            saved = self._keeper.save(self._state, self._monitor) if self._state.step else None
-            kept = f"step {self._state.step} is saved in {saved}" if saved else "no step was done"
-        except GgtuneError as problem:
-            kept = f"step {self._state.step} could not be saved: {problem}"
+    def _lost(self, error: DeviceLostError) -> DeviceLostError:
+        """Save the last whole step, whose parameters are in main memory, and say how to go on without the device."""
+        saved = f"no step was whole, so that there is nothing to go on from: start it again{_WITHOUT_DEVICE}"
+        if self._state.step:
+            try:
+                path = self._keeper.save(self._state, self._monitor)
+                saved = f"step {self._state.step} is saved: {path}. Go on with {self._resume_text()}{_WITHOUT_DEVICE}"
+            except GgtuneError as problem:
+                saved = f"step {self._state.step} could not be saved: {problem}"
         for file in self._files:
             file.flush()
-        text = (
-            f"{error}. The run has ended, {kept}. Go on with `ggtune resume`, with --device none on the CPU alone, or "
-            "with fewer --gpu-layers"
-        )
-        self._job.failed(text, self._state.step)
-        self._observers.end(FAILED, text)
-        return DeviceLostError(text)
+        lost = DeviceLostError(f"{error}; {saved}")
+        self._job.failed(str(lost), self._state.step)
+        self._observers.end(FAILED, str(lost))
+        return lost
+
+    def _resume_text(self) -> str:
+        if self._outputs.status is None:  # files of the old finetune
+            return "the same command with that file for --checkpoint-in"
+        return f"`ggtune resume {self._outputs.status.parent}`"
 
     def _save_last(self) -> None:
         step = self._state.step

@@ -1,323 +1,391 @@
-"""Which layers of a model lie on which devices: as asked for, or as many as fit beside what training needs."""
+"""Which layers of a model lie on which device: as many as fit beside what training needs, or as the settings say.
 
-import math
+**What fits** is asked of the engine, which predicts a graph's memory by device from the model's header alone; nothing is
+allocated for it. Of the memory that is free a margin is left: the prediction is within 5 % of what is allocated, and
+backends take some themselves for the scratch of large products and for their own code, a screen takes some as well. A
+tenth of what is free, 1 GiB at most, which is what llama.cpp leaves, too.
+
+**Recomputation or fewer layers?** A layer that is computed again for its gradient takes half as long again, on whichever
+side it lies; one that lies on the CPU takes many times as long as on a device. But layers are computed again from the
+first on, and the first ones are the CPU's: where devices hold a part of the model, recomputing theirs means to recompute
+all of the CPU's. So both are costed, the most layers with all of them computed again and the most with none, and the
+cheaper is taken. Where all fit with recomputation alone, that is always cheaper.
+"""
+
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from ggtune._native import core
 from ggtune.config import TrainConfig
-from ggtune.errors import DeviceMemoryError, GgtuneError
+from ggtune.errors import GgtuneError
 from ggtune.setting_texts import NO_DEVICE, DeviceMemory, GpuLayers
 from ggtune.system import format_bytes
 
 if TYPE_CHECKING:
-    from ggtune._core import DeviceInfo, Trainer
+    from ggtune._core import DeviceInfo, Model, Trainer
+    from ggtune.train.plan import Shape
 
-# What is left of a device's free memory: its driver keeps buffers for copies and compiled kernels that no prediction
-# knows of, and a desktop may want more in a minute.
-_USABLE_SHARE = 0.95
-_DRIVER_BYTES = 256 << 20
-
-_BY_THEMSELVES = ("gpu", "integrated")  # kinds of devices that are taken without being named
-
-
-@dataclass(frozen=True)
-class Unsupported:
-    """A layer that stays on the CPU, since its device can't compute one of its operations."""
-
-    layer: int
-    op: str
-    device: str
+HOW_TO_BUILD = "docs/devices.md says how to build ggtune for one"
+CPU = "CPU"  # the engine's name for where all else lies
+_SIMULATED = "simulated"  # of these none is taken that was not asked for
+_MARGIN_SHARE, _MOST_MARGIN = 0.1, 1 << 30
+_CPU_COST = 10.0  # time of a layer on the CPU against one on a device: a low guess, from which on it matters little
+_RECOMPUTED_COST = 1.5
 
 
 @dataclass(frozen=True)
-class Placement:
-    """Where a model's layers lie; the output head counts as one more. Those that no device has are the CPU's."""
+class Places:
+    """Where the layers of a model lie: the last ones on devices. The output head is a layer, too, the last one."""
 
     devices: tuple[str, ...] = ()
-    device_layers: tuple[int, ...] = ()  # how many of the last layers each device has, in order
-    cpu_layers: tuple[int, ...] = ()  # layers among them that stay on the CPU all the same
+    layers: tuple[int, ...] = ()  # on each of them, in the model's order
+    cpu_layers: tuple[int, ...] = ()  # numbers of those among them that stay on the CPU all the same
     cpu_experts: int = 0
     exact: bool = False
-    unsupported: tuple[Unsupported, ...] = ()
-    budgets: tuple[int, ...] = ()  # bytes of each device that may be used
-    too_small: tuple[str, ...] = ()  # devices that have room for no layer, where that decided
 
     @property
     def n_layers(self) -> int:
-        """Layers on devices, those of ``cpu_layers`` among them."""
-        return sum(self.device_layers)
+        """Layers on devices, those that stay on the CPU all the same counted in."""
+        return sum(self.layers)
 
-    @property
+    def device_of(self, layer: int, n_all: int) -> str:
+        """Return where a layer of ``n_all`` would lie, whether its device can compute it or not."""
+        end = n_all - self.n_layers
+        for device, n in zip((CPU, *self.devices), (end, *self.layers), strict=True):
+            end += n if device != CPU else 0
+            if layer < end:
+                return device
+        raise ValueError(f"there is no layer {layer}")
+
     def arguments(self) -> dict[str, Any]:
-        """Those of ``_core.Model``."""
+        """Of ``core.Model``; none where all lies on the CPU."""
+        if not self.devices:
+            return {}
         return {
-            "devices": self.devices,
-            "device_layers": self.device_layers,
-            "cpu_layers": self.cpu_layers,
+            "devices": list(self.devices),
+            "device_layers": list(self.layers),
+            "cpu_layers": list(self.cpu_layers),
             "cpu_experts": self.cpu_experts,
             "exact": self.exact,
         }
 
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the settings ask for, and the devices that there are for it; the one with the output head comes last."""
+
+    devices: tuple["DeviceInfo", ...]
+    usable_bytes: tuple[int, ...]  # of each
+    layers: GpuLayers
+    split: tuple[float, ...] = ()  # empty: by the memory
+    cpu_experts: int = 0
+    exact: bool = False
+
     @property
-    def recorded(self) -> dict[str, int]:
-        """How many layers each device has, for checkpoints and records."""
-        return dict(zip(self.devices, self.device_layers, strict=True))
+    def auto(self) -> bool:
+        """Whether the number of layers is to be found."""
+        return self.layers.n is None and not self.layers.all
 
-    def lines(self, n_layer: int, memory: Mapping[str, Mapping[str, int]]) -> list[str]:
-        """Describe it for the user. ``memory`` is what each device will need, by part."""
-        if not self.devices:
-            none_fits = f"No layer fits on {', '.join(self.too_small)}: all are computed by the CPU"
-            return [*([none_fits] if self.too_small else []), *self.unsupported_lines()]
-        first = n_layer + 1 - self.n_layers
-        on_cpu = [*range(first), *self.cpu_layers]
-        found = []
-        for name, n, budget in zip(self.devices, self.device_layers, self.budgets, strict=True):
-            layers = [layer for layer in range(first, first + n) if layer not in self.cpu_layers]
-            needed = sum(memory.get(name, {}).values())
-            found.append(
-                f"Device {name}: {layers_text(layers, n_layer)}; {format_bytes(needed)} expected of "
-                f"{format_bytes(budget)} that may be used"
-            )
-            first += n
-        if on_cpu:
-            found.append(f"CPU: {layers_text(on_cpu, n_layer)}")
-        if self.cpu_experts:
-            found.append(f"CPU: the experts of the first {self.cpu_experts} layers")
-        return [*found, *self.unsupported_lines()]
-
-    def unsupported_lines(self) -> list[str]:
-        """Say which layers stay on the CPU since a device can't compute them, each reason once."""
-        reasons: dict[tuple[str, str], list[int]] = {}
-        for one in self.unsupported:
-            reasons.setdefault((one.device, one.op), []).append(one.layer)
-        return [
-            f"{'Layers' if len(layers) > 1 else 'Layer'} {', '.join(map(str, layers))} on the CPU: {device} can't "
-            f"compute {op}"
-            for (device, op), layers in reasons.items()
-        ]
+    @property
+    def usable(self) -> dict[str, int]:
+        """Bytes that may be used, by device."""
+        return {device.name: n for device, n in zip(self.devices, self.usable_bytes, strict=True)}
 
 
-def layers_text(layers: Sequence[int], n_layer: int) -> str:
-    """Name layers, the number ``n_layer`` being the output head: "layers 0 to 3, 7 and the output head"."""
-    runs: list[list[int]] = []
-    for layer in layers:
-        if layer < n_layer and runs and runs[-1][1] == layer - 1:
-            runs[-1][1] = layer
-        elif layer < n_layer:
-            runs.append([layer, layer])
-    text = ", ".join(str(low) if low == high else f"{low} to {high}" for low, high in runs)
-    several = len(runs) > 1 or (runs and runs[0][0] < runs[0][1])
-    parts = ([f"{'layers' if several else 'layer'} {text}"] if runs else []) + (
-        ["the output head"] if n_layer in layers else []
-    )
-    return " and ".join(parts) or "no layer"
+def wanted_devices(config: TrainConfig) -> Wanted | None:
+    """Return what the settings ask of devices, None for the CPU alone.
 
-
-def asked_devices(config: TrainConfig) -> list["DeviceInfo"]:
-    """Return the devices that a run may use, in the order of their layers.
-
-    Raises :class:`GgtuneError` for a device that is not there, or settings that don't fit each other.
+    Raises :class:`GgtuneError` for devices that there are not, and for settings that don't fit those that there are.
     """
-    if config.device == (NO_DEVICE,) or GpuLayers.parse(config.gpu_layers).n == 0:
-        return []
-    known = {device.name: device for device in core.devices()}
-    there = ", ".join(known) or "none in this build or on this machine"
-    if unknown := [name for name in config.device if name not in known]:
-        raise GgtuneError(
-            f"--device {','.join(config.device)}: there is no device {unknown[0]} (there is: {there}). "
-            "`ggtune devices` lists them; --device none trains on the CPU"
-        )
-    if len(set(config.device)) < len(config.device):
-        raise GgtuneError(f"--device {','.join(config.device)}: a device is named twice")
-    if config.device:
-        devices = [known[name] for name in config.device]
-    else:
-        devices = [device for device in known.values() if device.kind in _BY_THEMSELVES]
-    if not devices and config.gpu_layers != "auto":
-        raise GgtuneError(
-            f"--gpu-layers {config.gpu_layers}: there is no device to put layers on (there is: {there}). "
-            "docs/devices.md says how to build ggtune with one"
-        )
-    return _with_main_last(config, devices)
-
-
-def _with_main_last(config: TrainConfig, devices: list["DeviceInfo"]) -> list["DeviceInfo"]:
-    if config.main_device and devices:
-        main = [device for device in devices if device.name == config.main_device]
+    layers, named = GpuLayers.parse(config.gpu_layers), tuple(filter(None, config.device))
+    if layers.n == 0 or named == (NO_DEVICE,):
+        return None
+    auto = layers.n is None and not layers.all
+    there = {device.name: device for device in core.devices()}
+    chosen = _chosen(config, named, auto, there)
+    if not chosen:
+        return None
+    if config.main_device:
+        main = [device for device in chosen if device.name == config.main_device]
         if not main:
             raise GgtuneError(
-                f"--main-device {config.main_device} is none of {', '.join(device.name for device in devices)}"
+                f"--main-device {config.main_device} is none of the devices that are used: "
+                f"{', '.join(device.name for device in chosen)}"
             )
-        devices = [device for device in devices if device is not main[0]] + main
-    n_parts = len(_proportions(config.split))
-    if n_parts and devices and n_parts != len(devices):
+        chosen = [*(device for device in chosen if device.name != config.main_device), *main]
+    split = tuple(float(part) for part in config.split.split(",")) if config.split.strip() else ()
+    if split and len(split) != len(chosen):
         raise GgtuneError(
-            f"--split {config.split}: {n_parts} proportions for {len(devices)} devices "
-            f"({', '.join(device.name for device in devices)})"
+            f"--split {config.split} has {len(split)} parts, and the devices are {len(chosen)}: "
+            f"{', '.join(device.name for device in chosen)}. Give one for each, or choose devices by --device."
         )
-    return devices
+    memory = DeviceMemory.parse(config.device_memory)
+    return Wanted(
+        tuple(chosen),
+        tuple(usable_bytes(device, memory) for device in chosen),
+        layers,
+        split,
+        config.cpu_experts,
+        exact=config.precision == "f32",
+    )
 
 
-def _proportions(text: str) -> list[float]:
-    return [float(part) for part in text.split(",")] if text.strip() else []
+def _chosen(
+    config: TrainConfig, named: Sequence[str], auto: bool, there: Mapping[str, "DeviceInfo"]
+) -> list["DeviceInfo"]:
+    if named:
+        if missing := [name for name in named if name not in there]:
+            known = f"there are: {', '.join(there)}" if there else f"this build or machine has none: {HOW_TO_BUILD}"
+            raise GgtuneError(
+                f"--device: there is no {', '.join(missing)}; {known}. With --device {NO_DEVICE} all is computed by "
+                "the CPU."
+            )
+        if len(set(named)) < len(named):
+            raise GgtuneError(f"--device {','.join(named)} names a device twice")
+        return [there[name] for name in named]
+    real = [device for device in there.values() if device.kind != _SIMULATED]
+    if auto:
+        found = real
+    else:
+        found = real or list(there.values())
+        if not found:
+            raise GgtuneError(
+                f"--gpu-layers {config.gpu_layers}: this build or machine has no device; {HOW_TO_BUILD}. With "
+                f"--device {NO_DEVICE} all is computed by the CPU."
+            )
+    if config.main_device and not found:
+        raise GgtuneError(f"--main-device {config.main_device}: this build or machine has no device; {HOW_TO_BUILD}")
+    return found
 
 
-def budget(device: "DeviceInfo", setting: str) -> int:
-    """Return how many bytes of a device may be used: what is free less a margin, or less than that where asked for."""
-    wanted = DeviceMemory.parse(setting)
-    driver = 0 if device.kind == "simulated" else _DRIVER_BYTES
-    usable = max(0, int(_USABLE_SHARE * device.free_bytes) - driver)
-    if wanted.share is not None:
-        return min(usable, int(wanted.share * device.total_bytes))
-    return usable if wanted.n_bytes is None else min(usable, wanted.n_bytes)
-
-
-def shared_out(n_layers: int, proportions: Sequence[float]) -> list[int]:
-    """Share layers out as nearly as whole numbers go (largest remainders); they add up to ``n_layers``."""
-    total = sum(proportions)
-    exact = [n_layers * part / total for part in proportions] if total > 0 else [0.0] * len(proportions)
-    counts = [math.floor(part) for part in exact]
-    by_remainder = sorted(range(len(exact)), key=lambda i: counts[i] - exact[i])
-    for i in by_remainder[: n_layers - sum(counts)]:
-        counts[i] += 1
-    return counts
+def usable_bytes(device: "DeviceInfo", memory: DeviceMemory) -> int:
+    """Bytes of a device that may be used: what is asked for, as far as it is free, or what is free less a margin."""
+    if memory.n_bytes is not None:
+        return min(memory.n_bytes, device.free_bytes)
+    if memory.share is not None:
+        return min(int(memory.share * device.total_bytes), device.free_bytes)
+    return device.free_bytes - min(int(_MARGIN_SHARE * device.free_bytes), _MOST_MARGIN)
 
 
 @dataclass(frozen=True)
-class _Trial:
-    placement: Placement
-    fits: bool
-    memory: Mapping[str, Mapping[str, int]]
+class Choice:
+    """Places, and what the user is told of them."""
+
+    places: Places
+    lines: tuple[str, ...] = ()
 
 
-class Placer:
-    """Finds the places of a model's layers; asks the engine with the model's header alone.
+class Placement:
+    """Looks for places of a model's layers.
 
-    ``make_engine(placement)`` makes a trainer of the model's header with these places, ``largest`` are the tokens,
-    targets and sequences of a micro-batch.
+    ``model`` is one of the header; ``trial`` makes an engine with a model of the header whose layers lie so, ``largest``
+    is the shape of its largest micro-batch, and ``beside_bytes`` are taken of each device beside the training.
     """
 
     def __init__(
         self,
-        config: TrainConfig,
-        devices: Sequence["DeviceInfo"],
-        n_layer: int,
-        make_engine: Callable[[Placement], "Trainer"],
-        largest: tuple[int, int, int],
+        wanted: Wanted,
+        model: "Model",
+        trial: Callable[[Places], "Trainer"],
+        largest: "Shape",
+        *,
+        recompute: str = "auto",
+        beside_bytes: int = 0,
     ) -> None:
-        self._config = config
-        self._devices = list(devices)
-        self._n_layer = n_layer
-        self._make_engine = make_engine
+        self._wanted = wanted
+        self._layer_bytes = list(model.layer_bytes)
+        self._trial = trial
         self._largest = largest
-        self._budgets = [budget(device, config.device_memory) for device in devices]
-        self._unsupported: dict[int, Unsupported] = {}
-        self._tried: dict[int, _Trial] = {}
-
-    def place(self, most_layers: int | None = None) -> Placement:
-        """Return the places as the settings ask, at most ``most_layers`` where that is "auto".
-
-        Raises :class:`DeviceMemoryError` where what was asked for does not fit, and says what would.
-        """
-        wanted = GpuLayers.parse(self._config.gpu_layers)
-        total = self._n_layer + 1
-        if wanted.n is not None and wanted.n > total:
+        self._recompute = recompute
+        self._beside_bytes = beside_bytes
+        self._tried: dict[int, Trainer] = {}
+        self._cpu_layers: tuple[int, ...] = ()
+        if wanted.cpu_experts > model.n_layer:
+            raise GgtuneError(f"--cpu-experts {wanted.cpu_experts}: the model has {model.n_layer} layers")
+        if wanted.layers.n is not None and wanted.layers.n > self.n_all:
             raise GgtuneError(
-                f"--gpu-layers {wanted.n}: the model has {self._n_layer} layers and an output head, {total} in all"
+                f"--gpu-layers {wanted.layers.n}: the model has {model.n_layer} layers, {self.n_all} with the output "
+                "head; give all for all of them"
             )
-        if wanted.all or wanted.n is not None:
-            n = total if wanted.all else wanted.n or 0
-            trial = self._trial(n)
-            if not trial.fits and not self._config.force:
-                raise DeviceMemoryError(self._refusal(n, trial))
-            return trial.placement
-        high = total if most_layers is None else min(total, most_layers)
-        n = self._most_that_fit(high)
-        placement = self._trial(n).placement
-        return placement if n else replace(placement, too_small=tuple(device.name for device in self._devices))
 
-    def _most_that_fit(self, high: int) -> int:
-        """Find the most layers up to ``high`` that fit, 0 where none do: more layers never need less."""
-        if high and self._trial(high).fits:
-            return high
-        low = 0
-        while high - low > 1:
-            middle = (low + high) // 2
-            if self._trial(middle).fits:
-                low = middle
-            else:
-                high = middle
-        return low
+    @property
+    def n_all(self) -> int:
+        """All layers, the output head among them."""
+        return len(self._layer_bytes)
 
-    def _trial(self, n: int) -> _Trial:
+    def choose(self, *, force: bool = False) -> Choice:
+        """Return places that fit. Raises :class:`GgtuneError` where a given number of layers does not.
+
+        With ``force`` that is tried all the same.
+        """
+        lines = self._leave_out_unsupported()
+        n = self.n_all if self._wanted.layers.all else self._wanted.layers.n
+        names = " and ".join(f"{name} ({format_bytes(size)} usable)" for name, size in self._usable.items())
+        if n is None:
+            n = self.most()
+            places = self.places(n)
+            if not self._on_devices(places):
+                lines.append(f"No layer fits on {names} beside what training needs: all are computed by the CPU")
+                return Choice(Places(), tuple(lines))
+            return Choice(places, tuple(lines))
+        places = self.places(n)
+        if not self._on_devices(places):
+            lines.append("No layer is left for a device: all are computed by the CPU")
+            return Choice(Places(), tuple(lines))
+        if not force and not self._fits(n, self._most_recomputed(n)):
+            raise GgtuneError(self._too_many(n, names))
+        return Choice(places, tuple(lines))
+
+    def fewer(self, places: Places) -> Choice | None:
+        """Return places for fewer layers, where a device has turned out to have too little memory; None: no fewer."""
+        if not self._wanted.auto or not places.n_layers:
+            return None
+        n = places.n_layers - max(1, places.n_layers // 8)
+        found = self.places(n)
+        return Choice(found if self._on_devices(found) else Places())
+
+    def most(self) -> int:
+        """Return the most layers that fit, in the cheaper of the two ways (see above)."""
+        if self._recompute == "none":
+            return self._most(lambda n: 0)
+        if self._recompute == "layers":
+            return self._most(self._most_recomputed)
+        again = self._most(self._most_recomputed)
+        kept = self._most(lambda n: 0)
+        return again if again == kept or self._cost(again) <= self._cost(kept) else kept
+
+    def places(self, n: int) -> Places:
+        """Share out the last ``n`` layers."""
+        wanted, first = self._wanted, self.n_all - n
+        costs = [1 if wanted.split else max(1, size) for size in self._layer_bytes[first:]]
+        shares = wanted.split or tuple(float(max(1, size)) for size in self._usable.values())
+        ends, passed, given = [], 0.0, 0.0
+        for share in shares[:-1]:
+            passed += share
+            goal, end = passed / sum(shares) * sum(costs), ends[-1] if ends else 0
+            while end < n and given + costs[end] / 2 <= goal:
+                given += costs[end]
+                end += 1
+            ends.append(end)
+        layers = [end - begin for begin, end in pairwise([0, *ends, n])]
+        used = [(device.name, number) for device, number in zip(wanted.devices, layers, strict=True) if number]
+        if not used:
+            return Places()
+        return Places(
+            tuple(name for name, _ in used),
+            tuple(number for _, number in used),
+            tuple(layer for layer in self._cpu_layers if layer >= first),
+            wanted.cpu_experts,
+            wanted.exact,
+        )
+
+    @cached_property
+    def _usable(self) -> dict[str, int]:
+        return {name: max(0, n - self._beside_bytes) for name, n in self._wanted.usable.items()}
+
+    def _on_devices(self, places: Places) -> bool:
+        return places.n_layers > len(places.cpu_layers)
+
+    def _engine(self, n: int) -> "Trainer":
         if n not in self._tried:
-            self._tried[n] = self._try(n)
+            self._tried[n] = self._trial(self.places(n))
         return self._tried[n]
 
-    def _try(self, n: int) -> _Trial:
-        if not n:
-            return _Trial(Placement(exact=self._config.precision == "f32"), True, {})
-        placement = self._placement(n)
-        engine = self._make_engine(placement)
-        names = dict(enumerate(self._device_of_layer(placement)))
-        found = {layer: Unsupported(layer, op, names[layer]) for layer, op, _ in engine.unsupported}
-        if found:
-            self._unsupported.update(found)
-            placement = self._placement(n)
-            if not placement.devices:
-                return _Trial(placement, True, {})
-            engine = self._make_engine(placement)
-        # computing layers again costs a third of their time on a device; on the CPU they would cost many times that
-        if self._config.recompute != "none":
-            engine.recompute_layers = max(0, engine.n_recomputable_layers - 1)
-        memory = engine.device_memory(*self._largest)
-        fits = all(
-            sum(memory.get(name, {}).values()) <= n_bytes
-            for name, n_bytes in zip(placement.devices, placement.budgets, strict=True)
-        )
-        return _Trial(placement, fits, memory)
+    def _leave_out_unsupported(self) -> list[str]:
+        """Find the layers that their device can't compute; tell of those that would lie there."""
+        n = self.n_all if self._wanted.layers.n is None else self._wanted.layers.n
+        found: dict[tuple[str, str], list[int]] = {}
+        while lacking := self._engine(n).unsupported:
+            places = self.places(n)
+            for layer, op, _ in lacking:
+                found.setdefault((places.device_of(layer, self.n_all), op), []).append(layer)
+            self._cpu_layers = tuple(sorted({*self._cpu_layers, *(layer for layer, _, _ in lacking)}))
+            self._tried.clear()
+            if not self._on_devices(self.places(n)):
+                break
+        return [self._lacking_text(device, op, layers) for (device, op), layers in found.items()]
 
-    def _placement(self, n: int) -> Placement:
-        counts = shared_out(n, _proportions(self._config.split) or [float(b) for b in self._budgets])
-        taken = [i for i, count in enumerate(counts) if count]
-        first = self._n_layer + 1 - n
-        back = sorted(layer for layer in self._unsupported if layer >= first)
-        if len(back) == n:  # nothing is left on a device
-            return Placement(
-                exact=self._config.precision == "f32", unsupported=tuple(self._unsupported[layer] for layer in back)
-            )
-        return Placement(
-            devices=tuple(self._devices[i].name for i in taken),
-            device_layers=tuple(counts[i] for i in taken),
-            cpu_layers=tuple(back),
-            cpu_experts=min(self._config.cpu_experts, self._n_layer),
-            exact=self._config.precision == "f32",
-            unsupported=tuple(self._unsupported[layer] for layer in back),
-            budgets=tuple(self._budgets[i] for i in taken),
-        )
+    def _lacking_text(self, device: str, op: str, layers: Sequence[int]) -> str:
+        head = self.n_all - 1
+        numbers = [str(layer) for layer in sorted(set(layers)) if layer != head]
+        named = [f"layer{'s' * (len(numbers) > 1)} {', '.join(numbers)}"] if numbers else []
+        text = " and ".join([*named, *(["the output head"] if head in layers else [])])
+        one = len(set(layers)) == 1
+        return f"{text[:1].upper()}{text[1:]} stay{'s' * one} on the CPU: {device} can't do {op}"
 
-    def _device_of_layer(self, placement: Placement) -> list[str]:
-        names = ["CPU"] * (self._n_layer + 1 - placement.n_layers)
-        for name, n in placement.recorded.items():
-            names += [name] * n
-        return names
+    def _most_recomputed(self, n: int) -> int:
+        if self._recompute == "none":
+            return 0
+        return max(0, self._engine(n).n_recomputable_layers - 1)
 
-    def _refusal(self, n: int, trial: _Trial) -> str:
-        placement = trial.placement
-        needs = ", ".join(
-            f"{name} {format_bytes(sum(trial.memory.get(name, {}).values()))} of {format_bytes(n_bytes)}"
-            for name, n_bytes in zip(placement.devices, placement.budgets, strict=True)
-        )
-        fitting = self._most_that_fit(n - 1)
-        instead = f"--gpu-layers {fitting} fits" if fitting else "no layer fits: --device none trains on the CPU"
+    def _excess(self, n: int, recomputed: int) -> int:
+        """Bytes by which the worst device has too little; 0 or less: it fits."""
+        if not self._on_devices(self.places(n)):
+            return -min(self._usable.values())
+        engine = self._engine(n)
+        engine.recompute_layers = recomputed
+        return excess_bytes(engine, self._largest, self._usable)
+
+    def _fits(self, n: int, recomputed: int) -> bool:
+        return self._excess(n, recomputed) <= 0
+
+    def _most(self, recomputed: Callable[[int], int]) -> int:
+        """Find the most layers that fit: all, or between two numbers, of which the line through both tells the next."""
+        low, high = 0, self.n_all
+        excess_low, excess_high = -min(self._usable.values()), self._excess(high, recomputed(high))
+        if excess_high <= 0:
+            return high
+        by_half = False
+        while high - low > 1:
+            share = 0.5 if by_half else -excess_low / max(1, excess_high - excess_low)
+            n = min(high - 1, max(low + 1, low + int(share * (high - low))))
+            excess = self._excess(n, recomputed(n))
+            by_half = not by_half  # a line alone may come nearer from one side only, by one layer each time
+            if excess <= 0:
+                low, excess_low = n, excess
+            else:
+                high, excess_high = n, excess
+        return low
+
+    def _cost(self, n: int) -> float:
+        """Guess the time of all layers, in that of one on a device."""
+        if not self._on_devices(self.places(n)):
+            return _CPU_COST * self.n_all
+        again, most = 0, self._most_recomputed(n)
+        while again < most and not self._fits(n, again):
+            again = min(most, 2 * again + 1)
+        n_cpu = self.n_all - n
+        cost = _CPU_COST * n_cpu + n
+        first = min(again, n_cpu)
+        return cost + (_RECOMPUTED_COST - 1) * (_CPU_COST * first + (again - first))
+
+    def _too_many(self, n: int, names: str) -> str:
+        engine = self._engine(n)
+        engine.recompute_layers = self._most_recomputed(n)
+        needed = [
+            f"{format_bytes(sum(parts.values()))} of {name}"
+            for name, parts in engine.device_memory(*self._largest).items()
+        ]
+        most = self.most()
+        fits = f"so many fit: --gpu-layers {most}" if most else "no layer fits: give --device none"
+        again = ", or --recompute" if self._recompute == "none" else ""
         return (
-            f"--gpu-layers {self._config.gpu_layers}: more memory is needed on devices than may be used ({needs}). "
-            f"{instead}; a smaller --ctx, --micro-batch-tokens or --rank needs less, --force starts all the same"
+            f"--gpu-layers {self._wanted.layers.n or 'all'} needs {' and '.join(needed)} for {self._largest[0]} tokens "
+            f"at once, and there are {names}: {fits}; or a smaller --ctx, --micro-batch-tokens or --rank{again}. "
+            "--force starts all the same."
         )
 
 
-def fewer(placement: Placement) -> int:
-    """Return how many layers to try next where a device had too little memory after all."""
-    return placement.n_layers - max(1, placement.n_layers // 10)
+def excess_bytes(engine: "Trainer", largest: "Shape", usable: Mapping[str, int]) -> int:
+    """Bytes by which the worst of an engine's devices has too little for such a graph; 0 or less: it fits."""
+    return max(
+        (
+            sum(parts.values()) - usable[name]
+            for name, parts in engine.device_memory(*largest).items()
+            if name in usable
+        ),
+        default=0,
+    )

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from ggtune.errors import GgtuneError
 from ggtune.train.build import Build
+from ggtune.train.placement import excess_bytes
 
 if TYPE_CHECKING:
     from ggtune._core import Trainer
@@ -12,16 +13,10 @@ if TYPE_CHECKING:
 _USABLE_SHARE = 0.9  # of the free memory: other programs go on, and the run's own Python side grows a little
 
 
-def set_recomputation(built: Build, free_bytes: int) -> dict[str, int]:
+def set_recomputation(built: Build, free_bytes: int, usable: Mapping[str, int] | None = None) -> dict[str, int]:
     """Do as :func:`fit_recomputation` for a run's largest micro-batch, as its settings ask."""
-    return fit_recomputation(
-        built.engine,
-        built.config.recompute,
-        built.plan.largest,
-        free_bytes,
-        n_params=built.adapter.n_params,
-        device_bytes=built.device_budgets,
-    )
+    n_params, how, largest = built.adapter.n_params, built.config.recompute, built.plan.largest
+    return fit_recomputation(built.engine, how, largest, free_bytes, n_params=n_params, usable=usable)
 
 
 def fit_recomputation(
@@ -31,14 +26,14 @@ def fit_recomputation(
     free_bytes: int,
     *,
     n_params: int,
-    device_bytes: Mapping[str, int] | None = None,
+    usable: Mapping[str, int] | None = None,
 ) -> dict[str, int]:
-    """Set ``recompute_layers`` of the engine, and return the bytes that are then needed, by part.
+    """Set ``recompute_layers`` of the engine, and return the bytes of main memory that are then needed, by part.
 
     ``largest`` are the tokens, targets and sequences of a micro-batch, ``n_params`` the adapter's. ``how`` "auto" takes
-    as few layers as fit ``free_bytes`` and the ``device_bytes`` of each device, all where even that is too much. The
-    parts are those of ``Trainer.memory``, and what a checkpoint takes while it is written. Where the engine can compute
-    no layer again, "auto" means none, and "layers" raises :class:`GgtuneError`.
+    as few layers as fit ``free_bytes``, and the bytes of devices in ``usable``; all where even that is too much. The parts are those of ``Trainer.memory``, and
+    what a checkpoint takes while it is written. Where the engine can compute no layer again, "auto" means none, and
+    "layers" raises :class:`GgtuneError`.
     """
     checkpoint = {"checkpoint": 12 * n_params}  # adapter and both moments
     if how == "layers" and engine.n_recomputable_layers == 0:
@@ -50,12 +45,6 @@ def fit_recomputation(
     def needed() -> dict[str, int]:
         return {**engine.memory(*largest), **checkpoint}
 
-    def fits() -> bool:
-        on_devices = engine.device_memory(*largest) if device_bytes else {}
-        return sum(needed().values()) <= _USABLE_SHARE * free_bytes and all(
-            sum(parts.values()) <= (device_bytes or {}).get(name, 0) for name, parts in on_devices.items()
-        )
-
     most = max(0, engine.n_recomputable_layers - 1)  # the inside of the last is needed as soon as it is there
     if how != "auto":
         engine.recompute_layers = most if how == "layers" else 0
@@ -64,7 +53,8 @@ def fit_recomputation(
     low, high = 0, most
     while low < high:
         engine.recompute_layers = (low + high) // 2 if low else 0  # mostly none are needed
-        if fits():
+        fits_devices = excess_bytes(engine, largest, usable) <= 0 if usable else True
+        if fits_devices and sum(needed().values()) <= _USABLE_SHARE * free_bytes:
             high = engine.recompute_layers
         else:
             low = engine.recompute_layers + 1

@@ -1,13 +1,12 @@
 """What the user is told of a run before it starts."""
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from ggtune._native import core
 from ggtune.data.store import lengths_of
 from ggtune.system import available_memory, format_bytes, resolved_threads
-from ggtune.train.beside import Beside
 from ggtune.train.build import Build
+from ggtune.train.placing import PlacedRun, use_lines
 
 if TYPE_CHECKING:
     from ggtune.config import TrainConfig
@@ -16,11 +15,9 @@ if TYPE_CHECKING:
 _SHOWN = 8
 
 
-def first_lines(built: Build, memory_bytes: Mapping[str, int], measured: Beside) -> list[str]:
-    """Describe model, adapter, data, steps; ``memory_bytes`` are what the run will need, by part.
-
-    ``measured`` is what it measures beside its steps.
-    """
+def first_lines(placed: PlacedRun) -> list[str]:
+    """Describe model, adapter, data, steps, memory, and where the layers lie."""
+    built = placed.built
     config, model, adapter, samples, plan = built.config, built.model, built.adapter, built.samples, built.plan
     packing = plan.packing()
     n_tokens = float(lengths_of(samples.training).sum() - len(samples.training))
@@ -29,7 +26,6 @@ def first_lines(built: Build, memory_bytes: Mapping[str, int], measured: Beside)
         steps = f"at most {plan.total_steps} steps"
     capped = f" (the model's; {config.ctx} were asked for)" if samples.context < config.ctx else ""
     n_again = built.engine.recompute_layers
-    main = "Main memory" if built.placement.devices else "Memory"
     return [
         *built.start.messages,
         f"Model: {config.model}: {model.architecture}, {model.n_params / 1e6:.1f}M parameters, "
@@ -44,17 +40,13 @@ def first_lines(built: Build, memory_bytes: Mapping[str, int], measured: Beside)
         f"{packing.micro_batches_per_step:.2f} micro-batches of at most {plan.max_tokens} tokens, "
         f"{100 * packing.efficiency:.0f} % packing efficiency",
         *(_end(config, plan) if config.until_stop_loss else ()),
-        *measured.lines(n_tokens / len(samples.training) * config.batch),
-        f"{main}: {format_bytes(sum(memory_bytes.values()))} expected of {format_bytes(available_memory())}"
+        *placed.measured.lines(n_tokens / len(samples.training) * config.batch),
+        *placed.lines,
+        *(f"Device: {line}" for line in use_lines(placed.devices)),
+        f"Memory: {format_bytes(sum(placed.needed.values()))} expected of {format_bytes(available_memory())}"
         + (f", with {n_again} of {model.n_layer} layers computed again for their gradient" if n_again else ""),
-        *built.placement.lines(model.n_layer, device_memory(built)),
         f"Threads: {resolved_threads(config.threads)} with kernels for {core.kernel_variant()}; seed {config.seed}",
     ]
-
-
-def device_memory(built: Build) -> dict[str, dict[str, int]]:
-    """Bytes that each device of a run will need, by part."""
-    return built.engine.device_memory(*built.plan.largest) if built.placement.devices else {}
 
 
 def _left_out(built: Build) -> list[str]:

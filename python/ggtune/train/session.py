@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from ggtune.config import TrainConfig
-from ggtune.errors import DeviceMemoryError
 from ggtune.gguf.io import model_fingerprint
 from ggtune.run.checkpoint import Checkpoint, CheckpointError, State
 from ggtune.run.event_logs.logs import EventLogs
@@ -16,32 +15,30 @@ from ggtune.run.job import Job
 from ggtune.run.observer import Observer
 from ggtune.run.outputs import Outputs
 from ggtune.run.progress import Progress, Reporter
-from ggtune.system import available_memory
-from ggtune.train.beside import Beside, beside
-from ggtune.train.build import Build, build
+from ggtune.train.build import Build
 from ggtune.train.data_card import DATA_CARD, data_card_text
 from ggtune.train.loop import Loop
-from ggtune.train.measuring import Asked, asked_of
-from ggtune.train.placement import fewer
-from ggtune.train.recomputation import set_recomputation
+from ggtune.train.placing import PlacedRun, placed_run, places_record
 from ggtune.train.report import first_lines
 from ggtune.train.resources import check_disk, check_memory, disk_bytes
 from ggtune.train.result import Result
 from ggtune.version import version
-
-_FEWER_FROM = 64  # layers, where a model did not even load
 
 
 @dataclass(frozen=True)
 class Session:
     """A run that has passed all checks and written nothing yet. ``report`` is for the user."""
 
-    built: Build
+    placed: PlacedRun
     outputs: Outputs
     state: State
     report: tuple[str, ...]
-    asked: Asked
     logs: EventLogs
+
+    @property
+    def built(self) -> Build:
+        """What it computes with."""
+        return self.placed.built
 
     def loop(
         self,
@@ -58,9 +55,18 @@ class Session:
         written = dict(texts or {})
         if self.outputs.status is not None:  # a run folder
             written[self.outputs.status.with_name(DATA_CARD)] = data_card_text(built.config, built.samples)
-        job = Job(built.config, self.outputs, steps, version(), command or {}, overwrite=overwrite, texts=written)
+        job = Job(
+            built.config,
+            self.outputs,
+            steps,
+            version(),
+            command or {},
+            overwrite=overwrite,
+            texts=written,
+            places=places_record(self.placed.devices),
+        )
         observers = [self.logs, *observers]
-        return Loop(built, self.outputs, progress, self.state, job, asked=self.asked, observers=observers)
+        return Loop(built, self.outputs, progress, self.state, job, asked=self.placed.asked, observers=observers)
 
 
 def fine_tune(config: TrainConfig, out: str | Path, *, quiet: bool = False) -> Result:
@@ -81,13 +87,13 @@ def prepare(
         check_same_model(config.model, checkpoint.state, fingerprint)
     started = checkpoint.state.started if checkpoint is not None else ""
     started = started or datetime.datetime.now().isoformat(timespec="seconds")
-    built, asked, measured, needed, free, told = _built(config, checkpoint, _time(started))
-    config = built.config
-    check_memory(config, needed, built.plan.largest[0], free, experts=built.experts)
+    placed = placed_run(config, checkpoint=checkpoint, now=_time(started))
+    built, config = placed.built, placed.built.config
+    check_memory(config, placed.needed, built.plan.largest[0], placed.free_bytes, experts=built.experts)
     outputs.check_writable()
     check_disk(config, outputs, disk_bytes(config, built.adapter, built.plan) + extra_disk_bytes)
     if checkpoint is not None:
-        state = dataclasses.replace(checkpoint.state, version=version(), device_layers=built.placement.recorded)
+        state = dataclasses.replace(checkpoint.state, version=version()).with_places(placed.layer_numbers())
     else:
         state = State(
             step=0,
@@ -100,40 +106,8 @@ def prepare(
             notes={**built.start.notes, **built.samples.data.report.asked_with(), "base_fingerprint": fingerprint},
             started=started,
             version=version(),
-            device_layers=built.placement.recorded,
-        )
-    return Session(built, outputs, state, (*first_lines(built, needed, measured), *told), asked, logs)
-
-
-def _built(
-    config: TrainConfig, checkpoint: Checkpoint | None, now: datetime.datetime
-) -> tuple[Build, Asked, Beside, dict[str, int], int, list[str]]:
-    """Build all of it, with memory on devices for its largest micro-batch.
-
-    Where a device has too little of it after all, and their number is open, fewer layers lie there: the last item says
-    so. Raises :class:`GgtuneError`.
-    """
-    told: list[str] = []
-    most_layers = None
-    while True:
-        placement = None
-        try:
-            built = build(config, checkpoint=checkpoint, now=now, most_layers=most_layers)
-            placement = built.placement
-            free = available_memory()
-            asked = asked_of(built)
-            measured = beside(built, asked)
-            needed = set_recomputation(built, free - measured.answer_bytes)
-            if measured.answer_bytes:
-                needed["answers"] = measured.answer_bytes
-            if placement.devices:
-                built.engine.reserve(*built.plan.largest)
-            return built, asked, measured, needed, free, told
-        except DeviceMemoryError as error:
-            if config.gpu_layers != "auto" or most_layers == 0:
-                raise
-            most_layers = fewer(placement) if placement is not None else (most_layers or _FEWER_FROM) // 2
-            told.append(f"{error} So at most {most_layers} layers are put there.")
+        ).with_places(placed.layer_numbers())
+    return Session(placed, outputs, state, tuple(first_lines(placed)), logs)
 
 
 def check_same_model(path: str, state: State, fingerprint: str | None = None) -> None:
