@@ -47,6 +47,9 @@ LINEAR_GROUPS = {
 STOP_METRICS = ("loss", "token_accuracy", "exact_match", "f1", "rouge_l")
 EVAL_EVERY = "1ep"
 
+# which devices layers lie on
+DEVICE_SETTINGS = ("gpu_layers", "device", "main_device", "split", "cpu_experts", "device_memory")
+
 WITHOUT_EFFECT_ON_ALL = ("learn", "prompt_weight")  # where every token counts in the loss
 
 # Where --stop-loss alone ends a run, without a number of epochs or steps: it ends all the same after so many epochs
@@ -429,7 +432,7 @@ class TrainConfig:
     )
     device: tuple[str, ...] = setting(
         (),
-        f"These devices alone, separated by commas, in the order of their layers (`ggtune devices` lists them; {NO_DEVICE}: the CPU alone; default: "
+        f"These devices alone, separated by commas (`ggtune devices` lists them; {NO_DEVICE}: the CPU alone; default: "
         "all).",
         resumable=True,
         rounds=True,

@@ -3,9 +3,12 @@
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
+
+from ggtune.cli.options import config_options, given_device_settings
+from ggtune.config import DEVICE_SETTINGS
 
 if TYPE_CHECKING:
     from ggtune.pipeline import LoadedModel
@@ -36,8 +39,11 @@ if TYPE_CHECKING:
 )
 @click.option("-t", "--threads", type=click.IntRange(min=0), default=0, help="Threads (default: all available).")
 @click.option("--force", is_flag=True, help="Take an adapter that was trained on another base all the same.")
-@click.option("-ngl", "--gpu-layers", type=click.IntRange(min=0), default=0, help="Layers kept on a GPU.")
+@config_options("train", only=DEVICE_SETTINGS)
+@click.pass_context
 def command(
+    context: click.Context,
+    /,
     question: str | None,
     model: str,
     lora: str | None,
@@ -51,7 +57,7 @@ def command(
     seed: int,
     threads: int,
     force: bool,
-    gpu_layers: int,
+    **_: Any,
 ) -> None:
     """Ask a model one QUESTION; the answer is shown as it comes.
 
@@ -70,7 +76,7 @@ def command(
         max_tokens=max_tokens,
         seed=seed,
         threads=threads,
-        gpu_layers=gpu_layers,
+        devices=given_device_settings(context),
         force=force,
     )
     asked = [] if chat else _asked(question, questions)

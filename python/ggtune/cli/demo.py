@@ -5,8 +5,9 @@ from typing import Any
 
 import click
 
-from ggtune.cli.options import DEVICE_SETTINGS, config_options, given_settings
+from ggtune.cli.options import config_options, given_device_settings
 from ggtune.cli.training import ending_on_signal
+from ggtune.config import DEVICE_SETTINGS
 
 
 @click.command("demo")
@@ -29,6 +30,6 @@ def command(context: click.Context, /, out: Path, threads: int, **_: Any) -> Non
     from ggtune.pipeline import Progress
 
     with ending_on_signal(f"ggtune train --resume --out {out}"):
-        reached = run_demo(out, threads=threads, settings=given_settings(context), reporter=Progress())
+        reached = run_demo(out, threads=threads, settings=given_device_settings(context), reporter=Progress())
     if not reached:
         raise click.exceptions.Exit(1)

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from ggtune.cli.options import DATA_SETTINGS, config_options, given_settings
+from ggtune.cli.options import DATA_SETTINGS, config_options, given_device_settings, given_settings
+from ggtune.config import DEVICE_SETTINGS
 
 if TYPE_CHECKING:
     from ggtune.pipeline import EvaluateOptions
@@ -66,7 +67,9 @@ _OPTIONS = (
 
 def measuring_options(function: F) -> F:
     """Give a command the options that :func:`measure_options` reads."""
-    function = config_options("train", only=(*DATA_SETTINGS, "precision"), leave_out=_NOT_OF_DATA)(function)
+    function = config_options("train", only=(*DATA_SETTINGS, "precision", *DEVICE_SETTINGS), leave_out=_NOT_OF_DATA)(
+        function
+    )
     for option in reversed(_OPTIONS):
         function = option(function)
     return function
@@ -93,5 +96,10 @@ def measure_options(context: click.Context) -> "EvaluateOptions":
         threads=given["threads"],
         overwrite=given["overwrite"],
         force=given["force"],
-        settings={name: value for name, value in given_settings(context).items() if name not in _NOT_OF_DATA},
+        settings={
+            name: value
+            for name, value in given_settings(context).items()
+            if name not in (*_NOT_OF_DATA, *DEVICE_SETTINGS)
+        },
+        devices=given_device_settings(context),
     )

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from ggtune.config import Face, TrainConfig, defaults, flag
+from ggtune.config import DEVICE_SETTINGS, Face, TrainConfig, defaults, flag
 from ggtune.setting import setting_of
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -91,9 +91,6 @@ class ConfigCommand(click.Command):
         return written
 
 
-# what says which devices layers lie on
-DEVICE_SETTINGS = ("gpu_layers", "device", "main_device", "split", "cpu_experts", "device_memory")
-
 # what says which data are read, and how they become samples
 DATA_SETTINGS = (
     *("model", "data", "more_data", "repeat", "question_column", "answer_column", "context_column", "weight_column"),
@@ -143,6 +140,11 @@ def given_settings(ctx: click.Context) -> dict[str, Any]:
         for f in dataclasses.fields(TrainConfig)
         if f.name in ctx.params and ctx.get_parameter_source(f.name) is not ParameterSource.DEFAULT
     }
+
+
+def given_device_settings(ctx: click.Context) -> dict[str, Any]:
+    """Return the settings of devices that the user gave."""
+    return {name: value for name, value in given_settings(ctx).items() if name in DEVICE_SETTINGS}
 
 
 def which_option(function: F) -> F:

@@ -15,12 +15,13 @@ from ggtune._native import core
 from ggtune.config import DENSE
 from ggtune.data.packing import MicroBatch, PackedSamples
 from ggtune.data.samples import Sample
-from ggtune.errors import ModelError
+from ggtune.errors import DeviceMemoryError, ModelError
 from ggtune.evaluate.answers import SampleLoss
 from ggtune.evaluate.subject import Subject
 from ggtune.gguf.adapter_file import FloatArray, check_fits, pairs_beside_layers
 from ggtune.system import resolved_threads
 from ggtune.train.build import default_micro_batch
+from ggtune.train.placement import CPU
 from ggtune.train.targets import chosen_targets
 
 if TYPE_CHECKING:
@@ -59,9 +60,20 @@ def losses_of(
     try:
         adapter = live_adapter(subject, model)
         engine = core.Trainer(adapter, context=context, threads=resolved_threads(threads), precision=precision)
-    except ModelError as error:
+        n_tokens = micro_batch_tokens or default_micro_batch(context, model, engine)
+        if set(model.layer_devices) != {CPU}:
+            _check_devices(engine, n_tokens)
+    except (ModelError, DeviceMemoryError) as error:
         return Decoded(model, adapter_files, context=context, threads=threads, reason=str(error))
-    return Engine(engine, micro_batch_tokens or default_micro_batch(context, model, engine))
+    return Engine(engine, n_tokens)
+
+
+def _check_devices(engine: "Trainer", n_tokens: int) -> None:
+    """Raise :class:`GgtuneError` where devices can't compute, or have no room for, so many tokens at once."""
+    if engine.unsupported:
+        layer, op, _ = engine.unsupported[0]
+        raise ModelError(f"the device of layer {layer} can't do {op}")
+    engine.reserve(n_tokens, n_tokens)
 
 
 def live_adapter(subject: Subject, model: "Model") -> "Adapter":

@@ -5,13 +5,13 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ggtune._native import core
+from ggtune.config import DEVICE_SETTINGS
 from ggtune.data.samples import Sample
 from ggtune.data.store import SampleStore
 from ggtune.errors import GgtuneError
@@ -26,6 +26,7 @@ from ggtune.files import check_writable, replace_text
 from ggtune.run.lock import Lock
 from ggtune.run.progress import Reporter
 from ggtune.scores.metrics import METRICS
+from ggtune.train.opened import opened_model
 from ggtune.train.questions import Part, Question, Split, questions_of
 from ggtune.train.samples import longest_sample
 from ggtune.version import version
@@ -50,6 +51,7 @@ class EvaluationOptions:
     metrics: tuple[str, ...] = tuple(METRICS)
     threads: int = 0
     overwrite: bool = False
+    devices: Mapping[str, Any] = field(default_factory=dict)  # settings of them, by their names in TrainConfig
 
 
 @dataclass(frozen=True)
@@ -94,13 +96,19 @@ class _Run:
     ) -> None:
         self._subject, self._part, self._folder = subject, part, folder
         self._options, self._reporter, self._names = options, reporter, list(names)
-        self._model = core.Model(str(subject.model))
+        self._model = opened_model(subject.model, self._devices())
         self._asked = _chosen(part, options, self._model)
         self._to_answer = [
             i for i, one in enumerate(self._asked) if one.first == i and one.question.asks and options.generate
         ]
         self._notes: list[str] = []
         self._settings = self._all_settings()
+
+    def _devices(self) -> dict[str, Any]:
+        """Settings of devices: the run's, with what is given, and products as exact as the losses are to be."""
+        config = self._part.config
+        of_run = {name: getattr(config, name) for name in (*DEVICE_SETTINGS, "precision")}
+        return {**of_run, **self._options.devices}
 
     def run(self) -> Evaluation:
         if not self._options.overwrite and (finished := self._finished()) is not None:

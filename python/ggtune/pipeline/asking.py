@@ -1,11 +1,10 @@
 """A model that answers questions as its training asked them."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ggtune._native import core
 from ggtune.data.chat_template import choose_template
 from ggtune.data.templates import Template
 from ggtune.data.tokenization import encode_prompt
@@ -15,6 +14,7 @@ from ggtune.gguf.adapter_file import load_adapter, read_adapter
 from ggtune.gguf.asked_with import AskedWith
 from ggtune.gguf.base import check_base
 from ggtune.gguf.io import gguf_structure
+from ggtune.train.opened import opened_model
 
 if TYPE_CHECKING:
     from ggtune._core import Adapter, Model
@@ -31,7 +31,7 @@ class AskOptions:
     max_tokens: int = 256
     seed: int = 0  # of the choice where the temperature is above 0
     threads: int = 0
-    gpu_layers: int = 0
+    devices: Mapping[str, Any] = field(default_factory=dict)  # settings of them, by their names in TrainConfig
     force: bool = False  # take an adapter that was trained on another base
 
 
@@ -127,8 +127,7 @@ def load(model: str | Path, options: AskOptions | None = None) -> LoadedModel:
     """
     options = options or AskOptions()
     structure = gguf_structure(model)
-    devices = [device.name for device in core.devices()][:1] if options.gpu_layers else []
-    loaded = core.Model(str(model), devices=devices, device_layers=[options.gpu_layers for _ in devices])
+    loaded = opened_model(model, options.devices)
     notes, warnings, adapter = {}, [], None
     if options.adapter is not None:
         adapter = load_adapter(options.adapter, loaded)

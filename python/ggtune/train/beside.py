@@ -97,8 +97,11 @@ def answer_bytes(model: "Model", asked: Asked) -> int:
         + [len(one.prompt) + asked.scored_tokens for one in asked.scored],
         default=0,
     )
-    if not most:
-        return 0
+    return generation_bytes(model, most) if most else 0
+
+
+def generation_bytes(model: "Model", most: int) -> int:
+    """Estimate what llama.cpp takes for a context of ``most`` tokens, beside the weights."""
     metadata = model.metadata()
 
     def number(key: str, default: int) -> int:

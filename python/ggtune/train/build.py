@@ -2,7 +2,7 @@
 
 import dataclasses
 import datetime
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ggtune._native import core
@@ -37,7 +37,7 @@ class Build:
     targets: Targets
     engine: "Trainer"
     plan: Plan
-    places: Places = Places()
+    places: Places = field(default_factory=Places)
 
     @property
     def config(self) -> TrainConfig:
@@ -106,9 +106,7 @@ def build(
     return built
 
 
-def placed(
-    built: Build, places: Places, *, checkpoint: Checkpoint | None = None, header_only: bool = False
-) -> Build:
+def placed(built: Build, places: Places, *, checkpoint: Checkpoint | None = None, header_only: bool = False) -> Build:
     """Make the same with the model's layers in other places, of which another may be the header alone.
 
     Raises :class:`ggtune.errors.DeviceMemoryError` where the weights don't fit a device.

@@ -59,10 +59,11 @@ class Forecast:
         smaller = (
             "--ctx or --rank" if self.recompute_layers or not self.can_recompute else "--ctx or --rank, or --recompute"
         )
+        name = "Main memory" if self.devices else "Memory"
         lines = [
             *self.messages,
             *self._device_lines(),
-            f"{'Main memory' if self.devices else 'Memory'}: {format_bytes(self.total_bytes)} at the peak, {format_bytes(self.available_bytes)} are free: "
+            f"{name}: {format_bytes(self.total_bytes)} at the peak, {format_bytes(self.available_bytes)} are free: "
             + (
                 "it fits"
                 if self.fits
@@ -96,7 +97,10 @@ class Forecast:
     def _device_lines(self) -> list[str]:
         lines = []
         for line, use in zip(use_lines(self.devices), self.devices.values(), strict=False):
-            lines.append(f"Device: {line}: {'it fits' if use.needed_bytes <= use.usable_bytes else 'it does NOT fit'}")
+            fits = (
+                "" if not use.needed else ": it fits" if use.needed_bytes <= use.usable_bytes else ": it does NOT fit"
+            )
+            lines.append(f"Layers on {line}{fits}")
             lines += [f"  {name:<10} {format_bytes(n)}" for name, n in use.needed.items()]
         return lines
 

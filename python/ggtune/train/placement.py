@@ -1,15 +1,15 @@
 """Which layers of a model lie on which device: as many as fit beside what training needs, or as the settings say.
 
-**What fits** is asked of the engine, which predicts a graph's memory by device from the model's header alone; nothing is
-allocated for it. Of the memory that is free a margin is left: the prediction is within 5 % of what is allocated, and
-backends take some themselves for the scratch of large products and for their own code, a screen takes some as well. A
-tenth of what is free, 1 GiB at most, which is what llama.cpp leaves, too.
+**What fits** is asked of the engine, which predicts a graph's memory by device from the model's header alone; nothing
+is allocated for it. Of the memory that is free a margin is left: the prediction is within 5 % of what is allocated,
+backends take some for the scratch of large products and for their own code, and so does a screen. It is a tenth of what
+is free, and 1 GiB at most, which is what llama.cpp leaves, too.
 
-**Recomputation or fewer layers?** A layer that is computed again for its gradient takes half as long again, on whichever
-side it lies; one that lies on the CPU takes many times as long as on a device. But layers are computed again from the
-first on, and the first ones are the CPU's: where devices hold a part of the model, recomputing theirs means to recompute
-all of the CPU's. So both are costed, the most layers with all of them computed again and the most with none, and the
-cheaper is taken. Where all fit with recomputation alone, that is always cheaper.
+**Recomputation or fewer layers?** A layer that is computed again for its gradient takes half as long again, on
+whichever side it lies; one that lies on the CPU takes many times as long as on a device. But layers are computed again
+from the first on, and the first ones are the CPU's: where devices hold a part of the model, recomputing theirs means to
+recompute all of the CPU's. So both are costed, the most layers with as many as it takes computed again and the most
+with none, and the cheaper is taken. Where all fit with recomputation alone, that is always cheaper.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -181,8 +181,8 @@ class Choice:
 class Placement:
     """Looks for places of a model's layers.
 
-    ``model`` is one of the header; ``trial`` makes an engine with a model of the header whose layers lie so, ``largest``
-    is the shape of its largest micro-batch, and ``beside_bytes`` are taken of each device beside the training.
+    ``model`` is one of the header; ``trial`` makes an engine with a model of the header whose layers lie so,
+    ``largest`` is the shape of its largest micro-batch, and ``beside_bytes`` are taken of each device beside that.
     """
 
     def __init__(
@@ -259,28 +259,7 @@ class Placement:
 
     def places(self, n: int) -> Places:
         """Share out the last ``n`` layers."""
-        wanted, first = self._wanted, self.n_all - n
-        costs = [1 if wanted.split else max(1, size) for size in self._layer_bytes[first:]]
-        shares = wanted.split or tuple(float(max(1, size)) for size in self._usable.values())
-        ends, passed, given = [], 0.0, 0.0
-        for share in shares[:-1]:
-            passed += share
-            goal, end = passed / sum(shares) * sum(costs), ends[-1] if ends else 0
-            while end < n and given + costs[end] / 2 <= goal:
-                given += costs[end]
-                end += 1
-            ends.append(end)
-        layers = [end - begin for begin, end in pairwise([0, *ends, n])]
-        used = [(device.name, number) for device, number in zip(wanted.devices, layers, strict=True) if number]
-        if not used:
-            return Places()
-        return Places(
-            tuple(name for name, _ in used),
-            tuple(number for _, number in used),
-            tuple(layer for layer in self._cpu_layers if layer >= first),
-            wanted.cpu_experts,
-            wanted.exact,
-        )
+        return shared_out(self._wanted, self._layer_bytes, n, self._usable, self._cpu_layers)
 
     @cached_property
     def _usable(self) -> dict[str, int]:
@@ -377,6 +356,35 @@ class Placement:
             f"at once, and there are {names}: {fits}; or a smaller --ctx, --micro-batch-tokens or --rank{again}. "
             "--force starts all the same."
         )
+
+
+def shared_out(
+    wanted: Wanted, layer_bytes: Sequence[int], n: int, usable: Mapping[str, int], cpu_layers: Sequence[int] = ()
+) -> Places:
+    """Share the last ``n`` layers out: by number in the given proportions, else by their bytes and the devices' memory.
+
+    ``layer_bytes`` are those of all layers, ``usable`` those of the devices.
+    """
+    first = len(layer_bytes) - n
+    costs = [1 if wanted.split else max(1, size) for size in layer_bytes[first:]]
+    shares = wanted.split or tuple(float(max(1, size)) for size in usable.values())
+    ends, share, given = [0], 0.0, 0.0
+    for part in shares[:-1]:
+        share += part / sum(shares)
+        end = ends[-1]
+        while end < n and given + costs[end] / 2 <= share * sum(costs):
+            given += costs[end]
+            end += 1
+        ends.append(end)
+    layers = [end - begin for begin, end in pairwise([*ends, n])]
+    used = [(device.name, number) for device, number in zip(wanted.devices, layers, strict=True) if number]
+    return Places(
+        tuple(name for name, _ in used),
+        tuple(number for _, number in used),
+        tuple(layer for layer in cpu_layers if layer >= first),
+        wanted.cpu_experts,
+        wanted.exact,
+    )
 
 
 def excess_bytes(engine: "Trainer", largest: "Shape", usable: Mapping[str, int]) -> int:

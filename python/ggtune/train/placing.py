@@ -1,6 +1,6 @@
 """A run built where its layers belong: on devices as far as they fit, or all of it on the CPU."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -19,10 +19,21 @@ from ggtune.train.recomputation import set_recomputation
 class DeviceUse:
     """What a run has on a device; of the CPU the layers alone are known here."""
 
-    layers: int
+    numbers: tuple[int, ...]  # of its layers; the output head has the one behind the last
+    n_all: int  # layers of the model, the output head among them
     needed: Mapping[str, int] = field(default_factory=dict)  # predicted bytes, by part
     usable_bytes: int = 0
     description: str = ""
+
+    @property
+    def layers(self) -> int:
+        """How many."""
+        return len(self.numbers)
+
+    @property
+    def text(self) -> str:
+        """``layers 0 to 3, 7 and the output head``."""
+        return layers_text(self.numbers, self.n_all - 1)
 
     @property
     def needed_bytes(self) -> int:
@@ -100,9 +111,7 @@ def _too_little(error: DeviceMemoryError) -> DeviceMemoryError:
     return DeviceMemoryError(f"{error}. Give a smaller --gpu-layers or --ctx, --gpu-layers auto, or --device none.")
 
 
-def _needed(
-    built: Build, measured: Beside, free: int, usable: Mapping[str, int] | None = None
-) -> dict[str, int]:
+def _needed(built: Build, measured: Beside, free: int, usable: Mapping[str, int] | None = None) -> dict[str, int]:
     needed = set_recomputation(built, free - measured.answer_bytes, usable if built.places.devices else None)
     if measured.answer_bytes:
         needed["answers"] = measured.answer_bytes
@@ -115,22 +124,43 @@ def _uses(built: Build, wanted: Wanted) -> dict[str, DeviceUse]:
     where = built.model.layer_devices
     needed = built.engine.device_memory(*built.plan.largest)
     info = {device.name: device for device in wanted.devices}
+
+    def numbers(name: str) -> tuple[int, ...]:
+        return tuple(layer for layer, device in enumerate(where) if device == name)
+
     uses = {
-        name: DeviceUse(where.count(name), needed.get(name, {}), wanted.usable[name], info[name].description)
+        name: DeviceUse(numbers(name), len(where), needed.get(name, {}), wanted.usable[name], info[name].description)
         for name in built.places.devices
     }
-    return {**uses, CPU: DeviceUse(where.count(CPU))}
+    return {**uses, CPU: DeviceUse(numbers(CPU), len(where))}
 
 
 def use_lines(devices: Mapping[str, DeviceUse]) -> list[str]:
-    """Say what lies where."""
-    n_all = sum(use.layers for use in devices.values())
-    return [
-        f"{name} ({use.description}): {use.layers} of {n_all} layers, {format_bytes(use.needed_bytes)} expected of "
+    """Say what lies where, a line for each device and one for the CPU where it has layers."""
+    lines = [
+        f"{name} ({use.description}): {use.text}; {format_bytes(use.needed_bytes)} expected of "
         f"{format_bytes(use.usable_bytes)}"
         for name, use in devices.items()
         if name != CPU
     ]
+    return [*lines, f"{CPU}: {devices[CPU].text}"] if lines and devices[CPU].numbers else lines
+
+
+def layers_text(numbers: Sequence[int], head: int) -> str:
+    """Name layers, of which the number ``head`` is the output head: ``layers 0 to 3, 7 and the output head``."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if number == head:
+            continue
+        if runs and runs[-1][1] == number - 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    text = ", ".join(str(low) if low == high else f"{low} to {high}" for low, high in runs)
+    several = len(runs) > 1 or (len(runs) == 1 and runs[0][0] < runs[0][1])
+    parts = [f"layer{'s' * several} {text}"] if runs else []
+    parts += ["the output head"] if head in numbers else []
+    return " and ".join(parts) or "no layer"
 
 
 def places_record(devices: Mapping[str, DeviceUse]) -> dict[str, dict[str, int]]:
@@ -139,5 +169,3 @@ def places_record(devices: Mapping[str, DeviceUse]) -> dict[str, dict[str, int]]
         name: {"layers": use.layers, **({"memory_bytes": use.needed_bytes} if name != CPU else {})}
         for name, use in devices.items()
     }
-
-

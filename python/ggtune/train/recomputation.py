@@ -31,9 +31,9 @@ def fit_recomputation(
     """Set ``recompute_layers`` of the engine, and return the bytes of main memory that are then needed, by part.
 
     ``largest`` are the tokens, targets and sequences of a micro-batch, ``n_params`` the adapter's. ``how`` "auto" takes
-    as few layers as fit ``free_bytes``, and the bytes of devices in ``usable``; all where even that is too much. The parts are those of ``Trainer.memory``, and
-    what a checkpoint takes while it is written. Where the engine can compute no layer again, "auto" means none, and
-    "layers" raises :class:`GgtuneError`.
+    as few layers as fit ``free_bytes``, and the bytes of devices in ``usable``; all where even that is too much. The
+    parts are those of ``Trainer.memory``, and what a checkpoint takes while it is written. Where the engine can compute
+    no layer again, "auto" means none, and "layers" raises :class:`GgtuneError`.
     """
     checkpoint = {"checkpoint": 12 * n_params}  # adapter and both moments
     if how == "layers" and engine.n_recomputable_layers == 0:

@@ -42,7 +42,7 @@ def first_lines(placed: PlacedRun) -> list[str]:
         *(_end(config, plan) if config.until_stop_loss else ()),
         *placed.measured.lines(n_tokens / len(samples.training) * config.batch),
         *placed.lines,
-        *(f"Device: {line}" for line in use_lines(placed.devices)),
+        *(f"Layers on {line}" for line in use_lines(placed.devices)),
         f"Memory: {format_bytes(sum(placed.needed.values()))} expected of {format_bytes(available_memory())}"
         + (f", with {n_again} of {model.n_layer} layers computed again for their gradient" if n_again else ""),
         f"Threads: {resolved_threads(config.threads)} with kernels for {core.kernel_variant()}; seed {config.seed}",
