@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 _SPLITS = ("held-out", "training", "all")
+# --split is another thing here: layers are shared out by the memory
+_DEVICES = tuple(name for name in DEVICE_SETTINGS if name != "split")
 _NOT_OF_DATA = ("model", "data", "more_data", "repeat", "holdout", "seed")
 
 _OPTIONS = (
@@ -67,7 +69,7 @@ _OPTIONS = (
 
 def measuring_options(function: F) -> F:
     """Give a command the options that :func:`measure_options` reads."""
-    function = config_options("train", only=(*DATA_SETTINGS, "precision", *DEVICE_SETTINGS), leave_out=_NOT_OF_DATA)(
+    function = config_options("train", only=(*DATA_SETTINGS, "precision", *_DEVICES), leave_out=_NOT_OF_DATA)(
         function
     )
     for option in reversed(_OPTIONS):
