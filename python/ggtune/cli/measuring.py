@@ -69,9 +69,7 @@ _OPTIONS = (
 
 def measuring_options(function: F) -> F:
     """Give a command the options that :func:`measure_options` reads."""
-    function = config_options("train", only=(*DATA_SETTINGS, "precision", *_DEVICES), leave_out=_NOT_OF_DATA)(
-        function
-    )
+    function = config_options("train", only=(*DATA_SETTINGS, "precision", *_DEVICES), leave_out=_NOT_OF_DATA)(function)
     for option in reversed(_OPTIONS):
         function = option(function)
     return function

@@ -6,7 +6,7 @@ from datetime import datetime
 
 from ggtune.config import TrainConfig
 from ggtune.errors import DeviceMemoryError
-from ggtune.run.checkpoint import Checkpoint
+from ggtune.run.checkpoint import Checkpoint, State
 from ggtune.system import available_memory, format_bytes
 from ggtune.train.beside import Beside, beside
 from ggtune.train.build import Build, build, placed
@@ -161,6 +161,18 @@ def layers_text(numbers: Sequence[int], head: int) -> str:
     parts = [f"layer{'s' * several} {text}"] if runs else []
     parts += ["the output head"] if head in numbers else []
     return " and ".join(parts) or "no layer"
+
+
+def moved_text(before: State, now: State) -> list[str]:
+    """Say where a run goes on that was elsewhere before; nothing where it stays."""
+
+    def text(state: State) -> str:
+        layers = state.places[-1]["layers"] if state.places else {}
+        parts = [f"{n} layers on {name}" for name, n in layers.items() if name != CPU]
+        parts += [f"{layers[CPU]} on the CPU"] if layers.get(CPU) else []
+        return ", ".join(parts) or "all on the CPU"
+
+    return [] if text(before) == text(now) else [f"From step {now.step} on: {text(now)}; before: {text(before)}"]
 
 
 def places_record(devices: Mapping[str, DeviceUse]) -> dict[str, dict[str, int]]:

@@ -25,6 +25,7 @@ def first_lines(placed: PlacedRun) -> list[str]:
     if config.until_stop_loss:
         steps = f"at most {plan.total_steps} steps"
     capped = f" (the model's; {config.ctx} were asked for)" if samples.context < config.ctx else ""
+    memory = "Main memory" if placed.devices else "Memory"
     n_again = built.engine.recompute_layers
     return [
         *built.start.messages,
@@ -43,7 +44,7 @@ def first_lines(placed: PlacedRun) -> list[str]:
         *placed.measured.lines(n_tokens / len(samples.training) * config.batch),
         *placed.lines,
         *(f"Layers on {line}" for line in use_lines(placed.devices)),
-        f"Memory: {format_bytes(sum(placed.needed.values()))} expected of {format_bytes(available_memory())}"
+        f"{memory}: {format_bytes(sum(placed.needed.values()))} expected of {format_bytes(available_memory())}"
         + (f", with {n_again} of {model.n_layer} layers computed again for their gradient" if n_again else ""),
         f"Threads: {resolved_threads(config.threads)} with kernels for {core.kernel_variant()}; seed {config.seed}",
     ]

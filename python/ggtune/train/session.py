@@ -18,7 +18,7 @@ from ggtune.run.progress import Progress, Reporter
 from ggtune.train.build import Build
 from ggtune.train.data_card import DATA_CARD, data_card_text
 from ggtune.train.loop import Loop
-from ggtune.train.placing import PlacedRun, placed_run, places_record
+from ggtune.train.placing import PlacedRun, moved_text, placed_run, places_record
 from ggtune.train.report import first_lines
 from ggtune.train.resources import check_disk, check_memory, disk_bytes
 from ggtune.train.result import Result
@@ -94,7 +94,9 @@ def prepare(
     check_disk(config, outputs, disk_bytes(config, built.adapter, built.plan) + extra_disk_bytes)
     if checkpoint is not None:
         state = dataclasses.replace(checkpoint.state, version=version()).with_places(placed.layer_numbers())
+        moved = moved_text(checkpoint.state, state)
     else:
+        moved = []
         state = State(
             step=0,
             n_micro_batches=0,
@@ -107,7 +109,7 @@ def prepare(
             started=started,
             version=version(),
         ).with_places(placed.layer_numbers())
-    return Session(placed, outputs, state, tuple(first_lines(placed)), logs)
+    return Session(placed, outputs, state, (*first_lines(placed), *moved), logs)
 
 
 def check_same_model(path: str, state: State, fingerprint: str | None = None) -> None:
