@@ -87,6 +87,8 @@ void open_devices(const std::vector<ggml_backend_dev_t> & devices, bool exact) {
     if (exact) {
         // asked for by ggml-vulkan and by cuBLAS (TF32) when they open a device
         setenv("GGML_VK_DISABLE_F16", "1", 1);
+        setenv("GGML_VK_DISABLE_COOPMAT", "1", 1);  // matrix units, which round operands whatever else is asked for
+        setenv("GGML_VK_DISABLE_COOPMAT2", "1", 1);
         setenv("NVIDIA_TF32_OVERRIDE", "0", 1);
     }
 }
