@@ -97,6 +97,9 @@ void repeat_rule(const BackwardStep & s) {
     s.add(s.y->src[0], unbroadcast(s.ops, s.dy, s.y->src[0]));
 }
 
+// y = a number: nothing passes
+void fill_rule(const BackwardStep & /*s*/) {}
+
 }  // namespace
 
 std::vector<GgmlOp> shape_ops() {
@@ -114,6 +117,7 @@ std::vector<GgmlOp> shape_ops() {
         {GGML_OP_CONCAT, concat_rule},
         {GGML_OP_SUM_ROWS, sum_rows_rule},
         {GGML_OP_MEAN, mean_rule},
+        {GGML_OP_FILL, fill_rule},
     };
     // clang-format on
 }

@@ -475,6 +475,24 @@ void test_products_with_quantized_weights() {
     }
 }
 
+// Of eight products one after another, each with a tile of 1 MiB: not all tiles are there from the start.
+void test_tiles_are_made_when_they_are_needed() {
+    constexpr int64_t kWidth = 512, kRows = 4;
+    BackendTraits exact;
+    exact.exact = true;
+    Computation c(exact);
+    ggml_tensor * weight = c.quantized({kWidth, kWidth}, random_values(kWidth * kWidth, 1));
+    ggml_tensor * x = c.floats({kWidth, kRows}, random_values(kWidth * kRows, 2));
+    ggml_tensor * y = x;
+    for (int i = 0; i < 8; i++) {
+        y = c.ggml.replacement(ggml_mul_mat(c.ggml.ctx, weight, y));
+    }
+    constexpr double kTileBytes = kWidth * kWidth * sizeof(float);
+    check("tiles, forward", static_cast<double>(c.measure({y})) / kTileBytes, 2);
+    ggml_tensor * dy = c.floats({kWidth, kRows}, random_values(kWidth * kRows, 3));
+    check("tiles, backward", static_cast<double>(c.measure(c.gradients(c.ggml, y, dy, {x}))) / kTileBytes, 3);
+}
+
 }  // namespace
 
 int main() {
@@ -488,5 +506,6 @@ int main() {
     test_strides_of_set_grow();
     test_large_tensors_are_made_another_way();
     test_products_with_quantized_weights();
+    test_tiles_are_made_when_they_are_needed();
     return finish();
 }

@@ -109,7 +109,7 @@ ggml_tensor * GgmlOps::attention(ggml_tensor * q, ggml_tensor * k, ggml_tensor *
     const int64_t n_tokens = q->ne[1], width = v->ne[0] * q->ne[2];
     ggml_tensor * out = nullptr;
     if (attention.stretches.size() > 1) {
-        out = zeros_like(ggml_new_tensor_2d(ctx, GGML_TYPE_F32, width, n_tokens));
+        out = zeros_after(q_rows, ggml_new_tensor_2d(ctx, GGML_TYPE_F32, width, n_tokens));
     }
     for (const RowStretch & stretch : attention.stretches) {
         ggml_tensor * p = scores_of(attention, stretch, q_rows, k_rows, sinks, {}).probabilities;
@@ -145,7 +145,7 @@ void GgmlOps::attention_dx(const BackwardStep & s, const Attention & attention) 
             sum = part;
             return;
         }
-        sum = sum != nullptr ? sum : zeros_like(operand);
+        sum = sum != nullptr ? sum : zeros_after(dy, operand);
         const size_t at = row * sum->nb[1];
         sum = adds ? ggml_acc_inplace(ctx, sum, part, sum->nb[1], sum->nb[2], sum->nb[3], at)
                    : ggml_set_inplace(ctx, sum, part, sum->nb[1], sum->nb[2], sum->nb[3], at);

@@ -7,10 +7,12 @@
 namespace ggtune {
 
 // Rows [begin, begin + n) of each expert's matrix in float32. ne = [i, n, n_experts]
-ggml_tensor * GgmlOps::expert_tile_of(ggml_tensor * w, int64_t begin, int64_t n) {
+ggml_tensor * GgmlOps::expert_tile_of(ggml_tensor * w, int64_t begin, int64_t n, ggml_tensor * x) {
     const int64_t n_in = w->ne[0], n_out = w->ne[1], n_experts = w->ne[2];
     if (w->type == GGML_TYPE_F32) {
-        return ggml_view_3d(ctx, w, n_in, n, n_experts, w->nb[1], w->nb[2], begin * w->nb[1]);
+        ggml_tensor * tile = ggml_view_3d(ctx, w, n_in, n, n_experts, w->nb[1], w->nb[2], begin * w->nb[1]);
+        tile->src[GGML_MAX_SRC - 1] = x;
+        return tile;
     }
     // whole rows are taken, one after another, whichever expert's they are
     ggml_tensor *& ids = expert_rows_[{n_out, n_experts, begin, n}];
@@ -25,6 +27,7 @@ ggml_tensor * GgmlOps::expert_tile_of(ggml_tensor * w, int64_t begin, int64_t n)
         ids = host_input(GGML_TYPE_I32, ne, numbers.data());
     }
     ggml_tensor * rows = ggml_get_rows(ctx, ggml_reshape_2d(ctx, w, n_in, n_out * n_experts), ids);
+    rows->src[GGML_MAX_SRC - 1] = x;
     return ggml_reshape_3d(ctx, rows, n_in, n, n_experts);
 }
 
@@ -36,7 +39,7 @@ ggml_tensor * GgmlOps::expert_dx(ggml_tensor * w, ggml_tensor * x, ggml_tensor *
     const int64_t tile_rows = rows_per_expert_tile(w, traits_.max_tile_bytes);
     for (int64_t begin = 0; begin < n_out; begin += tile_rows) {
         const int64_t n = std::min(tile_rows, n_out - begin);
-        ggml_tensor * tile = expert_tile_of(w, begin, n);
+        ggml_tensor * tile = expert_tile_of(w, begin, n, begin > 0 ? accumulator : dy);
         ggml_tensor * dy_of_tile = dy;
         if (n < n_out) {
             dy_of_tile =

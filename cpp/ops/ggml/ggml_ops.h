@@ -101,8 +101,12 @@ class GgmlOps : public Ops {
     // A product with a quantized matrix, or a stack of experts' (ids), in float32.
     ggml_tensor * exact_product(ggml_tensor * w, ggml_tensor * x, ggml_tensor * ids);
     static void exact_product_rule(const BackwardStep & s);
-    ggml_tensor * tile_of(ggml_tensor * w, int64_t begin, int64_t n);
-    ggml_tensor * expert_tile_of(ggml_tensor * w, int64_t begin, int64_t n);
+    // Zeros are made after `x`, for the same reason as tiles are.
+    ggml_tensor * zeros_after(ggml_tensor * x, const ggml_tensor * shape);
+    // Tiles are made after `x`, by which they are multiplied: they need nothing computed before, and would else be there
+    // as long as it takes to compute x.
+    ggml_tensor * tile_of(ggml_tensor * w, int64_t begin, int64_t n, ggml_tensor * x);
+    ggml_tensor * expert_tile_of(ggml_tensor * w, int64_t begin, int64_t n, ggml_tensor * x);
     // Parts [begin, begin + n) along the first dimension, one after another, together.
     ggml_tensor * joined(const std::vector<ggml_tensor *> & parts);
 

@@ -43,7 +43,7 @@ ggml_tensor * GgmlOps::weight_dx(ggml_tensor * w, ggml_tensor * dy, ggml_tensor 
     const int64_t tile_rows = rows_per_tile(w, traits_.max_tile_bytes);
     for (int64_t begin = 0; begin < w->ne[1]; begin += tile_rows) {
         const int64_t n = std::min(tile_rows, w->ne[1] - begin);
-        ggml_tensor * tile = tile_of(w, begin, n);
+        ggml_tensor * tile = tile_of(w, begin, n, begin > 0 ? accumulator : dy);
         ggml_tensor * dy_of_tile = dy;
         if (n < w->ne[1]) {
             dy_of_tile = contiguous(ggml_view_4d(ctx, dy, n, dy->ne[1], dy->ne[2], dy->ne[3], dy->nb[1], dy->nb[2],
@@ -59,9 +59,11 @@ ggml_tensor * GgmlOps::weight_dx(ggml_tensor * w, ggml_tensor * dy, ggml_tensor 
 }
 
 // Rows [begin, begin + n) of a matrix in float32.
-ggml_tensor * GgmlOps::tile_of(ggml_tensor * w, int64_t begin, int64_t n) {
-    return w->type == GGML_TYPE_F32 ? ggml_view_2d(ctx, w, w->ne[0], n, w->nb[1], begin * w->nb[1])
-                                    : ggml_get_rows(ctx, w, row_numbers(begin, n));
+ggml_tensor * GgmlOps::tile_of(ggml_tensor * w, int64_t begin, int64_t n, ggml_tensor * x) {
+    ggml_tensor * tile = w->type == GGML_TYPE_F32 ? ggml_view_2d(ctx, w, w->ne[0], n, w->nb[1], begin * w->nb[1])
+                                                  : ggml_get_rows(ctx, w, row_numbers(begin, n));
+    tile->src[GGML_MAX_SRC - 1] = x;
+    return tile;
 }
 
 ggml_tensor * GgmlOps::joined(const std::vector<ggml_tensor *> & parts) {
@@ -74,7 +76,7 @@ ggml_tensor * GgmlOps::joined(const std::vector<ggml_tensor *> & parts) {
         n += part->ne[0];
     }
     ggml_tensor * whole =
-        zeros_like(ggml_new_tensor_4d(ctx, GGML_TYPE_F32, n, first->ne[1], first->ne[2], first->ne[3]));
+        zeros_after(parts.front(), ggml_new_tensor_4d(ctx, GGML_TYPE_F32, n, first->ne[1], first->ne[2], first->ne[3]));
     size_t at = 0;
     for (ggml_tensor * part : parts) {
         const size_t n_bytes = part->ne[0] * sizeof(float);
@@ -92,8 +94,8 @@ ggml_tensor * GgmlOps::exact_product(ggml_tensor * w, ggml_tensor * x, ggml_tens
     std::vector<ggml_tensor *> parts;
     for (int64_t begin = 0; begin < w->ne[1]; begin += tile_rows) {
         const int64_t n = std::min(tile_rows, w->ne[1] - begin);
-        parts.push_back(ids != nullptr ? ggml_mul_mat_id(ctx, expert_tile_of(w, begin, n), rows, ids)
-                                       : multiplied(tile_of(w, begin, n), rows));
+        parts.push_back(ids != nullptr ? ggml_mul_mat_id(ctx, expert_tile_of(w, begin, n, rows), rows, ids)
+                                       : multiplied(tile_of(w, begin, n, rows), rows));
     }
     // x first: Vulkan takes the type of a copy's second operand for the type that it copies to
     std::vector<ggml_tensor *> operands = {x, w};

@@ -129,9 +129,15 @@ ggml_tensor * GgmlOps::zeros_like(const ggml_tensor * t) {
     return zeros;
 }
 
+ggml_tensor * GgmlOps::zeros_after(ggml_tensor * x, const ggml_tensor * shape) {
+    ggml_tensor * zeros = zeros_like(shape);
+    zeros->src[GGML_MAX_SRC - 1] = x;
+    return zeros;
+}
+
 ggml_tensor * GgmlOps::added_rows(int64_t n_rows, ggml_tensor * ids, ggml_tensor * dy, bool adds) {
     ggml_tensor * shape = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, dy->ne[0], n_rows);
-    return adds ? ggml_get_rows_back(ctx, dy, ids, shape) : ggml_set_rows(ctx, zeros_like(shape), dy, ids);
+    return adds ? ggml_get_rows_back(ctx, dy, ids, shape) : ggml_set_rows(ctx, zeros_after(dy, shape), dy, ids);
 }
 
 ggml_tensor * GgmlOps::rows_dx(ggml_tensor * x, ggml_tensor * ids, ggml_tensor * dy) {
@@ -172,7 +178,7 @@ ggml_tensor * GgmlOps::view_dx(ggml_tensor * source, ggml_tensor * view, ggml_te
             }
             dy = contiguous(ggml_permute(ctx, dy, place[0], place[1], place[2], place[3]));
         }
-        return ggml_set_inplace(ctx, zeros_like(source), dy, bytes(strides[order[1]]), bytes(strides[order[2]]),
+        return ggml_set_inplace(ctx, zeros_after(dy, source), dy, bytes(strides[order[1]]), bytes(strides[order[2]]),
                                 bytes(strides[order[3]]), bytes(window->offset));
     }
     if (n > INT32_MAX) {
