@@ -12,6 +12,7 @@ COMMANDS = [
     "train",
     "sweep",
     "plan",
+    "devices",
     "inspect",
     "models",
     "preview",

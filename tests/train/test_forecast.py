@@ -13,6 +13,7 @@ from ggtune.config import TrainConfig
 from ggtune.data.packing import MicroBatch
 from ggtune.demo import DATA, MODEL
 from ggtune.train import forecast as module
+from ggtune.train import placing
 from ggtune.train.forecast import Forecast, forecast
 
 GOLDEN = sorted(path for path in (Path(__file__).parents[1] / "golden").glob("*.gguf") if "-lora" not in path.stem)
@@ -111,7 +112,7 @@ def test_forecast_of_the_demo() -> None:
 
 
 def test_what_does_not_fit_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "available_memory", lambda: 1 << 20)
+    monkeypatch.setattr(placing, "available_memory", lambda: 1 << 20)
     monkeypatch.setattr(module, "_seconds", None)
     found = forecast(config(epochs=2.0, holdout="8"))
     assert found.seconds_per_step is None

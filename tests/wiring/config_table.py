@@ -65,6 +65,8 @@ MARKED = {"data": File("marked.txt"), **ONE_EPOCH, "loss_on": "all"}
 PLAIN = {"data": File("plain.txt"), **ONE_EPOCH, "loss_on": "all", "ctx": 32}
 LINEAR = {"schedule": "linear"}
 TINY = {"data": File("one_row.csv"), "holdout": "0", "batch": 1}
+ON_TWO = {"device": ("SIM0", "SIM1"), "max_steps": 1}
+ON_ONE = {"device": ("SIM0",), "max_steps": 1, "recompute": "none"}
 FROM = {"from_adapter": File("adapter.gguf"), "rank": None, "targets": None}
 
 
@@ -307,6 +309,30 @@ def unrounded(before: Seen, after: Seen) -> None:
     assert (before.trainer_arguments["precision"], after.trainer_arguments["precision"]) == ("auto", "f32")
     assert before.losses != after.losses
     assert before.losses == pytest.approx(after.losses, abs=0.05)
+
+
+def layers_on(before: dict[str, int], after: dict[str, int]) -> Check:
+    """Compare how many layers lie where."""
+
+    def check(first: Seen, second: Seen) -> None:
+        for seen, expected in ((first, before), (second, after)):
+            assert {name: seen.layer_devices.count(name) for name in seen.layer_devices} == expected
+
+    return check
+
+
+def head_on_another(before: Seen, after: Seen) -> None:
+    assert (before.layer_devices[-1], after.layer_devices[-1]) == ("SIM1", "SIM0")
+    assert set(after.layer_devices) == {"SIM0", "SIM1"}
+
+
+def experts_kept(before: Seen, after: Seen) -> None:
+    assert (before.model_arguments["cpu_experts"], after.model_arguments["cpu_experts"]) == (0, 3)
+
+
+def fewer_layers(before: Seen, after: Seen) -> None:
+    assert before.layer_devices.count("SIM0") == 9
+    assert 0 < after.layer_devices.count("SIM0") < 9
 
 
 def taken_by_force(before: Seen, after: Seen) -> None:
@@ -554,5 +580,16 @@ TABLE: dict[str, list[Change]] = {
         Change("none", not_recomputed, {"recompute": "layers"}, same_adapter=True),
     ],
     "precision": [Change("f32", unrounded)],
+    "gpu_layers": [
+        Change("2", layers_on({"SIM0": 9}, {"CPU": 7, "SIM0": 2}), ON_ONE),
+        Change("0", layers_on({"SIM0": 9}, {"CPU": 9}), ON_ONE),
+    ],
+    "device": [Change(("SIM1",), layers_on({"CPU": 9}, {"SIM1": 9}), {"max_steps": 1})],
+    "main_device": [Change("SIM0", head_on_another, ON_TWO, same_adapter=None)],
+    "split": [
+        Change("7,2", layers_on({"SIM0": 6, "SIM1": 3}, {"SIM0": 7, "SIM1": 2}), ON_TWO, same_adapter=None),
+    ],
+    "cpu_experts": [Change(3, experts_kept, ON_ONE, same_adapter=True)],  # of a model that has none
+    "device_memory": [Change("33M", fewer_layers, ON_ONE)],
     "force": [Change(True, taken_by_force, {**FROM, "model": File("other.gguf")})],
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from config_table import BASE, File
 from learned import ROWS, SYSTEM, TEMPLATE, LearnedRun
 from recorded import Seen, train
 
-from ggtune import TrainConfig, fine_tune
+from ggtune import TrainConfig, _core, fine_tune
 from ggtune.cli import cli
 from ggtune.demo import MODEL
 from ggtune.train import loop
@@ -43,6 +43,15 @@ def write_other_model(path: Path) -> None:
 def own_registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep the runs of tests out of the user's list."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / ".state"))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def simulated_devices() -> Iterator[None]:
+    """The same as those of tests/devices: a process reads them once. None is used that is not named."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GGTUNE_SIMULATED_DEVICES", "256M,256M,256M:half,256M:lacks=ROPE,1M")
+        _core.devices()
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -52,6 +52,8 @@ class Seen:
     """What a run gave to the engine, and what it left."""
 
     model: str = ""  # path
+    layer_devices: list[str] = field(default_factory=list)  # of the model that is trained, the output head's the last
+    model_arguments: dict[str, Any] = field(default_factory=dict)
     adapter_arguments: dict[str, Any] = field(default_factory=dict)
     trainer_arguments: dict[str, Any] = field(default_factory=dict)
     recompute_layers: int = 0
@@ -114,7 +116,13 @@ class Seen:
 def recording() -> Iterator[Seen]:
     """Note what the native ``Adapter`` and ``Trainer`` are given by whatever runs inside."""
     seen = Seen()
-    native_adapter, native_trainer = _core.Adapter, _core.Trainer
+    native_adapter, native_trainer, native_model = _core.Adapter, _core.Trainer, _core.Model
+
+    def make_model(path: str, **arguments: Any) -> _core.Model:
+        model = native_model(path, **arguments)
+        if not arguments.get("vocab_only") and not arguments.get("header_only"):
+            seen.layer_devices, seen.model_arguments = model.layer_devices, arguments
+        return model
 
     def make_adapter(model: _core.Model, **arguments: Any) -> _core.Adapter:
         seen.model = model.path
@@ -159,6 +167,7 @@ def recording() -> Iterator[Seen]:
             return norm
 
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_core, "Model", make_model)
         patch.setattr(_core, "Adapter", make_adapter)
         patch.setattr(_core, "Trainer", Trainer)
         yield seen

@@ -36,7 +36,12 @@ OPTIONS = {
     "max_tokens": "test_number_of_tokens",
     "threads": "test_threads",
     "force": "test_another_base",
-    "gpu_layers": "test_layers_on_a_gpu",
+    "gpu_layers": "test_layers_on_devices",
+    "device": "test_layers_on_devices",
+    "main_device": "test_layers_on_devices",
+    "split": "test_layers_on_devices",
+    "cpu_experts": "test_layers_on_devices",
+    "device_memory": "test_layers_on_devices",
 }
 
 
@@ -200,10 +205,23 @@ def test_another_base(wiring_files: Path, learned_run: LearnedRun) -> None:
     assert taken.generation.arguments["adapter"] is not None
 
 
-def test_layers_on_a_gpu(learned_run: LearnedRun) -> None:
+def test_layers_on_devices(learned_run: LearnedRun) -> None:
+    def layers(*flags: object) -> dict[str, int]:
+        asked = ask("--model", learned_run.merged, *flags, "-n", 4, ROWS[0][0])
+        assert ROWS[0][1].startswith(asked.answer)
+        arguments = asked.model_arguments
+        return dict(zip(arguments.get("devices", ()), arguments.get("device_layers", ()), strict=True))
+
     for flag in ("-ngl", "--gpu-layers"):
-        assert ask("--model", learned_run.merged, flag, 2, "-n", 1, ROWS[0][0]).model_arguments["gpu_layers"] == 2
-    assert ask("--model", learned_run.merged, "-n", 1, ROWS[0][0]).model_arguments["gpu_layers"] == 0
+        assert layers(flag, 2, "--device", "SIM1") == {"SIM1": 2}
+    assert layers() == layers("--device", "none") == {}
+    two = ("--device", "SIM0,SIM1", "--split", "1,2")
+    assert layers(*two) == {"SIM0": 3, "SIM1": 6}
+    assert layers(*two, "--main-device", "SIM0") == {"SIM1": 3, "SIM0": 6}
+    assert layers("--device", "SIM0") == {"SIM0": 9}
+    assert layers("--device", "SIM0", "--device-memory", "24M")["SIM0"] < 9
+    with_experts = ask("--model", learned_run.merged, "--device", "SIM0", "--cpu-experts", 2, "-n", 1, ROWS[0][0])
+    assert with_experts.model_arguments["cpu_experts"] == 2
 
 
 @pytest.mark.parametrize(

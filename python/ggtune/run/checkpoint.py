@@ -56,7 +56,7 @@ class State:
     loss_scale: float = 1.0  # of devices that round products to half precision; 0 where none is chosen yet
     # where the layers lay: {"step": after it, "layers": how many by device, "CPU" among them}, oldest first; a run that
     # has only ever been on the CPU has none
-    places: Sequence[Mapping[str, Any]] = ()
+    places: Sequence[Mapping[str, Any]] = field(default_factory=list)
 
     @property
     def n_updates(self) -> int:
