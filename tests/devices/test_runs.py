@@ -376,3 +376,11 @@ def test_answers_are_the_same_on_a_device(device: str) -> None:
     expected = ggtune(*question, "--device", "none")
     for layers in ("auto", "all", "3", "99"):
         assert ggtune(*question, "--device", device, "-ngl", layers) == expected
+
+
+@pytest.mark.skipif("GGTUNE_TEST_DEVICE" not in os.environ, reason="takes minutes on a simulated device")
+def test_the_demo_learns(device: str, tmp_path: Path) -> None:
+    text = ggtune("demo", "--out", tmp_path, "--gpu-layers", "all", "--device", device)
+    assert re.search(rf"Layers on {device} .*layers 0 to 7 and the output head", text)
+    assert "8 of 8 answers are right word for word" in text
+    assert losses(tmp_path)[-1] < 0.1

@@ -1,7 +1,7 @@
 """``ggtune status``."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,13 +77,6 @@ def summary(status: "RunStatus") -> str:
     return "  ".join(parts) + (f"  ({status.reason})" if status.reason else "")
 
 
-def _device_text(name: str, use: Mapping[str, int]) -> str:
-    from ggtune.system import format_bytes
-
-    memory = f" ({format_bytes(use['memory_bytes'])} expected)" if "memory_bytes" in use else ""
-    return f"{use.get('layers', 0)} on {name}{memory}"
-
-
 def details(status: "RunStatus") -> list[str]:
     """Say all of it."""
     from ggtune.run.progress import format_duration
@@ -107,7 +100,7 @@ def details(status: "RunStatus") -> list[str]:
     if status.memory_bytes is not None:
         lines.append(f"Memory {format_bytes(status.memory_bytes)}")
     if status.devices:
-        lines.append("Layers " + ", ".join(_device_text(name, use) for name, use in status.devices.items()))
+        lines.append(f"Layers {status.layers_text}")
     if status.idle_s is not None:
         lines.append(f"Last step {format_duration(status.idle_s)} ago")
     return lines

@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ggtune.config import DEVICE_SETTINGS
 from ggtune.data.conversation import Conversation
 from ggtune.data.readers.reader import ReadOptions
 from ggtune.data.sources import open_source
@@ -33,7 +34,10 @@ from ggtune.system import format_bytes
 
 # settings that say nothing of the result
 _LEFT_OUT = frozenset(
-    ["model", "data", "more_data", "threads", "force", "recompute", "save_every", "keep", "spike", "micro_batch_tokens"]
+    [
+        *("model", "data", "more_data", "threads", "force", "recompute", "save_every", "keep", "spike"),
+        *("micro_batch_tokens", *DEVICE_SETTINGS),
+    ]
 )
 _MAX_PROOF_ROWS = 80
 _MOST_EXAMPLES = 5
@@ -211,6 +215,8 @@ def _settings(run: RunFolder) -> list[str]:
         for name, value in run.settings.items()
         if name not in _LEFT_OUT and value not in (None, "", [], False)
     ]
+    if layers := run.record.status.layers_text:
+        shown.append(("layers", layers))
     return table(shown) if shown else ["The run folder does not say them."]
 
 

@@ -16,6 +16,7 @@ from ggtune.run.lock import ProcessId, holder_of, read_process_id
 from ggtune.run.metrics import last_metrics
 from ggtune.run.outputs import Outputs
 from ggtune.run.watchdog import private_memory
+from ggtune.system import format_bytes
 
 RUNNING, FINISHED, INTERRUPTED, FAILED, DEAD = "running", "finished", "interrupted", "failed", "dead"
 _TREND_STEPS = 50
@@ -64,6 +65,15 @@ class RunStatus:
     memory_bytes: int | None
     idle_s: float | None  # since the last step was written
     devices: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # layers and predicted bytes; "CPU", too
+
+    @property
+    def layers_text(self) -> str:
+        """Where the layers lie; "" where all were the CPU's."""
+        parts = []
+        for name, use in self.devices.items():
+            memory = f" ({format_bytes(use['memory_bytes'])} expected)" if "memory_bytes" in use else ""
+            parts.append(f"{use.get('layers', 0)} on {name}{memory}")
+        return ", ".join(parts)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
