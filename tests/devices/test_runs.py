@@ -19,6 +19,8 @@ from ggtune.config import TrainConfig
 from ggtune.demo import DATA, MODEL
 from ggtune.errors import DeviceMemoryError, GgtuneError
 from ggtune.gguf.adapter_file import read_adapter
+from ggtune.publish.hub import uploads
+from ggtune.publish.run_folder import read_run
 from ggtune.run.checkpoint import load_checkpoint
 from ggtune.run.metrics import read_metrics
 from ggtune.run.outputs import Outputs
@@ -354,6 +356,10 @@ def test_status(device: str, tmp_path: Path) -> None:
     assert told["state"] == "finished"
     assert told["step"] == 1
     assert told["devices"][device]["layers"] == 3
+    card = next(file.source for file in uploads(read_run(tmp_path), "me/x") if file.name == "README.md")
+    assert isinstance(card, bytes)
+    assert re.search(rf"\| layers \| 3 on {device} \(.* expected\), 6 on CPU \|", card.decode())
+    assert "gpu_layers" not in card.decode()
 
 
 def test_devices_are_listed() -> None:
