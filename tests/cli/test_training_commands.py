@@ -86,7 +86,7 @@ def test_every_old_flag_is_taken(ggtune) -> None:  # type: ignore[no-untyped-def
     assert "none.gguf" in result.stderr  # nothing before that was wrong
     lines = result.stderr.splitlines()
     assert all(any(line.startswith(f"{name} has no effect") for line in lines) for name in LOST_FLAGS)
-    assert "-ngl has no effect any more: training runs on the processor." in lines
+    assert not any(line.startswith("-ngl") for line in lines)
     assert ggtune("finetune", "--no-checkpointing", *meant.split()).exit_code == 1
     assert ggtune("train", "--no-checkpointing", "--model", MODEL, "--data", MODEL).exit_code == 2
 
