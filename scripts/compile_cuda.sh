@@ -32,7 +32,7 @@ toolkit=$(cd "$toolkit" && pwd -P)
 
 arguments=(-DGGML_CUDA=ON "-DCMAKE_CUDA_ARCHITECTURES=$architecture" "-DCMAKE_CUDA_COMPILER=$nvcc")
 flags=
-if ! find "$toolkit/" -name cublas_v2.h | grep -q .; then
+if [ -z "$(find "$toolkit/" -name cublas_v2.h)" ]; then
     package=nvidia-cublas
     if [ "${version%%.*}" -lt 13 ]; then
         package=nvidia-cublas-cu${version%%.*}
@@ -48,14 +48,14 @@ if ! find "$toolkit/" -name cublas_v2.h | grep -q .; then
         arguments+=("-DCUDA_${library}_LIBRARY=$(find "$build/cublas" -name "lib$library.so.*")")
     done
 fi
-if ! find "$toolkit/" -name 'libcuda.so*' | grep -q .; then
+if [ -z "$(find "$toolkit/" -name 'libcuda.so*')" ]; then
     arguments+=(-DGGML_CUDA_NO_VMM=ON) # the one thing for which the driver's library is linked
 fi
 if command -v ccache >/dev/null; then
     arguments+=(-DCMAKE_CUDA_COMPILER_LAUNCHER=ccache)
 fi
 
-printf 'nvcc %s in %s, %s, architecture %s\n' "$version" "$toolkit" "$(c++ --version | head -n 1)" "$architecture"
+printf 'nvcc %s in %s, %s, architecture %s\n' "$version" "$toolkit" "$(c++ --version | sed -n 1p)" "$architecture"
 cmake -S . -B "$build" -G Ninja "${arguments[@]}" -DCMAKE_CUDA_FLAGS="$flags" -DCMAKE_CXX_FLAGS="$flags" \
     -DPython_EXECUTABLE="$(command -v python3)" -Dpybind11_DIR="$(python3 -m pybind11 --cmakedir)"
 nice -n 19 cmake --build "$build" --target _core --parallel "${JOBS:-1}"

@@ -58,7 +58,7 @@ system_suffices() {
     local needed version
     needed=$(sed -n 's/^set(_vulkan_headers_needed \(.*\))/\1/p' cmake/devices.cmake)
     version=$(header_version /usr/include)
-    [ -n "$version" ] && [ "$(printf '%s\n' "$needed" "$version" | sort -V | head -n 1)" = "$needed" ] &&
+    [ -n "$version" ] && [ "$(printf '%s\n' "$needed" "$version" | sort -V | sed -n 1p)" = "$needed" ] &&
         compgen -G '/usr/share/vulkan/icd.d/*.json' >/dev/null &&
         [ -n "$(find /usr/share /usr/lib -name SPIRV-HeadersConfig.cmake 2>/dev/null)" ]
 }
@@ -116,6 +116,11 @@ heading "environment"
 need "${PYTHON:-python3}" python3
 need c++ g++
 need glslc glslc
+root=
+if ! system_suffices; then
+    root=$build/debian-13
+    install_debian
+fi
 python=$build/venv/bin/python
 if [ ! -x "$python" ]; then
     # copies: what a link points to may be another Python inside
@@ -125,13 +130,10 @@ fi
 export PATH=$build/venv/bin:$PATH
 
 options="-DGGML_VULKAN=ON -DVulkan_GLSLC_EXECUTABLE=$tree/scripts/glslc_cached.sh"
-if system_suffices; then
-    include=/usr/include
-    on_device=()
-else
-    root=$build/debian-13
-    install_debian
-    # a folder of their own: beside them lie the headers of another C library
+include=/usr/include
+on_device=()
+if [ -n "$root" ]; then
+    # a folder of their own: beside them may lie the headers of another C library
     include=$build/include
     mkdir -p "$include"
     for folder in vulkan vk_video spirv; do
@@ -143,17 +145,17 @@ else
     folders=$("$python" - "$tree" "$build" "${TMPDIR:-/tmp}" <<'END'
 import os, sys, sysconfig
 
-own = {"/usr", "/"}  # Debian 13's: of these, the standard library alone, whose folder is named for its version
-paths = [*sys.argv[1:], sysconfig.get_path("stdlib"), *([] if sys.base_prefix in own else [sys.base_prefix])]
+# of a Python in /usr, the standard library alone, whose folder is named for its version: the rest is Debian 13's
+paths = [*sys.argv[1:], sysconfig.get_path("stdlib"), *([] if sys.base_prefix == "/usr" else [sys.base_prefix])]
 print("\n".join(dict.fromkeys(map(os.path.realpath, paths))))
 END
     )
     on_device=(inside)
 fi
 "$python" --version
-c++ --version | head -n 1
+c++ --version | sed -n 1p
 printf 'Vulkan headers %s\n' "$(header_version "$include")"
-glslc --version | head -n 1
+glslc --version | sed -n 1p
 
 heading "build"
 export CMAKE_BUILD_PARALLEL_LEVEL=${JOBS:-$(nproc)} CMAKE_ARGS="${CMAKE_ARGS:-} $options"
