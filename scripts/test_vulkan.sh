@@ -8,7 +8,8 @@
 # Where the system has a Vulkan driver, and headers that are new enough, these are used. Elsewhere they come from Debian 13,
 # installed into a folder (600 MB): that needs root, debootstrap, and leave to mount. Python and the compiler are the
 # system's in both cases. Programs that are missing are installed if there is apt and we are root.
-# PYTHON, JOBS, MIRROR (of Debian), GLSLC_CACHE and GGML_VK_VISIBLE_DEVICES (default: 0) may be set.
+# PYTHON, JOBS, MIRROR (of Debian), GLSLC_CACHE, GGML_VK_VISIBLE_DEVICES (default: 0) and GGTUNE_TEST_DEVICE (default: Vulkan0)
+# may be set.
 # The status is pytest's; 2 where it can't be run at all.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -23,6 +24,7 @@ else
 fi
 export GLSLC_CACHE=${GLSLC_CACHE:-$build/shaders} MESA_SHADER_CACHE_DIR=$build/mesa
 export GGML_VK_VISIBLE_DEVICES=${GGML_VK_VISIBLE_DEVICES-0} # ggml leaves a software device out unless it is named
+export GGTUNE_TEST_DEVICE=${GGTUNE_TEST_DEVICE:-Vulkan0}    # that which tests/devices are about, else a simulated one
 
 heading() { printf '\n== %s (%ss)\n' "$1" "$SECONDS"; }
 
