@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from ggtune.cli.signals import TerminatedError, signals_as_exceptions
-from ggtune.errors import GgtuneError
+from ggtune.errors import DeviceLostError, GgtuneError
 
 ARGUMENTS = "ggtune.arguments"  # key of Context.meta: the command line
 
@@ -86,6 +86,12 @@ class _LazyGroup(click.Group):
         except KeyboardInterrupt as interruption:
             click.echo("Interrupted.", err=True)
             ctx.exit(128 + interruption.signum if isinstance(interruption, TerminatedError) else 130)
+        except DeviceLostError as error:
+            # what lies on a lost device can't be freed: its libraries would end the process in their own way
+            click.echo(f"Error: {error}", err=True)
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(error.exit_status)
         except Exception as error:
             if ctx.params.get("debug"):
                 raise

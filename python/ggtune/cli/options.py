@@ -39,7 +39,7 @@ def _option(f: "dataclasses.Field[Any]", face: Face, default: Any) -> click.Opti
         kind = click.Choice(setting.choices)
     else:
         kind = _CommaList() if f.type == tuple[str, ...] else _TYPES[f.type]
-    shown: bool | str = ",".join(default) if isinstance(default, tuple) else default not in ("", None)
+    shown: bool | str = ",".join(default) or False if isinstance(default, tuple) else default not in ("", None)
     if default is None and setting.default_text:
         shown = setting.default_text
     return click.Option(
