@@ -17,7 +17,8 @@ of the linear layers (forward 2, input gradient 2; 6 with recomputation), of the
 token takes, and 4 per parameter of the output matrix for a target.
 
 All else is measured in turn with that, a step of one after a step of the other, and printed with the ratio:
-``--against`` the same with other settings (ctx, samples, batch, rank, targets, threads, recompute, precision);
+``--against`` the same with other settings (ctx, samples, batch, rank, targets, threads, recompute, precision, device,
+layers): ``--device CUDA0 --against device=`` times a device against the CPU;
 ``--against-cpu`` the same in a second process with the kernels of a lesser CPU, which the environment variable
 GGTUNE_CPU names; ``--peft`` transformers + PEFT in float32 on the same shape, ``--peft-dtype`` in other types too
 (bf16: the adapter stays float32, as PEFT makes it; bf16-all: it does not). They need torch, transformers and peft, in
@@ -57,6 +58,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, help="default: the processors that this process may use")
     parser.add_argument("--recompute", action="store_true", help="keep only the layers' inputs, compute the rest again")
     parser.add_argument("--precision", choices=("auto", "f32"), default="auto", help="as of `ggtune train`")
+    parser.add_argument("--device", default="", help="device of the layers, several joined by + (default: the CPU)")
+    parser.add_argument("--layers", type=int, default=0, help="so many of the last layers on it (default: all)")
     parser.add_argument("--against", action="append", default=[], metavar="NAME=VALUE,...", help="measured in turn")
     parser.add_argument("--against-cpu", action="append", default=[], metavar="NAME", help="value of GGTUNE_CPU")
     parser.add_argument("--profile", action="store_true", help="also the seconds by kind of operation")
@@ -189,6 +192,7 @@ def measure(args: argparse.Namespace, shapes: list[Shape]) -> dict[str, Any]:
         **{name: first.seconds(name) for name in ("step_s", "forward_s", "backward_s")},
         "peak_bytes": peak,
         "predicted_bytes": first.predicted_bytes(),
+        "device_bytes": first.device_bytes(),
         "rates": [
             {"threads": r.threads, "f32_flops_per_second": r.f32, "matrix_unit_flops_per_second": r.matrix_unit}
             for r in rates
@@ -240,6 +244,8 @@ def print_table(r: dict[str, Any]) -> None:
     line("tokens/s", f"{r['tokens_per_second']:.1f}")
     line("forward, backward", f"{r['forward_s']:.3f} s, {r['backward_s']:.3f} s of {r['step_s']:.3f} s a step")
     line("peak memory", f"{r['peak_bytes'] / 1e9:.2f} GB (predicted {r['predicted_bytes'] / 1e9:.2f} GB)")
+    for name, n_bytes in r["device_bytes"].items():
+        line(f"memory of {name}", f"{n_bytes / 1e9:.2f} GB (predicted)")
     line("f32 matrix rate", per_threads("f32_flops_per_second"))
     line("bf16 matrix unit", per_threads("matrix_unit_flops_per_second"))
     line("bound", f"{r['bound_tokens_per_second']:.1f} tokens/s; reached {r['fraction_of_bound']:.2f} of it")

@@ -14,7 +14,7 @@ from ggtune.data.samples import FloatArray
 from ggtune.data.tokenization import IntArray
 from ggtune.train.build import build
 
-SETTINGS = ("ctx", "samples", "batch", "rank", "targets", "threads", "recompute", "precision")
+SETTINGS = ("ctx", "samples", "batch", "rank", "targets", "threads", "recompute", "precision", "device", "layers")
 ALL = "all"
 DATA_STEPS = 5
 
@@ -33,15 +33,17 @@ class Shape:
     threads: int
     recompute: bool
     precision: str
+    device: str = ""  # devices joined by "+"; "": the CPU
+    layers: int = 0  # of the last ones on them, the output head among them; 0: all
 
     def changed(self, text: str) -> "Shape":
         """``"ctx=4096,samples=32"`` applied to this one."""
         values: dict[str, Any] = {}
         for part in text.split(","):
             name, _, value = part.partition("=")
-            if name not in SETTINGS or not value:
+            if name not in SETTINGS or not (value or name == "device"):
                 sys.exit(f"--against {text}: {part!r} is not one of {', '.join(SETTINGS)} with its value")
-            as_text = name in ("precision", "targets")
+            as_text = name in ("precision", "targets", "device")
             values[name] = value if as_text else bool(int(value)) if name == "recompute" else int(value)
         return replace(self, **values)
 
@@ -96,9 +98,26 @@ class Contender:
         shape = (len(largest[0]), int((largest[4] != 0).sum()), int(largest[2].max()) + 1)
         return sum(self.trainer.memory(*shape).values())
 
+    def device_bytes(self) -> dict[str, int]:
+        """Of the same micro-batch on each device, as predicted."""
+        largest = max((batch for step in self.steps for batch in step), key=lambda batch: len(batch[0]))
+        shape = (len(largest[0]), int((largest[4] != 0).sum()), int(largest[2].max()) + 1)
+        return {name: sum(parts.values()) for name, parts in self.trainer.device_memory(*shape).items()}
+
+
+def placed(model: _core.Model, shape: Shape) -> _core.Model:
+    """Open the model with the layers of a shape on its devices, shared out evenly."""
+    if not shape.device:
+        return model
+    devices = shape.device.split("+")
+    each, more = divmod(shape.layers or model.n_layer + 1, len(devices))
+    counts = [each + (i < more) for i in range(len(devices))]
+    return _core.Model(model.path, devices=devices, device_layers=counts, exact=shape.precision == "f32")
+
 
 def make_contender(model: _core.Model, shape: Shape, steps: Sequence[Sequence[Arrays]]) -> Contender:
     """Make one with an adapter on its targets, and warm it up."""
+    model = placed(model, shape)
     all_kinds = sorted({linear.kind for linear in model.linears()})
     targets = all_kinds if shape.targets == ALL else shape.targets.split("+")
     adapter = _core.Adapter(model, rank=shape.rank, alpha=shape.rank, targets=targets)
