@@ -26,20 +26,6 @@ bool is_over(const ggml_tensor * node, const ggml_tensor * src) {
            node->view_offs + ggml_nbytes(node) <= src->view_offs + ggml_nbytes(src);
 }
 
-// A view or a leaf: nothing is computed.
-bool is_free(const ggml_tensor * node) {
-    switch (node->op) {
-        case GGML_OP_NONE:
-        case GGML_OP_VIEW:
-        case GGML_OP_RESHAPE:
-        case GGML_OP_PERMUTE:
-        case GGML_OP_TRANSPOSE:
-            return true;
-        default:
-            return ggml_is_empty(node);
-    }
-}
-
 // Equal for nodes that take the same time.
 std::string kind_of(const ggml_tensor * node, const InputValues & inputs) {
     std::string kind = describe(node);
@@ -154,7 +140,7 @@ double measure_seconds(Executor & executor, ggml_cgraph * graph, const InputValu
     double total_s = 0;
     for (int i = 0; i < ggml_graph_n_nodes(graph); i++) {
         const ggml_tensor * node = ggml_graph_node(graph, i);
-        if (is_free(node)) {
+        if (computes_nothing(node) || ggml_is_empty(node)) {
             continue;
         }
         const auto [place, is_new] = known.try_emplace(kind_of(node, inputs));

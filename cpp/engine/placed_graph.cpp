@@ -6,24 +6,11 @@
 
 #include "base/error.h"
 #include "engine/llama_access.h"
+#include "ops/op.h"
 
 namespace ggtune {
 
 namespace {
-
-// computes nothing: it shows what another tensor holds
-bool is_shown(const ggml_tensor * node) {
-    switch (node->op) {
-        case GGML_OP_NONE:
-        case GGML_OP_VIEW:
-        case GGML_OP_RESHAPE:
-        case GGML_OP_PERMUTE:
-        case GGML_OP_TRANSPOSE:
-            return true;
-        default:
-            return false;
-    }
-}
 
 // Further ahead nodes of devices that need nothing computed before, such as tiles of weights, would fill memory long
 // before they are read. The CPU's kernels need no such nodes.
@@ -54,7 +41,7 @@ void group_by_place(ggml_cgraph * graph, int begin, int end, const PlaceOf & pla
         int next = -1;
         const int n_ahead = place == cpu ? kNodesAheadOnCpu : kNodesAhead;
         for (int i = first; i < std::min(first + n_ahead, n) && next < 0; i++) {
-            const bool is_here = !done[i] && (is_shown(nodes[i]) || place_of(owner(nodes[i])) == place);
+            const bool is_here = !done[i] && (computes_nothing(nodes[i]) || place_of(owner(nodes[i])) == place);
             next = is_here && is_ready(nodes[i]) ? i : -1;
         }
         if (next < 0) {
@@ -104,7 +91,7 @@ PlacedGraph::PlacedGraph(ggml_cgraph * graph, const PlaceOf & place_of, std::vec
     for (int i = 0; i < n_nodes; i++) {
         const ggml_tensor * node = ggml_graph_node(graph, i);
         places[i] = place(node);
-        if (is_shown(node)) {
+        if (computes_nothing(node)) {
             continue;
         }
         if (node->view_src != nullptr && place_of_(node) != places[i]) {
@@ -125,7 +112,7 @@ PlacedGraph::PlacedGraph(ggml_cgraph * graph, const PlaceOf & place_of, std::vec
         for (int i = run.begin; i < run.end; i++) {
             const ggml_tensor * node = ggml_graph_node(graph, i);
             for (const ggml_tensor * src : node->src) {
-                if (src != nullptr && src != node && !is_shown(node) && place(src) != run.place) {
+                if (src != nullptr && src != node && !computes_nothing(node) && place(src) != run.place) {
                     n_copies += copies.try_emplace({src, run.place}, nullptr).second ? 1 : 0;
                 }
             }
@@ -142,7 +129,7 @@ PlacedGraph::PlacedGraph(ggml_cgraph * graph, const PlaceOf & place_of, std::vec
     for (Run & run : runs_) {
         for (int i = run.begin; i < run.end; i++) {
             ggml_tensor * node = ggml_graph_node(graph, i);
-            if (is_shown(node)) {
+            if (computes_nothing(node)) {
                 continue;
             }
             for (ggml_tensor *& src : node->src) {

@@ -94,13 +94,13 @@ auto naming_model(const Model & model, const Make & make) {
 Trainer::Trainer(std::shared_ptr<Adapter> shared_adapter, const Options & options)
     : adapter(std::move(shared_adapter)),
       options_(options),
+      gradients_(adapter->tensors().size()),
       builder_(naming_model(adapter->model(),
                             [&] {
                                 return ForwardGraphBuilder(
                                     adapter->model().llama(),
                                     static_cast<uint32_t>(std::max<int64_t>(options_.context, 1)), adapter->lora());
                             })),
-      gradients_(adapter->tensors().size()),
       executor_(std::max(options_.threads, 1), devices_of(adapter->model())) {
     if (options_.context < 1) {
         throw Error("the context must be at least 1 token");

@@ -109,6 +109,19 @@ const Op & op_of(const ggml_tensor * node) {
     return ggml_op_of(node);
 }
 
+bool computes_nothing(const ggml_tensor * node) {
+    switch (node->op) {
+        case GGML_OP_NONE:
+        case GGML_OP_VIEW:
+        case GGML_OP_RESHAPE:
+        case GGML_OP_PERMUTE:
+        case GGML_OP_TRANSPOSE:
+            return true;
+        default:
+            return false;
+    }
+}
+
 std::string describe(const ggml_tensor * node) {
     if (const CustomNode * custom = node->op == GGML_OP_CUSTOM ? custom_node(node) : nullptr) {
         return custom->op->name;

@@ -105,6 +105,9 @@ CustomNode * custom_node(const ggml_tensor * node);
 // The descriptor by which a node is differentiated and cut; an empty one for ops that have none.
 const Op & op_of(const ggml_tensor * node);
 
+// A leaf, or a view that shows what another tensor holds.
+bool computes_nothing(const ggml_tensor * node);
+
 // For profiles: what a node does.
 std::string describe(const ggml_tensor * node);
 
