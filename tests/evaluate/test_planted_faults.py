@@ -92,7 +92,7 @@ def test_a_diverged_run(tmp_path: Path) -> None:
     assert found[0].kind == "diverged"
     assert "smaller --lr than 0.2" in found[0].advice
     with pytest.raises(DivergedError):
-        train(tmp_path / "hard", lr=3.0, warmup=0.0, epochs=4.0, batch=4)
+        train(tmp_path / "hard", lr=1e20, warmup=0.0, epochs=4.0, batch=4)
     assert only(diagnose(tmp_path / "hard/run"), "diverged").severity == "error"
 
 

@@ -101,5 +101,5 @@ def measure_options(context: click.Context) -> "EvaluateOptions":
             for name, value in given_settings(context).items()
             if name not in (*_NOT_OF_DATA, *DEVICE_SETTINGS)
         },
-        devices=given_device_settings(context),
+        devices={name: value for name, value in given_device_settings(context).items() if name in _DEVICES},
     )
