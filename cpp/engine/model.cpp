@@ -129,7 +129,7 @@ int layer_of_weight(const std::string & name, int n_layer) {
     if (name.rfind("blk.", 0) != 0) {
         return -1;
     }
-    const int layer = std::atoi(name.c_str() + 4);
+    const auto layer = static_cast<int>(std::strtol(name.c_str() + 4, nullptr, 10));
     return layer < n_layer ? layer : -1;
 }
 

@@ -17,18 +17,19 @@ struct BackendTraits {
     int64_t max_tile_bytes = 64 << 20;
     // Scores of attention that are there at once, of a stretch of rows. As much again is needed several times.
     int64_t max_score_bytes = 48 << 20;
-    // Has SOFT_MAX_BACK and RMS_NORM_BACK: one node instead of several. Metal lacks them; on the CPU they are wrong where
-    // ggml's allocator puts the result over the second operand, which it may.
+    // Has SOFT_MAX_BACK and RMS_NORM_BACK: one node instead of several. Metal lacks them; on the CPU they are wrong
+    // where ggml's allocator puts the result over the second operand, which it may.
     bool has_norm_back = false;
-    // Multiplies by a transpose without making one (OUT_PROD by cuBLAS and its like); elsewhere that is slow or missing.
+    // Multiplies by a transpose without making one (OUT_PROD by cuBLAS and its like); elsewhere that is slow or
+    // missing.
     bool has_fast_out_prod = false;
     // Rounds operands of products to half precision where their rows do not lie one after another: so they are copied.
     bool wants_contiguous_operands = false;
     // Products with quantized weights are to be made in float32, from weights in tiles: backends round activations to
     // integers or to half precision for theirs.
     bool exact = false;
-    // SET, ACC and SILU_BACK take no larger tensors: Vulkan starts a thread for each element in one dimension, and aborts
-    // where the device has not so many.
+    // SET, ACC and SILU_BACK take no larger tensors: Vulkan starts a thread for each element in one dimension, and
+    // aborts where the device has not so many.
     int64_t max_flat_elements = INT64_MAX;
     // Products of floats round their operands to half precision, whose range is small.
     bool half_products = false;

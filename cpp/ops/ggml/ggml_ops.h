@@ -23,8 +23,8 @@ class GgmlOps : public Ops {
     // Nodes of a training graph that a node of the forward graph gives rise to, at most, copies and gradients included.
     static int64_t max_nodes(const ggml_tensor * node, BackendTraits traits = {});
 
-    // As long as it is set, products with quantized weights stay as they are, to be replaced later: what an exact one is
-    // made of can't be cut into chunks of rows.
+    // As long as it is set, products with quantized weights stay as they are, to be replaced later: what an exact one
+    // is made of can't be cut into chunks of rows.
     bool leaves_products = false;
 
     // Whether a node of a forward graph can be computed and differentiated by ggml's nodes alone.
@@ -103,8 +103,8 @@ class GgmlOps : public Ops {
     static void exact_product_rule(const BackwardStep & s);
     // Zeros are made after `x`, for the same reason as tiles are.
     ggml_tensor * zeros_after(ggml_tensor * x, const ggml_tensor * shape);
-    // Tiles are made after `x`, by which they are multiplied: they need nothing computed before, and would else be there
-    // as long as it takes to compute x.
+    // Tiles are made after `x`, by which they are multiplied: they need nothing computed before, and would else be
+    // there as long as it takes to compute x.
     ggml_tensor * tile_of(ggml_tensor * w, int64_t begin, int64_t n, ggml_tensor * x);
     ggml_tensor * expert_tile_of(ggml_tensor * w, int64_t begin, int64_t n, ggml_tensor * x);
     // Parts [begin, begin + n) along the first dimension, one after another, together.
