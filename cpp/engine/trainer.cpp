@@ -40,13 +40,18 @@ BatchRows batch_of_shape(int64_t n_tokens, int64_t n_targets, int64_t n_sequence
     return batch;
 }
 
-// Filled up with sequences of their own, which nothing sees. llama_decode pads its keys in the same way: sums over the
-// keys of a first sequence then run in the same order, and the results are the same bits.
-BatchRows padded(const MicroBatch & from, int64_t context) {
+BatchRows copy_of(const MicroBatch & from) {
     BatchRows batch;
     for (int64_t i = 0; i < from.n_tokens; i++) {
         batch.add(from.tokens[i], from.positions[i], from.sequences[i], from.targets[i], from.weights[i]);
     }
+    return batch;
+}
+
+// Filled up with sequences of their own, which nothing sees. llama_decode pads its keys in the same way: sums over the
+// keys of a first sequence then run in the same order, and the results are the same bits.
+BatchRows padded(const MicroBatch & from, int64_t context) {
+    BatchRows batch = copy_of(from);
     int32_t sequence = *std::max_element(from.sequences, from.sequences + from.n_tokens);
     for (int64_t i = 0; batch.n_tokens() % kRowPadding != 0; i++) {
         sequence += i % context == 0;
@@ -352,25 +357,13 @@ void Trainer::run_graph(const MicroBatch & batch, const std::vector<int64_t> & o
 
 BatchResult Trainer::accumulate(const MicroBatch & batch) {
     if (scales_loss()) {
-        return accumulate_scaled(batch);
+        check(batch);
+        choose_loss_scale(batch);
     }
     BatchResult result = run(batch, true);
-    weight_sum_ += result.weight_sum;
-    n_accumulated_ += result.n_targets;
-    n_micro_batches++;
-    return result;
-}
-
-// The same, and the batch is kept for the case that the step's gradients turn out to have overflown.
-BatchResult Trainer::accumulate_scaled(const MicroBatch & batch) {
-    check(batch);
-    choose_loss_scale(batch);
-    BatchResult result = run(batch, true);
-    BatchRows rows;
-    for (int64_t i = 0; i < batch.n_tokens; i++) {
-        rows.add(batch.tokens[i], batch.positions[i], batch.sequences[i], batch.targets[i], batch.weights[i]);
+    if (scales_loss()) {  // for the case that the step's gradients turn out to have overflown
+        accumulated_.push_back(copy_of(batch));
     }
-    accumulated_.push_back(std::move(rows));
     weight_sum_ += result.weight_sum;
     n_accumulated_ += result.n_targets;
     n_micro_batches++;

@@ -93,7 +93,8 @@ class Trainer {
     // is not above 0, NotFiniteError where there is no finite norm.
     double step(const AdamW & options, std::optional<double> divisor = std::nullopt);
 
-    // Of parameters on a device `values` and `sums` are copies in main memory; gradients come there at a step.
+    // In main memory: of a parameter on a device `values` is the copy there, and its gradient comes to `fetched` at a
+    // step.
     struct State {
         std::string name;
         ggml_tensor * parameter;
@@ -140,7 +141,6 @@ class Trainer {
     bool fetch_gradients();
     void make_finite();
     void accumulate_again();
-    BatchResult accumulate_scaled(const MicroBatch & batch);
     void check_weights() const;
     void check(const MicroBatch & batch) const;
     BatchResult run(const MicroBatch & batch, bool gradients, bool predictions = false);
