@@ -34,7 +34,8 @@ PUBLIC_HEADERS = re.compile(r"(llama|llama-cpp|gguf|ggml|ggml-(alloc|backend|bla
 PRIVATE_ROOM = "llama (private)"
 LLAMA = ("llama", PRIVATE_ROOM, "ggml")
 LLAMA_ACCESS = "cpp/engine/llama_access.cpp"
-SIMULATED_DEVICE = "cpp/engine/simulated_device.cpp"  # implements ggml's interface of a device
+# implement ggml's interface of a backend
+BACKENDS = ("cpp/engine/own_products.cpp", "cpp/engine/simulated_device.cpp")
 
 # Highest first: what stands on one line doesn't use each other.
 PYTHON = (
@@ -169,7 +170,7 @@ def complaints(root: Path) -> list[str]:
     found = []
     for arrow in cpp:
         if arrow.used_room == PRIVATE_ROOM:
-            if arrow.file not in (LLAMA_ACCESS, SIMULATED_DEVICE):
+            if arrow.file not in (LLAMA_ACCESS, *BACKENDS):
                 found.append(f"{arrow}\n    a private header of llama.cpp: {LLAMA_ACCESS} alone may include them")
         elif arrow.room != "tests" and arrow.used_room != arrow.room and arrow.used_room not in CPP.get(arrow.room, ()):
             found.append(

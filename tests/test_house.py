@@ -20,7 +20,7 @@ def test_every_include_of_ours_is_seen() -> None:
     arrows = house.cpp_arrows(ROOT)
     assert {arrow.room for arrow in arrows} >= {"kernels", "dispatch", "base", "files", "engine", "bindings"}
     private = {arrow.file for arrow in arrows if arrow.used_room == house.PRIVATE_ROOM}
-    assert private == {house.LLAMA_ACCESS, house.SIMULATED_DEVICE}
+    assert private == {house.LLAMA_ACCESS, *house.BACKENDS}
     assert house.picture(ROOT).count("\n") < 60  # one screen
 
 

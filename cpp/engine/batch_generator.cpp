@@ -1,9 +1,13 @@
 #include "engine/batch_generator.h"
 
 #include <algorithm>
+#include <cstdlib>
+#include <numeric>
 
 #include "base/error.h"
 #include "engine/inference.h"
+#include "engine/llama_access.h"
+#include "engine/own_products.h"
 
 namespace ggtune {
 
@@ -11,10 +15,22 @@ namespace {
 
 constexpr int64_t kMicroBatchTokens = 512;
 
-// Copies of a sequence need a memory whose cells are whole for each token, and none that was dropped.
+// A share of the slots: so many prompts are read together, for which slots that are free earlier wait.
+constexpr size_t kSlotsPerGroup = 8;
+// Prompts that are read together are of like lengths, where among the next ones there are such.
+constexpr size_t kGroupsToChooseFrom = 32;
+// Tokens that the longer ones of them may have left, which are read one by one beside the answers: llama.cpp computes
+// the sequences of a micro-batch side by side, so that what is left would be a small one of its own.
+constexpr int64_t kMostLeft = 8;
+
+// Copies of a sequence need a memory whose cells are whole for each token,
+bool can_move(const Model & model) {
+    return !llama_model_is_recurrent(&model.llama()) && !llama_model_is_hybrid(&model.llama());
+}
+
+// and, for what comes at another place, none that was dropped.
 bool can_share(const Model & model) {
-    const llama_model & llama = model.llama();
-    return !llama_model_is_recurrent(&llama) && !llama_model_is_hybrid(&llama) && llama_model_n_swa(&llama) == 0;
+    return can_move(model) && llama_model_n_swa(&model.llama()) == 0;
 }
 
 }  // namespace
@@ -24,6 +40,7 @@ BatchGenerator::BatchGenerator(Model & model, const std::vector<std::pair<std::s
     : model_(model),
       options_(options),
       shares_prefix_(!prefix.empty() && can_share(model)),
+      moves_slots_(can_move(model)),
       batch_(options.n_slots * options.context) {
     const auto most_sequences = static_cast<int64_t>(llama_max_parallel_sequences());
     if (options.context < 2 || options.n_slots < 1 || options.n_slots >= most_sequences) {
@@ -48,6 +65,7 @@ BatchGenerator::BatchGenerator(Model & model, const std::vector<std::pair<std::s
     params.n_seq_max = static_cast<uint32_t>(n_sequences);
     params.kv_unified = false;
     ctx_ = make_context(model_, params, loras);
+    use_own_products(cpu_backend(*ctx_));
     slots_.resize(static_cast<size_t>(options.n_slots));
 }
 
@@ -72,33 +90,35 @@ std::vector<BatchGenerator::Step> BatchGenerator::step() {
     if (shares_prefix_ && !prefix_decoded_ && !waiting_.empty()) {
         decode_prefix();
     }
-    batch_.clear();
-    const auto n_slots = static_cast<int32_t>(slots_.size());
-    for (int32_t i = 0; i < n_slots; ++i) {
-        if (!slots_[static_cast<size_t>(i)].busy && !waiting_.empty()) {
-            take_next(i);
-        }
-        if (slots_[static_cast<size_t>(i)].busy) {
-            add_rows(i);
-        }
-    }
     std::vector<Step> steps;
-    if (batch_.size() == 0) {
-        return steps;
-    }
-    decode(model_, *ctx_, batch_.get());
-    for (int32_t i = 0; i < n_slots; ++i) {
-        Slot & slot = slots_[static_cast<size_t>(i)];
-        if (!slot.busy) {
-            continue;
+    const auto n_slots = static_cast<int32_t>(slots_.size());
+    while (steps.empty()) {
+        fill_slots();
+        batch_.clear();
+        for (int32_t i = 0; i < n_slots; ++i) {
+            if (slots_[static_cast<size_t>(i)].busy) {
+                add_token(i);
+            }
         }
-        slot.token = choose(slot);
-        const bool at_end = llama_vocab_is_eog(&model_.vocab(), slot.token);
-        slot.n_answered += at_end ? 0 : 1;
-        steps.push_back({slot.request.number, slot.token, at_end});
-        if (at_end || slot.n_answered == slot.request.max_tokens) {
-            leave(i);
+        if (batch_.size() == 0) {
+            return steps;
         }
+        decode(model_, *ctx_, batch_.get());
+        std::vector<int32_t> ended;
+        for (int32_t i = 0; i < n_slots; ++i) {
+            Slot & slot = slots_[static_cast<size_t>(i)];
+            if (!slot.busy || slot.n_decoded < slot.n_prompt()) {
+                continue;
+            }
+            slot.token = choose(slot);
+            const bool at_end = llama_vocab_is_eog(&model_.vocab(), slot.token);
+            slot.n_answered += at_end ? 0 : 1;
+            steps.push_back({slot.request.number, slot.token, at_end});
+            if (at_end || slot.n_answered == slot.request.max_tokens) {
+                ended.push_back(i);
+            }
+        }
+        std::for_each(ended.rbegin(), ended.rend(), [this](int32_t i) { leave(i); });
     }
     return steps;
 }
@@ -107,6 +127,7 @@ void BatchGenerator::end(int64_t prompt) {
     for (size_t i = 0; i < slots_.size(); ++i) {
         if (slots_[i].busy && slots_[i].request.number == prompt) {
             leave(static_cast<int32_t>(i));
+            break;
         }
     }
     waiting_.erase(std::remove_if(waiting_.begin(), waiting_.end(),
@@ -123,10 +144,49 @@ void BatchGenerator::decode_prefix() {
     prefix_decoded_ = true;
 }
 
-void BatchGenerator::take_next(int32_t i) {
+void BatchGenerator::fill_slots() {
+    std::vector<int32_t> free;
+    for (size_t i = 0; i < slots_.size(); ++i) {
+        if (!slots_[i].busy) {
+            free.push_back(static_cast<int32_t>(i));
+        }
+    }
+    const size_t group = std::max<size_t>(1, slots_.size() / kSlotsPerGroup);
+    const size_t n = std::min(free.size(), waiting_.size());
+    if (n == 0 || n < std::min(group, waiting_.size())) {
+        return;
+    }
+    free.resize(n);
+    std::vector<Request> requests = take_alike(n);
+    for (size_t i = 0; i < n; ++i) {
+        begin(free[i], std::move(requests[i]));
+    }
+    read_prompts(free);
+}
+
+// The first of those that wait, and n - 1 whose lengths are near its own.
+std::vector<BatchGenerator::Request> BatchGenerator::take_alike(size_t n) {
+    const auto length = [this](size_t i) { return static_cast<int64_t>(waiting_[i].prompt.size()); };
+    std::vector<size_t> nearest(std::min(waiting_.size(), n * kGroupsToChooseFrom));
+    std::iota(nearest.begin(), nearest.end(), size_t{0});
+    std::stable_sort(nearest.begin(), nearest.end(), [&](size_t i, size_t j) {
+        return std::abs(length(i) - length(0)) < std::abs(length(j) - length(0));
+    });
+    nearest.resize(n);
+    std::sort(nearest.begin(), nearest.end());
+    std::vector<Request> taken;
+    for (const size_t i : nearest) {
+        taken.push_back(std::move(waiting_[i]));
+    }
+    for (auto i = nearest.rbegin(); i != nearest.rend(); ++i) {
+        waiting_.erase(waiting_.begin() + static_cast<std::ptrdiff_t>(*i));
+    }
+    return taken;
+}
+
+void BatchGenerator::begin(int32_t i, Request request) {
     Slot & slot = slots_[static_cast<size_t>(i)];
-    slot.request = std::move(waiting_.front());
-    waiting_.pop_front();
+    slot.request = std::move(request);
     slot.busy = true;
     slot.n_decoded = slot.n_answered = 0;
     slot.sampler = slot.request.sampling.temperature > 0 ? make_sampler(slot.request.sampling) : nullptr;
@@ -136,19 +196,36 @@ void BatchGenerator::take_next(int32_t i) {
     }
 }
 
-// What of a prompt and its answer is not in the memory yet.
-void BatchGenerator::add_rows(int32_t i) {
+// All but the last token of each, and a few more.
+void BatchGenerator::read_prompts(const std::vector<int32_t> & slots) {
+    const auto n_unread = [this](int32_t i) {
+        const Slot & slot = slots_[static_cast<size_t>(i)];
+        return slot.n_prompt() - slot.n_decoded - 1;
+    };
+    int64_t shortest = n_unread(slots.front());
+    for (const int32_t i : slots) {
+        shortest = std::min(shortest, n_unread(i));
+    }
+    batch_.clear();
+    for (const int32_t i : slots) {
+        Slot & slot = slots_[static_cast<size_t>(i)];
+        const int64_t n = n_unread(i) - shortest > kMostLeft ? n_unread(i) : shortest;
+        for (const int64_t end = slot.n_decoded + n; slot.n_decoded < end; ++slot.n_decoded) {
+            batch_.add(slot.request.prompt[static_cast<size_t>(slot.n_decoded)], slot.n_decoded, i, false);
+        }
+    }
+    if (batch_.size() > 0) {
+        decode(model_, *ctx_, batch_.get());
+    }
+}
+
+// The next token of the prompt, or the answer's last one.
+void BatchGenerator::add_token(int32_t i) {
     Slot & slot = slots_[static_cast<size_t>(i)];
-    const std::vector<int32_t> & prompt = slot.request.prompt;
-    const auto n_prompt = static_cast<int64_t>(prompt.size());
-    if (slot.n_answered > 0) {
-        batch_.add(slot.token, slot.n_decoded++, i, true);
-    }
-    while (slot.n_decoded < n_prompt) {
-        const int64_t at = slot.n_decoded++;
-        batch_.add(prompt[static_cast<size_t>(at)], at, i, at + 1 == n_prompt);
-    }
-    slot.row = batch_.size() - 1;
+    const int64_t at = slot.n_decoded++;
+    const int32_t token = at < slot.n_prompt() ? slot.request.prompt[static_cast<size_t>(at)] : slot.token;
+    slot.row = batch_.size();
+    batch_.add(token, at, i, slot.n_decoded >= slot.n_prompt());
 }
 
 int32_t BatchGenerator::choose(Slot & slot) {
@@ -160,9 +237,18 @@ int32_t BatchGenerator::choose(Slot & slot) {
     return static_cast<int32_t>(std::max_element(logits, logits + model_.n_vocab()) - logits);
 }
 
+// The last slot that is busy takes the place, where it can: llama.cpp computes sequences in one micro-batch as long as
+// their numbers have no gap.
 void BatchGenerator::leave(int32_t i) {
-    slots_[static_cast<size_t>(i)].busy = false;
     llama_memory_seq_rm(memory(), i, -1, -1);
+    slots_[static_cast<size_t>(i)].busy = false;
+    const auto last_busy = std::find_if(slots_.rbegin(), slots_.rend(), [](const Slot & slot) { return slot.busy; });
+    const auto last = static_cast<int32_t>(slots_.rend() - last_busy) - 1;
+    if (moves_slots_ && last > i) {
+        llama_memory_seq_cp(memory(), last, i, -1, -1);
+        llama_memory_seq_rm(memory(), last, -1, -1);
+        std::swap(slots_[static_cast<size_t>(i)], slots_[static_cast<size_t>(last)]);
+    }
 }
 
 }  // namespace ggtune

@@ -1,5 +1,5 @@
-// Answers to many prompts at once: as many side by side as there are slots, each of which takes the next prompt as soon
-// as its answer has ended (continuous batching: Yu et al., "Orca", OSDI 2022).
+// Answers to many prompts at once: as many side by side as there are slots, which take the next prompts as soon as some
+// answers have ended (continuous batching: Yu et al., "Orca", OSDI 2022). Prompts that begin together are read together.
 #pragma once
 
 #include <llama-cpp.h>
@@ -42,8 +42,9 @@ class BatchGenerator {
     // does not fit.
     void add(const std::vector<int32_t> & prompt, int64_t max_tokens, const Sampling & sampling);
 
-    // Computes one token of each answer under way. Empty when all have ended. An answer that has reached its length has
-    // no step at its end. Raises Interrupted, and as Generator for what can't be computed.
+    // Computes one token of some of the answers under way, of all whose prompts have been read. Empty when all have
+    // ended. An answer that has reached its length has no step at its end. Raises Interrupted, and as Generator for what
+    // can't be computed.
     std::vector<Step> step();
 
     // Ends the answer to a prompt; one that is not there any more is none.
@@ -56,6 +57,7 @@ class BatchGenerator {
         int64_t max_tokens;
         Sampling sampling;
     };
+    // Its index is its sequence.
     struct Slot {
         Request request;
         bool busy = false;
@@ -64,13 +66,18 @@ class BatchGenerator {
         int32_t token = 0;       // the last one
         int32_t row = 0;         // of the batch, whose logits give the next token
         llama_sampler_ptr sampler;
+
+        int64_t n_prompt() const { return static_cast<int64_t>(request.prompt.size()); }
     };
 
     llama_memory_t memory() { return llama_get_memory(ctx_.get()); }
     int32_t prefix_sequence() const { return static_cast<int32_t>(slots_.size()); }
     void decode_prefix();
-    void take_next(int32_t i);  // i: index of a slot, and its sequence
-    void add_rows(int32_t i);
+    void fill_slots();
+    std::vector<Request> take_alike(size_t n);
+    void begin(int32_t i, Request request);
+    void read_prompts(const std::vector<int32_t> & slots);
+    void add_token(int32_t i);
     int32_t choose(Slot & slot);
     void leave(int32_t i);
 
@@ -80,6 +87,7 @@ class BatchGenerator {
     std::vector<llama_adapter_lora_ptr> loras_;
     llama_context_ptr ctx_;
     bool shares_prefix_ = false;
+    bool moves_slots_ = false;
     bool prefix_decoded_ = false;
     std::deque<Request> waiting_;
     int64_t n_added_ = 0;

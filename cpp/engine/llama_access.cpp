@@ -503,6 +503,11 @@ std::string reason_of_no_graph(const llama_model & model, const std::string & sa
            ". Convert the model again, or get another file of it";
 }
 
+ggml_backend_t cpu_backend(const llama_context & context) {
+    ggml_backend_sched_t scheduler = context.get_sched();
+    return ggml_backend_sched_get_backend(scheduler, ggml_backend_sched_get_n_backends(scheduler) - 1);
+}
+
 ggml_cgraph * reserved_graph(llama_context & context) {
     return context.get_gf_res_reserve()->get_gf();
 }

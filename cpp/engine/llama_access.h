@@ -103,6 +103,9 @@ std::string reason_of_no_graph(const llama_model & model, const std::string & sa
 // Returns why they can't be computed: what would end the process, or never end. "" where they can.
 std::string problem_of_graph(llama_context & context);
 
+// What computes on the CPU for a context, which owns it.
+ggml_backend_t cpu_backend(const llama_context & context);
+
 // The graph that a context was made room for.
 ggml_cgraph * reserved_graph(llama_context & context);
 

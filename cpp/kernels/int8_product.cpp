@@ -369,8 +369,10 @@ class WeightTile {
                 data_ + static_cast<size_t>(row0 + i) * row_bytes_ + static_cast<size_t>(k0 / block_) * block_bytes_;
             auto * bytes = reinterpret_cast<uint8_t *>(row_values_.data() + i * k / 4);
             format_->unpack(src, k, bytes, row_scales_.data() + i * blocks, row_mins_.data() + i * blocks);
-            for (int64_t j = 0; j < k && recentred(); ++j) {
-                bytes[j] ^= 128;
+            if (recentred()) {
+                for (int64_t j = 0; j < k; ++j) {
+                    bytes[j] ^= 128;
+                }
             }
         }
         // four bytes travel as one float

@@ -9,13 +9,12 @@ import numpy as np
 
 from ggtune._native import core
 from ggtune.errors import GgtuneError
+from ggtune.generate.slots import slots_for
 from ggtune.system import resolved_threads
 
 if TYPE_CHECKING:
     from ggtune._core import Adapter, Model
 
-_SLOTS = 32
-_MOST_CELLS = 1 << 15  # tokens that all slots together have room for; each takes keys and values in every layer
 _LEAST_PREFIX = 16  # tokens: a shorter one is not worth a sequence of its own
 
 
@@ -69,7 +68,7 @@ def answers(
         list(adapters),
         adapter=adapter,
         prefix=_common_prefix(prompts),
-        n_slots=max(1, min(_SLOTS, len(prompts), _MOST_CELLS // context)),
+        n_slots=slots_for(model, len(prompts), context),
         context=context,
         threads=resolved_threads(threads),
     )

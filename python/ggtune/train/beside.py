@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ggtune.data.store import lengths_of
+from ggtune.generate.slots import generation_bytes, slots_for
 from ggtune.setting_texts import EvalInterval
 from ggtune.system import format_bytes
 from ggtune.train.build import Build
@@ -11,10 +12,6 @@ from ggtune.train.measuring import SAMPLE_TOKENS, Asked
 
 if TYPE_CHECKING:
     from ggtune._core import Model
-
-_CELLS = 256  # llama.cpp's caches come in multiples of so many tokens
-_MICRO_BATCH = 512  # tokens of prompts that are computed at once
-_CONTEXT_BYTES = 8 << 20  # of a llama.cpp context, whatever its size: measured with models of 10M to 270M parameters
 
 
 @dataclass(frozen=True)
@@ -91,28 +88,14 @@ def n_times(
 
 
 def answer_bytes(model: "Model", asked: Asked) -> int:
-    """Estimate what llama.cpp takes to generate the answers, beside the weights: keys, values, what is computed."""
-    most = max(
-        [len(one.prompt) + SAMPLE_TOKENS for one in asked.fixed]
-        + [len(one.prompt) + asked.scored_tokens for one in asked.scored],
-        default=0,
+    """Estimate what llama.cpp takes to generate the answers of one kind, the larger of both, beside the weights."""
+    kinds = (
+        [len(one.prompt) + SAMPLE_TOKENS for one in asked.fixed],
+        [len(one.prompt) + asked.scored_tokens for one in asked.scored],
     )
-    return generation_bytes(model, most) if most else 0
-
-
-def generation_bytes(model: "Model", most: int) -> int:
-    """Estimate what llama.cpp takes for a context of ``most`` tokens, beside the weights."""
-    metadata = model.metadata()
-
-    def number(key: str, default: int) -> int:
-        text = metadata.get(f"{model.architecture}.{key}", "")
-        return int(text) if text.isdecimal() else default
-
-    heads = max(1, number("attention.head_count", 1))
-    per_head = model.n_embd // heads
-    kv_heads = number("attention.head_count_kv", heads)
-    width = kv_heads * (number("attention.key_length", per_head) + number("attention.value_length", per_head))
-    cells = -(-most // _CELLS) * _CELLS
-    rows = min(most, _MICRO_BATCH)
-    computed = 4 * rows * (4 * model.n_embd + 3 * number("feed_forward_length", 4 * model.n_embd))
-    return 2 * model.n_layer * width * cells + computed + _CONTEXT_BYTES
+    needed = [
+        generation_bytes(model, max(lengths), slots_for(model, len(lengths), max(lengths)))
+        for lengths in kinds
+        if lengths
+    ]
+    return max(needed, default=0)

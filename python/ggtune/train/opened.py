@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from ggtune._native import core
 from ggtune.config import TrainConfig
 from ggtune.errors import DeviceMemoryError
-from ggtune.train.beside import generation_bytes
+from ggtune.generate.slots import generation_bytes
 from ggtune.train.placement import Places, Wanted, shared_out, wanted_devices
 
 if TYPE_CHECKING:
