@@ -1,6 +1,9 @@
 """What a diagnosis says of runs with a planted fault, and that it says nothing of good ones."""
 
+import dataclasses
+import html
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -18,7 +21,11 @@ from ggtune.evaluate.diagnosis import Finding, read_findings, write_findings
 from ggtune.evaluate.log_probs import Likelihood
 from ggtune.evaluate.verify import samples_of
 from ggtune.gguf.merge import merge_adapters
+from ggtune.pipeline.reporting import report
+from ggtune.run.checkpoint import newest_checkpoint
 from ggtune.run.job import read_settings
+from ggtune.run.outputs import Outputs
+from ggtune.train.monitor import Monitor
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +34,16 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def diagnose(folder: Path) -> list[Finding]:
-    return diagnosis.diagnose(folder, threads=1, seconds=400.0)
+    """Diagnose a run; what is found stands in the first part of its report, too, and nothing else there."""
+    found = diagnosis.diagnose(folder, threads=1, seconds=400.0)
+    write_findings(folder, found)
+    (page, *_) = report([folder])
+    (part,) = re.findall("What was found</h2>(.*?)<h2", page.read_text(encoding="utf-8"), re.DOTALL)
+    said = " ".join(html.unescape(re.sub("<[^>]*>", "", part)).split())
+    for finding in found:
+        assert " ".join(finding.text.split()) in said
+    assert ("Nothing that looks wrong." in said) == (not found)
+    return found
 
 
 def only(findings: list[Finding], kind: str) -> Finding:
@@ -67,9 +83,21 @@ def test_shuffled_answers(tmp_path: Path) -> None:
 
 
 def test_a_wrong_template(tmp_path: Path) -> None:
-    found = only(diagnose(train(tmp_path, template="chatml", epochs=1.0)), "wrong template")
+    folder = train(tmp_path, template="chatml", epochs=1.0)
+    found = only(diagnose(folder), "wrong template")
     assert "'chatml'" in found.text
     assert "--template" in found.advice
+    # on a slow machine as well, where time would be over after a few rows
+    only(diagnosis.diagnose(folder, threads=1, seconds=0.1), "wrong template")
+
+
+def test_another_template_that_the_base_knows_no_difference_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = train(tmp_path, template="chatml", max_steps=1)
+    monkeypatch.setattr(diagnosis, "_TEMPLATE_GAIN", 9.0)
+    found = only(diagnose(folder), "another template")
+    assert found.severity == "note"
+    assert "does not tell whether that matters" in found.text
+    assert "leave --template out" in found.advice
 
 
 def test_the_models_own_template_by_its_name_is_none(tmp_path: Path) -> None:
@@ -94,6 +122,29 @@ def test_a_diverged_run(tmp_path: Path) -> None:
     with pytest.raises(DivergedError):
         train(tmp_path / "hard", lr=1e20, warmup=0.0, epochs=4.0, batch=4)
     assert only(diagnose(tmp_path / "hard/run"), "diverged").severity == "error"
+
+
+def test_a_run_that_got_worse_than_the_base(good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its training loss has risen, too, but by too little to call it divergence."""
+    shutil.copytree(good, tmp_path / "run")
+    found = newest_checkpoint(Outputs.folder(tmp_path / "run").checkpoint)
+    assert found is not None
+    place, checkpoint, *others = found
+    monitor = Monitor(**checkpoint.state.monitor)
+    before, first = monitor.held_out_before, monitor.first_loss
+    assert before is not None
+    assert first is not None
+    losses = {
+        "held_out": 1.05 * before,
+        "lowest_held_out": 1.02 * before,
+        "start_loss": first,
+        "average": monitor.average * 1.05 * first / monitor.smoothed,
+    }
+    state = dataclasses.replace(checkpoint.state, monitor={**checkpoint.state.monitor, **losses})
+    changed = (place, dataclasses.replace(checkpoint, state=state), *others)
+    monkeypatch.setattr(diagnosis, "newest_checkpoint", lambda _: changed)
+    worse = only(diagnose(tmp_path / "run"), "worse than the base")
+    assert f"was {before:.4f} before the training and is {1.05 * before:.4f} after it." in worse.text
 
 
 def test_a_merge_that_lost_the_training(good: Path, tmp_path: Path) -> None:

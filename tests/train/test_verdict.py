@@ -105,6 +105,12 @@ def test_divergence_within_the_first_steps() -> None:
     assert not has_diverged(result(first_loss=1.6, start_loss=2.5, smoothed_loss=2.6))  # an easy first batch
 
 
+@pytest.mark.parametrize(("held_out", "diverged"), [(7.3, True), (5.7, False), (None, False)])
+def test_both_losses_worse_are_divergence(held_out: float | None, diverged: bool) -> None:
+    losses = {"first_loss": 5.1, "start_loss": 6.0, "smoothed_loss": 7.5, "held_out_before": 5.3}
+    assert has_diverged(result(**losses, held_out_loss=held_out)) == diverged
+
+
 def test_overfitting_is_no_divergence() -> None:
     assert not has_diverged(result(smoothed_loss=0.1, held_out_loss=20.0))
 

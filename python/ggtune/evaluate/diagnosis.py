@@ -38,6 +38,7 @@ from ggtune.train.chosen import chosen_adapter
 from ggtune.train.monitor import Monitor
 from ggtune.train.questions import Question, part_of, questions_of
 from ggtune.train.samples import RunSamples
+from ggtune.train.verdict import is_divergence
 
 Severity = Literal["error", "warning", "note"]
 
@@ -49,12 +50,12 @@ SHUFFLED, TEMPLATE, OVERFITTED, DIVERGED, MERGE = (
     "diverged",
     "merge lost the training",
 )
-IGNORED = "question ignored"
+IGNORED, OTHER_TEMPLATE, WORSE = "question ignored", "another template", "worse than the base"
 
 _SECONDS = 40.0
 _RISE_SHARE, _RISE_LOSS = 0.03, 0.03  # of a held-out loss above its best, relative and in nats: no noise
-_WORSE_FACTOR, _WORSE_LOSS = 1.25, 0.25  # as ggtune.train.verdict has it
 _TEMPLATE_GAIN, _SURE_P = 0.1, 0.01  # nats per token of the answers; p value
+_SAME_GAIN = 0.005  # nats per token: templates that differ by less are as good as the same
 _LITTLE_GAIN = 0.05  # nats per token: a question that is worth less is ignored
 _SAME_PLACE_S = 2.0  # files that are written one after the other
 
@@ -102,7 +103,8 @@ def diagnose(
         raise GgtuneError(f"{folder} holds no run: it has no checkpoint")
     checkpoint = found[1]
     diverged = list(_diverged(checkpoint)) or died
-    findings = [*diverged, *_overfitted(folder, checkpoint), *_merge(folder, threads, seconds / 4)]
+    turned = list(_overfitted(folder, checkpoint)) or ([] if diverged else list(_worse(checkpoint)))
+    findings = [*diverged, *turned, *_merge(folder, threads, seconds / 4)]
     if not diverged:
         looker = _Looker(folder, checkpoint, threads, seconds)
         findings += looker.look()
@@ -126,15 +128,19 @@ def _died(folder: Path) -> list[Finding]:
 def _diverged(checkpoint: Checkpoint) -> Iterator[Finding]:
     """As :func:`ggtune.train.verdict.has_diverged`, from what a checkpoint keeps."""
     monitor, config = Monitor(**checkpoint.state.monitor), checkpoint.config
+    diverged = is_divergence(
+        first_loss=monitor.first_loss,
+        start_loss=monitor.start_loss,
+        smoothed_loss=monitor.smoothed,
+        held_out_before=monitor.held_out_before,
+        held_out_loss=monitor.held_out,
+    )
+    if not diverged:
+        return
     if monitor.held_out is not None and not math.isfinite(monitor.held_out):
         what = "the held-out loss is not finite."
-    elif monitor.first_loss is not None and monitor.start_loss is not None:
-        start = min(monitor.start_loss, _WORSE_FACTOR * monitor.first_loss)
-        if not monitor.smoothed > _WORSE_FACTOR * start + _WORSE_LOSS:
-            return
-        what = f"the training loss is {monitor.smoothed:.4g}, {monitor.first_loss:.4g} at the start."
     else:
-        return
+        what = f"the training loss is {monitor.smoothed:.4g}, {monitor.first_loss:.4g} at the start."
     advice = f"Start anew with a smaller --lr than {config.lr:g} or a longer --warmup."
     yield Finding(DIVERGED, "error", f"{what} What it has learned is of no use.", advice)
 
@@ -174,6 +180,20 @@ def _overfitted(folder: Path, checkpoint: Checkpoint) -> Iterator[Finding]:
         yield Finding(OVERFITTED, "warning", text, advice)
     else:
         yield Finding(OVERFITTED, "warning", text, f"Take step {turned} by --which best, or start anew with {ways}.")
+
+
+def _worse(checkpoint: Checkpoint) -> Iterator[Finding]:
+    """A held-out loss above that before the training, by more than noise, beside a training loss that has not fallen.
+
+    Else it is overfitting.
+    """
+    monitor, config = Monitor(**checkpoint.state.monitor), checkpoint.config
+    before, after, lowest = monitor.held_out_before, monitor.held_out, monitor.lowest_held_out
+    if before is None or after is None or after - before < max(_RISE_LOSS, _RISE_SHARE * before):
+        return
+    best = f"; step {monitor.lowest_step} had the best, {lowest:.4f}" if lowest is not None and lowest < before else ""
+    text = f"the held-out loss was {before:.4f} before the training and is {after:.4f} after it{best}."
+    yield Finding(WORSE, "warning", text, f"Start anew with a smaller --lr than {config.lr:g}, or with more rows.")
 
 
 def _merge(folder: Path, threads: int, seconds: float) -> Iterator[Finding]:
@@ -295,15 +315,25 @@ class _Looker:
         if used is None or own is None:
             return
         fit = template_fit(self._base, used, own, self._questions(self.rows), self._system, seconds=self._seconds / 4)
-        if fit is None or fit.gain.value < _TEMPLATE_GAIN or not fit.gain.p_value < _SURE_P:
+        if fit is None:
             return
-        self._expected = own
-        yield Finding(
-            TEMPLATE,
-            "warning",
-            f"the model's own chat template is not the one that was trained with ('{fit.used}'), and the base expects "
-            f"its own: before the training its loss on the answers was {fit.loss_own:.3f} with that and "
-            f"{fit.loss_used:.3f} with '{fit.used}' ({fit.n_questions} rows).",
-            "Leave --template out, and start anew: the model then goes on from what it knows, and others ask it as it "
-            "was trained.",
-        )
+        losses = f"{fit.loss_own:.3f} with that and {fit.loss_used:.3f} with '{fit.used}' ({fit.n_questions} rows)"
+        if fit.gain.value >= _TEMPLATE_GAIN and fit.gain.p_value < _SURE_P:
+            self._expected = own
+            yield Finding(
+                TEMPLATE,
+                "warning",
+                f"the model's own chat template is not the one that was trained with ('{fit.used}'), and the base "
+                f"expects its own: before the training its loss on the answers was {losses}.",
+                "Leave --template out, and start anew: the model then goes on from what it knows, and others ask it as "
+                "it was trained.",
+            )
+        elif abs(fit.gain.value) > _SAME_GAIN and (fit.gain.value > 0 or not fit.gain.is_significant):
+            yield Finding(
+                OTHER_TEMPLATE,
+                "note",
+                f"the model has a chat template of its own, and '{fit.used}' was trained with. What the base knows of "
+                f"these questions does not tell whether that matters: before the training its loss on the answers was "
+                f"{losses}.",
+                f"Unless '{fit.used}' is meant, leave --template out, and start anew.",
+            )

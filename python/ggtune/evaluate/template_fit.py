@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _MOST_QUESTIONS = 24
 _LEAST_QUESTIONS = 8
+_STEADY_QUESTIONS = 16  # so many are looked at however long it takes: fewer don't tell it from chance
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ def template_fit(
     started, sums = time.monotonic(), []
     for found in likelihood.each(texts):
         sums.append(-float(found[0].sum(dtype=np.float64)))
-        if time.monotonic() - started > seconds and len(sums) >= 2 * _LEAST_QUESTIONS:
+        if time.monotonic() - started > seconds and len(sums) >= 2 * _STEADY_QUESTIONS:
             break
     n = len(sums) // 2
     weights = np.array(lengths[:n], np.float64)

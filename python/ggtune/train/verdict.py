@@ -12,20 +12,44 @@ _ENOUGH_STEPS = 100
 _LITTLE_SHARE = 0.05  # of the loss at the start: to have fallen by less is to have learned nothing
 _MUCH_SHARE = 0.5  # so much can be learned in few steps all the same
 _WORSE_FACTOR, _WORSE_LOSS = 1.25, 0.25  # a training loss so much above the start's is divergence, no noise
+_BOTH_WORSE_FACTOR = 1.1  # the training and the held-out loss so much above theirs at the start are, too
+
+
+def is_divergence(
+    *,
+    first_loss: float | None,
+    start_loss: float | None,
+    smoothed_loss: float,
+    held_out_before: float | None,
+    held_out_loss: float | None,
+) -> bool:
+    """Tell whether the training loss is much worse than at the start, or both losses are, or one is not finite.
+
+    ``first_loss`` is that of the first step, ``start_loss`` the mean of the first ones. A held-out loss that has got
+    worse beside a training loss that has not is overfitting.
+    """
+    if held_out_loss is not None and not math.isfinite(held_out_loss):
+        return True
+    if first_loss is None or start_loss is None:
+        return False
+    # the mean is steadier, but a run may diverge within the steps that it is of
+    start = min(start_loss, _WORSE_FACTOR * first_loss)
+    if smoothed_loss > _WORSE_FACTOR * start + _WORSE_LOSS:
+        return True
+    if held_out_before is None or held_out_loss is None:
+        return False
+    return smoothed_loss > _BOTH_WORSE_FACTOR * start and held_out_loss > _BOTH_WORSE_FACTOR * held_out_before
 
 
 def has_diverged(result: Result) -> bool:
-    """True where the training loss is much worse than at the start, or the held-out loss is not finite.
-
-    A held-out loss that has got worse beside a training loss that has not is overfitting.
-    """
-    if result.held_out_loss is not None and not math.isfinite(result.held_out_loss):
-        return True
-    if result.first_loss is None or result.start_loss is None:
-        return False
-    # the mean is steadier, but a run may diverge within the steps that it is of
-    start = min(result.start_loss, _WORSE_FACTOR * result.first_loss)
-    return result.smoothed_loss > _WORSE_FACTOR * start + _WORSE_LOSS
+    """Tell whether a run has ended in divergence."""
+    return is_divergence(
+        first_loss=result.first_loss,
+        start_loss=result.start_loss,
+        smoothed_loss=result.smoothed_loss,
+        held_out_before=result.held_out_before,
+        held_out_loss=result.held_out_loss,
+    )
 
 
 def verdicts(result: Result) -> list[str]:
