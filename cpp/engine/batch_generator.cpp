@@ -94,6 +94,7 @@ std::vector<BatchGenerator::Step> BatchGenerator::step() {
     const auto n_slots = static_cast<int32_t>(slots_.size());
     while (steps.empty()) {
         fill_slots();
+        close_gaps();  // those that nothing waits for
         batch_.clear();
         for (int32_t i = 0; i < n_slots; ++i) {
             if (slots_[static_cast<size_t>(i)].busy) {
@@ -104,7 +105,6 @@ std::vector<BatchGenerator::Step> BatchGenerator::step() {
             return steps;
         }
         decode(model_, *ctx_, batch_.get());
-        std::vector<int32_t> ended;
         for (int32_t i = 0; i < n_slots; ++i) {
             Slot & slot = slots_[static_cast<size_t>(i)];
             if (!slot.busy || slot.n_decoded < slot.n_prompt()) {
@@ -115,10 +115,9 @@ std::vector<BatchGenerator::Step> BatchGenerator::step() {
             slot.n_answered += at_end ? 0 : 1;
             steps.push_back({slot.request.number, slot.token, at_end});
             if (at_end || slot.n_answered == slot.request.max_tokens) {
-                ended.push_back(i);
+                leave(i);
             }
         }
-        std::for_each(ended.rbegin(), ended.rend(), [this](int32_t i) { leave(i); });
     }
     return steps;
 }
@@ -144,17 +143,26 @@ void BatchGenerator::decode_prefix() {
     prefix_decoded_ = true;
 }
 
-void BatchGenerator::fill_slots() {
+std::vector<int32_t> BatchGenerator::free_slots() const {
     std::vector<int32_t> free;
     for (size_t i = 0; i < slots_.size(); ++i) {
         if (!slots_[i].busy) {
             free.push_back(static_cast<int32_t>(i));
         }
     }
+    return free;
+}
+
+void BatchGenerator::fill_slots() {
+    std::vector<int32_t> free = free_slots();
     const size_t group = std::max<size_t>(1, slots_.size() / kSlotsPerGroup);
     const size_t n = std::min(free.size(), waiting_.size());
     if (n == 0 || n < std::min(group, waiting_.size())) {
         return;
+    }
+    if (group > 1) {  // prompts that are read together need neighbours; few slots are large ones to move
+        close_gaps();
+        free = free_slots();
     }
     free.resize(n);
     std::vector<Request> requests = take_alike(n);
@@ -237,17 +245,25 @@ int32_t BatchGenerator::choose(Slot & slot) {
     return static_cast<int32_t>(std::max_element(logits, logits + model_.n_vocab()) - logits);
 }
 
-// The last slot that is busy takes the place, where it can: llama.cpp computes sequences in one micro-batch as long as
-// their numbers have no gap.
 void BatchGenerator::leave(int32_t i) {
     llama_memory_seq_rm(memory(), i, -1, -1);
     slots_[static_cast<size_t>(i)].busy = false;
-    const auto last_busy = std::find_if(slots_.rbegin(), slots_.rend(), [](const Slot & slot) { return slot.busy; });
-    const auto last = static_cast<int32_t>(slots_.rend() - last_busy) - 1;
-    if (moves_slots_ && last > i) {
-        llama_memory_seq_cp(memory(), last, i, -1, -1);
-        llama_memory_seq_rm(memory(), last, -1, -1);
-        std::swap(slots_[static_cast<size_t>(i)], slots_[static_cast<size_t>(last)]);
+}
+
+// Slots that are free take over what the last ones do: llama.cpp computes sequences in one micro-batch as long as their
+// numbers have no gap.
+void BatchGenerator::close_gaps() {
+    for (size_t i = 0; moves_slots_ && i < slots_.size(); ++i) {
+        const auto last_busy =
+            std::find_if(slots_.rbegin(), slots_.rend(), [](const Slot & slot) { return slot.busy; });
+        const auto n_used = static_cast<size_t>(slots_.rend() - last_busy);
+        if (slots_[i].busy || i >= n_used) {
+            continue;
+        }
+        const auto from = static_cast<int32_t>(n_used) - 1, to = static_cast<int32_t>(i);
+        llama_memory_seq_cp(memory(), from, to, -1, -1);
+        llama_memory_seq_rm(memory(), from, -1, -1);
+        std::swap(slots_[i], slots_[n_used - 1]);
     }
 }
 

@@ -73,6 +73,7 @@ class BatchGenerator {
     llama_memory_t memory() { return llama_get_memory(ctx_.get()); }
     int32_t prefix_sequence() const { return static_cast<int32_t>(slots_.size()); }
     void decode_prefix();
+    std::vector<int32_t> free_slots() const;
     void fill_slots();
     std::vector<Request> take_alike(size_t n);
     void begin(int32_t i, Request request);
@@ -80,6 +81,7 @@ class BatchGenerator {
     void add_token(int32_t i);
     int32_t choose(Slot & slot);
     void leave(int32_t i);
+    void close_gaps();
 
     Model & model_;
     Options options_;

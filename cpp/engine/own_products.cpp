@@ -20,12 +20,13 @@ namespace {
 using Compute = decltype(ggml_backend_i::graph_compute);
 using Free = decltype(ggml_backend_i::free);
 
-// Whether a node multiplies; experts, only where each has enough rows.
+// Whether a node multiplies with a weight that has to be unpacked; experts, only where each has enough rows.
 bool is_ours(const ggml_tensor * node) {
-    if (node->op == GGML_OP_MUL_MAT_ID) {
-        return ggml_nelements(node->src[2]) >= kMinUnpackingRows * node->src[0]->ne[2];
+    const bool is_product = node->op == GGML_OP_MUL_MAT || node->op == GGML_OP_MUL_MAT_ID;
+    if (!is_product || node->src[0]->type == GGML_TYPE_F32) {
+        return false;
     }
-    return node->op == GGML_OP_MUL_MAT;
+    return node->op == GGML_OP_MUL_MAT || ggml_nelements(node->src[2]) >= kMinUnpackingRows * node->src[0]->ne[2];
 }
 
 // A graph in which our nodes stand in place of llama.cpp's products. They write where those did; what else they need

@@ -111,6 +111,15 @@ def test_both_losses_worse_are_divergence(held_out: float | None, diverged: bool
     assert has_diverged(result(**losses, held_out_loss=held_out)) == diverged
 
 
+def test_small_losses_that_rise_by_a_tenth_are_none() -> None:
+    losses = {"first_loss": 0.02, "start_loss": 0.02, "smoothed_loss": 0.025}
+    assert not has_diverged(result(**losses, held_out_before=0.02, held_out_loss=0.025))
+
+
+def test_a_training_loss_that_is_no_number() -> None:
+    assert has_diverged(result(first_loss=2.0, start_loss=2.0, smoothed_loss=float("nan")))
+
+
 def test_overfitting_is_no_divergence() -> None:
     assert not has_diverged(result(smoothed_loss=0.1, held_out_loss=20.0))
 

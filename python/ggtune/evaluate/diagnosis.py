@@ -183,15 +183,18 @@ def _overfitted(folder: Path, checkpoint: Checkpoint) -> Iterator[Finding]:
 
 
 def _worse(checkpoint: Checkpoint) -> Iterator[Finding]:
-    """A held-out loss above that before the training, by more than noise, beside a training loss that has not fallen.
+    """A held-out loss above that before the training, by more than noise, that is neither overfitting nor divergence.
 
-    Else it is overfitting.
+    None where --early-stop ended the run for it, and a step that is better than the base is handed on.
     """
     monitor, config = Monitor(**checkpoint.state.monitor), checkpoint.config
     before, after, lowest = monitor.held_out_before, monitor.held_out, monitor.lowest_held_out
     if before is None or after is None or after - before < max(_RISE_LOSS, _RISE_SHARE * before):
         return
-    best = f"; step {monitor.lowest_step} had the best, {lowest:.4f}" if lowest is not None and lowest < before else ""
+    is_better = lowest is not None and lowest < before
+    if is_better and config.early_stop and monitor.n_not_better >= config.early_stop:
+        return
+    best = f"; step {monitor.lowest_step} had the best, {lowest:.4f}" if is_better else ""
     text = f"the held-out loss was {before:.4f} before the training and is {after:.4f} after it{best}."
     yield Finding(WORSE, "warning", text, f"Start anew with a smaller --lr than {config.lr:g}, or with more rows.")
 

@@ -12,7 +12,7 @@ _ENOUGH_STEPS = 100
 _LITTLE_SHARE = 0.05  # of the loss at the start: to have fallen by less is to have learned nothing
 _MUCH_SHARE = 0.5  # so much can be learned in few steps all the same
 _WORSE_FACTOR, _WORSE_LOSS = 1.25, 0.25  # a training loss so much above the start's is divergence, no noise
-_BOTH_WORSE_FACTOR = 1.1  # the training and the held-out loss so much above theirs at the start are, too
+_BOTH_WORSE_FACTOR, _BOTH_WORSE_LOSS = 1.1, 0.1  # both losses so much above theirs at the start are, too
 
 
 def is_divergence(
@@ -32,13 +32,18 @@ def is_divergence(
         return True
     if first_loss is None or start_loss is None:
         return False
+    if not math.isfinite(smoothed_loss):
+        return True
     # the mean is steadier, but a run may diverge within the steps that it is of
     start = min(start_loss, _WORSE_FACTOR * first_loss)
     if smoothed_loss > _WORSE_FACTOR * start + _WORSE_LOSS:
         return True
     if held_out_before is None or held_out_loss is None:
         return False
-    return smoothed_loss > _BOTH_WORSE_FACTOR * start and held_out_loss > _BOTH_WORSE_FACTOR * held_out_before
+    return all(
+        after > max(_BOTH_WORSE_FACTOR * before, before + _BOTH_WORSE_LOSS)
+        for before, after in ((start, smoothed_loss), (held_out_before, held_out_loss))
+    )
 
 
 def has_diverged(result: Result) -> bool:
