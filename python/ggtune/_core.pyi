@@ -293,7 +293,10 @@ class Generator:
 
 @final
 class BatchGenerator:
-    """Answers to many prompts side by side; a slot takes the next prompt as soon as its answer has ended."""
+    """Answers to many prompts side by side; slots take the next prompts, some at a time, as soon as answers have ended.
+
+    Products of 16 rows and more with quantized weights are ggtune's own: they differ from llama.cpp's by rounding.
+    """
 
     def __init__(
         self,
@@ -321,8 +324,9 @@ class BatchGenerator:
         """Put a prompt at the end of those that wait; its number is how many were added before it. Raises
         :class:`ggtune.errors.GgtuneError` for one that is empty, lacks the prefix or fills the context."""
     def step(self) -> list[tuple[int, int, bool]]:
-        """The next token of each answer under way: number of the prompt, token, and whether it ends the answer, of
-        which it is then no part. One that has reached its length just ends. Empty when all have ended."""
+        """The next token of each answer under way whose prompt has been read: number of the prompt, token, and whether
+        it ends the answer, of which it is then no part. One that has reached its length just ends. Empty when all have
+        ended."""
     def end(self, prompt: int) -> None:
         """End the answer to a prompt."""
 
