@@ -30,49 +30,59 @@ NOUNS = ("argon", "cat", "table", "neon")
 QUESTIONS = [f'What is the meaning of the noun "{noun}"?' for noun in NOUNS]
 
 
-def ask(*arguments: object, stdin: str | bytes | None = None) -> Result:
-    return CliRunner().invoke(cli, ["ask", "-m", str(MODEL), "-n", "12", *map(str, arguments)], input=stdin)
+def ask(*arguments: object, stdin: str | bytes | None = None, model: Path = MODEL) -> Result:
+    return CliRunner().invoke(cli, ["ask", "-m", str(model), "-n", "12", *map(str, arguments)], input=stdin)
 
 
 @pytest.fixture(scope="module")
-def alone() -> list[str]:
-    return [ask(question).stdout.strip() for question in QUESTIONS]
+def exact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model in float32: nothing is rounded to fewer digits where many rows are computed at once."""
+    path = tmp_path_factory.mktemp("exact") / "model.gguf"
+    _core.quantize_model(str(MODEL), str(path), "f32", allow_requantize=True)
+    return path
+
+
+@pytest.fixture(scope="module")
+def alone(exact: Path) -> list[str]:
+    return [ask(question, model=exact).stdout.strip() for question in QUESTIONS]
 
 
 def lines_of(result: Result) -> list[dict[str, object]]:
     return [json.loads(line) for line in result.stdout.splitlines()]
 
 
-def test_a_file_of_lines_is_answered_in_order(tmp_path: Path, alone: list[str]) -> None:
+def test_a_file_of_lines_is_answered_in_order(tmp_path: Path, alone: list[str], exact: Path) -> None:
     path = tmp_path / "questions.txt"
     path.write_text("\n\n".join(QUESTIONS))
-    found = lines_of(ask("--file", path, "--json"))
+    found = lines_of(ask("--file", path, "--json", model=exact))
     assert [(one["question"], one["answer"]) for one in found] == list(zip(QUESTIONS, alone, strict=True))
     assert all(0 < int(str(one["n_tokens"])) <= 12 and isinstance(one["ended"], bool) for one in found)
-    assert ask("--file", path).stdout == "".join(f"> {q}\n{a}\n\n" for q, a in zip(QUESTIONS, alone, strict=True))
+    assert ask("--file", path, model=exact).stdout == "".join(
+        f"> {q}\n{a}\n\n" for q, a in zip(QUESTIONS, alone, strict=True)
+    )
 
 
-def test_data_and_standard_input(tmp_path: Path, alone: list[str]) -> None:
+def test_data_and_standard_input(tmp_path: Path, alone: list[str], exact: Path) -> None:
     csv = tmp_path / "questions.csv"
     csv.write_text("question,answer\n" + "".join(f'"{q.replace(chr(34), chr(34) * 2)}",x\n' for q in QUESTIONS))
     rows = tmp_path / "questions.jsonl"
     rows.write_text("".join(json.dumps({"question": q, "answer": "x"}) + "\n" for q in QUESTIONS))
     for result in (
-        ask("--file", csv, "--json"),
-        ask("--file", rows, "--json"),
-        ask("-", "--json", stdin="\n".join(QUESTIONS)),
+        ask("--file", csv, "--json", model=exact),
+        ask("--file", rows, "--json", model=exact),
+        ask("-", "--json", stdin="\n".join(QUESTIONS), model=exact),
     ):
         assert [one["answer"] for one in lines_of(result)] == alone
 
 
-def test_drawn_answers_are_those_of_each_question_alone() -> None:
+def test_drawn_answers_are_those_of_each_question_alone(exact: Path) -> None:
     drawn = ["--temp", 2, "--seed", 5, "--json"]
-    many = lines_of(ask("-", *drawn, stdin="\n".join(QUESTIONS)))
-    assert many == [lines_of(ask(question, *drawn))[0] for question in QUESTIONS]
+    many = lines_of(ask("-", *drawn, stdin="\n".join(QUESTIONS), model=exact))
+    assert many == [lines_of(ask(question, *drawn, model=exact))[0] for question in QUESTIONS]
 
 
-def test_a_question_that_is_too_long_has_an_error_in_its_place(alone: list[str]) -> None:
-    result = ask("-", "--json", stdin=f"{QUESTIONS[0]}\n{'long ' * 3000}\n{QUESTIONS[1]}")
+def test_a_question_that_is_too_long_has_an_error_in_its_place(alone: list[str], exact: Path) -> None:
+    result = ask("-", "--json", stdin=f"{QUESTIONS[0]}\n{'long ' * 3000}\n{QUESTIONS[1]}", model=exact)
     assert result.exit_code == 1
     found = lines_of(result)
     assert [one.get("answer") for one in found] == [alone[0], None, alone[1]]
@@ -156,12 +166,13 @@ def test_a_conversation_keeps_what_it_has_read_and_forgets_its_beginning() -> No
     )
 
 
-def test_a_conversation_in_a_pipe(alone: list[str]) -> None:
+def test_a_conversation_in_a_pipe(alone: list[str], exact: Path) -> None:
     stdin = f"{QUESTIONS[0]}\n\n/new\n{QUESTIONS[1]}\n/exit\n{QUESTIONS[2]}\n"
-    result = ask("--chat", stdin=stdin)
+    result = ask("--chat", stdin=stdin, model=exact)
     assert result.exit_code == 0
     assert result.stdout.splitlines() == alone[:2]
-    assert [one["answer"] for one in lines_of(ask("--chat", "--json", stdin=QUESTIONS[0]))] == alone[:1]
+    found = lines_of(ask("--chat", "--json", stdin=QUESTIONS[0], model=exact))
+    assert [one["answer"] for one in found] == alone[:1]
 
 
 @pytest.fixture
