@@ -1,5 +1,6 @@
-// Answers to many prompts at once: as many side by side as there are slots, which take the next prompts as soon as some
-// answers have ended (continuous batching: Yu et al., "Orca", OSDI 2022). Prompts that begin together are read together.
+// Answers to many prompts at once: as many side by side as there are slots, which take the next prompts as soon as
+// some answers have ended (continuous batching: Yu et al., "Orca", OSDI 2022). Prompts that begin together are read
+// together.
 #pragma once
 
 #include <llama-cpp.h>
@@ -43,8 +44,8 @@ class BatchGenerator {
     void add(const std::vector<int32_t> & prompt, int64_t max_tokens, const Sampling & sampling);
 
     // Computes one token of some of the answers under way, of all whose prompts have been read. Empty when all have
-    // ended. An answer that has reached its length has no step at its end. Raises Interrupted, and as Generator for what
-    // can't be computed.
+    // ended. An answer that has reached its length has no step at its end. Raises Interrupted, and as Generator for
+    // what can't be computed.
     std::vector<Step> step();
 
     // Ends the answer to a prompt; one that is not there any more is none.
