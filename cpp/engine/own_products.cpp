@@ -20,8 +20,11 @@ namespace {
 using Compute = decltype(ggml_backend_i::graph_compute);
 using Free = decltype(ggml_backend_i::free);
 
-// Whether a node multiplies with a weight that has to be unpacked; experts, only where each has enough rows.
+// Attention, and products with a weight that has to be unpacked; by experts, only where each has enough rows.
 bool is_ours(const ggml_tensor * node) {
+    if (node->op == GGML_OP_FLASH_ATTN_EXT) {
+        return true;
+    }
     const bool is_product = node->op == GGML_OP_MUL_MAT || node->op == GGML_OP_MUL_MAT_ID;
     if (!is_product || node->src[0]->type == GGML_TYPE_F32) {
         return false;
@@ -44,7 +47,7 @@ class OwnGraph {
         for (int i = 0; i < graph.n_nodes; i++) {
             add(graph.nodes[i], is_ours(graph.nodes[i]) ? ops.replacement(graph.nodes[i]) : nullptr);
         }
-        if (last_use_.empty()) {
+        if (std::equal(nodes_.begin(), nodes_.end(), graph.nodes, graph.nodes + graph.n_nodes)) {
             return run(cpu, const_cast<ggml_cgraph *>(&graph));
         }
         if (!give_memory()) {

@@ -9,6 +9,7 @@
 
 #include <cstring>
 
+#include "kernels/half.h"
 #include "kernels/int8_unpack.h"
 
 namespace ggtune::kernels::detail {
@@ -19,10 +20,6 @@ inline T read(const uint8_t * src) {
     T value;
     std::memcpy(&value, src, sizeof value);
     return value;
-}
-
-inline float half_at(const uint8_t * src) {
-    return _cvtsh_ss(read<uint16_t>(src));
 }
 
 inline __m512 iota() {

@@ -45,45 +45,42 @@ constexpr int64_t kTileK = 2048;
 constexpr int64_t kTileN = 64;
 constexpr int64_t kTileTokens = 1020;
 
-// Each lane of `sum` gains the dot product of four bytes of w and of x, x from -127 to 127. `small`: w are from 0 to
-// 63.
+// Each lane of `sum` gains the dot product of four bytes of w and of x, x from -127 to 127. kSignedWeights: w are signed
+// bytes.
 #if defined(__AVX512VNNI__) && defined(__AVX512F__)
 constexpr bool kFast = true;
 constexpr bool kSignedWeights = false;
-template <bool small>
 inline IntVec add_dot4(IntVec sum, IntVec w, IntVec x) {
     return (IntVec)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)w, (__m512i)x);
 }
 #elif defined(__AVXVNNI__) && !defined(__AVX512F__)
 constexpr bool kFast = true;
 constexpr bool kSignedWeights = false;
-template <bool small>
 inline IntVec add_dot4(IntVec sum, IntVec w, IntVec x) {
     return (IntVec)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)w, (__m256i)x);
 }
 #elif defined(__AVX2__) && !defined(__AVX512F__)
+#define GGTUNE_PAIR_SUMS
+constexpr int kMostTogether = 8;
 constexpr bool kFast = true;
 constexpr bool kSignedWeights = true;
-template <bool small>
 inline IntVec add_dot4(IntVec sum, IntVec w, IntVec x) {
     // unsigned times signed bytes; two products have to fit 16 bits, which 128 * 127 * 2 does and 255 * 127 * 2 does
     // not
-    const __m256i magnitudes = small ? (__m256i)w : _mm256_abs_epi8((__m256i)w);
-    const __m256i signed_x = small ? (__m256i)x : _mm256_sign_epi8((__m256i)x, (__m256i)w);
+    const __m256i magnitudes = _mm256_abs_epi8((__m256i)w);
+    const __m256i signed_x = _mm256_sign_epi8((__m256i)x, (__m256i)w);
     const __m256i pairs = _mm256_maddubs_epi16(magnitudes, signed_x);
     return sum + (IntVec)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
 }
 #elif defined(__ARM_FEATURE_DOTPROD)
 constexpr bool kFast = true;
 constexpr bool kSignedWeights = true;
-template <bool small>
 inline IntVec add_dot4(IntVec sum, IntVec w, IntVec x) {
     return (IntVec)vdotq_s32((int32x4_t)sum, (int8x16_t)w, (int8x16_t)x);
 }
 #else
 constexpr bool kFast = false;
 constexpr bool kSignedWeights = false;
-template <bool small>
 inline IntVec add_dot4(IntVec sum, IntVec w, IntVec x) {
 #pragma GCC unroll 4
     for (int byte = 0; byte < 4; ++byte) {
@@ -92,6 +89,26 @@ inline IntVec add_dot4(IntVec sum, IntVec w, IntVec x) {
     return sum;
 }
 #endif
+
+#if !defined(GGTUNE_PAIR_SUMS)
+constexpr int kMostTogether = 0;
+#endif
+
+// Where dot products are made of pairs of 16 bits: how many of small unsigned weights are summed up in these before they
+// become 32 bits, 8, 4, 2 or 1; 0: weights are as kSignedWeights says.
+int dots_in_16_bits(int32_t largest_value, int64_t sub_block) {
+#if defined(GGTUNE_PAIR_SUMS)
+    int n = kMostTogether;
+    while (n > 0 && (2 * 127 * n * largest_value > std::numeric_limits<int16_t>::max() || 4 * n > sub_block)) {
+        n /= 2;
+    }
+    return n;
+#else
+    (void)largest_value;
+    (void)sub_block;
+    return 0;
+#endif
+}
 
 // Quantized activations: blocks of kTokens tokens one after another, each
 //   int8_t  values [n_in / 4][kTokens][4]
@@ -213,8 +230,69 @@ inline IntVec load_bytes(const uint8_t * p) {
     return v;
 }
 
+// Dot products of 4 * n bytes of each weight and token.
+template <int n_vectors, int n, int together>
+inline void add_dots(const uint8_t * w_values, const int8_t * x_values, IntVec (&dot)[kTokens][n_vectors]) {
+    constexpr int64_t kStep = 4 * n_vectors * kWidth;
+#if defined(GGTUNE_PAIR_SUMS)
+    if constexpr (together > 0) {
+#pragma GCC unroll 8
+        for (int first = 0; first < n; first += together) {
+            __m256i pairs[kTokens][n_vectors];
+#pragma GCC unroll 8
+            for (int four = 0; four < together; ++four) {
+                __m256i weights[n_vectors];
+#pragma GCC unroll 2
+                for (int v = 0; v < n_vectors; ++v) {
+                    weights[v] = (__m256i)load_bytes(w_values + 4 * v * kWidth);
+                }
+#pragma GCC unroll 6
+                for (int t = 0; t < kTokens; ++t) {
+                    const auto element = (__m256i)splat_bytes(x_values + 4 * t);
+#pragma GCC unroll 2
+                    for (int v = 0; v < n_vectors; ++v) {
+                        const __m256i products = _mm256_maddubs_epi16(weights[v], element);
+                        pairs[t][v] = four == 0 ? products : _mm256_add_epi16(pairs[t][v], products);
+                        // in this order: in another one, the registers do not suffice
+                        asm("" : "+x"(pairs[t][v]));
+                    }
+                }
+                w_values += kStep;
+                x_values += 4 * kTokens;
+            }
+#pragma GCC unroll 6
+            for (int t = 0; t < kTokens; ++t) {
+#pragma GCC unroll 2
+                for (int v = 0; v < n_vectors; ++v) {
+                    dot[t][v] += (IntVec)_mm256_madd_epi16(pairs[t][v], _mm256_set1_epi16(1));
+                }
+            }
+        }
+        return;
+    }
+#endif
+#pragma GCC unroll 8
+    for (int four = 0; four < n; ++four) {
+        IntVec weights[n_vectors];
+#pragma GCC unroll 2
+        for (int v = 0; v < n_vectors; ++v) {
+            weights[v] = load_bytes(w_values + 4 * v * kWidth);
+        }
+#pragma GCC unroll 6
+        for (int t = 0; t < kTokens; ++t) {
+            const IntVec element = splat_bytes(x_values + 4 * t);
+#pragma GCC unroll 2
+            for (int v = 0; v < n_vectors; ++v) {
+                dot[t][v] = add_dot4(dot[t][v], weights[v], element);
+            }
+        }
+        w_values += kStep;
+        x_values += 4 * kTokens;
+    }
+}
+
 // The sums are taken block by block in order: they do not depend on the register block.
-template <int n_vectors, int sub_block, bool has_min, int scale_block>
+template <int n_vectors, int sub_block, bool has_min, int scale_block, int together>
 void multiply(int64_t k, const Panel & w, const Tokens & x, const Output & out) {
     constexpr int64_t kSumWidth = n_vectors * kWidth;
     const uint8_t * w_values = w.values;
@@ -233,24 +311,9 @@ void multiply(int64_t k, const Panel & w, const Tokens & x, const Output & out) 
                     dot[t][v] = start;
                 }
             }
-#pragma GCC unroll 8
-            for (int four = 0; four < sub_block / 4; ++four) {
-                IntVec weights[n_vectors];
-#pragma GCC unroll 2
-                for (int v = 0; v < n_vectors; ++v) {
-                    weights[v] = load_bytes(w_values + 4 * v * kWidth);
-                }
-#pragma GCC unroll 6
-                for (int t = 0; t < kTokens; ++t) {
-                    const IntVec element = splat_bytes(x_values + 4 * t);
-#pragma GCC unroll 2
-                    for (int v = 0; v < n_vectors; ++v) {
-                        dot[t][v] = add_dot4<has_min>(dot[t][v], weights[v], element);
-                    }
-                }
-                w_values += 4 * kSumWidth;
-                x_values += 4 * kTokens;
-            }
+            add_dots<n_vectors, sub_block / 4, together>(w_values, x_values, dot);
+            w_values += sub_block * kSumWidth;
+            x_values += sub_block * kTokens;
 #pragma GCC unroll 2
             for (int v = 0; v < n_vectors; ++v) {
                 const Vec scale = simd::load(w.scales + block * kSumWidth + v * kWidth);
@@ -296,20 +359,25 @@ void multiply(int64_t k, const Panel & w, const Tokens & x, const Output & out) 
 
 using Multiply = void (*)(int64_t k, const Panel & w, const Tokens & x, const Output & out);
 
-template <int n_vectors, int sub_block, bool has_min>
-Multiply multiply_kernel(int64_t scale_block) {
-    return scale_block == 32 ? multiply<n_vectors, sub_block, has_min, 32>
-                             : multiply<n_vectors, sub_block, has_min, 256>;
+template <int n_vectors, int sub_block, bool has_min, int together = kMostTogether>
+Multiply multiply_kernel(int64_t scale_block, int dots_together) {
+    if constexpr (together > 0) {
+        if (dots_together != together) {
+            return multiply_kernel<n_vectors, sub_block, has_min, together / 2>(scale_block, dots_together);
+        }
+    }
+    return scale_block == 32 ? multiply<n_vectors, sub_block, has_min, 32, together>
+                             : multiply<n_vectors, sub_block, has_min, 256, together>;
 }
 
 template <int n_vectors>
-Multiply multiply_kernel(const Int8Format & format, int64_t scale_block) {
+Multiply multiply_kernel(const Int8Format & format, int64_t scale_block, int dots_together) {
     if (format.sub_block == 16) {
-        return format.has_min ? multiply_kernel<n_vectors, 16, true>(scale_block)
-                              : multiply_kernel<n_vectors, 16, false>(scale_block);
+        return format.has_min ? multiply_kernel<n_vectors, 16, true>(scale_block, dots_together)
+                              : multiply_kernel<n_vectors, 16, false>(scale_block, dots_together);
     }
-    return format.has_min ? multiply_kernel<n_vectors, 32, true>(scale_block)
-                          : multiply_kernel<n_vectors, 32, false>(scale_block);
+    return format.has_min ? multiply_kernel<n_vectors, 32, true>(scale_block, dots_together)
+                          : multiply_kernel<n_vectors, 32, false>(scale_block, dots_together);
 }
 
 // A tile of W as panels of kPanelCols outputs one after another; the last one is narrower, a multiple of kWidth wide,
@@ -322,12 +390,23 @@ class WeightTile {
         row_bytes_ = row_bytes;
         block_ = ggml_blck_size(type);
         block_bytes_ = ggml_type_size(type);
+        subtracted_ = 0;
+        if (kSignedWeights && format_->offset == kMiddle) {
+            // the weights as signed bytes, or as the smallest unsigned ones
+            const int32_t magnitude = format_->largest_value - kMiddle;
+            subtracted_ = dots_in_16_bits(2 * magnitude, format_->sub_block) > 0 ? kMiddle - magnitude : kMiddle;
+        }
+        dots_together_ =
+            subtracted_ == kMiddle ? 0 : dots_in_16_bits(format_->largest_value - subtracted_, format_->sub_block);
     }
 
     const Int8Format & format() const { return *format_; }
 
     // What is subtracted from the bytes as they are in the tile.
-    int32_t offset() const { return recentred() ? 0 : format_->offset; }
+    int32_t offset() const { return format_->offset - subtracted_; }
+
+    // As dots_in_16_bits().
+    int dots_together() const { return dots_together_; }
 
     static int64_t width(int64_t n_rows, int64_t row) { return std::min(kPanelCols, round_up(n_rows - row, kWidth)); }
 
@@ -353,8 +432,7 @@ class WeightTile {
     }
 
   private:
-    // Values up to 255 do not fit signed bytes, until 128 is subtracted.
-    bool recentred() const { return kSignedWeights && format_->offset == 128; }
+    static constexpr int32_t kMiddle = 128;  // the offset of formats with values up to 255
 
     void unpack_panel(int64_t row0, int64_t n_rows, int64_t width, int64_t k0, int64_t k, float * values,
                       int64_t scale) {
@@ -369,9 +447,10 @@ class WeightTile {
                 data_ + static_cast<size_t>(row0 + i) * row_bytes_ + static_cast<size_t>(k0 / block_) * block_bytes_;
             auto * bytes = reinterpret_cast<uint8_t *>(row_values_.data() + i * k / 4);
             format_->unpack(src, k, bytes, row_scales_.data() + i * blocks, row_mins_.data() + i * blocks);
-            if (recentred()) {
+            if (subtracted_ != 0) {
+                const auto subtracted = static_cast<uint8_t>(subtracted_);
                 for (int64_t j = 0; j < k; ++j) {
-                    bytes[j] ^= 128;
+                    bytes[j] -= subtracted;
                 }
             }
         }
@@ -388,6 +467,8 @@ class WeightTile {
     size_t row_bytes_;
     int64_t block_;
     size_t block_bytes_;
+    int32_t subtracted_;  // from the bytes that the format has
+    int dots_together_;
     std::vector<float> values_, scales_, mins_;              // of the tile
     std::vector<float> row_values_, row_scales_, row_mins_;  // of a panel, output by output
 };
@@ -437,8 +518,8 @@ void multiply_part(ggml_type type, const void * w, size_t w_row_bytes, const Tok
     thread_local SumTerms terms;
     tile.set_weight(type, w, w_row_bytes);
     const Int8Format & format = tile.format();
-    const Multiply wide = multiply_kernel<2>(format, layout.scale_block);
-    const Multiply narrow = multiply_kernel<1>(format, layout.scale_block);
+    const Multiply wide = multiply_kernel<2>(format, layout.scale_block, tile.dots_together());
+    const Multiply narrow = multiply_kernel<1>(format, layout.scale_block, tile.dots_together());
     for (int64_t token0 = part.rows.begin; token0 < part.rows.end; token0 += kTileTokens) {
         const int64_t n_tokens = std::min(kTileTokens, part.rows.end - token0);
         terms.fill(format, tile.offset(), quantized, layout, int8_token_blocks(n_tokens));

@@ -92,6 +92,7 @@ inline float unpack_factors_mins(const uint8_t * src, int16_t * factors, float *
 
 struct Q4_0 {
     static constexpr int kValues = 32, kBytes = 18, kSubBlock = 32, kOffset = 8, kCenter = kOffset, kLargest = 8;
+    static constexpr int kLargestByte = 15;
     static constexpr bool kHasMin = false;
     static float unpack(const uint8_t * src, uint8_t * values, int16_t *, float *) {
         unpack_nibbles(src + 2, values);
@@ -101,6 +102,7 @@ struct Q4_0 {
 
 struct Q4_1 {
     static constexpr int kValues = 32, kBytes = 20, kSubBlock = 32, kOffset = 0, kCenter = 8, kLargest = 8;
+    static constexpr int kLargestByte = 15;
     static constexpr bool kHasMin = true;
     static float unpack(const uint8_t * src, uint8_t * values, int16_t *, float * mins) {
         *mins = -half_at(src + 2);
@@ -111,6 +113,7 @@ struct Q4_1 {
 
 struct Q5_0 {
     static constexpr int kValues = 32, kBytes = 22, kSubBlock = 32, kOffset = 16, kCenter = kOffset, kLargest = 16;
+    static constexpr int kLargestByte = 31;
     static constexpr bool kHasMin = false;
     static float unpack(const uint8_t * src, uint8_t * values, int16_t *, float *) {
         unpack_nibbles(src + 6, values);
@@ -121,6 +124,7 @@ struct Q5_0 {
 
 struct Q5_1 {
     static constexpr int kValues = 32, kBytes = 24, kSubBlock = 32, kOffset = 0, kCenter = 16, kLargest = 16;
+    static constexpr int kLargestByte = 31;
     static constexpr bool kHasMin = true;
     static float unpack(const uint8_t * src, uint8_t * values, int16_t *, float * mins) {
         *mins = -half_at(src + 2);
@@ -132,6 +136,7 @@ struct Q5_1 {
 
 struct Q8_0 {
     static constexpr int kValues = 32, kBytes = 34, kSubBlock = 32, kOffset = 128, kCenter = kOffset, kLargest = 128;
+    static constexpr int kLargestByte = 255;
     static constexpr bool kHasMin = false;
     static float unpack(const uint8_t * src, uint8_t * values, int16_t *, float *) {
         for (int i = 0; i < 32; ++i) {
@@ -143,6 +148,7 @@ struct Q8_0 {
 
 struct Iq4Nl {
     static constexpr int kValues = 32, kBytes = 18, kSubBlock = 32, kOffset = 128, kCenter = kOffset, kLargest = 127;
+    static constexpr int kLargestByte = 255;
     static constexpr bool kHasMin = false;
     static float unpack(const uint8_t * src, uint8_t * values, int16_t *, float *) {
         unpack_nibbles(src + 2, values);
@@ -154,6 +160,7 @@ struct Iq4Nl {
 struct Iq4Xs {
     static constexpr int kValues = 256, kBytes = 136, kSubBlock = 32, kOffset = 128, kCenter = kOffset,
                          kLargest = 32 * 127;
+    static constexpr int kLargestByte = 255;
     static constexpr bool kHasMin = false;
     static float unpack(const uint8_t * src, uint8_t * values, int16_t * factors, float *) {
         for (int i = 0; i < 8; ++i) {
@@ -169,6 +176,7 @@ struct Iq4Xs {
 
 struct Q2_K {
     static constexpr int kValues = 256, kBytes = 84, kSubBlock = 16, kOffset = 0, kCenter = 2, kLargest = 15 * 2;
+    static constexpr int kLargestByte = 3;
     static constexpr bool kHasMin = true;
     static float unpack(const uint8_t * src, uint8_t * values, int16_t * factors, float * mins) {
         const float d_min = half_at(src + 82);
@@ -183,6 +191,7 @@ struct Q2_K {
 
 struct Q3_K {
     static constexpr int kValues = 256, kBytes = 110, kSubBlock = 16, kOffset = 4, kCenter = kOffset, kLargest = 32 * 4;
+    static constexpr int kLargestByte = 7;
     static constexpr bool kHasMin = false;
     static float unpack(const uint8_t * src, uint8_t * values, int16_t * factors, float *) {
         const uint8_t * packed = src + 96;
@@ -204,6 +213,7 @@ struct Q3_K {
 
 struct Q4_K {
     static constexpr int kValues = 256, kBytes = 144, kSubBlock = 32, kOffset = 0, kCenter = 8, kLargest = 63 * 8;
+    static constexpr int kLargestByte = 15;
     static constexpr bool kHasMin = true;
     static float unpack(const uint8_t * src, uint8_t * values, int16_t * factors, float * mins) {
         const float d = unpack_factors_mins(src, factors, mins);
@@ -220,6 +230,7 @@ struct Q4_K {
 
 struct Q5_K {
     static constexpr int kValues = 256, kBytes = 176, kSubBlock = 32, kOffset = 0, kCenter = 16, kLargest = 63 * 16;
+    static constexpr int kLargestByte = 31;
     static constexpr bool kHasMin = true;
     static float unpack(const uint8_t * src, uint8_t * values, int16_t * factors, float * mins) {
         const float d = unpack_factors_mins(src, factors, mins);
@@ -238,6 +249,7 @@ struct Q5_K {
 struct Q6_K {
     static constexpr int kValues = 256, kBytes = 210, kSubBlock = 16, kOffset = 32, kCenter = kOffset,
                          kLargest = 128 * 32;
+    static constexpr int kLargestByte = 63;
     static constexpr bool kHasMin = false;
     static float unpack(const uint8_t * src, uint8_t * values, int16_t * factors, float *) {
         for (int i = 0; i < 16; ++i) {
@@ -260,6 +272,7 @@ struct Q6_K {
 
 struct Q1_0 {
     static constexpr int kValues = 128, kBytes = 18, kSubBlock = 32, kOffset = 1, kCenter = kOffset, kLargest = 1;
+    static constexpr int kLargestByte = 2;
     static constexpr bool kHasMin = false;
     static float unpack(const uint8_t * src, uint8_t * values, int16_t * factors, float *) {
         std::fill_n(factors, kValues / kSubBlock, int16_t{1});
@@ -273,6 +286,7 @@ struct Q1_0 {
 
 struct Q2_0 {
     static constexpr int kValues = 64, kBytes = 18, kSubBlock = 32, kOffset = 1, kCenter = kOffset, kLargest = 2;
+    static constexpr int kLargestByte = 3;
     static constexpr bool kHasMin = false;
     static float unpack(const uint8_t * src, uint8_t * values, int16_t * factors, float *) {
         std::fill_n(factors, kValues / kSubBlock, int16_t{1});
@@ -287,6 +301,7 @@ struct Q2_0 {
 
 struct Tq1_0 {
     static constexpr int kValues = 256, kBytes = 54, kSubBlock = 32, kOffset = 1, kCenter = kOffset, kLargest = 1;
+    static constexpr int kLargestByte = 2;
     static constexpr bool kHasMin = false;
 
     // A byte is the fraction 0.abcde of base 3, out of 256; n_digits of each of n bytes, the first one of all of them
@@ -315,6 +330,7 @@ struct Tq1_0 {
 
 struct Tq2_0 {
     static constexpr int kValues = 256, kBytes = 66, kSubBlock = 32, kOffset = 1, kCenter = kOffset, kLargest = 2;
+    static constexpr int kLargestByte = 3;
     static constexpr bool kHasMin = false;
     static float unpack(const uint8_t * src, uint8_t * values, int16_t * factors, float *) {
         std::fill_n(factors, kValues / kSubBlock, int16_t{1});
@@ -325,6 +341,7 @@ struct Tq2_0 {
 
 struct Mxfp4 {
     static constexpr int kValues = 32, kBytes = 17, kSubBlock = 32, kOffset = 128, kCenter = kOffset, kLargest = 12;
+    static constexpr int kLargestByte = 140;
     static constexpr bool kHasMin = false;
     static float unpack(const uint8_t * src, uint8_t * values, int16_t *, float *) {
         unpack_nibbles(src + 1, values);
@@ -365,7 +382,7 @@ void unpack_nvfp4(const uint8_t * src, int64_t n, uint8_t * values, float * scal
     }
 }
 
-constexpr Int8Format kNvfp4 = {kNvfp4SubBlock, 128, false, unpack_nvfp4, kNvfp4Values, 128, 0, nullptr};
+constexpr Int8Format kNvfp4 = {kNvfp4SubBlock, 128, false, 140, unpack_nvfp4, kNvfp4Values, 128, 0, nullptr};
 
 }  // namespace
 

@@ -85,6 +85,7 @@ inline void unpack_factors(const uint8_t * src, int16_t * factors) {
 struct Iq2 {
     using Word = uint64_t;
     static constexpr int kValues = kBlock, kOffset = 128, kCenter = kOffset, kLargest = 31 * 43;
+    static constexpr int kLargestByte = 171;
     static constexpr bool kHasMin = false;
     static constexpr float kUnit = 0.125f;  // of d * (nibble + 1/2) / 4
     static void set_unit_scale(uint8_t * block) { std::memcpy(block, &kHalfEight, sizeof kHalfEight); }
@@ -163,6 +164,7 @@ struct Iq3Xxs {
     static constexpr ggml_type kType = GGML_TYPE_IQ3_XXS;
     static constexpr int kVectors = 256, kValues = kBlock, kBytes = 98, kSubBlock = 32, kOffset = 128,
                          kCenter = kOffset, kLargest = 31 * 62;
+    static constexpr int kLargestByte = 190;
     static constexpr bool kHasMin = false;
     static void set_unit_scale(uint8_t * block) { std::memcpy(block, &kHalfFour, sizeof kHalfFour); }
     static void set_index(uint8_t * block, int i, int index) { block[2 + i] = static_cast<uint8_t>(index); }
@@ -189,6 +191,7 @@ struct Iq3S {
     static constexpr ggml_type kType = GGML_TYPE_IQ3_S;
     static constexpr int kVectors = 512, kValues = kBlock, kBytes = 110, kSubBlock = 32, kOffset = 128,
                          kCenter = kOffset, kLargest = 31 * 15;
+    static constexpr int kLargestByte = 143;
     static constexpr bool kHasMin = false;
     static void set_unit_scale(uint8_t * block) { std::memcpy(block, &kHalfOne, sizeof kHalfOne); }
     static void set_index(uint8_t * block, int i, int index) {
@@ -220,6 +223,7 @@ struct Iq3S {
 struct Iq1 {
     using Word = uint64_t;
     static constexpr int kVectors = 2048, kValues = kBlock, kOffset = 128, kCenter = kOffset, kLargest = 15 * 9;
+    static constexpr int kLargestByte = 137;
     static constexpr bool kHasMin = false;
     static constexpr float kUnit = 0.125f;
 };

@@ -61,8 +61,15 @@ struct Weight {
             // a mean other than zero gives the mins their weight
             Floats source = random_values(n_in * n_out, 1, 0.05f);
             std::transform(source.begin(), source.end(), source.begin(), [](float v) { return v + 0.02f; });
-            ggml_quantize_chunk(type, source.data(), data.data(), 0, n_out, n_in, nullptr);
+            quantize(source);
         }
+        dequantize();
+    }
+
+    void quantize(const Floats & source) {
+        ggml_quantize_chunk(type, source.data(), data.data(), 0, n_out, n_in, nullptr);
+    }
+    void dequantize() {
         for (int64_t o = 0; o < n_out; ++o) {
             ggml_get_type_traits(type)->to_float(row(o), values.data() + o * n_in, n_in);
         }
@@ -183,6 +190,26 @@ void test_exact(const Weight & w) {
           relative_difference(rows(forward(w, x, kTokens, 2), kTokens, w.n_out), exact_product(w, x, kTokens)), 2e-6);
 }
 
+// Nearly all weights have their type's largest value, as bytes, and all activations the largest magnitude.
+void test_largest(Weight w) {
+    const detail::Int8Format & format = *detail::int8_format(w.type);
+    if (detail::codebook_format(w.type) == nullptr) {
+        const float below_one =
+            static_cast<float>(format.largest_value / 2) / static_cast<float>(format.largest_value / 2 + 1);
+        Floats source(w.values.size(), format.has_min ? 1.0f : below_one);
+        for (size_t i = 0; i < source.size(); i += 16) {
+            source[i] = format.has_min ? 0.0f : -1.0f;
+        }
+        w.quantize(source);
+        w.dequantize();
+    }
+    constexpr int64_t kTokens = 4;
+    Floats x(static_cast<size_t>(kTokens * (w.n_in + kPadding)), 127.0f);
+    std::fill(x.begin() + 2 * (w.n_in + kPadding), x.end(), -127.0f);
+    check(w.name() + ", largest values",
+          relative_difference(rows(forward(w, x, kTokens, 1), kTokens, w.n_out), exact_product(w, x, kTokens)), 2e-6);
+}
+
 void test_special_values() {
     const Weight w(GGML_TYPE_Q4_K, 256, 33);
     for (const float special : {std::numeric_limits<float>::quiet_NaN(), -std::numeric_limits<float>::infinity()}) {
@@ -215,6 +242,7 @@ int main() {
         const Weight small(type, 3 * block, 37);
         test_unpack(small);
         test_exact(small);
+        test_largest(small);
         for (const int64_t n_tokens : {1, 7, 64}) {
             test_product(small, n_tokens);
         }

@@ -4,6 +4,7 @@
 #include <ggml-cpp.h>
 #include <ggml-cpu.h>
 
+#include <cmath>
 #include <numeric>
 
 #include "check.h"
@@ -14,6 +15,13 @@ using namespace ggtune;
 using namespace ggtune::test;
 
 constexpr int64_t kWidth = 256, kInner = 1024, kExperts = 4, kUsed = 2;
+constexpr int64_t kHeadDim = 64, kHeads = 4, kKeyHeads = 2, kCells = 96, kSequences = 3;
+
+ggml_backend_ptr cpu_with_threads() {
+    ggml_backend_ptr cpu(ggml_backend_cpu_init());
+    ggml_backend_cpu_set_n_threads(cpu.get(), 2);
+    return cpu;
+}
 
 // A graph of n_rows rows: products that share an operand, a wider one behind them, a view of a product, experts.
 class Graph {
@@ -77,10 +85,68 @@ class Graph {
     ggml_cgraph * graph_;
 };
 
-ggml_backend_ptr cpu_with_threads() {
-    ggml_backend_ptr cpu(ggml_backend_cpu_init());
-    ggml_backend_cpu_set_n_threads(cpu.get(), 2);
-    return cpu;
+// Attention over a memory in half precision: three sequences with n_tokens new tokens each, of which the last sees all.
+struct AttentionCase {
+    std::string name;
+    int64_t n_tokens;
+    float max_bias = 0.0f, softcap = 0.0f;
+    bool sinks = false;
+    ggml_type type = GGML_TYPE_F16;  // of the memory
+    bool ours = true;
+};
+
+std::vector<float> attend(const AttentionCase & c, ggml_backend_t backend) {
+    const ggml_context_ptr ctx(ggml_init({16 << 20, nullptr, false}));
+    uint32_t seed = 1;
+    const auto tensor = [&](ggml_type type, int64_t ne1, int64_t ne2) {  // heads side by side, as llama.cpp has them
+        ggml_tensor * t = ggml_new_tensor_4d(ctx.get(), type, kHeadDim, ne2, ne1, kSequences);
+        const std::vector<float> values = random_values(ggml_nelements(t), seed++);
+        if (type == GGML_TYPE_F32) {
+            std::copy(values.begin(), values.end(), static_cast<float *>(t->data));
+        } else {
+            ggml_quantize_chunk(type, values.data(), t->data, 0, ggml_nrows(t), kHeadDim, nullptr);
+        }
+        return ggml_permute(ctx.get(), t, 0, 2, 1, 3);
+    };
+    ggml_tensor * q = tensor(GGML_TYPE_F32, c.n_tokens, kHeads);
+    ggml_tensor * k = tensor(c.type, kCells, kKeyHeads);
+    ggml_tensor * v = tensor(c.type, kCells, kKeyHeads);
+    ggml_tensor * mask = ggml_new_tensor_4d(ctx.get(), GGML_TYPE_F16, kCells, c.n_tokens, 1, kSequences);
+    for (int64_t i = 0; i < ggml_nelements(mask); i++) {
+        const int64_t cell = i % kCells, token = i / kCells % c.n_tokens;
+        const float distance = static_cast<float>(kCells - c.n_tokens + token - cell);
+        static_cast<ggml_fp16_t *>(mask->data)[i] = ggml_fp32_to_fp16(distance < 0     ? -INFINITY
+                                                                      : c.max_bias > 0 ? -distance
+                                                                                       : 0.0f);
+    }
+    ggml_tensor * y = ggml_flash_attn_ext(ctx.get(), q, k, v, mask, 0.125f, c.max_bias, c.softcap);
+    if (c.sinks) {
+        ggml_tensor * sinks = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_F32, kHeads);
+        std::iota(static_cast<float *>(sinks->data), static_cast<float *>(sinks->data) + kHeads, 0.5f);
+        ggml_flash_attn_ext_add_sinks(y, sinks);
+    }
+    ggml_cgraph * graph = ggml_new_graph(ctx.get());
+    ggml_build_forward_expand(graph, y);
+    if (ggml_backend_graph_compute(backend, graph) != GGML_STATUS_SUCCESS) {
+        return {};
+    }
+    const auto * data = static_cast<const float *>(y->data);
+    return {data, data + ggml_nelements(y)};
+}
+
+void test_attention(ggml_backend_t plain, ggml_backend_t own) {
+    for (const int64_t n_tokens : {1, 5, 37}) {
+        for (const AttentionCase & c : {AttentionCase{"", n_tokens},
+                                        {"soft cap, ", n_tokens, 0.0f, 2.0f},
+                                        {"sinks, ", n_tokens, 0.0f, 0.0f, true},
+                                        {"ALiBi, ", n_tokens, 8.0f, 0.0f, false, GGML_TYPE_F16, false},
+                                        {"memory in Q8_0, ", n_tokens, 0.0f, 0.0f, false, GGML_TYPE_Q8_0, false}}) {
+            const std::string name = "attention, " + c.name + std::to_string(n_tokens) + " tokens";
+            const std::vector<float> expected = attend(c, plain), found = attend(c, own);
+            check(name, found.empty() ? 1 : relative_difference(found, expected), 2e-3);  // ggml sums up in 16 bits
+            check(name + ", by ours", same_bits(found, expected) != c.ours ? 0 : 1, 0);
+        }
+    }
 }
 
 }  // namespace
@@ -101,5 +167,6 @@ int main() {
         check(rows + "by ours", same_bits(found[0], expected[0]) == (n_rows == 1) ? 0 : 1, 0);
         check(rows + "ggml's own again", same_bits(graph.compute(plain.get())[0], expected[0]) ? 0 : 1, 0);
     }
+    test_attention(plain.get(), own.get());
     return finish();
 }

@@ -55,6 +55,9 @@ ggml_tensor * CpuOps::replacement(ggml_tensor * node) {
     if (node->op == GGML_OP_MUL_MAT_ID) {
         return can_expert_product(w, x, node->src[2]) ? expert_product(w, x, node->src[2]) : nullptr;
     }
+    if (node->op == GGML_OP_FLASH_ATTN_EXT) {
+        return can_cache_attention(node) ? cache_attention(node) : nullptr;
+    }
     if (node->op != GGML_OP_MUL_MAT) {
         return recurrent(node);
     }

@@ -96,6 +96,9 @@ class CpuOps : public Ops {
     ggml_tensor * glu(Activation f, ggml_tensor * gate, ggml_tensor * up, bool swapped);
     ggml_tensor * limited_glu(const LimitedGlu & f, ggml_tensor * gate, ggml_tensor * up, bool swapped);
     static void attention_rule(const BackwardStep & step);
+    // Over llama.cpp's memory, where it is of half precision.
+    static bool can_cache_attention(const ggml_tensor * node);
+    ggml_tensor * cache_attention(ggml_tensor * y);
 
     // Of the layers with a state, faster than ggml's; nullptr for other nodes.
     ggml_tensor * recurrent(ggml_tensor * y);
