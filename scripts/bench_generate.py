@@ -3,14 +3,15 @@
 
     bench_generate.py base.gguf --data train.csv
 
-The questions are the first different ones of the data, in the model's own template. Both ways take the likeliest
+The questions are the first different ones of the data, in the model's own template; with --full, of those whose answers
+alone have --tokens tokens, where others may end before. Both ways take the likeliest
 token, on as many threads; they are taken in turn, and the shortest time of each is printed with its tokens per second,
 and the ratio. How many answers have the same tokens is counted, too: batches of other sizes round differently.
 """
 
 import argparse
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,6 +37,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--data", required=True, help="questions: data, or a text with one on each line")
     parser.add_argument("--questions", type=int, default=200, help="how many (default 200)")
     parser.add_argument("--tokens", type=int, default=32, help="longest answer (default 32)")
+    parser.add_argument("--full", action="store_true", help="only questions whose answers don't end before that")
     parser.add_argument("--template", help="default: the model's own, else plain")
     parser.add_argument("--system", help="system text")
     parser.add_argument("--repeat", type=int, default=3, help="times that each is done (default 3)")
@@ -47,7 +49,15 @@ def prompts_of(model: "Model", args: argparse.Namespace) -> list[list[int]]:
     """Token ids of the first different questions."""
     template = choose_template(args.template, model)
     questions = dict.fromkeys(text for _, text, _ in questions_in(Path(args.data), ReadOptions()))
-    return [encode_prompt(model, template, text, args.system).tolist() for text in list(questions)[: args.questions]]
+    prompts: Iterator[list[int]] = (encode_prompt(model, template, text, args.system).tolist() for text in questions)
+    if args.full:
+
+        def is_full(prompt: list[int]) -> bool:
+            (tokens,) = one_after_another(model, [prompt], args.tokens, args.threads)
+            return len(tokens) == int(args.tokens)
+
+        prompts = filter(is_full, prompts)
+    return list(islice(prompts, args.questions))
 
 
 def one_after_another(model: "Model", prompts: Prompts, n_tokens: int, threads: int) -> Tokens:

@@ -8,6 +8,7 @@
 #include "engine/inference.h"
 #include "engine/llama_access.h"
 #include "engine/own_products.h"
+#include "files/llama_log.h"
 
 namespace ggtune {
 
@@ -23,28 +24,14 @@ constexpr size_t kGroupsToChooseFrom = 32;
 // the sequences of a micro-batch side by side, so that what is left would be a small one of its own.
 constexpr int64_t kMostLeft = 8;
 
-// Copies of a sequence need a memory whose cells are whole for each token,
-bool can_move(const Model & model) {
-    return !llama_model_is_recurrent(&model.llama()) && !llama_model_is_hybrid(&model.llama());
-}
-
-// and, for what comes at another place, none that was dropped.
-bool can_share(const Model & model) {
-    return can_move(model) && llama_model_n_swa(&model.llama()) == 0;
-}
-
 }  // namespace
 
 BatchGenerator::BatchGenerator(Model & model, const std::vector<std::pair<std::string, float>> & adapters,
                                Adapter * live, const std::vector<int32_t> & prefix, const Options & options)
-    : model_(model),
-      options_(options),
-      shares_prefix_(!prefix.empty() && can_share(model)),
-      moves_slots_(can_move(model)),
-      batch_(options.n_slots * options.context) {
+    : model_(model), options_(options), batch_(options.n_slots * options.context) {
     const auto most_sequences = static_cast<int64_t>(llama_max_parallel_sequences());
-    if (options.context < 2 || options.n_slots < 1 || options.n_slots >= most_sequences) {
-        throw Error("answers need a context of at least two tokens and 1 to " + std::to_string(most_sequences - 1) +
+    if (options.context < 2 || options.n_slots < 1 || options.n_slots > most_sequences) {
+        throw Error("answers need a context of at least two tokens and 1 to " + std::to_string(most_sequences) +
                     " slots");
     }
     prefix_ = prefix;
@@ -59,14 +46,14 @@ BatchGenerator::BatchGenerator(Model & model, const std::vector<std::pair<std::s
         loras.emplace_back(live->lora(), 1.0f);
     }
     // Each sequence has a memory of its own: in a common one, every token would be held against all the others'.
-    const int64_t n_sequences = options.n_slots + (shares_prefix_ ? 1 : 0);
-    llama_context_params params = inference_params(n_sequences * options.context, options.threads);
+    options_.n_slots = keeps_sequences_apart(model) ? options.n_slots : 1;
+    llama_context_params params = inference_params(options_.n_slots * options.context, options.threads);
     params.n_ubatch = static_cast<uint32_t>(std::min<int64_t>(params.n_ctx, kMicroBatchTokens));
-    params.n_seq_max = static_cast<uint32_t>(n_sequences);
+    params.n_seq_max = static_cast<uint32_t>(options_.n_slots);
     params.kv_unified = false;
     ctx_ = make_context(model_, params, loras);
     use_own_products(cpu_backend(*ctx_));
-    slots_.resize(static_cast<size_t>(options.n_slots));
+    slots_.resize(static_cast<size_t>(options_.n_slots));
 }
 
 void BatchGenerator::add(const std::vector<int32_t> & prompt, int64_t max_tokens, const Sampling & sampling) {
@@ -87,7 +74,7 @@ void BatchGenerator::add(const std::vector<int32_t> & prompt, int64_t max_tokens
 }
 
 std::vector<BatchGenerator::Step> BatchGenerator::step() {
-    if (shares_prefix_ && !prefix_decoded_ && !waiting_.empty()) {
+    if (!prefix_.empty() && prefix_memory_.empty() && !waiting_.empty()) {
         decode_prefix();
     }
     std::vector<Step> steps;
@@ -135,12 +122,26 @@ void BatchGenerator::end(int64_t prompt) {
 }
 
 void BatchGenerator::decode_prefix() {
+    constexpr int32_t kSequence = 0;  // all are free
     batch_.clear();
     for (size_t at = 0; at < prefix_.size(); ++at) {
-        batch_.add(prefix_[at], static_cast<int64_t>(at), prefix_sequence(), false);
+        batch_.add(prefix_[at], static_cast<int64_t>(at), kSequence, false);
     }
     decode(model_, *ctx_, batch_.get());
-    prefix_decoded_ = true;
+    prefix_memory_ = save(kSequence);
+    llama_memory_seq_rm(memory(), kSequence, -1, -1);
+}
+
+std::vector<uint8_t> BatchGenerator::save(int32_t sequence) {
+    std::vector<uint8_t> saved(llama_state_seq_get_size(ctx_.get(), sequence));
+    saved.resize(llama_state_seq_get_data(ctx_.get(), saved.data(), saved.size(), sequence));
+    return saved;
+}
+
+void BatchGenerator::restore(int32_t sequence, const std::vector<uint8_t> & saved) {
+    if (llama_state_seq_set_data(ctx_.get(), saved.data(), saved.size(), sequence) != saved.size()) {
+        throw Error("llama.cpp did not take back the memory of a sequence: " + take_llama_log());
+    }
 }
 
 std::vector<int32_t> BatchGenerator::free_slots() const {
@@ -198,8 +199,8 @@ void BatchGenerator::begin(int32_t i, Request request) {
     slot.busy = true;
     slot.n_decoded = slot.n_answered = 0;
     slot.sampler = slot.request.sampling.temperature > 0 ? make_sampler(slot.request.sampling) : nullptr;
-    if (shares_prefix_) {
-        llama_memory_seq_cp(memory(), prefix_sequence(), i, -1, -1);
+    if (!prefix_.empty()) {
+        restore(i, prefix_memory_);
         slot.n_decoded = static_cast<int64_t>(prefix_.size());
     }
 }
@@ -253,7 +254,7 @@ void BatchGenerator::leave(int32_t i) {
 // Slots that are free take over what the last ones do: llama.cpp computes sequences in one micro-batch as long as their
 // numbers have no gap.
 void BatchGenerator::close_gaps() {
-    for (size_t i = 0; moves_slots_ && i < slots_.size(); ++i) {
+    for (size_t i = 0; i < slots_.size(); ++i) {
         const auto last_busy =
             std::find_if(slots_.rbegin(), slots_.rend(), [](const Slot & slot) { return slot.busy; });
         const auto n_used = static_cast<size_t>(slots_.rend() - last_busy);
@@ -261,8 +262,9 @@ void BatchGenerator::close_gaps() {
             continue;
         }
         const auto from = static_cast<int32_t>(n_used) - 1, to = static_cast<int32_t>(i);
-        llama_memory_seq_cp(memory(), from, to, -1, -1);
+        const std::vector<uint8_t> saved = save(from);
         llama_memory_seq_rm(memory(), from, -1, -1);
+        restore(to, saved);
         std::swap(slots_[i], slots_[n_used - 1]);
     }
 }

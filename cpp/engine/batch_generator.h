@@ -33,8 +33,8 @@ class BatchGenerator {
     };
 
     // adapters: LoRA files with their scales; live: an adapter of this process, or nullptr. prefix: tokens that all
-    // prompts start with and have more than: computed once, where the model's memory allows that. Model and adapter
-    // must outlive the generator. Raises as Generator.
+    // prompts start with and have more than: computed once. Model and adapter must outlive the generator. Raises as
+    // Generator.
     BatchGenerator(Model & model, const std::vector<std::pair<std::string, float>> & adapters, Adapter * live,
                    const std::vector<int32_t> & prefix, const Options & options);
 
@@ -72,8 +72,10 @@ class BatchGenerator {
     };
 
     llama_memory_t memory() { return llama_get_memory(ctx_.get()); }
-    int32_t prefix_sequence() const { return static_cast<int32_t>(slots_.size()); }
     void decode_prefix();
+    // What the memory holds of a sequence, and such a thing as that of another one, which is free.
+    std::vector<uint8_t> save(int32_t sequence);
+    void restore(int32_t sequence, const std::vector<uint8_t> & saved);
     std::vector<int32_t> free_slots() const;
     void fill_slots();
     std::vector<Request> take_alike(size_t n);
@@ -89,9 +91,7 @@ class BatchGenerator {
     std::vector<int32_t> prefix_;
     std::vector<llama_adapter_lora_ptr> loras_;
     llama_context_ptr ctx_;
-    bool shares_prefix_ = false;
-    bool moves_slots_ = false;
-    bool prefix_decoded_ = false;
+    std::vector<uint8_t> prefix_memory_;  // once it has been computed
     std::deque<Request> waiting_;
     int64_t n_added_ = 0;
     std::vector<Slot> slots_;

@@ -59,6 +59,7 @@ Decoder::Decoder(Model & model, const std::vector<std::pair<std::string, float>>
     params.cb_eval = options.on_node;
     params.cb_eval_user_data = options.on_node_data;
     ctx_ = make_context(model, params, loras);
+    one_by_one_ = options.n_sequences > 1 && !keeps_sequences_apart(model);
 }
 
 void Decoder::decode(const TokenBatch & batch) {
@@ -72,7 +73,34 @@ void Decoder::decode(const TokenBatch & batch) {
                         std::to_string(options_.n_sequences));
         }
     }
-    ggtune::decode(model, *ctx_, rows);
+    if (one_by_one_) {
+        decode_one_by_one(rows);
+    } else {
+        ggtune::decode(model, *ctx_, rows);
+    }
+}
+
+void Decoder::decode_one_by_one(const llama_batch & batch) {
+    kept_.clear();
+    for (int32_t begin = 0, end = 0; begin < batch.n_tokens; begin = end) {
+        while (end < batch.n_tokens && batch.seq_id[end][0] == batch.seq_id[begin][0]) {
+            ++end;
+        }
+        llama_batch rows = batch;
+        rows.n_tokens = end - begin;
+        rows.token += begin;
+        rows.pos += begin;
+        rows.n_seq_id += begin;
+        rows.seq_id += begin;
+        rows.logits += begin;
+        ggtune::decode(model, *ctx_, rows);
+        for (int32_t i = begin; i < end; ++i) {
+            if (batch.logits[i] != 0) {
+                const float * row = llama_get_logits_ith(ctx_.get(), i - begin);
+                kept_[i].assign(row, row + model.n_vocab());
+            }
+        }
+    }
 }
 
 void Decoder::clear() {
@@ -84,7 +112,7 @@ void Decoder::copy(int32_t from, int32_t to) {
 }
 
 const float * Decoder::logits(int32_t row) {
-    return llama_get_logits_ith(ctx_.get(), row);
+    return one_by_one_ ? kept_.at(row).data() : llama_get_logits_ith(ctx_.get(), row);
 }
 
 }  // namespace ggtune

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <string>
+#include <unordered_map>
 #include <utility>
 #include <vector>
 
@@ -63,8 +64,12 @@ class Decoder {
 
   private:
     Options options_;
+    void decode_one_by_one(const llama_batch & batch);
+
     std::vector<llama_adapter_lora_ptr> loras_;
     llama_context_ptr ctx_;
+    bool one_by_one_ = false;                               // sequences
+    std::unordered_map<int32_t, std::vector<float>> kept_;  // by row of the last batch: logits, where one by one
 };
 
 }  // namespace ggtune

@@ -2,6 +2,10 @@
 
 #include <ggml-cpu.h>
 
+#include <string>
+#include <unordered_set>
+#include <vector>
+
 #include "base/abort_guard.h"
 #include "base/error.h"
 #include "base/interrupt.h"
@@ -129,14 +133,25 @@ llama_adapter_lora_ptr load_lora(Model & model, const std::string & path) {
     return lora;
 }
 
+bool keeps_sequences_apart(const Model & model) {
+    static const std::unordered_set<std::string> mixed_up = {"arwkv7", "plamo2", "rwkv6qwen2"};
+    return mixed_up.count(model.architecture()) == 0;
+}
+
 void decode(const Model & model, llama_context & ctx, const llama_batch & batch) {
     const std::string what =
         model.path + ": llama.cpp could not decode " + std::to_string(batch.n_tokens) + " tokens: ";
+    llama_batch rows = batch;
+    std::vector<int8_t> all_rows;
+    if (model.architecture() == "cogvlm") {  // its graph computes the logits of all rows, whichever are asked for
+        all_rows.assign(static_cast<size_t>(batch.n_tokens), 1);
+        rows.logits = all_rows.data();
+    }
     take_llama_log();
     int status = 0;
     try {
         const AbortAsException guard(AbortAsException::Around::computation);
-        status = llama_decode(&ctx, batch);
+        status = llama_decode(&ctx, rows);
     } catch (const std::exception & e) {
         throw ModelFileError(model.path + ": " + reason_of_no_graph(model.llama(), reason(e)));
     }

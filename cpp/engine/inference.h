@@ -32,6 +32,9 @@ llama_adapter_lora_ptr load_lora(Model & model, const std::string & path);
 // Raises ModelFileError where make_context() would or the tokenizer can't work; the model's header is enough.
 void check_answers(Model & model);
 
+// False for architectures whose states llama.cpp mixes up where it computes several sequences in one llama_decode().
+bool keeps_sequences_apart(const Model & model);
+
 // llama_decode. Raises Interrupted, and Error where llama.cpp can't.
 void decode(const Model & model, llama_context & ctx, const llama_batch & batch);
 

@@ -8,7 +8,9 @@ from pathlib import Path
 import gguf_files
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
+from architectures import files
 from ggtune import _core
 from ggtune._core import Adapter, Model
 from ggtune.demo import MODEL
@@ -61,6 +63,28 @@ def test_each_prompt_gets_what_it_gets_alone(path: Path) -> None:
     found = side_by_side(model, prompts)
     expected = [alone(model, prompt, threads=2) for prompt in prompts[::3]]
     assert [(list(answer.tokens), answer.ended) for answer in found[::3]] == expected
+
+
+# whose states or logits llama.cpp takes for others, where it computes several sequences or gives logits of some rows
+MIXED_UP = ("arwkv7", "cogvlm", "plamo2", "rwkv6qwen2")
+
+
+@pytest.mark.parametrize("name", [*MIXED_UP, "jamba", "rwkv7"])
+def test_sequences_and_rows_are_not_mixed_up(tmp_path: Path, name: str) -> None:
+    model = Model(str(files.write_model(tmp_path, name, quantized=False)))
+    texts = [prompt[-n:] for prompt, n in zip(prompts_of(model, 3), (12, 7, 9), strict=True)]
+
+    def logits(texts: Sequence[Sequence[int]], outputs: Sequence[bool]) -> NDArray[np.float32]:
+        scorer = _core.Scorer(model, n_tokens=64, n_sequences=len(texts), threads=2)
+        sequences = [i for i, text in enumerate(texts) for _ in text]
+        return scorer.logits([token for text in texts for token in text], sequences, outputs)
+
+    whole = [logits([text], [True] * len(text)) for text in texts]
+    together = logits(texts, [True] * sum(map(len, texts)))
+    np.testing.assert_allclose(together, np.concatenate(whole), rtol=0, atol=1e-3)
+    np.testing.assert_allclose(logits(texts[:1], [i == 11 for i in range(12)]), whole[0][-1:], rtol=0, atol=1e-3)
+    prompts = prompts_of(model)
+    assert [list(answer.tokens) for answer in side_by_side(model, prompts)] == [alone(model, p)[0] for p in prompts]
 
 
 def test_longer_than_a_sliding_window() -> None:

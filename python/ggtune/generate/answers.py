@@ -15,7 +15,7 @@ from ggtune.system import resolved_threads
 if TYPE_CHECKING:
     from ggtune._core import Adapter, Model
 
-_LEAST_PREFIX = 16  # tokens: a shorter one is not worth a sequence of its own
+_LEAST_PREFIX = 4  # tokens: copying what is known of fewer is not worth it
 
 
 @dataclass(frozen=True)
