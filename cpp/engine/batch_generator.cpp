@@ -74,7 +74,7 @@ void BatchGenerator::add(const std::vector<int32_t> & prompt, int64_t max_tokens
 }
 
 std::vector<BatchGenerator::Step> BatchGenerator::step() {
-    if (!prefix_.empty() && prefix_memory_.empty() && !waiting_.empty()) {
+    if (!prefix_.empty() && !prefix_decoded_ && !waiting_.empty()) {
         decode_prefix();
     }
     std::vector<Step> steps;
@@ -129,12 +129,15 @@ void BatchGenerator::decode_prefix() {
     }
     decode(model_, *ctx_, batch_.get());
     prefix_memory_ = save(kSequence);
+    prefix_decoded_ = true;
     llama_memory_seq_rm(memory(), kSequence, -1, -1);
 }
 
 std::vector<uint8_t> BatchGenerator::save(int32_t sequence) {
     std::vector<uint8_t> saved(llama_state_seq_get_size(ctx_.get(), sequence));
-    saved.resize(llama_state_seq_get_data(ctx_.get(), saved.data(), saved.size(), sequence));
+    if (saved.empty() || llama_state_seq_get_data(ctx_.get(), saved.data(), saved.size(), sequence) != saved.size()) {
+        throw Error("llama.cpp did not give the memory of a sequence: " + take_llama_log());
+    }
     return saved;
 }
 

@@ -104,6 +104,7 @@ void Decoder::decode_one_by_one(const llama_batch & batch) {
 }
 
 void Decoder::clear() {
+    kept_.clear();
     llama_memory_clear(llama_get_memory(ctx_.get()), false);
 }
 

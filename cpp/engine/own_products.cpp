@@ -20,10 +20,11 @@ namespace {
 using Compute = decltype(ggml_backend_i::graph_compute);
 using Free = decltype(ggml_backend_i::free);
 
-// Attention, and products with a weight that has to be unpacked; by experts, only where each has enough rows.
+// Attention of many tokens (llama.cpp shares out a few by their keys), and products with a weight that has to be
+// unpacked; by experts, only where each has enough rows.
 bool is_ours(const ggml_tensor * node) {
     if (node->op == GGML_OP_FLASH_ATTN_EXT) {
-        return true;
+        return node->src[0]->ne[1] * node->src[0]->ne[3] >= kMinUnpackingRows;
     }
     const bool is_product = node->op == GGML_OP_MUL_MAT || node->op == GGML_OP_MUL_MAT_ID;
     if (!is_product || node->src[0]->type == GGML_TYPE_F32) {

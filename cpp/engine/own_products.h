@@ -7,7 +7,7 @@
 namespace ggtune {
 
 // How a CPU backend computes from now on. Results differ from llama.cpp's by the rounding of sums, or by less rounding
-// of what is multiplied. Such a graph returns GGML_STATUS_ALLOC_FAILED where there is no memory for what our nodes need.
+// of operands. Such a graph returns GGML_STATUS_ALLOC_FAILED where there is no memory for what our nodes need.
 void use_own_products(ggml_backend_t cpu);
 
 }  // namespace ggtune

@@ -29,7 +29,7 @@ struct CacheAttentionShape {
     float scale;
     float softcap;
     // Half precision, [n_sequences, n_tokens, n_cells], stride in values: what is added to the logits. -infinity: the
-    // token does not see the cell, whose keys and values are not read then.
+    // token does not see the cell. What no token sees is not read; what others see has to be finite to leave it alone.
     const uint16_t * mask;
     int64_t mask_token_stride;
     int64_t mask_sequence_stride;

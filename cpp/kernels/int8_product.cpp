@@ -45,8 +45,8 @@ constexpr int64_t kTileK = 2048;
 constexpr int64_t kTileN = 64;
 constexpr int64_t kTileTokens = 1020;
 
-// Each lane of `sum` gains the dot product of four bytes of w and of x, x from -127 to 127. kSignedWeights: w are signed
-// bytes.
+// Each lane of `sum` gains the dot product of four bytes of w and of x, x from -127 to 127. kSignedWeights: w are
+// signed bytes.
 #if defined(__AVX512VNNI__) && defined(__AVX512F__)
 constexpr bool kFast = true;
 constexpr bool kSignedWeights = false;
@@ -94,8 +94,8 @@ inline IntVec add_dot4(IntVec sum, IntVec w, IntVec x) {
 constexpr int kMostTogether = 0;
 #endif
 
-// Where dot products are made of pairs of 16 bits: how many of small unsigned weights are summed up in these before they
-// become 32 bits, 8, 4, 2 or 1; 0: weights are as kSignedWeights says.
+// Where dot products are made of pairs of 16 bits: how many of small unsigned weights are summed up in these before
+// they become 32 bits, 8, 4, 2 or 1; 0: weights are as kSignedWeights says.
 int dots_in_16_bits(int32_t largest_value, int64_t sub_block) {
 #if defined(GGTUNE_PAIR_SUMS)
     int n = kMostTogether;

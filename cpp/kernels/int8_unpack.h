@@ -13,7 +13,7 @@ struct Int8Format {
     int64_t sub_block;  // 16 or 32
     int32_t offset;
     bool has_min;
-    int32_t largest_value;  // as bytes, of all that a file can hold
+    int32_t largest_value;  // as bytes: none that a file can hold is larger
     // Unpacks n values stored at src, n a multiple of the type's block: values [n], scales and mins [n / sub_block];
     // mins are left alone unless has_min.
     void (*unpack)(const uint8_t * src, int64_t n, uint8_t * values, float * scales, float * mins);

@@ -210,7 +210,7 @@ void test_blind_tokens() {
           std::all_of(found.begin(), found.begin() + 3 * 64, [](float x) { return x == 0; }) ? 0 : 1, 0);
 }
 
-// A key or query that is not finite shows in all that sees it, and nowhere else.
+// A key that all tokens of a sequence see, or a query, that is not finite shows in these, and in no other.
 void test_not_finite() {
     const Case c = {"", 2, 5, 40, 2, 1, 64, 64};
     for (const bool in_query : {true, false}) {

@@ -194,8 +194,8 @@ void test_exact(const Weight & w) {
 void test_largest(Weight w) {
     const detail::Int8Format & format = *detail::int8_format(w.type);
     if (detail::codebook_format(w.type) == nullptr) {
-        const float below_one =
-            static_cast<float>(format.largest_value / 2) / static_cast<float>(format.largest_value / 2 + 1);
+        const auto half = static_cast<float>(format.largest_value >> 1);
+        const float below_one = half / (half + 1.0f);
         Floats source(w.values.size(), format.has_min ? 1.0f : below_one);
         for (size_t i = 0; i < source.size(); i += 16) {
             source[i] = format.has_min ? 0.0f : -1.0f;

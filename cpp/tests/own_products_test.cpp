@@ -135,7 +135,7 @@ std::vector<float> attend(const AttentionCase & c, ggml_backend_t backend) {
 }
 
 void test_attention(ggml_backend_t plain, ggml_backend_t own) {
-    for (const int64_t n_tokens : {1, 5, 37}) {
+    for (const int64_t n_tokens : {1, 6, 37}) {
         for (const AttentionCase & c : {AttentionCase{"", n_tokens},
                                         {"soft cap, ", n_tokens, 0.0f, 2.0f},
                                         {"sinks, ", n_tokens, 0.0f, 0.0f, true},
@@ -144,7 +144,7 @@ void test_attention(ggml_backend_t plain, ggml_backend_t own) {
             const std::string name = "attention, " + c.name + std::to_string(n_tokens) + " tokens";
             const std::vector<float> expected = attend(c, plain), found = attend(c, own);
             check(name, found.empty() ? 1 : relative_difference(found, expected), 2e-3);  // ggml sums up in 16 bits
-            check(name + ", by ours", same_bits(found, expected) != c.ours ? 0 : 1, 0);
+            check(name + ", by ours", same_bits(found, expected) != (c.ours && kSequences * n_tokens >= 16) ? 0 : 1, 0);
         }
     }
 }

@@ -61,8 +61,7 @@ def test_each_prompt_gets_what_it_gets_alone(path: Path) -> None:
     model = Model(str(path))
     prompts = prompts_of(model)
     found = side_by_side(model, prompts)
-    expected = [alone(model, prompt, threads=2) for prompt in prompts]
-    assert [(list(answer.tokens), answer.ended) for answer in found] == expected
+    assert_as_alone(model, prompts, found)
 
 
 # whose states or logits llama.cpp takes for others, where it computes several sequences or gives logits of some rows
@@ -84,13 +83,14 @@ def test_sequences_and_rows_are_not_mixed_up(tmp_path: Path, name: str) -> None:
     np.testing.assert_allclose(together, np.concatenate(whole), rtol=0, atol=1e-3)
     np.testing.assert_allclose(logits(texts[:1], [i == 11 for i in range(12)]), whole[0][-1:], rtol=0, atol=1e-3)
     prompts = prompts_of(model)
-    assert [list(answer.tokens) for answer in side_by_side(model, prompts)] == [alone(model, p)[0] for p in prompts]
+    assert_as_alone(model, prompts, side_by_side(model, prompts))
 
 
-def test_longer_than_a_sliding_window() -> None:
-    model = Model(str(GOLDEN / "gemma3.gguf"))  # its window is 16
+@pytest.mark.parametrize("name", ["gemma2", "gemma3"])
+def test_longer_than_a_sliding_window(name: str) -> None:
+    model = Model(str(GOLDEN / f"{name}.gguf"))
     prompts = prompts_of(model, 5, common=40)
-    assert [list(answer.tokens) for answer in side_by_side(model, prompts)] == [alone(model, p)[0] for p in prompts]
+    assert_as_alone(model, prompts, side_by_side(model, prompts))
 
 
 def test_a_live_adapter_and_the_file_of_it(tmp_path: Path) -> None:
@@ -118,7 +118,14 @@ def test_a_training_goes_on_beside_it(demo: Model) -> None:
     assert trainer.evaluate(*batch).loss_sum == before
 
 
-def assert_greedy(model: Model, prompt: Sequence[int], answer: Answer) -> None:
+def assert_as_alone(model: Model, prompts: Sequence[Sequence[int]], found: Sequence[Answer]) -> None:
+    """The same answers, but for tokens that are as likely as far as sums in half precision go."""
+    for prompt, answer in zip(prompts, found, strict=True):
+        if (list(answer.tokens), answer.ended) != alone(model, prompt, threads=2):
+            assert_greedy(model, prompt, answer, within=0.01)
+
+
+def assert_greedy(model: Model, prompt: Sequence[int], answer: Answer, within: float = 0.25) -> None:
     """Each token is the likeliest one by llama.cpp alone, or as good as that: rounding differs with many rows."""
     tokens = [*prompt, *answer.tokens]
     n = len(answer.tokens) + answer.ended
@@ -128,7 +135,7 @@ def assert_greedy(model: Model, prompt: Sequence[int], answer: Answer) -> None:
     chosen = [logits[i, token] for i, token in enumerate(answer.tokens)]
     if answer.ended:
         chosen.append(max(logits[-1, token] for token in range(model.n_vocab) if model.is_end_token(token)))
-    np.testing.assert_array_less(logits.max(axis=1) - np.array(chosen), 0.25)
+    np.testing.assert_array_less(logits.max(axis=1) - np.array(chosen), within)
 
 
 def question(demo: Model, noun: str) -> list[int]:
@@ -189,8 +196,8 @@ def test_as_many_side_by_side_as_there_is_memory_for(demo: Model, monkeypatch: p
     logits = 4 * demo.n_vocab
     assert slots.generation_bytes(demo, 200, 5) - slots.generation_bytes(demo, 200, 4) == one + logits
     assert [slots.slots_for(demo, n, 200) for n in (1, 40, 1000)] == [1, 40, 64]
-    monkeypatch.setattr(slots, "_MOST_CACHE_BYTES", 6 * one)  # and one for what they start with
-    assert [slots.slots_for(demo, n, context) for n, context in ((3, 200), (9, 200), (9, 300))] == [3, 5, 2]
+    monkeypatch.setattr(slots, "_MOST_CACHE_BYTES", 6 * one)  # and two that are kept once more
+    assert [slots.slots_for(demo, n, context) for n, context in ((3, 200), (9, 200), (9, 300))] == [3, 4, 1]
 
 
 def test_the_prefix_has_to_be_that_of_all(demo: Model) -> None:

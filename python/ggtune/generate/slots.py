@@ -16,7 +16,7 @@ _CONTEXT_BYTES = 8 << 20  # of a llama.cpp context, whatever its size: measured 
 
 def slots_for(model: "Model", n_prompts: int, context: int) -> int:
     """How many of so many prompts, with answers of ``context`` tokens together with them, are worked on at once."""
-    within_memory = _MOST_CACHE_BYTES // _cache_bytes(model, context) - 1
+    within_memory = _MOST_CACHE_BYTES // _cache_bytes(model, context) - 2
     return max(1, min(_MOST_SLOTS, n_prompts, _MOST_CELLS // context, within_memory))
 
 
@@ -25,7 +25,7 @@ def generation_bytes(model: "Model", context: int, slots: int = 1) -> int:
     rows = min(context * slots, _MICRO_BATCH)
     computed = 4 * rows * (4 * model.n_embd + 3 * _number(model, "feed_forward_length", 4 * model.n_embd))
     logits = 4 * slots * model.n_vocab
-    sequences = slots + (slots > 1)  # what all prompts start with is kept once more
+    sequences = slots + 1 + (slots > 1)  # what all prompts start with, and a slot that moves, are kept once more
     return sequences * _cache_bytes(model, context) + computed + logits + _CONTEXT_BYTES
 
 
