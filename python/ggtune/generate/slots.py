@@ -25,7 +25,7 @@ def generation_bytes(model: "Model", context: int, slots: int = 1) -> int:
     rows = min(context * slots, _MICRO_BATCH)
     computed = 4 * rows * (4 * model.n_embd + 3 * _number(model, "feed_forward_length", 4 * model.n_embd))
     logits = 4 * slots * model.n_vocab
-    sequences = slots + 1 + (slots > 1)  # what all prompts start with, and a slot that moves, are kept once more
+    sequences = slots + 2 * (slots > 1)  # what all prompts start with, and a slot that moves, are kept once more
     return sequences * _cache_bytes(model, context) + computed + logits + _CONTEXT_BYTES
 
 
