@@ -4,6 +4,7 @@
 #include "kernels/cache_attention.h"
 
 #include <cmath>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -55,7 +56,7 @@ struct Case {
     int64_t n_heads, n_heads_kv, head_dim, head_dim_v;
     Seen seen = Seen::causal;
     float softcap = 0.0f;
-    std::vector<float> sinks = {};
+    std::optional<std::vector<float>> sinks = std::nullopt;  // by head
 };
 
 struct Inputs {
@@ -112,7 +113,7 @@ CacheAttentionShape shape_of(const Case & c, const Inputs & in) {
             in.mask.data(),
             c.n_cells,
             c.n_tokens * c.n_cells,
-            c.sinks.empty() ? nullptr : c.sinks.data()};
+            c.sinks ? c.sinks->data() : nullptr};
 }
 
 std::vector<float> run_kernel(const Case & c, const Inputs & in, int64_t portion) {
@@ -131,7 +132,7 @@ std::vector<double> attend(const Case & c, const Inputs & in, int64_t sequence, 
     const int64_t head_kv = head / (c.n_heads / c.n_heads_kv);
     const float * query = in.q.data() + ((sequence * c.n_tokens + token) * c.n_heads + head) * c.head_dim;
     const uint16_t * mask = in.mask.data() + (sequence * c.n_tokens + token) * c.n_cells;
-    double total = c.sinks.empty() ? 0.0 : std::exp(static_cast<double>(c.sinks[static_cast<size_t>(head)]));
+    double total = c.sinks ? std::exp(static_cast<double>((*c.sinks)[static_cast<size_t>(head)])) : 0.0;
     std::vector<double> sums(static_cast<size_t>(c.head_dim_v));
     for (int64_t cell = 0; cell < c.n_cells; ++cell) {
         if (mask[cell] == kUnseen) {
@@ -194,8 +195,9 @@ void test_against_reference() {
     test_case({"scattered", 3, 18, 290, 4, 2, 64, 64, Seen::scattered});
     test_case({"shifted by the mask", 2, 9, 130, 4, 2, 64, 64, Seen::shifted});
     test_case({"soft cap", 2, 9, 130, 4, 2, 64, 64, Seen::causal, 1.5f});
-    test_case({"sinks", 2, 9, 130, 4, 2, 64, 64, Seen::causal, 0.0f, {4.0f, 0.5f, -3.0f, 9.0f}});
-    test_case({"sinks, scattered, soft cap", 2, 9, 130, 4, 4, 64, 64, Seen::scattered, 2.0f, {-INFINITY, 0, 1, 40}});
+    test_case({"sinks", 2, 9, 130, 4, 2, 64, 64, Seen::causal, 0.0f, std::vector<float>{4.0f, 0.5f, -3.0f, 9.0f}});
+    test_case({"sinks, scattered, soft cap", 2, 9, 130, 4, 4, 64, 64, Seen::scattered, 2.0f,
+               std::vector<float>{-INFINITY, 0.0f, 1.0f, 40.0f}});
 }
 
 void test_blind_tokens() {
