@@ -4,9 +4,9 @@
     bench_generate.py base.gguf --data train.csv
 
 The questions are the first different ones of the data, in the model's own template; with --full, of those whose answers
-alone have --tokens tokens, where others may end before. Both ways take the likeliest
-token, on as many threads; they are taken in turn, and the shortest time of each is printed with its tokens per second,
-and the ratio. How many answers have the same tokens is counted, too: batches of other sizes round differently.
+alone have --tokens tokens, where others may end before. Both ways take the likeliest token, on as many threads; they
+are taken in turn, and the shortest time of each is printed with its tokens per second, and the ratio. How many answers
+have the same tokens is counted, too: batches of other sizes round differently.
 """
 
 import argparse

@@ -46,14 +46,14 @@ BatchGenerator::BatchGenerator(Model & model, const std::vector<std::pair<std::s
         loras.emplace_back(live->lora(), 1.0f);
     }
     // Each sequence has a memory of its own: in a common one, every token would be held against all the others'.
-    options_.n_slots = keeps_sequences_apart(model) ? options.n_slots : 1;
-    llama_context_params params = inference_params(options_.n_slots * options.context, options.threads);
+    const int64_t n_slots = keeps_sequences_apart(model) ? options.n_slots : 1;
+    llama_context_params params = inference_params(n_slots * options.context, options.threads);
     params.n_ubatch = static_cast<uint32_t>(std::min<int64_t>(params.n_ctx, kMicroBatchTokens));
-    params.n_seq_max = static_cast<uint32_t>(options_.n_slots);
+    params.n_seq_max = static_cast<uint32_t>(n_slots);
     params.kv_unified = false;
     ctx_ = make_context(model_, params, loras);
     use_own_products(cpu_backend(*ctx_));
-    slots_.resize(static_cast<size_t>(options_.n_slots));
+    slots_.resize(static_cast<size_t>(n_slots));
 }
 
 void BatchGenerator::add(const std::vector<int32_t> & prompt, int64_t max_tokens, const Sampling & sampling) {
@@ -74,7 +74,7 @@ void BatchGenerator::add(const std::vector<int32_t> & prompt, int64_t max_tokens
 }
 
 std::vector<BatchGenerator::Step> BatchGenerator::step() {
-    if (!prefix_.empty() && !prefix_decoded_ && !waiting_.empty()) {
+    if (!prefix_.empty() && prefix_memory_.empty() && !waiting_.empty()) {
         decode_prefix();
     }
     std::vector<Step> steps;
@@ -129,7 +129,6 @@ void BatchGenerator::decode_prefix() {
     }
     decode(model_, *ctx_, batch_.get());
     prefix_memory_ = save(kSequence);
-    prefix_decoded_ = true;
     llama_memory_seq_rm(memory(), kSequence, -1, -1);
 }
 

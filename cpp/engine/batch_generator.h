@@ -91,8 +91,7 @@ class BatchGenerator {
     std::vector<int32_t> prefix_;
     std::vector<llama_adapter_lora_ptr> loras_;
     llama_context_ptr ctx_;
-    std::vector<uint8_t> prefix_memory_;
-    bool prefix_decoded_ = false;
+    std::vector<uint8_t> prefix_memory_;  // once it has been computed
     std::deque<Request> waiting_;
     int64_t n_added_ = 0;
     std::vector<Slot> slots_;

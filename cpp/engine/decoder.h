@@ -63,9 +63,9 @@ class Decoder {
     Model & model;
 
   private:
-    Options options_;
     void decode_one_by_one(const llama_batch & batch);
 
+    Options options_;
     std::vector<llama_adapter_lora_ptr> loras_;
     llama_context_ptr ctx_;
     bool one_by_one_ = false;                               // sequences

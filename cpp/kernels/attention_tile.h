@@ -109,22 +109,26 @@ inline float lane_sum(simd::Vec v) {
     return (parts[0][0] + parts[0][2]) + (parts[0][1] + parts[0][3]);
 }
 
+// A sink comes last in a row's softmax, as one more logit, which may be the largest: what is summed up so far shrinks to
+// the returned share. maximum: of the logits, to the base 2; total: of 2^(logit - maximum).
+inline float add_sink(float sink_logit, float & maximum, float & total) {
+    const auto sink = static_cast<float>(sink_logit / kLn2);
+    const float largest = std::max(maximum, sink);
+    const float shrink = std::exp2(maximum - largest);
+    total = shrink * total + std::exp2(sink - largest);
+    maximum = largest;
+    return shrink;
+}
+
 // The end of a row's softmax: what its weighted sums are to be multiplied by, and its log-sum-exp.
 struct RowEnd {
     float factor;
     float lse;
 };
 
-// maximum: of the logits, to the base 2; total: of 2^(logit - maximum). The sink comes last, as one more logit.
+// maximum, total: as of add_sink().
 inline RowEnd end_row(const AttentionShape & shape, int64_t head, float maximum, float total) {
-    float shrink = 1.0f;
-    if (shape.sinks != nullptr) {
-        const auto sink = static_cast<float>(shape.sinks[head] / kLn2);
-        const float largest = std::max(maximum, sink);
-        shrink = std::exp2(maximum - largest);
-        total = shrink * total + std::exp2(sink - largest);
-        maximum = largest;
-    }
+    const float shrink = shape.sinks != nullptr ? add_sink(shape.sinks[head], maximum, total) : 1.0f;
     return {shrink / total, static_cast<float>(static_cast<double>(maximum) * kLn2 + std::log(total))};
 }
 

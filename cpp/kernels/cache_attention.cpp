@@ -191,6 +191,10 @@ struct Attention {
     const HalfCells & k;
     const HalfCells & v;
     float * out;
+    // to the base 2; before and after the soft cap, where there is one
+    const float cap_factor = shape.softcap == 0.0f ? 0.0f : shape.scale / shape.softcap;
+    const float score_factor =
+        static_cast<float>(static_cast<double>(shape.softcap == 0.0f ? shape.scale : shape.softcap) / kLn2);
 
     int64_t n_parts() const { return (shape.n_tokens + kTokensTogether - 1) / kTokensTogether; }
 
@@ -271,16 +275,13 @@ struct Attention {
             return 1.0f;
         }
         const float * bias = tile.bias[row.token];
-        const float factor = static_cast<float>(
-            (shape.softcap == 0.0f ? static_cast<double>(shape.scale) : static_cast<double>(shape.softcap)) / kLn2);
-        const float inner = shape.softcap == 0.0f ? 0.0f : shape.scale / shape.softcap;
         Vec best = simd::splat(-INFINITY);
         for (int64_t j = begin; j < end; j += kWidth) {
             Vec score = simd::load(scores + j);
             if (shape.softcap != 0.0f) {
-                score = simd::tanh(inner * score);
+                score = simd::tanh(cap_factor * score);
             }
-            score = factor * score + simd::load(bias + j);
+            score = score_factor * score + simd::load(bias + j);
             simd::store(scores + j, score);
             best = simd::max(score, best);
         }
@@ -300,13 +301,7 @@ struct Attention {
     void finish(const Row & row, int64_t head) const {
         float maximum = row.maximum;
         float total = row.total;
-        float shrink = 1.0f;
-        if (shape.sinks != nullptr) {
-            const auto sink = static_cast<float>(shape.sinks[head] / kLn2);
-            const float largest = std::max(maximum, sink);
-            shrink = std::exp2(maximum - largest);
-            total = shrink * total + std::exp2(sink - largest);
-        }
+        const float shrink = shape.sinks != nullptr ? add_sink(shape.sinks[head], maximum, total) : 1.0f;
         const float factor = total == 0.0f ? 0.0f : shrink / total;
         for (int64_t i = 0; i < shape.head_dim_v; i += kWidth) {
             simd::store(row.sums + i, factor * simd::load(row.sums + i));

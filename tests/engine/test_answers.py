@@ -119,10 +119,12 @@ def test_a_training_goes_on_beside_it(demo: Model) -> None:
 
 
 def assert_as_alone(model: Model, prompts: Sequence[Sequence[int]], found: Sequence[Answer]) -> None:
-    """The same answers, but for tokens that are as likely as far as sums in half precision go."""
-    for prompt, answer in zip(prompts, found, strict=True):
-        if (list(answer.tokens), answer.ended) != alone(model, prompt, threads=2):
-            assert_greedy(model, prompt, answer, within=0.01)
+    """The same answers, but for one whose tokens are as likely as far as sums in half precision go."""
+    expected = [alone(model, prompt, threads=2) for prompt in prompts]
+    others = [i for i, answer in enumerate(found) if (list(answer.tokens), answer.ended) != expected[i]]
+    assert len(others) <= 1
+    for i in others:
+        assert_greedy(model, prompts[i], found[i], within=0.01)
 
 
 def assert_greedy(model: Model, prompt: Sequence[int], answer: Answer, within: float = 0.25) -> None:

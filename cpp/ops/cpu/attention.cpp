@@ -12,10 +12,6 @@ struct CpuAttention {
     bool bf16;  // products of operands rounded to bf16, forward and backward
 };
 
-kernels::ConstHeads const_heads(const ggml_tensor * t) {
-    return {floats(t), stride(t, 1), stride(t, 2)};
-}
-
 kernels::AttentionShape attention_shape(const CpuAttention & params, const ggml_tensor * q, const ggml_tensor * k,
                                         const ggml_tensor * v, const ggml_tensor * first, const ggml_tensor * end,
                                         const ggml_tensor * sinks) {

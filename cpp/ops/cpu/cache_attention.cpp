@@ -42,8 +42,7 @@ void run_cache_attention(ggml_tensor * y, int, int nth, void * userdata) {
                                                 mask->ne[3] == 1 ? 0 : half_stride(mask, 3),
                                                 sinks != nullptr ? floats(sinks) : nullptr};
     params.dealer.run(kernels::cache_attention_units(shape), nth, [&](kernels::Range units) {
-        kernels::cache_attention(shape, {floats(q), stride(q, 1), stride(q, 2)}, stride(q, 3), half_cells(k),
-                                 half_cells(v), floats(y), units);
+        kernels::cache_attention(shape, const_heads(q), stride(q, 3), half_cells(k), half_cells(v), floats(y), units);
     });
 }
 

@@ -4,6 +4,7 @@
 
 #include <ggml.h>
 
+#include "kernels/attention.h"
 #include "kernels/gemm.h"
 #include "kernels/partition.h"
 #include "ops/op.h"
@@ -39,6 +40,11 @@ inline int64_t stride(const ggml_tensor * t, int dim) {
 // matrix (i2, i3) of a F32 tensor: element (row i1, column i0)
 inline kernels::Operand matrix(const ggml_tensor * t, int64_t i2, int64_t i3) {
     return {floats(t) + i2 * stride(t, 2) + i3 * stride(t, 3), stride(t, 1), stride(t, 0)};
+}
+
+// of a tensor with tokens in rows, ne = [dim, tokens, heads]
+inline kernels::ConstHeads const_heads(const ggml_tensor * t) {
+    return {floats(t), stride(t, 1), stride(t, 2)};
 }
 
 // contiguous tensors are cut into runs of one size class so that every thread gets whole cache lines

@@ -50,8 +50,8 @@ def answers(
 
     ``adapters`` are files with their scales, ``adapter`` is one of this process. The likeliest token is taken each
     time; above ``temperature`` 0 it is drawn, with one of ``seeds`` for each prompt (its index where there is none).
-    What all prompts start with is computed once. An answer ends at an end token,
-    before a stop text, after ``max_tokens``, or where the model's context is full.
+    What all prompts start with is computed once. An answer ends at an end token, before a stop text, after
+    ``max_tokens``, or where the model's context is full.
 
     Raises :class:`GgtuneError` for a prompt that is empty or fills the context, and for a model that can't be asked.
     """

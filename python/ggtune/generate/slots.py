@@ -11,12 +11,13 @@ _MOST_CACHE_BYTES = 2 << 30  # of their keys and values
 
 _CELLS = 256  # llama.cpp's caches come in multiples of so many tokens
 _MICRO_BATCH = 512  # tokens of prompts that are computed at once
+_KEPT_ONCE_MORE = 2  # sequences: what all prompts start with, and a slot that moves
 _CONTEXT_BYTES = 8 << 20  # of a llama.cpp context, whatever its size: measured with models of 10M to 270M parameters
 
 
 def slots_for(model: "Model", n_prompts: int, context: int) -> int:
     """How many of so many prompts, with answers of ``context`` tokens together with them, are worked on at once."""
-    within_memory = _MOST_CACHE_BYTES // _cache_bytes(model, context) - 2
+    within_memory = _MOST_CACHE_BYTES // _cache_bytes(model, context) - _KEPT_ONCE_MORE
     return max(1, min(_MOST_SLOTS, n_prompts, _MOST_CELLS // context, within_memory))
 
 
@@ -25,7 +26,7 @@ def generation_bytes(model: "Model", context: int, slots: int = 1) -> int:
     rows = min(context * slots, _MICRO_BATCH)
     computed = 4 * rows * (4 * model.n_embd + 3 * _number(model, "feed_forward_length", 4 * model.n_embd))
     logits = 4 * slots * model.n_vocab
-    sequences = slots + 2 * (slots > 1)  # what all prompts start with, and a slot that moves, are kept once more
+    sequences = slots + (_KEPT_ONCE_MORE if slots > 1 else 0)
     return sequences * _cache_bytes(model, context) + computed + logits + _CONTEXT_BYTES
 
 
