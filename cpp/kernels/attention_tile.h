@@ -109,8 +109,8 @@ inline float lane_sum(simd::Vec v) {
     return (parts[0][0] + parts[0][2]) + (parts[0][1] + parts[0][3]);
 }
 
-// A sink comes last in a row's softmax, as one more logit, which may be the largest: what is summed up so far shrinks to
-// the returned share. maximum: of the logits, to the base 2; total: of 2^(logit - maximum).
+// A sink comes last in a row's softmax, as one more logit, which may be the largest: what is summed up so far shrinks
+// to the returned share. maximum: of the logits, to the base 2; total: of 2^(logit - maximum).
 inline float add_sink(float sink_logit, float & maximum, float & total) {
     const auto sink = static_cast<float>(sink_logit / kLn2);
     const float largest = std::max(maximum, sink);
