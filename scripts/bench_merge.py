@@ -5,7 +5,7 @@
     bench_merge.py f16.gguf --type Q4_K_M
 
 The model is quantized by ``core.quantize_model``. Then, in turn: quantized again, and merged with a random adapter of
-all linears, without and with regard to the inputs of its layers. Each is a process of its own; the shortest time of
+all linears, without a text and with one that scales are fitted to. Each is a process of its own; the shortest time of
 each and its peak of resident memory are printed, beside the ratio to the quantizer. Resident memory counts the pages
 of files that are mapped into the process too: the quantizer maps its source.
 """
@@ -25,8 +25,8 @@ from ggtune._native import core
 from ggtune.gguf.adapter_file import adapter_content, write_adapter
 from ggtune.system import available_threads
 
-PREPARE, QUANTIZE, PLAIN, SAMPLE = "prepare", "quantize", "merge", "merge with a sample"
-_SAMPLE_SEQUENCE = 256  # tokens
+PREPARE, QUANTIZE, PLAIN, TEXT = "prepare", "quantize", "merge", "merge with a text"
+_SEQUENCE = 128  # tokens
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -35,10 +35,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--type", default="Q4_K_M", help="type to quantize to (default Q4_K_M)")
     parser.add_argument("--rank", type=int, default=16, help="LoRA rank (default 16)")
     parser.add_argument("--std", type=float, default=1e-3, help="standard deviation of B's values (default 1e-3)")
-    parser.add_argument("--sample-tokens", type=int, default=2048, help="tokens of the sample (default 2048)")
+    parser.add_argument("--text-tokens", type=int, default=512, help="tokens of the text (default 512)")
     parser.add_argument("--repeat", type=int, default=2, help="times that each is done (default 2)")
     parser.add_argument("--threads", type=int, default=available_threads())
-    parser.add_argument("--only", choices=(PREPARE, QUANTIZE, PLAIN, SAMPLE), help=argparse.SUPPRESS)
+    parser.add_argument("--only", choices=(PREPARE, QUANTIZE, PLAIN, TEXT), help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -67,10 +67,10 @@ def work(args: argparse.Namespace, folder: Path) -> None:
     elif args.only == QUANTIZE:
         core.quantize_model(args.source, output, args.type, threads=args.threads)
     else:
-        n_tokens = args.sample_tokens if args.only == SAMPLE else 0
+        n_tokens = args.text_tokens if args.only == TEXT else 0
         tokens = np.random.default_rng(0).integers(3, 1000, n_tokens).tolist()
         base, adapter = str(folder / "base.gguf"), str(folder / "adapter.gguf")
-        sequences = [i // _SAMPLE_SEQUENCE for i in range(n_tokens)]
+        sequences = [i // _SEQUENCE for i in range(n_tokens)]
         core.merge(base, [(adapter, 1.0)], output, tokens=tokens, sequences=sequences, threads=args.threads)
     seconds = time.perf_counter() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -91,7 +91,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(dir=args.folder) as name:
         measure(PREPARE, name)
-        seconds: dict[str, list[float]] = {QUANTIZE: [], PLAIN: [], SAMPLE: []}
+        seconds: dict[str, list[float]] = {QUANTIZE: [], PLAIN: [], TEXT: []}
         peaks = dict.fromkeys(seconds, 0.0)
         for _ in range(args.repeat):
             for what, times in seconds.items():

@@ -46,7 +46,7 @@ py::dict tensor_counts(const MergedTensor & tensor) {
     counts["to"] = ggml_type_name(tensor.to);
     counts["n_weights"] = tensor.n_weights;
     counts["n_moved"] = tensor.n_moved;
-    counts["many_moves"] = tensor.many_moves;
+    counts["fitted"] = tensor.fitted;
     counts["change"] = tensor.change;
     counts["variance"] = tensor.variance;
     return counts;
@@ -56,8 +56,8 @@ py::dict merge_files(const std::string & base, const std::vector<std::pair<std::
                      const std::string & output, const std::optional<std::string> & outtype,
                      const std::map<std::string, std::string> & types,
                      const std::map<std::string, std::string> & scales, const std::string & rounding, uint64_t seed,
-                     const std::vector<int32_t> & tokens, const std::vector<int32_t> & sequences, double seen,
-                     double bias, const std::map<std::string, std::string> & metadata, int threads) {
+                     const std::vector<int32_t> & tokens, const std::vector<int32_t> & sequences,
+                     const std::map<std::string, std::string> & metadata, int threads) {
     MergeOptions options;
     options.adapters = adapters;
     options.outtype = outtype;
@@ -68,7 +68,6 @@ py::dict merge_files(const std::string & base, const std::vector<std::pair<std::
     if (!tokens.empty()) {
         options.visit_inputs = inputs_of_sample(base, adapters, {tokens, sequences}, std::max(1, threads));
     }
-    options.weights = {seen, bias};
     options.metadata = metadata;
     options.threads = threads;
     MergeResult result;
@@ -86,6 +85,7 @@ py::dict merge_files(const std::string & base, const std::vector<std::pair<std::
     counts["n_changed_rows"] = result.n_changed_rows;
     counts["n_bytes"] = result.n_bytes;
     counts["tensors"] = tensors;
+    counts["not_fitted"] = result.not_fitted;
     return counts;
 }
 
@@ -158,8 +158,8 @@ void bind_files(py::module_ & m) {
           py::arg("outtype") = py::none(), py::arg("types") = std::map<std::string, std::string>(),
           py::arg("scales") = std::map<std::string, std::string>(), py::arg("rounding") = "unbiased",
           py::arg("seed") = 0, py::arg("tokens") = std::vector<int32_t>(),
-          py::arg("sequences") = std::vector<int32_t>(), py::arg("seen") = 200.0, py::arg("bias") = 100.0,
-          py::arg("metadata") = std::map<std::string, std::string>(), py::arg("threads") = 1);
+          py::arg("sequences") = std::vector<int32_t>(), py::arg("metadata") = std::map<std::string, std::string>(),
+          py::arg("threads") = 1);
     m.def("quantize_model", quantize_file, py::arg("source"), py::arg("output"), py::arg("type"), py::kw_only(),
           py::arg("threads") = 1, py::arg("imatrix") = std::map<std::string, Floats>(),
           py::arg("imatrix_source") = std::tuple<std::string, std::string, int64_t>(),

@@ -2,8 +2,10 @@
 
 #include <algorithm>
 #include <exception>
+#include <string>
 #include <unordered_set>
 
+#include "base/error.h"
 #include "engine/decoder.h"
 
 namespace ggtune {
@@ -69,25 +71,25 @@ std::vector<uint8_t> some_rows(int64_t n_tokens, int64_t n_vocab) {
 VisitLayerInputs inputs_of_sample(const std::string & model_path,
                                   const std::vector<std::pair<std::string, float>> & adapters,
                                   const TextSample & sample, int threads) {
-    return [=](const auto & wanted, const auto & visit) {
-        Model model(model_path, Model::Contents::all);
+    return [=](const auto & wanted, const auto & visit) -> std::string {
         Visit state{wanted, visit, nullptr, {}, {}, nullptr};
-        const auto n_tokens = static_cast<int64_t>(sample.tokens.size());
-        const int32_t n_sequences =
-            sample.sequences.empty() ? 1 : *std::max_element(sample.sequences.begin(), sample.sequences.end()) + 1;
-        Decoder decoder(model, adapters, {n_tokens, n_tokens, n_sequences, threads, on_node, &state});
-        TokenBatch batch(n_tokens);
-        batch.add(sample.tokens, sample.sequences, some_rows(n_tokens, model.n_vocab()));
+        std::string failure;
         try {
+            Model model(model_path, Model::Contents::all);
+            const auto n_tokens = static_cast<int64_t>(sample.tokens.size());
+            const int32_t n_sequences =
+                sample.sequences.empty() ? 1 : *std::max_element(sample.sequences.begin(), sample.sequences.end()) + 1;
+            Decoder decoder(model, adapters, {n_tokens, n_tokens, n_sequences, threads, on_node, &state});
+            TokenBatch batch(n_tokens);
+            batch.add(sample.tokens, sample.sequences, some_rows(n_tokens, model.n_vocab()));
             decoder.decode(batch);
-        } catch (...) {
-            if (!state.exception) {
-                throw;
-            }
+        } catch (const Error & error) {
+            failure = error.what();
         }
         if (state.exception) {
             std::rethrow_exception(state.exception);
         }
+        return failure;
     };
 }
 

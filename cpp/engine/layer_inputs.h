@@ -18,7 +18,7 @@ struct TextSample {
 };
 
 // Loads the model, runs it with the adapters (LoRA files with their scales) over the sample in one micro-batch, and
-// hands on what its linears read. Raises Error where llama.cpp can't.
+// hands on what its linears read.
 VisitLayerInputs inputs_of_sample(const std::string & model_path,
                                   const std::vector<std::pair<std::string, float>> & adapters,
                                   const TextSample & sample, int threads);

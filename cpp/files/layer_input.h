@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <string>
 
 namespace ggtune {
 
@@ -15,8 +16,9 @@ struct LayerInput {
 };
 
 // Calls visit(weight's name, input) for each product with a weight that wanted() names, in the order of the graph.
-// Raises what visit raises.
-using VisitLayerInputs = std::function<void(const std::function<bool(const char *)> & wanted,
-                                            const std::function<void(const char *, const LayerInput &)> & visit)>;
+// Raises what visit raises; returns why the model could not be run, "" where it could.
+using VisitLayerInputs =
+    std::function<std::string(const std::function<bool(const char *)> & wanted,
+                              const std::function<void(const char *, const LayerInput &)> & visit)>;
 
 }  // namespace ggtune

@@ -15,23 +15,19 @@
 #include "files/gguf_check.h"
 #include "files/gguf_file.h"
 #include "files/gguf_writer.h"
-#include "files/grid_descent.h"
 #include "files/grid_merge.h"
 #include "files/lora_product.h"
 #include "files/merge_rows.h"
 #include "files/output_file.h"
 #include "files/parallel.h"
 #include "kernels/dequantize.h"
-#include "kernels/gemm.h"
+#include "kernels/scale_fit.h"
 
 namespace ggtune {
 
 namespace {
 
 constexpr uint64_t kCopyChunkBytes = 4u << 20;
-// Rows of one stripe see each other's errors, and stripes are shared among threads: as many on every machine.
-constexpr int64_t kStripeRows = 256;
-constexpr int64_t kLeastMovesPerRow = 8;
 // Fewer rows of an input say too little about it.
 constexpr int64_t kLeastSampleRows = 64;
 
@@ -52,42 +48,6 @@ int64_t chunk_elements(ggml_type type) {
 // Whether a tensor takes another type only because its own has no grid: it is quantized to that, and then moved on it.
 bool lacks_grid(ggml_type from, ggml_type to) {
     return from != to && ggml_is_quantized(from) && !kernels::has_grid(from) && kernels::has_grid(to);
-}
-
-// Whether there are moves to choose from: with few in a row the best choice for the outputs would be none.
-bool many_moves(int64_t n_moved, int64_t n_rows) {
-    return n_moved >= kLeastMovesPerRow * n_rows;
-}
-
-int64_t moves_of(const std::vector<RowCounts> & counts) {
-    int64_t n_moved = 0;
-    for (const RowCounts & row : counts) {
-        n_moved += row.n_moved;
-    }
-    return n_moved;
-}
-
-// The mean of x x^T over the rows of an input: [n_in, n_in], with a little of its mean diagonal added: a sample does
-// not know all directions.
-std::vector<float> second_moment(const LayerInput & input, int threads) {
-    const int64_t n = input.n_in;
-    std::vector<float> moment(static_cast<size_t>(n * n));
-    const kernels::Operand x{input.x, n, 1};
-    parallel(threads, threads, [&](int64_t begin, int64_t end) {
-        for (int64_t part = begin; part < end; ++part) {
-            kernels::gemm(n, n, input.n_tokens, x.transposed(), x, 1.0f / static_cast<float>(input.n_tokens), 0.0f,
-                          moment.data(), n, 1, static_cast<int>(part), threads);
-        }
-    });
-    double trace = 0;
-    for (int64_t i = 0; i < n; ++i) {
-        trace += static_cast<double>(moment[static_cast<size_t>(i * n + i)]);
-    }
-    const auto least = static_cast<float>(0.003 * trace / static_cast<double>(n));
-    for (int64_t i = 0; i < n; ++i) {
-        moment[static_cast<size_t>(i * n + i)] += least;
-    }
-    return moment;
 }
 
 // The file type of a model most of whose weights are of one type.
@@ -213,8 +173,12 @@ class Merger {
         result.n_tensors = static_cast<int64_t>(base_.tensors.size());
         result.n_bytes = static_cast<int64_t>(editor_.file_size());
         std::vector<std::optional<MergedTensor>> merged(base_.tensors.size());
-        if (options_.visit_inputs) {
-            merge_with_inputs(out, merged, result.n_changed_rows);
+        bool any_fit = false;
+        for (size_t i = 0; i < base_.tensors.size(); ++i) {
+            any_fit = any_fit || has_fit(i);
+        }
+        if (options_.visit_inputs && any_fit) {
+            result.not_fitted = merge_with_inputs(out, merged, result.n_changed_rows);
         }
         for (size_t i = 0; i < base_.tensors.size(); ++i) {
             const std::vector<LoraProduct> products = merged[i] ? std::vector<LoraProduct>() : load_products(i);
@@ -249,8 +213,7 @@ class Merger {
         }
         for (size_t i = 0; i < base_.tensors.size(); ++i) {
             const GgufTensor & tensor = base_.tensors[i];
-            if (std::none_of(adapters_.begin(), adapters_.end(),
-                             [&](const AdapterSource & a) { return a.find(i) != nullptr; })) {
+            if (!is_adapted(i)) {
                 continue;
             }
             const auto own = options_.types.find(tensor.name);
@@ -334,44 +297,49 @@ class Merger {
         }
     }
 
-    // The adapted tensors whose inputs are there, in the order of the graph.
-    void merge_with_inputs(OutputFile & out, std::vector<std::optional<MergedTensor>> & merged,
-                           int64_t & n_changed_rows) {
-        const auto can_settle = [&](const char * name) {
+    // Whether scales of the tensor can be fitted to its inputs.
+    bool has_fit(size_t index) const {
+        const GgufTensor & tensor = base_.tensors[index];
+        return kernels::has_half_scales(editor_.tensors()[index].type) && tensor.n_rows() == tensor.ne[1] &&
+               options_.rounding == kernels::Rounding::unbiased && is_adapted(index);
+    }
+
+    bool is_adapted(size_t index) const {
+        return std::any_of(adapters_.begin(), adapters_.end(),
+                           [&](const AdapterSource & a) { return a.find(index) != nullptr; });
+    }
+
+    // The adapted tensors whose inputs are there, in the order of the graph. Returns why others are not, if so.
+    std::string merge_with_inputs(OutputFile & out, std::vector<std::optional<MergedTensor>> & merged,
+                                  int64_t & n_changed_rows) {
+        const auto can_fit = [&](const char * name) {
             const auto found = base_.tensor_index.find(name);
-            return found != base_.tensor_index.end() && !merged[found->second] && stays_on_grid(found->second) &&
-                   base_.tensors[found->second].n_rows() == base_.tensors[found->second].ne[1] &&
-                   std::any_of(adapters_.begin(), adapters_.end(),
-                               [&](const AdapterSource & a) { return a.find(found->second) != nullptr; });
+            return found != base_.tensor_index.end() && !merged[found->second] && has_fit(found->second);
         };
-        std::vector<float> moment;
-        options_.visit_inputs(can_settle, [&](const char * name, const LayerInput & input) {
+        return options_.visit_inputs(can_fit, [&](const char * name, const LayerInput & input) {
             check_interrupt_();
             if (input.n_tokens < kLeastSampleRows) {
                 return;
             }
-            if (input.is_new) {
-                moment = second_moment(input, std::max(1, options_.threads));
-            }
             const size_t index = base_.tensor_index.at(name);
-            merged[index] = merge_tensor(index, load_products(index), moment.data(), out, n_changed_rows);
+            merged[index] = merge_tensor(index, load_products(index), &input, out, n_changed_rows);
         });
     }
 
-    bool stays_on_grid(size_t index) const {
-        const ggml_type type = base_.tensors[index].type;
-        return type == editor_.tensors()[index].type && kernels::has_grid(type) &&
-               options_.rounding == kernels::Rounding::unbiased;
-    }
-
-    // moment: of the tensor's inputs, or null.
-    MergedTensor merge_tensor(size_t index, const std::vector<LoraProduct> & products, const float * moment,
+    // input: what the tensor's scales are fitted to, or null.
+    MergedTensor merge_tensor(size_t index, const std::vector<LoraProduct> & products, const LayerInput * input,
                               OutputFile & out, int64_t & n_changed_rows) {
         const GgufTensor & from = base_.tensors[index];
         const GgufTensor & to = editor_.tensors()[index];
         const int threads = std::max(1, options_.threads);
+        std::optional<kernels::ScaleFit> fit;
+        if (input != nullptr) {
+            fit.emplace(to.type, input->x, input->n_tokens, input->n_in);
+        }
+        // whole batches, which are the same ones with any number of threads
+        const int64_t batch_rows = fit ? fit->batch_rows() : 1;
         const int64_t chunk_rows =
-            moment != nullptr ? from.n_rows() : std::max<int64_t>(1, chunk_elements(to.type) / from.ne[0]) * threads;
+            std::max<int64_t>(1, chunk_elements(to.type) / from.ne[0] / batch_rows) * batch_rows * threads;
         std::optional<CutOff> cut_off;
         if ((from.type == to.type && kernels::has_grid(from.type)) || lacks_grid(from.type, to.type)) {
             cut_off.emplace(products);
@@ -406,31 +374,32 @@ class Merger {
                     counts[static_cast<size_t>(i)] = merge_row(merge, first + i, before, after, row, delta);
                 });
             });
-            if (moment != nullptr && many_moves(moves_of(counts), n_rows)) {
-                const GridDescent descent(from.type, products, moment, options_.weights);
-                const int64_t n_stripes = std::max<int64_t>(1, n_rows / kStripeRows);
-                parallel(threads, n_stripes, [&](int64_t begin, int64_t end) {
-                    for (int64_t i = begin; i < end; ++i) {
-                        GridDescent::Stripe stripe(descent);
-                        for_rows(n_rows * i / n_stripes, n_rows * (i + 1) / n_stripes,
-                                 [&](int64_t j, const uint8_t * before, uint8_t * after, auto &, auto & delta) {
-                                     if (change_of(merge, first + j, delta)) {
-                                         counts[static_cast<size_t>(j)].n_moved =
-                                             stripe.settle(first + j, before, delta.data(), after);
-                                     }
-                                 });
+            if (fit) {
+                parallel(threads, (n_rows + batch_rows - 1) / batch_rows, [&](int64_t begin, int64_t end) {
+                    std::vector<float> errors(static_cast<size_t>(batch_rows * from.ne[0]));
+                    for (int64_t batch = begin; batch < end; ++batch) {
+                        const int64_t begin_row = batch * batch_rows;
+                        const int64_t end_row = std::min(n_rows, begin_row + batch_rows);
+                        for_rows(
+                            begin_row, end_row,
+                            [&](int64_t i, const uint8_t * before, const uint8_t * after, auto & row, auto & delta) {
+                                float * error = errors.data() + (i - begin_row) * from.ne[0];
+                                error_of_row(merge, first + i, before, after, row, delta, error);
+                            });
+                        fit->fit(end_row - begin_row, errors.data(),
+                                 merged.data() + static_cast<uint64_t>(begin_row) * to.row_bytes());
                     }
                 });
             }
-            result.n_moved += moves_of(counts);
             for (const RowCounts & row : counts) {
+                result.n_moved += row.n_moved;
                 n_changed_rows += row.changed || from.type != to.type ? 1 : 0;
                 result.change += row.change;
                 result.variance += row.variance;
             }
             out.write_at(to.offset + static_cast<uint64_t>(first) * to.row_bytes(), merged.data(), merged.size());
         }
-        result.many_moves = many_moves(result.n_moved, from.n_rows());
+        result.fitted = fit.has_value();
         return result;
     }
 

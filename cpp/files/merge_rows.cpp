@@ -110,4 +110,15 @@ RowCounts merge_row(const RowMerge & merge, int64_t index, const uint8_t * in, u
     return counts;
 }
 
+void error_of_row(const RowMerge & merge, int64_t index, const uint8_t * before, const uint8_t * after,
+                  std::vector<float> & row, std::vector<float> & delta, float * error) {
+    const auto n = static_cast<int64_t>(row.size());
+    change_of(merge, index, delta);
+    kernels::dequantize_row(merge.from.type, before, row.data(), n);
+    kernels::dequantize_row(merge.to.type, after, error, n);
+    for (size_t j = 0; j < row.size(); ++j) {
+        error[j] -= row[j] + delta[j];
+    }
+}
+
 }  // namespace ggtune

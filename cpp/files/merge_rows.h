@@ -37,4 +37,8 @@ bool change_of(const RowMerge & merge, int64_t index, std::vector<float> & delta
 RowCounts merge_row(const RowMerge & merge, int64_t index, const uint8_t * in, uint8_t * out, std::vector<float> & row,
                     std::vector<float> & delta);
 
+// error = [n_in], row `index` as merged less what it should be; row and delta are scratch.
+void error_of_row(const RowMerge & merge, int64_t index, const uint8_t * before, const uint8_t * after,
+                  std::vector<float> & row, std::vector<float> & delta, float * error);
+
 }  // namespace ggtune

@@ -369,65 +369,6 @@ void mean_square_steps(ggml_type type, const void * src, int64_t n, float * squa
     }
 }
 
-GridRow::GridRow(ggml_type type, int64_t n)
-    : type_(type),
-      n_(n),
-      sub_block_(grid_of(type).sub_block),
-      codes_(static_cast<size_t>(n)),
-      scales_(static_cast<size_t>((n + sub_block_ - 1) / sub_block_)),
-      up_(static_cast<size_t>(n)),
-      down_(static_cast<size_t>(n)) {}
-
-void GridRow::load(const void * src) {
-    const Grid grid = grid_of(type_);
-    const auto * from = static_cast<const uint8_t *>(src);
-    Piece piece;
-    for (int64_t begin = 0; begin < n_; begin += kPiece) {
-        const int64_t n_piece = std::min(kPiece, n_ - begin);
-        piece.unpack(grid, from, n_piece);
-        std::copy(piece.codes, piece.codes + n_piece, codes_.begin() + begin);
-        std::copy(piece.scales, piece.scales + n_piece / sub_block_, scales_.begin() + begin / sub_block_);
-        from += n_piece / grid.block * grid.block_bytes;
-    }
-    for (int64_t i = 0; i < n_; ++i) {
-        set_steps(i);
-    }
-}
-
-void GridRow::store(void * dst) const {
-    const Grid grid = grid_of(type_);
-    auto * to = static_cast<uint8_t *>(dst);
-    for (int64_t i = 0; i < n_; i += grid.block, to += grid.block_bytes) {
-        grid.pack(codes_.data() + i, to);
-    }
-}
-
-float GridRow::move_up(int64_t i) {
-    const float change = up_[static_cast<size_t>(i)];
-    codes_[static_cast<size_t>(i)]++;
-    set_steps(i);
-    return change;
-}
-
-float GridRow::move_down(int64_t i) {
-    const float change = down_[static_cast<size_t>(i)];
-    codes_[static_cast<size_t>(i)]--;
-    set_steps(i);
-    return change;
-}
-
-void GridRow::set_steps(int64_t i) {
-    const Grid grid = grid_of(type_);
-    const auto at = static_cast<size_t>(i);
-    const float scale = scales_[static_cast<size_t>(i / sub_block_)];
-    const int code = codes_[at];
-    const auto gap = [&](int below) {
-        return grid.table == nullptr ? 1.0f : static_cast<float>(grid.table[below + 1] - grid.table[below]);
-    };
-    up_[at] = code < grid.highest ? scale * gap(code) : 0.0f;
-    down_[at] = code > grid.lowest ? -scale * gap(code - 1) : 0.0f;
-}
-
 void round_to_bf16(const float * src, int64_t n, uint64_t key, int64_t first_index, ggml_bf16_t * dst) {
     const Uniform uniform(key);
     for (int64_t i = 0; i < n; ++i) {

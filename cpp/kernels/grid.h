@@ -9,7 +9,6 @@
 #include <ggml.h>
 
 #include <cstdint>
-#include <vector>
 
 namespace ggtune::kernels {
 
@@ -37,37 +36,6 @@ bool cut_off_by_grid(ggml_type type, const void * src, const float * delta, int6
 
 // squares[i] = the mean square of the steps in block i of the row, n / ggml_blck_size(type) blocks.
 void mean_square_steps(ggml_type type, const void * src, int64_t n, float * squares);
-
-// A row unpacked for moves of single weights by one code.
-class GridRow {
-  public:
-    // has_grid(type), n a multiple of its block.
-    GridRow(ggml_type type, int64_t n);
-
-    // src: the row as stored; it has to outlive the moves.
-    void load(const void * src);
-    // Writes the codes; dst holds the row's scales already.
-    void store(void * dst) const;
-
-    // Moves weight i to the next code up or down; returns the change of its value, up()[i] or down()[i].
-    float move_up(int64_t i);
-    float move_down(int64_t i);
-
-    // What a move would change, 0 where there is no such code.
-    const std::vector<float> & up() const { return up_; }
-    const std::vector<float> & down() const { return down_; }
-
-  private:
-    void set_steps(int64_t i);
-
-    ggml_type type_;
-    int64_t n_;
-    int64_t sub_block_;
-    std::vector<uint8_t> codes_;
-    std::vector<float> scales_;  // by sub_block_
-    std::vector<float> up_;
-    std::vector<float> down_;
-};
 
 // dst[i] = src[i] as BF16, rounded up with the probability of the fraction; infinities and NaN are kept.
 void round_to_bf16(const float * src, int64_t n, uint64_t key, int64_t first_index, ggml_bf16_t * dst);

@@ -7,8 +7,8 @@
 
 #include "check.h"
 #include "kernels/gemm.h"
-#include "kernels/grid.h"
 #include "kernels/int8_product.h"
+#include "kernels/scale_fit.h"
 
 using namespace ggtune;
 using ggtune::test::check;
@@ -28,10 +28,10 @@ void test_calls() {
 
     std::vector<uint8_t> row(ggml_row_size(GGML_TYPE_Q8_0, 32));
     ggml_quantize_chunk(GGML_TYPE_Q8_0, a.data(), row.data(), 0, 1, 32, nullptr);
-    kernels::GridRow grid(GGML_TYPE_Q8_0, 32);
-    grid.load(row.data());
-    const float up = grid.up()[3];
-    check("a class: GridRow", std::abs(grid.move_up(3) - up), 0.0);
+    const std::vector<uint8_t> before = row;
+    const std::vector<float> errors(32, 0.0f);
+    kernels::ScaleFit(GGML_TYPE_Q8_0, a.data(), kSize, 32).fit(1, errors.data(), row.data());
+    check("a class: ScaleFit", row == before ? 0.0 : 1.0, 0.0);
 }
 
 // Whether the variant in use is the fastest that there is.

@@ -273,76 +273,6 @@ void test_steps(const Row & row) {
     check(row.name("mean square of the steps"), worst, 1e-3);
 }
 
-void test_codes_are_packed_where_they_were(const Row & row) {
-    std::mt19937 engine(29);
-    size_t different = 0;
-    for (int n = 0; n < 50; ++n) {
-        Bytes any = row.bytes;
-        row.randomize_codes(any, engine);
-        GridRow codes(row.type, kRow);
-        codes.load(any.data());
-        Bytes stored = any;
-        if (row.type != GGML_TYPE_MXFP4) {  // whose -0 is kept where it is
-            row.randomize_codes(stored, engine);
-        }
-        codes.store(stored.data());
-        different += stored != any ? 1 : 0;
-    }
-    check(row.name("unpacked and packed"), static_cast<double>(different), 0);
-}
-
-// Single moves, from end to end of the grid.
-void test_single_moves(const Row & row) {
-    GridRow codes(row.type, kRow);
-    codes.load(row.bytes.data());
-    double worst = 0;
-    size_t wrong = 0;
-    const auto look = [&](const Floats & values) {
-        for (size_t i = 0; i < values.size(); ++i) {
-            const Floats all = row.allowed(i);
-            const auto at = std::lower_bound(all.begin(), all.end(), values[i]);
-            if (at == all.end() || *at != values[i]) {
-                ++wrong;
-                continue;
-            }
-            const double above = at + 1 == all.end() ? 0.0 : static_cast<double>(at[1]) - *at;
-            const double below = at == all.begin() ? 0.0 : static_cast<double>(at[-1]) - *at;
-            const double highest = std::max(codes.up()[i], codes.down()[i]);
-            const double lowest = std::min(codes.up()[i], codes.down()[i]);
-            const double size = row.step(i) + 0.01 * std::abs(values[i]) + 1e-30;
-            worst = std::max({worst, std::abs(highest - above) / size, std::abs(lowest - below) / size});
-        }
-    };
-    look(row.values);
-    std::mt19937 engine(31);
-    Floats values = row.values;
-    for (int n = 0; n < 300; ++n) {
-        Floats changed(values.size());
-        for (size_t i = 0; i < values.size(); ++i) {
-            // in the same direction for a while, so that the ends are reached
-            const bool up = ((n / 30 + static_cast<int>(i)) % 2 == 0) != (engine() % 8 == 0);
-            const float change = up ? codes.up()[i] : codes.down()[i];
-            if (change != 0.0f) {
-                const float said =
-                    up ? codes.move_up(static_cast<int64_t>(i)) : codes.move_down(static_cast<int64_t>(i));
-                wrong += said != change ? 1 : 0;
-                changed[i] = change;
-            }
-        }
-        Bytes stored = row.bytes;
-        codes.store(stored.data());
-        const Floats now = dequantized(row.type, stored);
-        for (size_t i = 0; i < now.size(); ++i) {
-            const double size = row.step(i) + 0.01 * std::abs(values[i]) + 1e-30;
-            worst = std::max(worst, std::abs(static_cast<double>(now[i]) - values[i] - changed[i]) / size);
-        }
-        values = now;
-        look(values);
-    }
-    check(row.name("single moves: wrong"), static_cast<double>(wrong), 0);
-    check(row.name("single moves: values, in steps"), worst, 1e-3);
-}
-
 void test_lowest_byte_of_q8_0() {
     const Row row({GGML_TYPE_Q8_0, 2, 34, 256});
     Bytes source = row.bytes, moved(source.size());
@@ -466,8 +396,6 @@ int main() {
         test_unbiased(row, 0.6);
         test_parts_of_a_row(row);
         test_steps(row);
-        test_codes_are_packed_where_they_were(row);
-        test_single_moves(row);
     }
     for (const ggml_type type : {GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_BF16, GGML_TYPE_IQ2_XS, GGML_TYPE_TQ1_0}) {
         check(std::string(ggml_type_name(type)) + " has no grid", has_grid(type) ? 1 : 0, 0);

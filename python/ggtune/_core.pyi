@@ -381,21 +381,19 @@ def merge(
     seed: int = 0,
     tokens: Sequence[int] = (),
     sequences: Sequence[int] = (),
-    seen: float = 200.0,
-    bias: float = 100.0,
     metadata: Mapping[str, str] = ...,
     threads: int = 1,
 ) -> dict[str, Any]:
     """Stream ``base`` to ``output`` with W + scale * alpha / rank * B A in each adapted tensor.
 
-    A tensor that keeps a type with a grid keeps its scales, and its codes move: up with the probability of the
-    fraction (``rounding`` "unbiased"), by a hash of ``seed``, or to nearest. ``types`` are types of single tensors,
-    ``scales`` the names of tensors with their factors (``Linear.scale``), by which the product is divided.
-    ``tokens`` and ``sequences`` are a text such as the model will read: codes are then chosen so that the outputs on it
-    suffer least; ``seen`` and ``bias`` weigh errors that the adapter's outputs see (cpp/engine/grid_descent.h).
-    Returns counts, and by name of adapted tensor ``from``, ``to``, ``n_weights``, ``n_moved``, ``many_moves`` (so
-    many that a text makes a difference), ``change`` (sum of squares of what was added) and ``variance`` (sum of the
-    expected squares of the rounding error).
+    The codes of a tensor that keeps a type with a grid move: up with the probability of the fraction (``rounding``
+    "unbiased"), by a hash of ``seed``, or to nearest. ``types`` are types of single tensors, ``scales`` the names of
+    tensors with their factors (``Linear.scale``), by which the product is divided. ``tokens`` and ``sequences`` are a
+    text such as the model will read, of 64 tokens or more: scales and mins are then fitted so that the outputs on it
+    suffer least (cpp/kernels/scale_fit.h); otherwise, and where llama.cpp can't run the model, they stay as they are.
+    Returns counts, ``not_fitted`` (why it can't, or ""), and by name of adapted tensor ``from``, ``to``, ``n_weights``,
+    ``n_moved``, ``fitted`` (whether its scales were), ``change`` (sum of squares of what was added) and ``variance``
+    (sum of the expected squares of the rounding error).
     """
 
 def quantize_model(

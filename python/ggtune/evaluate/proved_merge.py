@@ -11,7 +11,7 @@ from typing import Any
 from ggtune.data.samples import Sample
 from ggtune.errors import GgtuneError
 from ggtune.evaluate.proof import GOOD_SHARE, Proof, Prover
-from ggtune.gguf.merge import AUTO, SAME, TextSample, merge_adapters
+from ggtune.gguf.merge import AUTO, SAME, merge_adapters
 
 _AUTO_SHARE = 0.97  # what --outtype auto raises tensors for
 _RAISED_SHARES = (0.1, 0.25, 0.5, 1.0)  # of the adapted tensors, those with the most rounding error first
@@ -67,11 +67,10 @@ def merge_and_prove(
 ) -> ProvedMerge:
     """Merge, and measure what was kept.
 
-    With the base's own types it is merged several times, with and without regard to the layers' inputs
-    (:class:`TextSample`) and by several seeds from ``seed`` on, and what is nearest to the live adapter is taken.
-    ``outtype`` ``"auto"`` then raises the types of single tensors until 97 % of the gain is kept. Where nothing can be
-    measured the merged file is there without a proof, and ``say`` is told why. Raises as :func:`merge_adapters`;
-    nothing is left of a file that was not taken.
+    With the base's own types it is merged by several seeds from ``seed`` on, and what is nearest to the live adapter is
+    taken. ``outtype`` ``"auto"`` then raises the types of single tensors until 97 % of the gain is kept. Where nothing
+    can be measured the merged file is there without a proof, and ``say`` is told why. Raises as
+    :func:`merge_adapters`; nothing is left of a file that was not taken.
     """
     warned: set[str] = set()
 
@@ -81,9 +80,8 @@ def merge_and_prove(
             say(text)
 
     def merged(path: Path, **options: Any) -> Mapping[str, Any]:
-        return merge_adapters(
-            base, adapters, path, name=name or output.stem, threads=threads, force=force, say=warn, **options
-        )
+        options |= {"name": name or output.stem, "threads": threads, "force": force, "say": warn}
+        return merge_adapters(base, adapters, path, trained=trained, **options)
 
     started = time.monotonic()
     keeps_types = outtype in (None, SAME, AUTO)
@@ -95,9 +93,6 @@ def merge_and_prove(
         say(f"What the merged file has kept could not be measured: {error}")
         return ProvedMerge(counts, None)
     if keeps_types and _on_grid(counts):
-        sample = TextSample.of(trained)
-        if _settles(counts):
-            best = _better(best, prover, output, partial(merged, seed=seed, sample=sample), say)
         for more in range(1, 1 + _MORE_SEEDS):
             if time.monotonic() - started > _SEEDS_SECONDS:
                 break
@@ -108,7 +103,7 @@ def merge_and_prove(
                     break
                 types = _raised(best.counts, share)
                 say(f"Raising the types of {len(types)} tensors: {_kept(best.proof)} was kept.")
-                raised = partial(merged, seed=seed, sample=sample, types=types)
+                raised = partial(merged, seed=seed, types=types)
                 best = _better(best, prover, output, raised, say)
     return ProvedMerge(best.counts, prover.with_answers(best.proof, str(output)))
 
@@ -138,11 +133,6 @@ def _better(
 def _on_grid(counts: Mapping[str, Any]) -> bool:
     """Whether there is a tensor whose codes were moved: the others come out the same each time."""
     return any(tensor["n_moved"] for tensor in counts["tensors"].values())
-
-
-def _settles(counts: Mapping[str, Any]) -> bool:
-    """Whether some tensor has rows with moves to choose from; a sample changes nothing otherwise."""
-    return any(tensor["many_moves"] for tensor in counts["tensors"].values())
 
 
 def _holds(proof: Proof) -> bool:

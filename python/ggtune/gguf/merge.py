@@ -1,14 +1,13 @@
 """Merging adapters into a base model file, with the keys that later steps read."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ggtune._native import core
-from ggtune.data.samples import Sample
+from ggtune.data.samples import Sample, text_tokens
 from ggtune.errors import GgtuneError
 from ggtune.files import making_folder
 from ggtune.gguf.adapter_file import check_fits, read_adapter
@@ -17,30 +16,14 @@ from ggtune.gguf.base import adapter_fingerprint, check_base
 from ggtune.gguf.io import gguf_structure
 from ggtune.system import resolved_threads
 
+if TYPE_CHECKING:
+    from ggtune._core import Model
+
 SAME, AUTO = "same", "auto"
-_SAMPLE_TOKENS = 2048
+_TEXT = Path(__file__).with_name("merge_text.txt")
+_TEXT_TOKENS = 512  # four times as many keep no more
+_PIECE_TOKENS = 128  # of the built-in text
 _LARGEST_BLOCK = 256  # weights
-
-
-@dataclass(frozen=True)
-class TextSample:
-    """A text such as the merged model will read: token ids, and the sequence that each belongs to."""
-
-    tokens: list[int] = field(default_factory=list)
-    sequences: list[int] = field(default_factory=list)
-
-    @classmethod
-    def of(cls, samples: Sequence[Sample]) -> "TextSample":
-        """Take some of the samples at random, the same each time, up to 2,048 tokens."""
-        tokens: list[int] = []
-        sequences: list[int] = []
-        for n, i in enumerate(np.random.default_rng(0).permutation(len(samples))):
-            more = samples[i].tokens.tolist()[: _SAMPLE_TOKENS - len(tokens)]
-            if len(more) < 2:
-                break
-            tokens += more
-            sequences += [n] * len(more)
-        return cls(tokens, sequences)
 
 
 def merge_adapters(
@@ -51,7 +34,8 @@ def merge_adapters(
     outtype: str | None = None,
     types: Mapping[str, str] | None = None,
     seed: int = 0,
-    sample: TextSample | None = None,
+    fit: bool = True,
+    trained: Sequence[Sample] = (),
     name: str | None = None,
     threads: int = 0,
     force: bool = False,
@@ -59,11 +43,12 @@ def merge_adapters(
 ) -> dict[str, Any]:
     """Write ``base`` with the ``adapters`` (file, factor) merged to ``output``; ``threads`` 0: all available.
 
-    ``outtype`` None or ``"same"``: each tensor keeps its type; ``types`` are those of single tensors. ``seed`` and
-    ``sample`` are those of :func:`ggtune._core.merge`, whose counts are returned. The template and system text that an
-    adapter was trained with go into the file as ``ggtune.template`` and ``ggtune.system``, where ``package`` finds
-    them. Raises :class:`GgtuneError` for files that don't fit each other, an adapter that was trained on another base
-    too unless ``force``.
+    ``outtype`` None or ``"same"``: each tensor keeps its type; ``types`` are those of single tensors. ``seed`` is that
+    of :func:`ggtune._core.merge`, whose counts are returned. With ``fit`` the model reads 512 tokens, half of them of
+    samples that it was ``trained`` on where there are any, and scales are fitted to that; where llama.cpp can't run the
+    model they are not, and ``say`` is told. The template and system text that an adapter was trained with go into the
+    file as ``ggtune.template`` and ``ggtune.system``, where ``package`` finds them. Raises :class:`GgtuneError` for
+    files that don't fit each other, an adapter that was trained on another base too unless ``force``.
     """
     gguf_structure(base)
     if output.exists() and output.samefile(base):
@@ -84,10 +69,14 @@ def merge_adapters(
             say(warning)
         metadata.update({f"ggtune.{key}": content.notes[key] for key in ASKED_WITH if key in content.notes})
     scales = {linear.name: linear.scale for linear in model.linears() if linear.scale}
-    del model
-    sample = sample or TextSample()
+
+    try:
+        tokens, sequences = _texts(model, trained) if fit else ([], [])
+        why_not = ""
+    except GgtuneError as error:  # a damaged vocabulary
+        tokens, sequences, why_not = [], [], str(error)
     with making_folder(output.parent):
-        return core.merge(
+        counts: dict[str, Any] = core.merge(
             base,
             list(adapters),
             str(output),
@@ -95,11 +84,36 @@ def merge_adapters(
             types=dict(types or {}),
             scales=scales,
             seed=seed,
-            tokens=sample.tokens,
-            sequences=sample.sequences,
+            tokens=tokens,
+            sequences=sequences,
             metadata=metadata,
             threads=resolved_threads(threads),
         )
+    why_not = why_not or counts["not_fitted"]
+    if why_not:
+        say(f"The merged file may have lost more than it need: its base can't be run here ({why_not}).")
+    return counts
+
+
+def _texts(model: "Model", trained: Sequence[Sample]) -> tuple[list[int], list[int]]:
+    """Some of the samples, the same each time, and the built-in text: token ids, and the sequence of each."""
+    tokens: list[int] = []
+    sequences: list[int] = []
+
+    def add(more: list[int]) -> None:
+        sequences.extend([sequences[-1] + 1 if sequences else 0] * len(more))
+        tokens.extend(more)
+
+    for i in np.random.default_rng(0).permutation(len(trained)):
+        if len(tokens) >= _TEXT_TOKENS // 2:
+            break
+        add(trained[i].tokens.tolist()[: _TEXT_TOKENS // 2 - len(tokens)])
+    bos = [model.bos_token] if model.add_bos and model.bos_token >= 0 else []
+    text = text_tokens(model, _TEXT.read_text(encoding="utf-8")).tolist()[: _TEXT_TOKENS - len(tokens)]
+    longest = min(_PIECE_TOKENS, model.n_ctx_train or _PIECE_TOKENS)
+    for begin in range(0, len(text), longest):
+        add((bos + text[begin : begin + longest])[:longest])
+    return tokens, sequences
 
 
 def check_outtype(outtype: str | None) -> None:
