@@ -34,6 +34,7 @@ OPTIONS = {
     "threads": "test_threads",
     "outtype": "test_type",
     "seed": "test_seed",
+    "fit": "test_scales",
     "name": "test_name",
     "which": "test_step",
     "force": "test_another_base",
@@ -164,6 +165,20 @@ def test_threads(tmp_path: Path, adapters: tuple[Path, Path], merges: list[dict[
     ]
     assert [merge["threads"] for merge in merges] == [1, 3, available_threads()]
     assert len(set(files)) == 1
+
+
+def test_scales(
+    tmp_path: Path, merges: list[dict[str, Any]], adapters: tuple[Path, Path], learned_run: LearnedRun
+) -> None:
+    """Fitted unless that is not wanted, of files and of a run, and to what the run was trained on."""
+    given = ["-m", MODEL, "-l", adapters[0], "-t", 1, "--name", "one"]
+    files = [exported(tmp_path / f"{i}.gguf", *given, *more) for i, more in enumerate(([], ["--fit"], ["--no-fit"]))]
+    default, fitted, plain = (path.read_bytes() for path in files)
+    assert default == fitted != plain
+    assert [len(merge["tokens"]) for merge in merges] == [512, 512, 0]
+    merges.clear()
+    exported(tmp_path / "of_run.gguf", learned_run.folder, "--no-fit")
+    assert {len(merge["tokens"]) for merge in merges} == {0}
 
 
 def test_another_base(tmp_path: Path, adapters: tuple[Path, Path], wiring_files: Path) -> None:

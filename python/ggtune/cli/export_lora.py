@@ -33,6 +33,11 @@ if TYPE_CHECKING:
     metavar="TYPE",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the rounding.")
+@click.option(
+    "--fit/--no-fit",
+    default=True,
+    help="After rounding, fit scales to what the layers read of a text (the default): the base is loaded for that.",
+)
 @click.option("--name", help="Name that the model file carries.")
 @which_option
 @click.option("--force", is_flag=True, help="Take an adapter that was trained on another base.")
@@ -45,6 +50,7 @@ def command(
     threads: int,
     outtype: str | None,
     seed: int,
+    fit: bool,
     name: str | None,
     which: "Which",
     force: bool,
@@ -59,7 +65,7 @@ def command(
 
     check_outtype(outtype)
     adapters = [(path, 1.0) for path in lora] + list(lora_scaled)
-    options = pipeline.MergeOptions(outtype, seed, name, threads, force)
+    options = pipeline.MergeOptions(outtype, seed, fit, name, threads, force)
     if run is not None:
         if model_base or adapters:
             raise click.UsageError("RUN names base and adapter: leave --model-base, --lora and --lora-scaled out.")

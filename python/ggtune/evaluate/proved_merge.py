@@ -60,6 +60,7 @@ def merge_and_prove(
     held_out: Sequence[Sample] = (),
     outtype: str | None = None,
     seed: int = 0,
+    fit: bool = True,
     name: str | None = None,
     threads: int = 0,
     force: bool = False,
@@ -81,7 +82,7 @@ def merge_and_prove(
 
     def merged(path: Path, **options: Any) -> Mapping[str, Any]:
         options |= {"name": name or output.stem, "threads": threads, "force": force, "say": warn}
-        return merge_adapters(base, adapters, path, trained=trained, **options)
+        return merge_adapters(base, adapters, path, fit=fit, trained=trained, **options)
 
     started = time.monotonic()
     keeps_types = outtype in (None, SAME, AUTO)

@@ -22,6 +22,7 @@ class MergeOptions:
 
     outtype: str | None = None  # of the merged tensors: None or "same" each one's own, "auto", or one for all
     seed: int = 0  # of the rounding
+    fit: bool = True  # scales, after the rounding, to what the layers read of a text
     name: str | None = None  # that the model file carries; None: its file name
     threads: int = 0
     force: bool = False  # take an adapter that was trained on another base
