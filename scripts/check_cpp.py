@@ -1,10 +1,11 @@
 """Check the C++ sources as no compiler does: clang-tidy, and one definition of each class in the whole program.
 
-    python scripts/check_cpp.py               both
+    python scripts/check_cpp.py               all of it
+    python scripts/check_cpp.py columns       what takes no time
     python scripts/check_cpp.py --fix tidy    apply what clang-tidy offers, such as new names, to all files at once
 
-`tidy` is .clang-tidy over every source file, and lines of at most 120 columns, which clang-format leaves to comments.
-`odr` compiles everything but the tests for link-time optimization and links it: GCC then compares the classes of
+`columns` are lines of more than 120, which clang-format leaves to comments. `tidy` is .clang-tidy over every source
+file. `odr` compiles everything but the tests for link-time optimization and links it: GCC then compares the classes of
 all files, and two different ones of one name are an error; without GCC it is left out. Needs cmake, ninja, pybind11
 and clang-tidy, as `pip install '.[dev]' cmake ninja pybind11` gives them.
 """
@@ -22,12 +23,24 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 MOST_COLUMNS = 120
+CHECKS = ["columns", "tidy", "odr"]
 
 
 def run(command: list[Any], folder: Path) -> subprocess.CompletedProcess[str]:
     """The command's end and its output, both streams together."""
     merged = subprocess.STDOUT
     return subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, stderr=merged, text=True, check=False)
+
+
+def check_columns() -> int:
+    """Number of lines that are too long, each named."""
+    n_found = 0
+    for path in sorted([*ROOT.glob("cpp/**/*.h"), *ROOT.glob("cpp/**/*.cpp")]):
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+            if len(line) > MOST_COLUMNS:
+                n_found += 1
+                print(f"{path.relative_to(ROOT)}:{number}: {len(line)} columns")
+    return n_found
 
 
 def configure(build: Path) -> list[dict[str, str]]:
@@ -66,10 +79,6 @@ def check_tidy(entries: list[dict[str, str]], build: Path, jobs: int, fix: bool)
             found.update(line for line in output.splitlines() if ": error: " in line or ": warning: " in line)
     if fix:
         apply_fixes(outputs)
-    for path in sorted([*ROOT.glob("cpp/**/*.h"), *ROOT.glob("cpp/**/*.cpp")]):
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-            if len(line) > MOST_COLUMNS:
-                found.add(f"{path}:{number}: {len(line)} columns")
     for line in sorted(found):
         print(line.removeprefix(f"{ROOT}/"))
     return len(found)
@@ -131,18 +140,19 @@ def check_odr(entries: list[dict[str, str]], build: Path, jobs: int) -> int:
 def main() -> int:
     """Run the checks that are named; the exit status says whether all were clean."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checks", nargs="*", metavar="tidy|odr", help="which (default: both)")
+    parser.add_argument("checks", nargs="*", metavar="|".join(CHECKS), help="which (default: all)")
     parser.add_argument("--build", type=Path, default=ROOT / "build/check", help="folder for what is made")
     parser.add_argument("--fix", action="store_true", help="change the files as clang-tidy offers (needs PyYAML)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="programs at a time")
     args = parser.parse_args()
-    checks = args.checks or ["tidy", "odr"]
-    if not {*checks} <= {"tidy", "odr"}:
-        parser.error("the checks are tidy and odr")
+    checks = args.checks or CHECKS
+    if not {*checks} <= {*CHECKS}:
+        parser.error(f"the checks are {', '.join(CHECKS)}")
+    findings = check_columns() if "columns" in checks else 0
+    compiled = [check for check in checks if check != "columns"]
     build = args.build.resolve()
-    entries = configure(build)
-    findings = 0
-    for check in checks:
+    entries = configure(build) if compiled else []
+    for check in compiled:
         start = time.monotonic()
         if check == "tidy":
             findings += check_tidy(entries, build, args.jobs, args.fix)

@@ -59,14 +59,15 @@ struct MergeResult {
 };
 
 // Writes `base` with W + scale * alpha / rank * B A (Hu et al. 2021, arXiv:2106.09685) in place of each adapted W to
-// `output`, of a stack (experts) in each of its matrices. Of a tensor that keeps a type with a grid (kernels/grid.h) the
-// codes are moved, and with a sample the scales fitted afterwards; one that keeps BF16 is rounded without bias likewise; where its type has no grid
-// (IQ1 to IQ3, ...) it takes the next one that has. With another type the sum is computed in f32 from the dequantized
-// rows and quantized by ggml. The same seed gives the same bytes with any number of threads. Every other byte of
-// tensors and keys is the base's, but for general.name, general.finetune, general.base_model.*, general.dataset.count
-// where the metadata names datasets, and general.file_type where the outtype changes what most weights are. Memory: a
-// chunk of rows per thread, and A and B of one tensor; with a sample also the model's own for its tokens. Written beside `output` and renamed. Raises ModelFileError for files that don't fit
-// each other, Error otherwise; nothing is left behind then.
+// `output`, of a stack (experts) in each of its matrices. Of a tensor that keeps a type with a grid (kernels/grid.h)
+// the codes are moved; one that keeps BF16 is rounded without bias likewise; where its type has no grid (IQ1 to IQ3,
+// ...) it takes the next one that has. With another type the sum is computed in f32 from the dequantized rows and
+// quantized by ggml. With inputs, scales are fitted afterwards. The same seed gives the same bytes with any number of
+// threads. Every other byte of tensors and keys is the base's, but for general.name, general.finetune,
+// general.base_model.*, general.dataset.count where the metadata names datasets, and general.file_type where the
+// outtype changes what most weights are. Memory: a chunk of rows per thread, and A and B of one tensor; with inputs
+// also that of the model that reads them. Written beside `output` and renamed. Raises ModelFileError for files that
+// don't fit each other, Error otherwise; nothing is left behind then.
 MergeResult merge(const std::string & base, const std::string & output, const MergeOptions & options,
                   const CheckInterrupt & check_interrupt);
 

@@ -19,8 +19,8 @@ bool has_half_scales(ggml_type type);
 
 class ScaleFit {
   public:
-    // x: [n_tokens, n_in], what the rows are multiplied with; it has to outlive this object. has_half_scales(type), n_in
-    // a multiple of its block.
+    // x: [n_tokens, n_in], what the rows are multiplied with; it has to outlive this object. has_half_scales(type), and
+    // n_in is a multiple of its block.
     ScaleFit(ggml_type type, const float * x, int64_t n_tokens, int64_t n_in);
 
     // As many rows as are worked on together: more need more memory.

@@ -32,13 +32,17 @@ constexpr double kDamping = 0.03;
 // Where the factors of a block lie (ggml-common.h).
 struct Layout {
     ggml_type type;
-    std::vector<size_t> factors;
+    size_t n_factors;
+    size_t factors[2];
+
+    std::vector<size_t> places() const { return {factors, factors + n_factors}; }
 };
 
-const Layout kLayouts[] = {
-    {GGML_TYPE_Q4_0, {0}},    {GGML_TYPE_Q4_1, {0, 2}}, {GGML_TYPE_Q5_0, {0}},      {GGML_TYPE_Q5_1, {0, 2}},
-    {GGML_TYPE_Q8_0, {0}},    {GGML_TYPE_Q3_K, {108}},  {GGML_TYPE_Q2_K, {80, 82}}, {GGML_TYPE_Q4_K, {0, 2}},
-    {GGML_TYPE_Q5_K, {0, 2}}, {GGML_TYPE_Q6_K, {208}},  {GGML_TYPE_IQ4_NL, {0}},    {GGML_TYPE_IQ4_XS, {0}},
+constexpr Layout kLayouts[] = {
+    {GGML_TYPE_Q4_0, 1, {0}},      {GGML_TYPE_Q4_1, 2, {0, 2}}, {GGML_TYPE_Q5_0, 1, {0}},
+    {GGML_TYPE_Q5_1, 2, {0, 2}},   {GGML_TYPE_Q8_0, 1, {0}},    {GGML_TYPE_Q3_K, 1, {108}},
+    {GGML_TYPE_Q2_K, 2, {80, 82}}, {GGML_TYPE_Q4_K, 2, {0, 2}}, {GGML_TYPE_Q5_K, 2, {0, 2}},
+    {GGML_TYPE_Q6_K, 1, {208}},    {GGML_TYPE_IQ4_NL, 1, {0}},  {GGML_TYPE_IQ4_XS, 1, {0}},
 };
 
 Floats dequantized(ggml_type type, const Bytes & bytes) {
@@ -131,11 +135,11 @@ struct Case {
         std::vector<Doubles> basis;
         const size_t block_bytes = ggml_type_size(layout.type);
         for (size_t block = 0; block < bytes.size(); block += block_bytes) {
-            for (const size_t at : layout.factors) {
+            for (const size_t at : layout.places()) {
                 Bytes unit(bytes.size(), 0);
                 std::copy_n(bytes.begin() + static_cast<int64_t>(block), block_bytes,
                             unit.begin() + static_cast<int64_t>(block));
-                for (const size_t other : layout.factors) {
+                for (const size_t other : layout.places()) {
                     const uint16_t half = ggml_fp32_to_fp16(other == at ? 1.0f : 0.0f);
                     std::memcpy(unit.data() + block + other, &half, sizeof half);
                 }
@@ -185,7 +189,7 @@ void test_codes_stay(const Case & c) {
     check(c.name("is fitted"), now == c.bytes ? 1 : 0, 0);
     const size_t block_bytes = ggml_type_size(c.layout.type);
     for (size_t block = 0; block < now.size(); block += block_bytes) {
-        for (const size_t at : c.layout.factors) {
+        for (const size_t at : c.layout.places()) {
             std::copy_n(c.bytes.begin() + static_cast<int64_t>(block + at), 2,
                         now.begin() + static_cast<int64_t>(block + at));
         }
