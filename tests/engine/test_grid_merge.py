@@ -159,7 +159,11 @@ def test_seed_and_threads(ggml_type: str, tmp_path: Path) -> None:
     assert case.lost(other) < 0.1
 
 
-@pytest.mark.parametrize("ggml_type", ["q4_0", "q4_1", "q4_K", "q6_K", "iq4_xs", "mxfp4"])
+# divergence with scales fitted, of what it is without: the fewer scales and mins, the less can be gained
+NEARER = {"q4_0": 0.06, "q4_1": 0.05, "q4_K": 0.2, "q6_K": 0.5, "iq4_xs": 0.4, "mxfp4": 1.0}
+
+
+@pytest.mark.parametrize("ggml_type", NEARER)
 def test_scales_are_fitted_to_a_text(ggml_type: str, tmp_path: Path) -> None:
     """The same bytes with any number of threads, the codes as without it, and outputs that are nearer."""
     arrays = model_arrays()
@@ -207,7 +211,7 @@ def test_scales_are_fitted_to_a_text(ggml_type: str, tmp_path: Path) -> None:
     for name, codes in codes_of(output, ggml_type).items():
         assert np.array_equal(codes, before[name])
     rng_text = np.random.default_rng(1)
-    assert divergence(output) < 0.5 * far
+    assert divergence(output) < NEARER[ggml_type] * far
     for threads in (2, 3):
         assert merge(**text, threads=threads)[1] == fitted
     assert merge(**text, seed=1)[1] != fitted
