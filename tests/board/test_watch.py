@@ -119,7 +119,8 @@ def test_a_folder_that_goes_away(start: Start, write_run: WriteRun) -> None:
     terminal.wait_for("step 40/60")
     folder.rename(folder.with_name("elsewhere"))
     assert terminal.end() == 1
-    assert "is no run folder" in " ".join(terminal.text.split())  # the path before it may push a word to the next line
+    # wherever the line is broken: that depends on the length of the path before it
+    assert "isnorunfolder" in "".join(terminal.text.split())
     assert not terminal.is_alternate
 
 
@@ -151,4 +152,4 @@ def test_a_real_run_is_watched_to_its_end(start: Start, going_run: Path) -> None
     terminal.wait_for(lambda: terminal.text != first)
     subprocess.run([*GGTUNE, "stop", going_run], check=True, capture_output=True)
     assert terminal.end() == 0
-    assert "interrupted by SIGTERM" in " ".join(terminal.text.split())
+    assert "interruptedbySIGTERM" in "".join(terminal.text.split())
