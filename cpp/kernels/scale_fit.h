@@ -2,8 +2,8 @@
 //
 // Rounding puts each weight off by up to a step of its grid, and the layer's outputs are off by that error times the
 // inputs. Inputs lie near few directions, so there is little to cancel, and scales and mins in half precision are fine
-// enough to cancel it: they are found by least squares. The result is linear in the error, so where the rounding is
-// without bias the fitted row is, too.
+// enough to cancel it: they are found by least squares. That shrinks the weights a little: what a scale multiplies are
+// codes that hold the error themselves, so a code that went up pulls its scale down.
 #pragma once
 
 #include <ggml.h>

@@ -197,7 +197,7 @@ void test_codes_stay(const Case & c) {
     check(c.name("all else is the same"), now == c.bytes ? 0 : 1, 0);
 }
 
-// So an unbiased rounding stays one: the changes for two errors add up, but for the halves' own rounding.
+// For the same codes the changes for two errors about add up: steps are few, and halves are rounded.
 void test_linear(Case c) {
     const Floats first = c.error, second = random_values(kRow, 9, 0.01f);
     const auto change = [&](const Floats & error) {
