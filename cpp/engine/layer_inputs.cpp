@@ -40,14 +40,13 @@ bool on_node(ggml_tensor * node, bool ask, void * data) {
         self.seen = {weight};
         self.last = nullptr;
     }
-    const bool is_new = input != self.last;
     try {
-        if (is_new) {
+        if (input != self.last) {
             self.values.resize(static_cast<size_t>(ggml_nelements(input)));
             ggml_backend_tensor_get(input, self.values.data(), 0, ggml_nbytes(input));
             self.last = input;
         }
-        self.visit(weight->name, {self.values.data(), ggml_nelements(input) / input->ne[0], input->ne[0], is_new});
+        self.visit(weight->name, {self.values.data(), ggml_nelements(input) / input->ne[0], input->ne[0]});
     } catch (...) {
         self.exception = std::current_exception();
         return false;

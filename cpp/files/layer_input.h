@@ -12,7 +12,6 @@ struct LayerInput {
     const float * x;  // [n_tokens, n_in]
     int64_t n_tokens;
     int64_t n_in;
-    bool is_new;  // not the one of the call before
 };
 
 // Calls visit(weight's name, input) for each product with a weight that wanted() names, in the order of the graph.

@@ -7,9 +7,7 @@
 #include <array>
 #include <charconv>
 #include <cmath>
-#include <exception>
 #include <filesystem>
-#include <thread>
 
 #include "base/error.h"
 #include "files/gguf_check.h"
