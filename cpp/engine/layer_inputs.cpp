@@ -26,7 +26,8 @@ struct Visit {
 bool on_node(ggml_tensor * node, bool ask, void * data) {
     auto & self = *static_cast<Visit *>(data);
     const ggml_tensor * weight = node->src[0];
-    if (node->op != GGML_OP_MUL_MAT || !self.wanted(weight->name)) {
+    // returning false ends a micro-batch only: after an exception those that follow are computed, but not looked at
+    if (self.exception || node->op != GGML_OP_MUL_MAT || !self.wanted(weight->name)) {
         return !ask;
     }
     if (ask) {
@@ -76,14 +77,21 @@ VisitLayerInputs inputs_of_sample(const std::string & model_path,
         try {
             Model model(model_path, Model::Contents::all);
             const auto n_tokens = static_cast<int64_t>(sample.tokens.size());
+            std::vector<int32_t> sequences = sample.sequences;
+            // llama.cpp goes through unequal sequences with a state in several parts; of one text it sees all at once
+            if (llama_model_is_recurrent(&model.llama()) || llama_model_is_hybrid(&model.llama())) {
+                sequences.assign(sequences.size(), 0);
+            }
             const int32_t n_sequences =
-                sample.sequences.empty() ? 1 : *std::max_element(sample.sequences.begin(), sample.sequences.end()) + 1;
+                sequences.empty() ? 1 : *std::max_element(sequences.begin(), sequences.end()) + 1;
             Decoder decoder(model, adapters, {n_tokens, n_tokens, n_sequences, threads, on_node, &state});
             TokenBatch batch(n_tokens);
-            batch.add(sample.tokens, sample.sequences, some_rows(n_tokens, model.n_vocab()));
+            batch.add(sample.tokens, sequences, some_rows(n_tokens, model.n_vocab()));
             decoder.decode(batch);
-        } catch (const Error & error) {
-            failure = error.what();
+        } catch (const Interrupted &) {
+            throw;
+        } catch (const std::exception & error) {
+            failure = reason(error);
         }
         if (state.exception) {
             std::rethrow_exception(state.exception);

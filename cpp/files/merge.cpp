@@ -351,12 +351,14 @@ class Merger {
         MergedTensor result{from.name, from.type, to.type, from.ne[0] * from.n_rows(), 0, 0, 0};
         std::vector<uint8_t> in;
         std::vector<uint8_t> merged;
+        std::vector<uint8_t> unmoved;
         std::vector<RowCounts> counts;
         for (int64_t first = 0; first < from.n_rows(); first += chunk_rows) {
             check_interrupt_();
             const int64_t n_rows = std::min(chunk_rows, from.n_rows() - first);
             in.resize(static_cast<size_t>(n_rows) * from.row_bytes());
             merged.resize(static_cast<size_t>(n_rows) * to.row_bytes());
+            unmoved.resize(fit ? merged.size() : 0);
             counts.assign(static_cast<size_t>(n_rows), {});
             data_.read(from.offset + static_cast<uint64_t>(first) * from.row_bytes(), in.data(), in.size());
             const auto for_rows = [&](int64_t begin, int64_t end, const auto & work) {
@@ -369,7 +371,8 @@ class Merger {
             };
             parallel(threads, n_rows, [&](int64_t begin, int64_t end) {
                 for_rows(begin, end, [&](int64_t i, const uint8_t * before, uint8_t * after, auto & row, auto & delta) {
-                    counts[static_cast<size_t>(i)] = merge_row(merge, first + i, before, after, row, delta);
+                    uint8_t * codes = fit ? unmoved.data() + static_cast<uint64_t>(i) * to.row_bytes() : nullptr;
+                    counts[static_cast<size_t>(i)] = merge_row(merge, first + i, before, after, codes, row, delta);
                 });
             });
             if (fit) {
@@ -384,8 +387,8 @@ class Merger {
                                 float * error = errors.data() + (i - begin_row) * from.ne[0];
                                 error_of_row(merge, first + i, before, after, row, delta, error);
                             });
-                        fit->fit(end_row - begin_row, errors.data(),
-                                 merged.data() + static_cast<uint64_t>(begin_row) * to.row_bytes());
+                        const uint64_t at = static_cast<uint64_t>(begin_row) * to.row_bytes();
+                        fit->fit(end_row - begin_row, errors.data(), unmoved.data() + at, merged.data() + at);
                     }
                 });
             }

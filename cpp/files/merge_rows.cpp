@@ -32,6 +32,55 @@ std::vector<int64_t> far_blocks(ggml_type type, const uint8_t * in, const std::v
     return first;
 }
 
+// merge_row() of a type with a grid.
+void move_row(const RowMerge & merge, int64_t index, const uint8_t * in, uint8_t * out, uint8_t * unmoved,
+              std::vector<float> & row, std::vector<float> & delta, const std::string & what, RowCounts & counts) {
+    const int64_t n = merge.from.ne[0];
+    const ggml_type type = merge.to.type;
+    std::vector<uint8_t> own;  // the row in a type that has a grid, where the base's has none
+    if (merge.from.type != type) {
+        own.resize(merge.to.row_bytes());
+        kernels::dequantize_row(merge.from.type, in, row.data(), n);
+        quantize_rows(type, row.data(), own.data(), 1, n, what);
+        in = own.data();
+    }
+    if (!std::isfinite(counts.change)) {
+        throw Error(what + ": what the adapter adds is not finite");
+    }
+    const std::vector<int64_t> anew = far_blocks(type, in, delta);
+    const std::vector<float> whole = anew.empty() ? std::vector<float>() : delta;
+    const int64_t block = ggml_blck_size(type);
+    for (const int64_t first : anew) {
+        std::fill_n(delta.begin() + first, block, 0.0f);
+    }
+    if (kernels::cut_off_by_grid(type, in, delta.data(), n, row.data())) {
+        merge.cut_off->give_back(index, row.data(), delta.data());
+        for (const int64_t first : anew) {
+            std::fill_n(delta.begin() + first, block, 0.0f);
+        }
+    }
+    const kernels::GridMoves moves =
+        kernels::move_on_grid(type, in, delta.data(), n, merge.key, index * n, merge.rounding, out);
+    counts.n_moved = moves.n_moved;
+    counts.variance = moves.variance;
+    if (unmoved != nullptr) {
+        std::copy_n(in, merge.to.row_bytes(), unmoved);
+    }
+    const auto block_bytes = static_cast<int64_t>(ggml_type_size(type));
+    for (const int64_t first : anew) {
+        const int64_t at = first / block * block_bytes;
+        kernels::dequantize_row(type, in + at, row.data(), block);
+        for (int64_t j = 0; j < block; ++j) {
+            row[static_cast<size_t>(j)] += whole[static_cast<size_t>(first + j)];
+        }
+        quantize_rows(type, row.data(), out + at, 1, block, what);
+        counts.n_moved += block;
+        if (unmoved != nullptr) {
+            std::copy_n(out + at, block_bytes, unmoved + at);
+        }
+    }
+}
+
 }  // namespace
 
 bool change_of(const RowMerge & merge, int64_t index, std::vector<float> & delta) {
@@ -43,70 +92,37 @@ bool change_of(const RowMerge & merge, int64_t index, std::vector<float> & delta
     return any;
 }
 
-RowCounts merge_row(const RowMerge & merge, int64_t index, const uint8_t * in, uint8_t * out, std::vector<float> & row,
-                    std::vector<float> & delta) {
+RowCounts merge_row(const RowMerge & merge, int64_t index, const uint8_t * in, uint8_t * out, uint8_t * unmoved,
+                    std::vector<float> & row, std::vector<float> & delta) {
     const int64_t n = merge.from.ne[0];
     RowCounts counts;
     counts.changed = change_of(merge, index, delta);
-    if (!counts.changed && merge.from.type == merge.to.type) {
-        // Quantizing again would only lose accuracy.
-        std::copy(in, in + merge.from.row_bytes(), out);
-        return counts;
-    }
     for (const float d : delta) {
         counts.change += static_cast<double>(d) * static_cast<double>(d);
     }
     const std::string what = "tensor " + merge.from.name + ", row " + std::to_string(index);
-    if (merge.cut_off != nullptr) {
-        const ggml_type type = merge.to.type;
-        std::vector<uint8_t> own;  // the row in a type that has a grid, where the base's has none
-        if (merge.from.type != type) {
-            own.resize(merge.to.row_bytes());
-            kernels::dequantize_row(merge.from.type, in, row.data(), n);
-            quantize_rows(type, row.data(), own.data(), 1, n, what);
-            in = own.data();
-        }
-        if (!std::isfinite(counts.change)) {
-            throw Error(what + ": what the adapter adds is not finite");
-        }
-        const std::vector<int64_t> anew = far_blocks(type, in, delta);
-        const std::vector<float> whole = anew.empty() ? std::vector<float>() : delta;
-        const int64_t block = ggml_blck_size(type);
-        for (const int64_t first : anew) {
-            std::fill_n(delta.begin() + first, block, 0.0f);
-        }
-        if (kernels::cut_off_by_grid(type, in, delta.data(), n, row.data())) {
-            merge.cut_off->give_back(index, row.data(), delta.data());
-            for (const int64_t first : anew) {
-                std::fill_n(delta.begin() + first, block, 0.0f);
-            }
-        }
-        const kernels::GridMoves moves =
-            kernels::move_on_grid(type, in, delta.data(), n, merge.key, index * n, merge.rounding, out);
-        counts.n_moved = moves.n_moved;
-        counts.variance = moves.variance;
-        for (const int64_t first : anew) {
-            const int64_t at = first / block * static_cast<int64_t>(ggml_type_size(type));
-            kernels::dequantize_row(type, in + at, row.data(), block);
-            for (int64_t j = 0; j < block; ++j) {
-                row[static_cast<size_t>(j)] += whole[static_cast<size_t>(first + j)];
-            }
-            quantize_rows(type, row.data(), out + at, 1, block, what);
-            counts.n_moved += block;
-        }
+    if (!counts.changed && merge.from.type == merge.to.type) {
+        // Quantizing again would only lose accuracy.
+        std::copy(in, in + merge.from.row_bytes(), out);
+    } else if (merge.cut_off != nullptr) {
+        move_row(merge, index, in, out, unmoved, row, delta, what, counts);
         return counts;
+    } else {
+        kernels::dequantize_row(merge.from.type, in, row.data(), n);
+        for (int64_t j = 0; j < n; ++j) {
+            row[static_cast<size_t>(j)] += delta[static_cast<size_t>(j)];
+        }
+        if (merge.to.type == GGML_TYPE_BF16 && merge.from.type == GGML_TYPE_BF16 &&
+            merge.rounding == kernels::Rounding::unbiased) {
+            check_finite(merge.to.type, row.data(), n, what);
+            kernels::round_to_bf16(row.data(), n, merge.key, index * n, reinterpret_cast<ggml_bf16_t *>(out));
+        } else {
+            quantize_rows(merge.to.type, row.data(), out, 1, n, what);
+        }
     }
-    kernels::dequantize_row(merge.from.type, in, row.data(), n);
-    for (int64_t j = 0; j < n; ++j) {
-        row[static_cast<size_t>(j)] += delta[static_cast<size_t>(j)];
+    if (unmoved != nullptr) {
+        std::copy_n(out, merge.to.row_bytes(), unmoved);
     }
-    if (merge.to.type == GGML_TYPE_BF16 && merge.from.type == GGML_TYPE_BF16 &&
-        merge.rounding == kernels::Rounding::unbiased) {
-        check_finite(merge.to.type, row.data(), n, what);
-        kernels::round_to_bf16(row.data(), n, merge.key, index * n, reinterpret_cast<ggml_bf16_t *>(out));
-        return counts;
-    }
-    quantize_rows(merge.to.type, row.data(), out, 1, n, what);
     return counts;
 }
 

@@ -33,9 +33,10 @@ struct RowCounts {
 bool change_of(const RowMerge & merge, int64_t index, std::vector<float> & delta);
 
 // Merges row `index` of the tensor; row and delta are scratch of n_in values. On its grid a row is rounded as
-// kernels/grid.h says, but for blocks that change by half a step and more. Raises Error for values that can't be held.
-RowCounts merge_row(const RowMerge & merge, int64_t index, const uint8_t * in, uint8_t * out, std::vector<float> & row,
-                    std::vector<float> & delta);
+// kernels/grid.h says, but for blocks that change by half a step and more. unmoved, if not null, gets `out` with the
+// codes that the random numbers have no part in. Raises Error for values that can't be held.
+RowCounts merge_row(const RowMerge & merge, int64_t index, const uint8_t * in, uint8_t * out, uint8_t * unmoved,
+                    std::vector<float> & row, std::vector<float> & delta);
 
 // error = [n_in], row `index` as merged less what it should be; row and delta are scratch.
 void error_of_row(const RowMerge & merge, int64_t index, const uint8_t * before, const uint8_t * after,

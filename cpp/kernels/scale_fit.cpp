@@ -74,7 +74,7 @@ ScaleFit::ScaleFit(ggml_type type, const float * x, int64_t n_tokens, int64_t n_
           static_cast<float>(kDamping * detail::dot(x, x, n_tokens * n_in) / static_cast<double>(n_tokens * n_in))),
       batch_rows_(std::min(kMostRows, std::max<int64_t>(1, kBatchFloats / (n_factors_ * n_tokens)))) {}
 
-void ScaleFit::fit(int64_t n_rows, const float * error, uint8_t * rows) const {
+void ScaleFit::fit(int64_t n_rows, const float * error, const uint8_t * unmoved, uint8_t * rows) const {
     const Factors & factors = *factors_of(type_);
     const int64_t block = ggml_blck_size(type_);
     const auto block_bytes = static_cast<int64_t>(ggml_type_size(type_));
@@ -89,7 +89,7 @@ void ScaleFit::fit(int64_t n_rows, const float * error, uint8_t * rows) const {
     for (int kind = 0; kind < factors.n; ++kind) {
         float * of_kind = directions.data() + kind * n_rows * n_in_;
         for (int64_t row = 0; row < n_rows; ++row) {
-            std::memcpy(one.data(), rows + row * row_bytes, one.size());
+            std::memcpy(one.data(), unmoved + row * row_bytes, one.size());
             for (int64_t i = 0; i < n_blocks_; ++i) {
                 for (int other = 0; other < factors.n; ++other) {
                     const uint16_t half = other == kind ? kHalfOne : 0;

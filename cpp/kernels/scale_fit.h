@@ -27,10 +27,11 @@ class ScaleFit {
     int64_t batch_rows() const { return batch_rows_; }
 
     // rows: up to batch_rows() of them as stored, whose scales and mins are changed. error: [n_rows, n_in], what they
-    // are less what they should be. Minimized is the mean square of what that gives with the inputs, plus a little of
-    // its own, since a sample does not know all directions; rows that this can't improve stay as they are. The same
-    // bits for a row whichever others are beside it.
-    void fit(int64_t n_rows, const float * error, uint8_t * rows) const;
+    // are less what they should be. unmoved: the rows before their codes were rounded at random, with the same scales
+    // and mins (rows itself where none were). Minimized is the mean square of what the error gives with the inputs,
+    // plus a little of its own, since a sample does not know all directions; rows that this can't improve stay as they
+    // are. The same bits for a row whichever others are beside it.
+    void fit(int64_t n_rows, const float * error, const uint8_t * unmoved, uint8_t * rows) const;
 
   private:
     struct Row;

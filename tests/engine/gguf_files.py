@@ -30,6 +30,23 @@ LINEARS = {
     "ffn_down": (N_EMBD, N_FF),
 }
 
+# Bytes of a block and, of them, where its codes lie: all others are scales and mins (ggml-common.h).
+CODES = {
+    "q4_0": (18, 2, 18),
+    "q4_1": (20, 4, 20),
+    "q5_0": (22, 2, 22),
+    "q5_1": (24, 4, 24),
+    "q8_0": (34, 2, 34),
+    "q2_K": (84, 16, 80),
+    "q3_K": (110, 0, 96),
+    "q4_K": (144, 16, 144),
+    "q5_K": (176, 16, 176),
+    "q6_K": (210, 0, 192),
+    "iq4_nl": (18, 2, 18),
+    "iq4_xs": (136, 8, 136),
+    "mxfp4": (17, 1, 17),
+}
+
 Arrays = dict[str, NDArray[np.float32]]
 
 
@@ -150,6 +167,20 @@ def values(path: Path, name: str) -> NDArray[np.float32]:
     tensor = tensors(path)[name]
     data = np.ascontiguousarray(tensor.data).view(np.uint8)
     return _core.dequantize(tensor.tensor_type.name, data, int(tensor.shape[0]))
+
+
+def data_of(path: Path, name: str) -> bytes:
+    return tensors(path)[name].data.tobytes()
+
+
+def scales_of(path: Path, name: str, ggml_type: str) -> NDArray[np.uint8]:
+    n_bytes, begin, end = CODES[ggml_type]
+    return np.delete(np.frombuffer(data_of(path, name), np.uint8).reshape(-1, n_bytes), np.s_[begin:end], axis=1)
+
+
+def codes_of(path: Path, name: str, ggml_type: str) -> NDArray[np.uint8]:
+    n_bytes, begin, end = CODES[ggml_type]
+    return np.frombuffer(data_of(path, name), np.uint8).reshape(-1, n_bytes)[:, begin:end]
 
 
 def field(path: Path, key: str) -> object:
