@@ -5,6 +5,8 @@
 
 #include "base/error.h"
 #include "engine/inference.h"
+#include "engine/llama_access.h"
+#include "engine/own_products.h"
 #include "kernels/softmax.h"
 
 namespace ggtune {
@@ -54,6 +56,7 @@ Generator::Generator(Model & model, const std::vector<int32_t> & prompt, Adapter
     llama_context_params params = inference_params(n_context_, threads);
     params.n_batch = params.n_ubatch = static_cast<uint32_t>(std::min<int64_t>(n_context_, kDecodeBatch));
     ctx_ = make_context(model_, params, adapter != nullptr ? ScaledLoras{{adapter->lora(), 1.0f}} : ScaledLoras{});
+    use_own_products(cpu_backend(*ctx_));
     sampler_ = make_sampler(sampling);
 }
 
