@@ -4,6 +4,8 @@
 
 #include "base/error.h"
 #include "engine/inference.h"
+#include "engine/llama_access.h"
+#include "engine/own_products.h"
 
 namespace ggtune {
 
@@ -59,6 +61,9 @@ Decoder::Decoder(Model & model, const std::vector<std::pair<std::string, float>>
     params.cb_eval = options.on_node;
     params.cb_eval_user_data = options.on_node_data;
     ctx_ = make_context(model, params, loras);
+    if (options.own_products) {
+        use_own_products(cpu_backend(*ctx_));
+    }
     one_by_one_ = options.n_sequences > 1 && !keeps_sequences_apart(model);
 }
 

@@ -9,6 +9,7 @@
 #include "kernels/gemm.h"
 #include "kernels/half.h"
 #include "kernels/reduce.h"
+#include "kernels/simd.h"
 
 namespace ggtune::kernels {
 namespace {
@@ -41,9 +42,47 @@ const Factors * factors_of(ggml_type type) {
     return found == std::end(kFactors) ? nullptr : found;
 }
 
-void add(float * to, float factor, const float * from, int64_t n) {
-    for (int64_t i = 0; i < n; ++i) {
-        to[i] += factor * from[i];
+// to += the sum of factors[j] times row j: rows is [n_rows, n], to [n].
+void add_rows(float * to, const float * factors, const float * rows, size_t n_rows, int64_t n) {
+    size_t j = 0;
+    for (; j + 4 <= n_rows; j += 4) {  // `to` is read and written once for four of them
+        const float * row = rows + static_cast<int64_t>(j) * n;
+        const float a = factors[j], b = factors[j + 1], c = factors[j + 2], d = factors[j + 3];
+        for (int64_t i = 0; i < n; ++i) {
+            to[i] += (a * row[i] + b * row[n + i]) + (c * row[2 * n + i] + d * row[3 * n + i]);
+        }
+    }
+    for (; j < n_rows; ++j) {
+        const float * row = rows + static_cast<int64_t>(j) * n;
+        for (int64_t i = 0; i < n; ++i) {
+            to[i] += factors[j] * row[i];
+        }
+    }
+}
+
+// products[j] = row j with `with`: rows is [n_rows, n], with [n].
+void dot_rows(const float * rows, size_t n_rows, const float * with, int64_t n, double * products) {
+    using simd::kWidth;
+    size_t j = 0;
+    for (; j + 4 <= n_rows; j += 4) {  // sums that do not wait for each other
+        const float * row = rows + static_cast<int64_t>(j) * n;
+        simd::Vec sums[4] = {};
+        int64_t i = 0;
+        for (; i + kWidth <= n; i += kWidth) {
+            const simd::Vec factor = simd::load(with + i);
+            for (int64_t k = 0; k < 4; ++k) {
+                sums[k] += simd::load(row + k * n + i) * factor;
+            }
+        }
+        for (size_t k = 0; k < 4; ++k) {
+            products[j + k] = static_cast<double>(simd::horizontal_sum(sums[k]));
+            for (int64_t rest = i; rest < n; ++rest) {
+                products[j + k] += static_cast<double>(row[static_cast<int64_t>(k) * n + rest] * with[rest]);
+            }
+        }
+    }
+    for (; j < n_rows; ++j) {
+        products[j] = detail::dot(rows + static_cast<int64_t>(j) * n, with, n);
     }
 }
 
@@ -145,11 +184,13 @@ void ScaleFit::fit_row(const Row & row) const {
     const auto damping = static_cast<double>(damping_);
     std::vector<float> scale(n), solution(n), residual(n), direction(n), scaled(n), product(n);
     std::vector<float> output(static_cast<size_t>(n_tokens_));
+    std::vector<double> seen_by(n);  // each column
+    dot_rows(row.columns, n, row.seen, n_tokens_, seen_by.data());
     double square = 0;
     for (size_t j = 0; j < n; ++j) {
         const double diagonal = detail::dot(column(j), column(j), n_tokens_) + damping * along[j][j / n_blocks];
         scale[j] = diagonal > 0 ? static_cast<float>(1.0 / std::sqrt(diagonal)) : 0.0f;
-        const double slope = detail::dot(column(j), row.seen, n_tokens_) + damping * along_error[j];
+        const double slope = seen_by[j] + damping * along_error[j];
         residual[j] = static_cast<float>(-slope) * scale[j];
         square += static_cast<double>(residual[j]) * static_cast<double>(residual[j]);
     }
@@ -159,11 +200,12 @@ void ScaleFit::fit_row(const Row & row) const {
         std::fill(output.begin(), output.end(), 0.0f);
         for (size_t j = 0; j < n; ++j) {
             scaled[j] = scale[j] * direction[j];
-            add(output.data(), scaled[j], column(j), n_tokens_);
         }
+        add_rows(output.data(), scaled.data(), row.columns, n, n_tokens_);
+        dot_rows(row.columns, n, output.data(), n_tokens_, seen_by.data());
         double curvature = 0;
         for (size_t j = 0; j < n; ++j) {
-            const double sum = detail::dot(column(j), output.data(), n_tokens_) + damping * with_own_block(j, scaled);
+            const double sum = seen_by[j] + damping * with_own_block(j, scaled);
             product[j] = scale[j] * static_cast<float>(sum);
             curvature += static_cast<double>(product[j]) * static_cast<double>(direction[j]);
         }
@@ -194,8 +236,8 @@ void ScaleFit::fit_row(const Row & row) const {
         const float before = detail::half_at(at);
         halves[j] = ggml_fp32_to_fp16(before + scale[j] * solution[j]);
         change[j] = detail::half_at(reinterpret_cast<const uint8_t *>(&halves[j])) - before;
-        add(output.data(), change[j], column(j), n_tokens_);
     }
+    add_rows(output.data(), change.data(), row.columns, n, n_tokens_);
     gain += detail::dot(output.data(), output.data(), n_tokens_);
     for (size_t j = 0; j < n; ++j) {
         gain += damping * static_cast<double>(change[j]) * (2 * along_error[j] + with_own_block(j, change));

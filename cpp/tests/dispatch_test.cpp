@@ -30,7 +30,7 @@ void test_calls() {
     ggml_quantize_chunk(GGML_TYPE_Q8_0, a.data(), row.data(), 0, 1, 32, nullptr);
     const std::vector<uint8_t> before = row;
     const std::vector<float> errors(32, 0.0f);
-    kernels::ScaleFit(GGML_TYPE_Q8_0, a.data(), kSize, 32).fit(1, errors.data(), row.data());
+    kernels::ScaleFit(GGML_TYPE_Q8_0, a.data(), kSize, 32).fit(1, errors.data(), before.data(), row.data());
     check("a class: ScaleFit", row == before ? 0.0 : 1.0, 0.0);
 }
 
