@@ -3,7 +3,7 @@
 // Rounding puts each weight off by up to a step of its grid, and the layer's outputs are off by that error times the
 // inputs. Inputs lie near few directions, so there is little to cancel, and scales and mins in half precision are fine
 // enough to cancel it: they are found by least squares. What a factor multiplies is taken from the codes before they
-// were moved at random: the fit is linear in the error then, and adds no bias. Moved codes hold the error themselves, and
+// were moved at random: the fit is linear in the error then, and adds no bias. Moved codes hold the error themselves:
 // those that went up would pull their scale down (errors in variables).
 #pragma once
 
