@@ -45,8 +45,8 @@ class Decoder {
         int threads = 1;
         ggml_backend_sched_eval_callback on_node = nullptr;  // see llama_context_params.cb_eval
         void * on_node_data = nullptr;
-        bool own_products = false;  // not llama.cpp's: faster, and rounded in another way
         bool exact = false;         // keys and values in F32, attention as written: as decode_log_probs() does
+        bool own_products = false;  // not llama.cpp's: faster, and rounded in another way
     };
     // adapters: LoRA files with their scales; may be empty. The model must outlive the decoder.
     // Raises ModelFileError for an adapter of another model, Error where there is no memory for the context.

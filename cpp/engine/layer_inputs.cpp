@@ -84,7 +84,9 @@ VisitLayerInputs inputs_of_sample(const std::string & model_path,
             }
             const int32_t n_sequences =
                 sequences.empty() ? 1 : *std::max_element(sequences.begin(), sequences.end()) + 1;
-            Decoder decoder(model, adapters, {n_tokens, n_tokens, n_sequences, threads, on_node, &state, true});
+            Decoder::Options options{n_tokens, n_tokens, n_sequences, threads, on_node, &state};
+            options.own_products = true;
+            Decoder decoder(model, adapters, options);
             TokenBatch batch(n_tokens);
             batch.add(sample.tokens, sequences, some_rows(n_tokens, model.n_vocab()));
             decoder.decode(batch);
