@@ -16,11 +16,17 @@ int64_t rows_at_once(const Model & model) {
     return std::clamp<int64_t>(kLogitBytes / (4 * static_cast<int64_t>(model.n_vocab())), 32, kMicroBatchTokens);
 }
 
+Decoder::Options exact_options(int64_t n_tokens, int64_t n_sequences, int threads) {
+    Decoder::Options options{n_tokens, kMicroBatchTokens, n_sequences, threads};
+    options.exact = true;
+    return options;
+}
+
 }  // namespace
 
 ContinuationScorer::ContinuationScorer(Model & model, const std::vector<std::pair<std::string, float>> & adapters,
                                        int64_t n_tokens, int64_t n_sequences, int threads)
-    : decoder_(model, adapters, {n_tokens, kMicroBatchTokens, n_sequences, threads, nullptr, nullptr, true}),
+    : decoder_(model, adapters, exact_options(n_tokens, n_sequences, threads)),
       n_tokens_max_(n_tokens),
       n_sequences_max_(n_sequences) {}
 

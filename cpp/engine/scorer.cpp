@@ -14,8 +14,7 @@ constexpr int64_t kMicroBatchTokens = 512;
 
 Scorer::Scorer(Model & model, const std::vector<std::pair<std::string, float>> & adapters, int64_t n_tokens,
                int64_t n_sequences, int threads)
-    : decoder_(model, adapters, {n_tokens, kMicroBatchTokens, n_sequences, threads, nullptr, nullptr}),
-      n_tokens_max_(n_tokens) {}
+    : decoder_(model, adapters, {n_tokens, kMicroBatchTokens, n_sequences, threads}), n_tokens_max_(n_tokens) {}
 
 void Scorer::logits(const std::vector<int32_t> & tokens, const std::vector<int32_t> & sequences,
                     const std::vector<uint8_t> & outputs, float * logits) {

@@ -184,13 +184,13 @@ void ScaleFit::fit_row(const Row & row) const {
     const auto damping = static_cast<double>(damping_);
     std::vector<float> scale(n), solution(n), residual(n), direction(n), scaled(n), product(n);
     std::vector<float> output(static_cast<size_t>(n_tokens_));
-    std::vector<double> seen_by(n);  // each column
-    dot_rows(row.columns, n, row.seen, n_tokens_, seen_by.data());
+    std::vector<double> with_columns(n);
+    dot_rows(row.columns, n, row.seen, n_tokens_, with_columns.data());
     double square = 0;
     for (size_t j = 0; j < n; ++j) {
         const double diagonal = detail::dot(column(j), column(j), n_tokens_) + damping * along[j][j / n_blocks];
         scale[j] = diagonal > 0 ? static_cast<float>(1.0 / std::sqrt(diagonal)) : 0.0f;
-        const double slope = seen_by[j] + damping * along_error[j];
+        const double slope = with_columns[j] + damping * along_error[j];
         residual[j] = static_cast<float>(-slope) * scale[j];
         square += static_cast<double>(residual[j]) * static_cast<double>(residual[j]);
     }
@@ -202,10 +202,10 @@ void ScaleFit::fit_row(const Row & row) const {
             scaled[j] = scale[j] * direction[j];
         }
         add_rows(output.data(), scaled.data(), row.columns, n, n_tokens_);
-        dot_rows(row.columns, n, output.data(), n_tokens_, seen_by.data());
+        dot_rows(row.columns, n, output.data(), n_tokens_, with_columns.data());
         double curvature = 0;
         for (size_t j = 0; j < n; ++j) {
-            const double sum = seen_by[j] + damping * with_own_block(j, scaled);
+            const double sum = with_columns[j] + damping * with_own_block(j, scaled);
             product[j] = scale[j] * static_cast<float>(sum);
             curvature += static_cast<double>(product[j]) * static_cast<double>(direction[j]);
         }

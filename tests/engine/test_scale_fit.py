@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+import gguf
 import gguf_files
 import numpy as np
 import pytest
@@ -88,16 +89,17 @@ def test_outputs_are_nearer(ggml_type: str, tmp_path: Path) -> None:
         live, found = (x - np.log(np.exp(x).sum(axis=1, keepdims=True)) for x in (live, found))
         return float(np.mean(np.sum(np.exp(live) * (live - found), axis=1)))
 
-    plain = written(case.merge())
-    assert not any(tensor["fitted"] for tensor in case.counts["tensors"].values())
     output = case.merge()
+    assert not any(tensor["fitted"] for tensor in case.counts["tensors"].values())
+    plain = written(output)
     before = {name: codes_of(output, name, ggml_type) for name in ADAPTED}
     far = divergence(output)
     fitted = written(case.fit())
-    if ggml_type == "mxfp4":  # whose scales are powers of two
+    can_fit = ggml_type != "mxfp4"
+    assert {tensor["fitted"] for tensor in case.counts["tensors"].values()} == {can_fit}
+    if not can_fit:  # its scales are powers of two
         assert fitted == plain
         return
-    assert all(tensor["fitted"] for tensor in case.counts["tensors"].values())
     assert all(fitted[name] != plain[name] for name in ADAPTED)
     for name, codes in before.items():
         assert np.array_equal(codes_of(output, name, ggml_type), codes)
@@ -157,14 +159,25 @@ def test_models_with_a_state_are_fitted_to_all_of_the_text(name: str, tmp_path: 
     assert all(first[tensor] != second[tensor] for tensor in first)
 
 
-def test_a_model_that_cannot_be_run_is_merged_without_a_text(tmp_path: Path) -> None:
-    case = make_case(tmp_path, "q4_0")
+def check_merged_without_a_text(case: Case, tokens: list[int]) -> None:
     plain = data_of(case.merge(), ADAPTED[0])
     assert case.counts["not_fitted"] == ""
-    tokens = [len(VOCABULARY)] * 100  # there is no such token
-    assert data_of(case.merge(tokens=tokens, sequences=[0] * 100), ADAPTED[0]) == plain
+    assert data_of(case.merge(tokens=tokens, sequences=[0] * len(tokens)), ADAPTED[0]) == plain
     assert case.counts["not_fitted"]
     assert not any(tensor["fitted"] for tensor in case.counts["tensors"].values())
+
+
+def test_a_text_that_cannot_be_read_is_not_fitted_to(tmp_path: Path) -> None:
+    check_merged_without_a_text(make_case(tmp_path, "q4_0"), [len(VOCABULARY)] * 100)  # there is no such token
+
+
+def test_a_model_that_cannot_be_run_is_merged_without_a_text(tmp_path: Path) -> None:
+    array = model_arrays()[ADAPTED[0]]
+    writer = gguf.GGUFWriter(tmp_path / "base.gguf", "llama")  # one tensor, and nothing to run
+    gguf_files.add_tensor(writer, ADAPTED[0], array, "q4_0")
+    base = gguf_files.finish(writer)
+    pairs = {name: (a, 0.05 * b) for name, (a, b) in random_pairs(ADAPTED[:1], {ADAPTED[0]: array}).items()}
+    check_merged_without_a_text(Case(base, write_adapter(tmp_path / "adapter.gguf", pairs), {}), [1] * 100)
 
 
 def test_the_built_in_text_is_long_enough() -> None:
