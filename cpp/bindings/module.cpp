@@ -62,6 +62,7 @@ PYBIND11_MODULE(_core, m) {
     set_interrupt_check(check_signals);
     bind_model(m);
     bind_training(m);
+    bind_scale_tuning(m);
     bind_generation(m);
     bind_kernels(m);
     bind_files(m);

@@ -37,19 +37,6 @@ void check_shape(const std::string & name, const ggml_tensor * t, const FloatArr
     }
 }
 
-Precision to_precision(const std::string & name) {
-    if (name == "auto") {
-        return Precision::automatic;
-    }
-    if (name == "f32") {
-        return Precision::f32;
-    }
-    if (name == "llama.cpp") {
-        return Precision::llama_cpp;
-    }
-    throw Error("precision must be auto, f32 or llama.cpp, not '" + name + "'");
-}
-
 OpsKind to_ops(const std::string & name) {
     if (name == "cpu") {
         return OpsKind::cpu;
@@ -59,21 +46,6 @@ OpsKind to_ops(const std::string & name) {
     }
     throw Error("ops must be cpu or ggml, not '" + name + "'");
 }
-
-struct BatchArrays {
-    IntArray tokens, positions, sequences, targets;
-    FloatArray weights;
-
-    MicroBatch view() const {
-        const py::ssize_t n = tokens.size();
-        for (const py::ssize_t size : {positions.size(), sequences.size(), targets.size(), weights.size()}) {
-            if (size != n) {
-                throw Error("the five arrays of a micro-batch must have the same length");
-            }
-        }
-        return {n, tokens.data(), positions.data(), sequences.data(), targets.data(), weights.data()};
-    }
-};
 
 BatchResult accumulate(Trainer & trainer, const IntArray & tokens, const IntArray & positions,
                        const IntArray & sequences, const IntArray & targets, const FloatArray & weights) {
@@ -128,6 +100,19 @@ void set_moments(Trainer & trainer, const Moments & moments) {
 }
 
 }  // namespace
+
+Precision to_precision(const std::string & name) {
+    if (name == "auto") {
+        return Precision::automatic;
+    }
+    if (name == "f32") {
+        return Precision::f32;
+    }
+    if (name == "llama.cpp") {
+        return Precision::llama_cpp;
+    }
+    throw Error("precision must be auto, f32 or llama.cpp, not '" + name + "'");
+}
 
 void bind_training(py::module_ & m) {
     py::class_<Adapter, std::shared_ptr<Adapter>>(m, "Adapter")

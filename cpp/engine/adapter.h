@@ -55,6 +55,9 @@ class Adapter {
     Adapter(Model & model, int rank, float unscaled_alpha, const std::vector<std::string> & targets, bool rslora,
             uint64_t seed);
 
+    // Without pairs, for graphs in which something else is trained. The model must outlive it.
+    explicit Adapter(Model & model) : rank(0), alpha(0.0f), base_(&model), placed_(0) {}
+
     const int rank;
     const float alpha;  // as stored in adapter.lora.alpha
 

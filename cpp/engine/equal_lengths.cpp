@@ -59,6 +59,24 @@ std::vector<size_t> ends_of_parts(const std::vector<int64_t> & falling, int64_t 
 
 }  // namespace
 
+BatchRows batch_of_shape(int64_t n_tokens, int64_t n_targets, int64_t n_sequences, bool equal_lengths) {
+    BatchRows batch;
+    const int64_t per_sequence = (n_tokens + n_sequences - 1) / n_sequences;
+    n_tokens = equal_lengths ? per_sequence * n_sequences : n_tokens;
+    for (int64_t i = 0; i < n_tokens; i++) {
+        batch.add(0, i % per_sequence, i / per_sequence, 0, i >= n_tokens - n_targets ? 1.0f : 0.0f);
+    }
+    return batch;
+}
+
+BatchRows copy_of(const MicroBatch & from) {
+    BatchRows batch;
+    for (int64_t i = 0; i < from.n_tokens; i++) {
+        batch.add(from.tokens[i], from.positions[i], from.sequences[i], from.targets[i], from.weights[i]);
+    }
+    return batch;
+}
+
 std::vector<std::vector<size_t>> graphs_of_equal_lengths(const std::vector<int64_t> & n_rows, int64_t most_rows,
                                                          size_t most_sequences) {
     std::vector<size_t> order(n_rows.size());

@@ -26,6 +26,12 @@ struct BatchRows {
     }
 };
 
+// A made-up micro-batch of a given shape, to build graphs from. equal_lengths: with as many rows more as all sequences
+// need to be of one length.
+BatchRows batch_of_shape(int64_t n_tokens, int64_t n_targets, int64_t n_sequences, bool equal_lengths);
+
+BatchRows copy_of(const MicroBatch & from);
+
 // Sequences of a micro-batch, filled up behind their ends to one length; what follows them has no weight, and nothing
 // of what was there sees it.
 struct EqualLengths {

@@ -42,8 +42,13 @@ bool is_heads(const ggml_tensor * t) {
 }  // namespace
 
 Rewriter::Rewriter(Implementations & implementations, const ForwardGraph & forward, const Adapter & adapter,
-                   const DropoutOptions & dropout, Precision precision)
-    : implementations_(implementations), forward_(forward), dropout_(dropout), precision_(precision) {
+                   const DropoutOptions & dropout, Precision precision,
+                   const std::unordered_map<const ggml_tensor *, ggml_tensor *> & in_place_of)
+    : implementations_(implementations),
+      forward_(forward),
+      dropout_(dropout),
+      precision_(precision),
+      replaced_(in_place_of) {
     for (size_t i = 0; i < adapter.pairs().size(); i++) {
         lora_a_[adapter.pairs()[i].a] = i;
         lora_b_.insert(adapter.pairs()[i].b);

@@ -33,8 +33,10 @@ struct DropoutOptions {
 
 class Rewriter {
   public:
+    // in_place_of: for some leaves of the graph, what is to be read in their place.
     Rewriter(Implementations & implementations, const ForwardGraph & forward, const Adapter & adapter,
-             const DropoutOptions & dropout, Precision precision);
+             const DropoutOptions & dropout, Precision precision,
+             const std::unordered_map<const ggml_tensor *, ggml_tensor *> & in_place_of = {});
 
     // Rewrites a stretch of the forward graph, nodes in topological order. Stretches are given in order, too.
     void rewrite(std::vector<ggml_tensor *> & nodes);

@@ -17,7 +17,6 @@ namespace ggtune {
 
 namespace {
 
-constexpr int64_t kMaxSequences = 256;  // llama.cpp's LLAMA_MAX_SEQ
 constexpr int64_t kRowPadding = 64;
 constexpr int64_t kPieceSize = 16384;  // parameters that a thread updates at a time
 
@@ -27,26 +26,6 @@ constexpr double kFirstLossScale = 32768.0;
 constexpr double kSmallestLossScale = 1.0 / 65536.0, kLargestLossScale = 1099511627776.0;
 constexpr double kLessAfterOverflow = 1.0 / 4.0;
 constexpr int64_t kStepsBeforeMore = 500;  // without overflow, before the scale is doubled
-
-// A made-up micro-batch of a given shape, to build graphs from. equal_lengths: with as many rows more as all sequences
-// need to be of one length.
-BatchRows batch_of_shape(int64_t n_tokens, int64_t n_targets, int64_t n_sequences, bool equal_lengths) {
-    BatchRows batch;
-    const int64_t per_sequence = (n_tokens + n_sequences - 1) / n_sequences;
-    n_tokens = equal_lengths ? per_sequence * n_sequences : n_tokens;
-    for (int64_t i = 0; i < n_tokens; i++) {
-        batch.add(0, i % per_sequence, i / per_sequence, 0, i >= n_tokens - n_targets ? 1.0f : 0.0f);
-    }
-    return batch;
-}
-
-BatchRows copy_of(const MicroBatch & from) {
-    BatchRows batch;
-    for (int64_t i = 0; i < from.n_tokens; i++) {
-        batch.add(from.tokens[i], from.positions[i], from.sequences[i], from.targets[i], from.weights[i]);
-    }
-    return batch;
-}
 
 // Filled up with sequences of their own, which nothing sees. llama_decode pads its keys in the same way: sums over the
 // keys of a first sequence then run in the same order, and the results are the same bits.
@@ -259,43 +238,7 @@ void Trainer::check_weights() const {
 }
 
 void Trainer::check(const MicroBatch & batch) const {
-    const int32_t n_vocab = adapter->model().n_vocab();
-    const auto row = [](int64_t i) { return "row " + std::to_string(i) + " of a micro-batch: "; };
-    if (batch.n_tokens < 1) {
-        throw Error("a micro-batch needs at least one token");
-    }
-    std::vector<bool> seen(kMaxSequences, false);
-    for (int64_t i = 0; i < batch.n_tokens; i++) {
-        const int32_t sequence = batch.sequences[i];
-        if (sequence < 0 || sequence >= kMaxSequences) {
-            throw Error(row(i) + "sequence " + std::to_string(sequence) + " is not in 0 to 255");
-        }
-        const bool starts = i == 0 || batch.sequences[i - 1] != sequence;
-        if (starts && seen[sequence]) {
-            throw Error(row(i) + "sequence " + std::to_string(sequence) + " is in two pieces");
-        }
-        seen[sequence] = true;
-        const int32_t expected = starts ? 0 : batch.positions[i - 1] + 1;
-        if (batch.positions[i] != expected) {
-            throw Error(row(i) + "position " + std::to_string(batch.positions[i]) + " where " +
-                        std::to_string(expected) + " was expected");
-        }
-        if (batch.positions[i] >= options_.context) {
-            throw Error(row(i) + "the sequence is longer than the context of " + std::to_string(options_.context) +
-                        " tokens");
-        }
-        if (batch.tokens[i] < 0 || batch.tokens[i] >= n_vocab) {
-            throw Error(row(i) + "token " + std::to_string(batch.tokens[i]) + " is not in the vocabulary of " +
-                        std::to_string(n_vocab));
-        }
-        if (!std::isfinite(batch.weights[i])) {
-            throw Error(row(i) + "the weight is not finite");
-        }
-        if (batch.weights[i] != 0 && (batch.targets[i] < 0 || batch.targets[i] >= n_vocab)) {
-            throw Error(row(i) + "target " + std::to_string(batch.targets[i]) + " is not in the vocabulary of " +
-                        std::to_string(n_vocab));
-        }
-    }
+    check_rows(batch, options_.context, adapter->model().n_vocab());
 }
 
 BatchResult Trainer::run(const MicroBatch & batch, bool gradients, bool predictions) {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <cstring>
 #include <functional>
 #include <iterator>
@@ -111,6 +112,44 @@ std::vector<T> of_chunks(const std::vector<ggml_tensor *> & chunks, size_t n_row
 
 }  // namespace
 
+void check_rows(const MicroBatch & batch, int64_t context, int32_t n_vocab) {
+    const auto row = [](int64_t i) { return "row " + std::to_string(i) + " of a micro-batch: "; };
+    if (batch.n_tokens < 1) {
+        throw Error("a micro-batch needs at least one token");
+    }
+    std::vector<bool> seen(kMaxSequences, false);
+    for (int64_t i = 0; i < batch.n_tokens; i++) {
+        const int32_t sequence = batch.sequences[i];
+        if (sequence < 0 || sequence >= kMaxSequences) {
+            throw Error(row(i) + "sequence " + std::to_string(sequence) + " is not in 0 to 255");
+        }
+        const bool starts = i == 0 || batch.sequences[i - 1] != sequence;
+        if (starts && seen[sequence]) {
+            throw Error(row(i) + "sequence " + std::to_string(sequence) + " is in two pieces");
+        }
+        seen[sequence] = true;
+        const int32_t expected = starts ? 0 : batch.positions[i - 1] + 1;
+        if (batch.positions[i] != expected) {
+            throw Error(row(i) + "position " + std::to_string(batch.positions[i]) + " where " +
+                        std::to_string(expected) + " was expected");
+        }
+        if (batch.positions[i] >= context) {
+            throw Error(row(i) + "the sequence is longer than the context of " + std::to_string(context) + " tokens");
+        }
+        if (batch.tokens[i] < 0 || batch.tokens[i] >= n_vocab) {
+            throw Error(row(i) + "token " + std::to_string(batch.tokens[i]) + " is not in the vocabulary of " +
+                        std::to_string(n_vocab));
+        }
+        if (!std::isfinite(batch.weights[i])) {
+            throw Error(row(i) + "the weight is not finite");
+        }
+        if (batch.weights[i] != 0 && (batch.targets[i] < 0 || batch.targets[i] >= n_vocab)) {
+            throw Error(row(i) + "target " + std::to_string(batch.targets[i]) + " is not in the vocabulary of " +
+                        std::to_string(n_vocab));
+        }
+    }
+}
+
 TrainingGraph::TrainingGraph(const ForwardGraphBuilder & builder, const Adapter & adapter,
                              const std::unordered_map<ggml_tensor *, ggml_tensor *> & accumulators,
                              const MicroBatch & batch, const GraphOptions & options) {
@@ -160,7 +199,7 @@ TrainingGraph::TrainingGraph(const ForwardGraphBuilder & builder, const Adapter 
     if (options.noise.alpha != 0) {
         add_noise(options.noise, batch);
     }
-    Rewriter rewriter(*implementations_, *forward_, adapter, options.dropout, options.precision);
+    Rewriter rewriter(*implementations_, *forward_, adapter, options.dropout, options.precision, options.in_place_of);
     rewriter.rewrite(body_);
     auto * on_device = placement_.is_cpu_alone() ? nullptr : dynamic_cast<GgmlOps *>(&implementations_->otherwise);
     if (on_device != nullptr) {
@@ -174,6 +213,13 @@ TrainingGraph::TrainingGraph(const ForwardGraphBuilder & builder, const Adapter 
     logits_ = rewriter.current(logits_);
     key_ranges_ = rewriter.key_ranges();
 
+    if (options.hidden_alone) {
+        hidden_ = implementations_->otherwise.contiguous(hidden_);
+        ggml_set_output(hidden_);
+        expand(hidden_, true);
+        check_devices();
+        return;
+    }
     if (!options.gradients) {
         with_predictions_ = options.predictions;
         build_head(nullptr);
@@ -181,8 +227,8 @@ TrainingGraph::TrainingGraph(const ForwardGraphBuilder & builder, const Adapter 
         return;
     }
     Autodiff ad(*implementations_);
-    for (const auto & [name, tensor] : adapter.tensors()) {
-        ad.set_trainable(tensor, accumulators.at(tensor));
+    for (const auto & [leaf, accumulator] : accumulators) {
+        ad.set_trainable(leaf, accumulator);
     }
     ad.trace(body_);
     ad.trace(head_);
@@ -194,6 +240,14 @@ TrainingGraph::TrainingGraph(const ForwardGraphBuilder & builder, const Adapter 
     const std::vector<std::string> missing = Autodiff::missing_rules(ad.gradient_path(all));
     if (!missing.empty()) {
         throw untrainable(arch, "there is no gradient rule for " + joined(first_of_each_op(missing)));
+    }
+    if (options.teacher != nullptr) {
+        teacher_ = ggml_new_tensor_2d(ctx_.get(), GGML_TYPE_F32, hidden_->ne[0], hidden_->ne[1]);
+        ggml_set_input(teacher_);
+        teacher_values_ = options.teacher;
+        if (teacher_values_->size() != static_cast<size_t>(ggml_nelements(teacher_))) {
+            throw Error("the teacher's hidden states are of other rows than those of this micro-batch");
+        }
     }
     build_head(&ad);
     build_backward(ad, options.recompute_layers);
@@ -519,6 +573,19 @@ void TrainingGraph::expand(ggml_tensor * node, bool forward_pass) {
     }
 }
 
+// Of rows from `first_row` on, from what the head makes of the teacher's hidden states.
+ggml_tensor * TrainingGraph::divergences(ggml_tensor * logits, int64_t first_row, ggml_tensor *& teacher_logits) {
+    const int64_t n = logits->ne[1];
+    ggml_tensor * rows =
+        ggml_view_2d(ctx_.get(), teacher_, teacher_->ne[0], n, teacher_->nb[1], first_row * teacher_->nb[1]);
+    std::unordered_map<const ggml_tensor *, ggml_tensor *> substitutes = {{hidden_, rows}};
+    for (const ggml_tensor * node : head_) {
+        teacher_logits = clone(node, substitutes, n == hidden_->ne[1] ? -1 : n);
+        substitutes[node] = teacher_logits;
+    }
+    return implementations_->otherwise.divergences(logits, teacher_logits);
+}
+
 // From the hidden state to the loss, a chunk of rows at a time, and back to the gradient of the hidden state.
 void TrainingGraph::build_head(Autodiff * ad) {
     if (!placement_.is_cpu_alone()) {
@@ -568,7 +635,9 @@ void TrainingGraph::build_head(Autodiff * ad) {
             }
         }
         ggml_tensor * chunk_logits = nodes.back();
-        ggml_tensor * log_probs = ops.log_probabilities(chunk_logits, chunk_targets);
+        ggml_tensor * teacher_logits = nullptr;
+        ggml_tensor * log_probs = teacher_ != nullptr ? divergences(chunk_logits, row, teacher_logits)
+                                                      : ops.log_probabilities(chunk_logits, chunk_targets);
         ggml_set_output(log_probs);
         log_probabilities_.push_back(log_probs);
         expand(log_probs, true);
@@ -586,7 +655,9 @@ void TrainingGraph::build_head(Autodiff * ad) {
             trace.insert(trace.begin(), rows);
         }
         ad->trace(trace);
-        ad->add(chunk_logits, ops.cross_entropy_dx(chunk_logits, chunk_targets, chunk_weights, log_probs));
+        ad->add(chunk_logits, teacher_ != nullptr
+                                  ? ops.divergence_dx(chunk_logits, teacher_logits, chunk_weights, log_probs)
+                                  : ops.cross_entropy_dx(chunk_logits, chunk_targets, chunk_weights, log_probs));
         ad->backward(nodes);
         ggml_tensor * d_rows = ad->gradient(rows);
         if (d_rows == nullptr) {
@@ -744,13 +815,16 @@ TrainingGraph::Times TrainingGraph::run(Executor & executor, std::vector<float> 
                                         std::vector<int32_t> & predictions) {
     allocate(executor);
     forward_->set_inputs();
-    ggml_backend_tensor_set(targets_, target_values_.data(), 0, ggml_nbytes(targets_));
+    set_if_read(targets_, target_values_.data());
     std::vector<float> weights = weight_values_;
     if (loss_scale_ != 1.0) {
         std::transform(weights.begin(), weights.end(), weights.begin(),
                        [&](float w) { return static_cast<float>(w * loss_scale_); });
     }
     set_if_read(weights_, weights.data());
+    if (teacher_ != nullptr) {
+        ggml_backend_tensor_set(teacher_, teacher_values_->data(), 0, ggml_nbytes(teacher_));
+    }
     if (noise_ != nullptr) {
         ggml_backend_tensor_set(noise_, noise_values_.data(), 0, ggml_nbytes(noise_));
     }
@@ -772,6 +846,9 @@ TrainingGraph::Times TrainingGraph::run(Executor & executor, std::vector<float> 
         (phase.forward ? times.forward_s : times.backward_s) += elapsed.count();
         begin = phase.end;
     }
+    if (log_probabilities_.empty()) {
+        return times;
+    }
     const std::vector<float> of_rows = of_chunks<float>(log_probabilities_, weight_values_.size());
     const std::vector<int32_t> found = of_chunks<int32_t>(predictions_, weight_values_.size());
     log_probs.clear();
@@ -785,6 +862,12 @@ TrainingGraph::Times TrainingGraph::run(Executor & executor, std::vector<float> 
         }
     }
     return times;
+}
+
+std::vector<float> TrainingGraph::hidden_states() const {
+    std::vector<float> values(ggml_nelements(hidden_));
+    ggml_backend_tensor_get(hidden_, values.data(), 0, ggml_nbytes(hidden_));
+    return values;
 }
 
 }  // namespace ggtune

@@ -30,6 +30,11 @@ struct MicroBatch {
     const float * weights;  // 0: the row has no target
 };
 
+constexpr int64_t kMaxSequences = 256;  // llama.cpp's LLAMA_MAX_SEQ
+
+// Raises Error for a row of another sequence, place, token or target than there can be, or a weight that is not finite.
+void check_rows(const MicroBatch & batch, int64_t context, int32_t n_vocab);
+
 // Whose nodes a graph is made of, where there is a choice.
 enum class OpsKind {
     cpu,   // ops/cpu: our kernels
@@ -65,11 +70,18 @@ struct GraphOptions {
     bool predictions = false;  // without gradients: also find the most probable token of each row
     Placement placement = {};  // with `ops` of the CPU
     double loss_scale = 1.0;   // gradients are those of so many times the loss
+    // What is read in place of some of the model's weights, on the CPU alone.
+    std::unordered_map<const ggml_tensor *, ggml_tensor *> in_place_of = {};
+    // With gradients, on the CPU alone: the loss is the divergence of each row's prediction from the one that the head
+    // makes of these hidden states, as hidden_states() gives them for the same rows; nullptr: it is -log p(target).
+    const std::vector<float> * teacher = nullptr;
+    bool hidden_alone = false;  // without gradients: nothing behind the last hidden states
 };
 
 class TrainingGraph {
   public:
-    // accumulators: for each adapter tensor (by pointer) the F32 tensor that its gradient is added to.
+    // accumulators: for each leaf that is trained (by pointer), a tensor of the adapter or a quantized weight whose
+    // scales are (Ops::scales_dw), the F32 tensor that its gradient is added to.
     // Raises Error and names the ops that have no gradient rule.
     TrainingGraph(const ForwardGraphBuilder & builder, const Adapter & adapter,
                   const std::unordered_map<ggml_tensor *, ggml_tensor *> & accumulators, const MicroBatch & batch,
@@ -98,9 +110,11 @@ class TrainingGraph {
         double forward_s = 0;
         double backward_s = 0;
     };
-    // Fills the inputs and computes. Of each row with a weight, in row order: log_probs gets the target's, predictions
-    // the most probable token where the options ask for it.
+    // Fills the inputs and computes. Of each row with a weight, in row order: log_probs gets the target's, or with a
+    // teacher the divergence from it; predictions the most probable token where the options ask for it.
     Times run(Executor & executor, std::vector<float> & log_probs, std::vector<int32_t> & predictions);
+    // After run() of a graph of hidden states alone: [rows, n_embd], of the rows that get logits.
+    std::vector<float> hidden_states() const;
 
   private:
     // nodes [begin, end) of the graph: part of the forward or of the backward pass
@@ -120,6 +134,7 @@ class TrainingGraph {
     void assign_layers(const GraphOptions & options);
     void add_noise(const EmbeddingNoise & options, const MicroBatch & batch);
     void build_head(Autodiff * ad);
+    ggml_tensor * divergences(ggml_tensor * logits, int64_t first_row, ggml_tensor *& teacher_logits);
     std::vector<size_t> marked_layer_ends() const;
     std::vector<size_t> layer_ends() const;
     bool can_be_computed_again(const std::vector<size_t> & ends) const;
@@ -151,11 +166,13 @@ class TrainingGraph {
     ggml_tensor * targets_ = nullptr;  // I32 [n_outputs]
     ggml_tensor * weights_ = nullptr;  // F32 [n_outputs]
     ggml_tensor * noise_ = nullptr;    // F32 [n_embd, T], added to the embeddings
+    ggml_tensor * teacher_ = nullptr;  // F32 [n_embd, n_outputs]
+    const std::vector<float> * teacher_values_ = nullptr;
     std::vector<float> noise_values_;
     std::vector<KeyRanges> key_ranges_;
     std::vector<int32_t> target_values_;
     std::vector<float> weight_values_;
-    std::vector<ggml_tensor *> log_probabilities_;  // one tensor per chunk of rows
+    std::vector<ggml_tensor *> log_probabilities_;  // one tensor per chunk of rows; with a teacher divergences
     std::vector<ggml_tensor *> predictions_;        // I32, likewise
     bool with_predictions_ = false;
     double loss_scale_ = 1.0;

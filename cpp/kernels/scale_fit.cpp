@@ -5,7 +5,7 @@
 #include <cmath>
 #include <cstring>
 
-#include "kernels/dequantize.h"
+#include "kernels/block_factors.h"
 #include "kernels/gemm.h"
 #include "kernels/half.h"
 #include "kernels/reduce.h"
@@ -20,27 +20,6 @@ constexpr int kMostSteps = 10;
 constexpr double kTolerance = 1e-4;  // of the squared residual
 constexpr int64_t kBatchFloats = 2 << 20;
 constexpr int64_t kMostRows = 64;
-constexpr uint16_t kHalfOne = 0x3c00;
-constexpr int kMostFactors = 2;
-
-// Where in a block its factors lie, in bytes (ggml-common.h). Its weights are linear in them.
-struct Factors {
-    ggml_type type;
-    int n;
-    int64_t at[kMostFactors];
-};
-
-constexpr Factors kFactors[] = {
-    {GGML_TYPE_Q4_0, 1, {0}},    {GGML_TYPE_Q4_1, 2, {0, 2}},   {GGML_TYPE_Q5_0, 1, {0}},   {GGML_TYPE_Q5_1, 2, {0, 2}},
-    {GGML_TYPE_Q8_0, 1, {0}},    {GGML_TYPE_Q2_K, 2, {80, 82}}, {GGML_TYPE_Q3_K, 1, {108}}, {GGML_TYPE_Q4_K, 2, {0, 2}},
-    {GGML_TYPE_Q5_K, 2, {0, 2}}, {GGML_TYPE_Q6_K, 1, {208}},    {GGML_TYPE_IQ4_NL, 1, {0}}, {GGML_TYPE_IQ4_XS, 1, {0}},
-};
-
-const Factors * factors_of(ggml_type type) {
-    const auto * found =
-        std::find_if(std::begin(kFactors), std::end(kFactors), [&](const Factors & f) { return f.type == type; });
-    return found == std::end(kFactors) ? nullptr : found;
-}
 
 // to += the sum of factors[j] times row j: rows is [n_rows, n], to [n].
 void add_rows(float * to, const float * factors, const float * rows, size_t n_rows, int64_t n) {
@@ -89,7 +68,7 @@ void dot_rows(const float * rows, size_t n_rows, const float * with, int64_t n, 
 }  // namespace
 
 bool has_half_scales(ggml_type type) {
-    return factors_of(type) != nullptr;
+    return block_factors(type) != nullptr;
 }
 
 // Factor j of a row is that of block j % n_blocks.
@@ -108,13 +87,13 @@ ScaleFit::ScaleFit(ggml_type type, const float * x, int64_t n_tokens, int64_t n_
       n_tokens_(n_tokens),
       n_in_(n_in),
       n_blocks_(n_in / ggml_blck_size(type)),
-      n_factors_(n_blocks_ * factors_of(type)->n),
+      n_factors_(n_blocks_ * block_factors(type)->n),
       damping_(
           static_cast<float>(kDamping * detail::dot(x, x, n_tokens * n_in) / static_cast<double>(n_tokens * n_in))),
       batch_rows_(std::min(kMostRows, std::max<int64_t>(1, kBatchFloats / (n_factors_ * n_tokens)))) {}
 
 void ScaleFit::fit(int64_t n_rows, const float * error, const uint8_t * unmoved, uint8_t * rows) const {
-    const Factors & factors = *factors_of(type_);
+    const BlockFactors & factors = *block_factors(type_);
     const int64_t block = ggml_blck_size(type_);
     const auto block_bytes = static_cast<int64_t>(ggml_type_size(type_));
     const int64_t row_bytes = n_blocks_ * block_bytes;
@@ -123,19 +102,12 @@ void ScaleFit::fit(int64_t n_rows, const float * error, const uint8_t * unmoved,
     const Operand inputs{x_, n_in_, 1};
 
     std::vector<float> directions(static_cast<size_t>(factors.n * n_rows * n_in_));
-    std::vector<uint8_t> one(static_cast<size_t>(row_bytes));
+    std::vector<uint8_t> one;
     std::vector<float> columns(static_cast<size_t>(n_rows * n_factors_ * n_tokens_));
     for (int kind = 0; kind < factors.n; ++kind) {
         float * of_kind = directions.data() + kind * n_rows * n_in_;
         for (int64_t row = 0; row < n_rows; ++row) {
-            std::memcpy(one.data(), unmoved + row * row_bytes, one.size());
-            for (int64_t i = 0; i < n_blocks_; ++i) {
-                for (int other = 0; other < factors.n; ++other) {
-                    const uint16_t half = other == kind ? kHalfOne : 0;
-                    std::memcpy(one.data() + i * block_bytes + factors.at[other], &half, sizeof half);
-                }
-            }
-            dequantize_row(type_, one.data(), of_kind + row * n_in_, n_in_);
+            factor_directions(factors, kind, unmoved + row * row_bytes, n_in_, one, of_kind + row * n_in_);
         }
         for (int64_t i = 0; i < n_blocks_; ++i) {
             const Operand of_block{of_kind + i * block, n_in_, 1};
@@ -153,7 +125,7 @@ void ScaleFit::fit(int64_t n_rows, const float * error, const uint8_t * unmoved,
 }
 
 void ScaleFit::fit_row(const Row & row) const {
-    const Factors & factors = *factors_of(type_);
+    const BlockFactors & factors = *block_factors(type_);
     const int64_t block = ggml_blck_size(type_);
     const auto block_bytes = static_cast<int64_t>(ggml_type_size(type_));
     const auto n = static_cast<size_t>(n_factors_);

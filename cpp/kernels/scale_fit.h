@@ -14,8 +14,7 @@
 
 namespace ggtune::kernels {
 
-// True for types whose blocks have scales in half precision: Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_NL
-// IQ4_XS. (Those of MXFP4 are powers of two.)
+// True for types whose blocks have scales in half precision (kernels/block_factors.h).
 bool has_half_scales(ggml_type type);
 
 class ScaleFit {

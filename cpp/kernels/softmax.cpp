@@ -80,4 +80,37 @@ double cross_entropy_gradient_inplace(float * logits, int64_t n_vocab, int64_t t
     return softmax.log_p;
 }
 
+double divergence(const float * logits, const float * teacher, int64_t n_vocab) {
+    const float maximum = row_max(logits, n_vocab), teacher_maximum = row_max(teacher, n_vocab);
+    const double teacher_sum = sum_exp(teacher, n_vocab, teacher_maximum);
+    // impossible tokens, of -inf in both, add nothing
+    const simd::Vec lowest = simd::splat(-1e30f);
+    const double difference = detail::reduce_sum(n_vocab, [=](auto get) {
+        const simd::Vec taught = simd::max(get(teacher, -INFINITY) - teacher_maximum, lowest);
+        const simd::Vec own = simd::max(get(logits, -INFINITY) - maximum, lowest);
+        return simd::exp(taught) * (taught - own);
+    });
+    return difference / teacher_sum - std::log(teacher_sum) + std::log(sum_exp(logits, n_vocab, maximum));
+}
+
+void divergence_gradient_inplace(float * logits, const float * teacher, int64_t n_vocab, float weight) {
+    using simd::kWidth;
+    const float maximum = row_max(logits, n_vocab), teacher_maximum = row_max(teacher, n_vocab);
+    const auto scale = static_cast<float>(static_cast<double>(weight) / sum_exp(logits, n_vocab, maximum));
+    const auto teacher_scale =
+        static_cast<float>(static_cast<double>(weight) / sum_exp(teacher, n_vocab, teacher_maximum));
+    const auto difference = [&](simd::Vec own, simd::Vec taught) {
+        return scale * simd::exp(own - maximum) - teacher_scale * simd::exp(taught - teacher_maximum);
+    };
+    int64_t i = 0;
+    for (; i + kWidth <= n_vocab; i += kWidth) {
+        simd::store(logits + i, difference(simd::load(logits + i), simd::load(teacher + i)));
+    }
+    if (i < n_vocab) {
+        const int64_t rest = n_vocab - i;
+        simd::store_partial(
+            logits + i, difference(simd::load_partial(logits + i, rest), simd::load_partial(teacher + i, rest)), rest);
+    }
+}
+
 }  // namespace ggtune::kernels

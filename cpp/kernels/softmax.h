@@ -1,4 +1,4 @@
-// Softmax backward, and the cross-entropy of logits with integer targets.
+// Softmax backward, the cross-entropy of logits with integer targets, and their divergence from other logits.
 #pragma once
 
 #include <cstdint>
@@ -16,5 +16,12 @@ double log_probability(const float * logits, int64_t n_vocab, int64_t target);
 
 // The same value; the row becomes the gradient of -weight * log p(target): weight * (softmax(logits) - onehot(target)).
 double cross_entropy_gradient_inplace(float * logits, int64_t n_vocab, int64_t target, float weight);
+
+// Kullback-Leibler divergence of softmax(logits) from softmax(teacher), rows of n_vocab logits, in nats.
+double divergence(const float * logits, const float * teacher, int64_t n_vocab);
+
+// The row becomes the gradient of weight times that: weight * (softmax(logits) - softmax(teacher)) (Hinton et al. 2015,
+// arXiv:1503.02531, at a temperature of 1).
+void divergence_gradient_inplace(float * logits, const float * teacher, int64_t n_vocab, float weight);
 
 }  // namespace ggtune::kernels

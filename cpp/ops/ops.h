@@ -125,6 +125,14 @@ class Ops {
     // once log_probs has been computed from them.
     virtual ggml_tensor * cross_entropy_dx(ggml_tensor * logits, ggml_tensor * targets, ggml_tensor * weights,
                                            ggml_tensor * log_probs) = 0;
+    // Kullback-Leibler divergence of each row from a teacher's, whose logits have the same shape -> ne = [rows];
+    // nullptr where there is no such node.
+    virtual ggml_tensor * divergences(ggml_tensor * /*logits*/, ggml_tensor * /*teacher*/) { return nullptr; }
+    // d(sum of weight divergence)/dlogits, written over the logits.
+    virtual ggml_tensor * divergence_dx(ggml_tensor * /*logits*/, ggml_tensor * /*teacher*/, ggml_tensor * /*weights*/,
+                                        ggml_tensor * /*divergences*/) {
+        return nullptr;
+    }
 
     // ---- Gradients of products y[o, t, ...] = sum_i w[i, o, ...] x[i, t, ...], w broadcast over the outer dimensions
     // of x as ggml does it. They are multiplied by `scale` and added to `accumulator` (contiguous, of their shape)
@@ -137,6 +145,13 @@ class Ops {
                                     ggml_tensor * accumulator) = 0;
     // dx[i, t, ...] for a frozen w of any type: a matrix, elements of a row contiguous, or a contiguous stack
     virtual ggml_tensor * weight_dx(ggml_tensor * w, ggml_tensor * dy, ggml_tensor * accumulator) = 0;
+
+    // d(loss)/d(scales and mins) of a frozen matrix w (kernels/scale_gradient.h), added to `accumulator`; nullptr where
+    // there is no such node.
+    virtual ggml_tensor * scales_dw(ggml_tensor * /*w*/, ggml_tensor * /*x*/, ggml_tensor * /*dy*/,
+                                    ggml_tensor * /*accumulator*/) {
+        return nullptr;
+    }
 
     // ---- Gradients of the products of a mixture of experts, y[o, k, t] = sum_i w[i, o, e] x[i, k, t] with
     // e = ids[k, t], times `scale`, added to `accumulator` as above. w ne = [i, o, n_experts], x ne = [i, n_used, T],

@@ -13,7 +13,8 @@ bool is_weight(const ggml_tensor * t) {
 
 // Stacks of floats may have any strides and have products of their own.
 bool is_frozen_weight(const BackwardStep & s, const ggml_tensor * w) {
-    return !s.needs(w) && is_weight(w) && (ggml_is_matrix(w) || w->type != GGML_TYPE_F32);
+    return is_weight(w) && (!s.needs(w) || ggml_is_quantized(w->type)) &&
+           (ggml_is_matrix(w) || w->type != GGML_TYPE_F32);
 }
 
 bool has_weight_or_floats(const ggml_tensor * node) {
@@ -36,7 +37,9 @@ void add_product_gradients(const BackwardStep & s, ggml_tensor * w, ggml_tensor 
     }
     if (s.needs(w)) {
         ggml_tensor * accumulator = s.gradients.accumulator(w);
-        ggml_tensor * dw = s.ops.matmul_dw(w, x, s.dy, scale, accumulator);
+        // of a quantized matrix the scales alone are trained
+        ggml_tensor * dw = ggml_is_quantized(w->type) ? s.ops.scales_dw(w, x, s.dy, accumulator)
+                                                      : s.ops.matmul_dw(w, x, s.dy, scale, accumulator);
         if (accumulator != nullptr) {
             s.gradients.add_result(w, dw);
         } else {

@@ -347,6 +347,43 @@ void test_cross_entropy() {
     check("cross entropy of a sure target, log p", std::abs(log_p + tail), 1e-12);
 }
 
+void test_divergence() {
+    for (const int64_t n_vocab : {2, 5, 64, 1000, 4099}) {
+        const auto n = static_cast<size_t>(n_vocab);
+        Floats logits = random_values(n, 12, 3.0f);
+        Floats teacher = random_values(n, 13, 0.1f);
+        for (size_t i = 0; i < n; ++i) {
+            teacher[i] += logits[i] - 7.0f;  // what is added to all of them makes no difference
+        }
+        if (n > 5) {
+            logits[3] = teacher[3] = -INFINITY;  // an impossible token
+        }
+        const auto probabilities = [](const Floats & x) {
+            const auto top = static_cast<double>(*std::max_element(x.begin(), x.end()));
+            Doubles p(x.size());
+            double sum = 0.0;
+            for (size_t i = 0; i < x.size(); ++i) {
+                sum += p[i] = std::exp(static_cast<double>(x[i]) - top);
+            }
+            for (double & each : p) {
+                each /= sum;
+            }
+            return p;
+        };
+        const Doubles p = probabilities(teacher), q = probabilities(logits);
+        double expected = 0.0;
+        Doubles slopes(n);
+        for (size_t i = 0; i < n; ++i) {
+            expected += p[i] > 0 ? p[i] * std::log(p[i] / q[i]) : 0.0;
+            slopes[i] = 0.75 * (q[i] - p[i]);
+        }
+        const std::string name = "divergence of " + std::to_string(n_vocab);
+        check(name, std::abs(divergence(logits.data(), teacher.data(), n_vocab) - expected), 1e-6);
+        divergence_gradient_inplace(logits.data(), teacher.data(), n_vocab, 0.75f);
+        check(name + ", gradient", relative_difference(logits, slopes), 1e-5);
+    }
+}
+
 void test_dropout() {
     constexpr int64_t kN = 200000;
     const DropoutMask mask = {42, 7, 0.1f};
@@ -428,6 +465,7 @@ int main() {
     test_rows();
     test_sinkhorn();
     test_cross_entropy();
+    test_divergence();
     test_dropout();
     test_adamw();
     return finish();

@@ -331,6 +331,49 @@ class BatchGenerator:
         """End the answer to a prompt."""
 
 @final
+class ScaleTuner:
+    """Tunes the scales and mins of a merged model through the whole model, towards its base with the live adapter.
+
+    The last phase of EfficientQAT (Chen et al. 2024, arXiv:2407.11062) with the live adapter for a teacher. Codes stay.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        adapter: str,
+        merged: Sequence[tuple[str, str, bytes]],
+        *,
+        context: int,
+        threads: int = 1,
+        precision: str = "auto",
+    ) -> None:
+        """``model`` is the base; ``merged`` are the names, types and data of the merged file's adapted tensors.
+
+        Raises :class:`ModelError` for a model that can't be trained or an adapter of another one,
+        :class:`GgtuneError` for tensors that the model does not have, or that are of another size.
+        """
+    recompute_layers: int
+    tuned: list[str]  # tensors with scales that are tuned: matrices that the graph multiplies by and nothing else
+    n_factors: int  # scales and mins
+    def add(
+        self, tokens: IntArray, positions: IntArray, sequences: IntArray, targets: IntArray, weights: FloatArray
+    ) -> int:
+        """Keep a micro-batch and what the teacher makes of it; its number. Rows count with their weights."""
+    def accumulate(self, number: int) -> float:
+        """Add the gradient of the sum of weight times divergence (nats) over the rows; return that sum."""
+    def step(self, lr: float) -> None:
+        """One step of Adam: each weight goes about ``lr`` steps of its grid.
+
+        Raises :class:`NotFiniteError` where a gradient is not finite, and changes nothing.
+        """
+    def gradients(self) -> dict[str, FloatArray]:
+        """Those of the factors of each tuned tensor so far, flat from ``(n_out, kinds, blocks)``: scales, then mins."""
+    def weights(self) -> dict[str, bytes]:
+        """The tensors as they are now, as a file has them."""
+    def memory(self, n_tokens: int, n_sequences: int = 1) -> int:
+        """Bytes of main memory beside the base for micro-batches of at most that size."""
+
+@final
 class Scorer:
     """Several sequences at once through ``llama_decode``, with LoRA files and their scales beside the weights."""
 

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from architectures import files
 from ggtune import _core
 from ggtune._core import Model
-from ggtune.gguf import merge
+from ggtune.gguf import built_in_text, merge
 
 FloatArray = NDArray[np.float32]
 ADAPTED = [f"blk.{layer}.{kind}.weight" for layer in range(N_LAYER) for kind in LINEARS]
@@ -182,4 +182,4 @@ def test_a_model_that_cannot_be_run_is_merged_without_a_text(tmp_path: Path) -> 
 
 def test_the_built_in_text_is_long_enough() -> None:
     """For any tokenizer: few make less than a token of each word and mark."""
-    assert len(re.findall(r"\w+|[^\w\s]", merge._TEXT.read_text(encoding="utf-8"))) > 1.15 * merge._TEXT_TOKENS
+    assert len(re.findall(r"\w+|[^\w\s]", built_in_text._TEXT.read_text(encoding="utf-8"))) > 1.15 * merge._TEXT_TOKENS

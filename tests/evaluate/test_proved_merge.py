@@ -1,9 +1,11 @@
 """Which of several merges is taken, and what --outtype auto raises."""
 
 import dataclasses
+import re
 from collections.abc import Callable
 from pathlib import Path
 
+import gguf
 import pytest
 from quick_runs import Trained
 
@@ -11,17 +13,18 @@ from ggtune.errors import GgtuneError
 from ggtune.evaluate import proved_merge
 from ggtune.evaluate.proof import Proof, Prover
 from ggtune.evaluate.proved_merge import ProvedMerge, merge_and_prove
+from ggtune.gguf import scale_tuning
 from ggtune.gguf.merge import merge_adapters, retyped
 
 
 def merge(trained: Trained, output: Path, **options: object) -> ProvedMerge:
+    """Without tuning, unless it is asked for."""
+    options = {"tune_seconds": 0.0, "threads": 1, "adapters": trained.adapters, **options}
     return merge_and_prove(
         trained.config.model,
-        trained.adapters,
-        output,
+        output=output,
         trained=trained.samples.training,
         held_out=trained.samples.held_out,
-        threads=1,
         **options,  # type: ignore[arg-type]
     )
 
@@ -115,6 +118,58 @@ def test_what_is_not_good_is_said(trained: Trained, tmp_path: Path) -> None:
     losses = dataclasses.replace(found.proof.trained, base=4.0, live=1.0, merged=2.5)
     (line,) = dataclasses.replace(found, proof=dataclasses.replace(found.proof, trained=losses)).advice()
     assert "NOT good: it keeps 50 % of what the adapter learned" in line
+
+
+def data_of(path: Path) -> dict[str, bytes]:
+    return {tensor.name: tensor.data.tobytes() for tensor in gguf.GGUFReader(path).tensors}
+
+
+@pytest.mark.usefixtures("one_seed")
+def test_scales_are_tuned_where_that_comes_nearer(trained: Trained, tmp_path: Path) -> None:
+    """The same with any number of threads; what is no scale stays as it was."""
+    said: list[str] = []
+    output = tmp_path / "merged.gguf"
+    plain = merge(trained, output)
+    before = data_of(output)
+    tuned = merge(trained, output, tune_seconds=1000.0, say=said.append)
+    assert tuned.proof.kl < 0.9 * plain.proof.kl
+    assert tuned.counts["n_tuning_steps"] > 0
+    (line,) = said
+    assert re.match(rf"Tuned [\d,]+ scales in {tuned.counts['n_tuning_steps']} steps \(\d+ s\): divergence from", line)
+    adapted = set(tuned.counts["tensors"])
+    for name, data in data_of(output).items():
+        assert (data != before[name]) == (name in adapted)
+    content = output.read_bytes()
+    merge(trained, output, tune_seconds=1000.0, threads=2)
+    assert output.read_bytes() == content
+    assert [path.name for path in tmp_path.iterdir()] == ["merged.gguf"]
+
+
+@pytest.mark.usefixtures("one_seed")
+@pytest.mark.parametrize("why", ["no time", "no memory", "farther", "two adapters"])
+def test_where_scales_are_not_tuned(
+    why: str, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file is the one without tuning, and the reason is said where there is one."""
+    said: list[str] = []
+    output = tmp_path / "merged.gguf"
+    adapters = trained.adapters * 2 if why == "two adapters" else trained.adapters
+    reasons = {"no time": r"1 s are too few steps \(--tune-seconds\)", "no memory": "too little memory"}
+    if why == "no time":
+        monkeypatch.setattr(scale_tuning, "_EPOCHS", 100000)
+        monkeypatch.setattr(scale_tuning, "_FEWEST_STEPS", 100000)
+    elif why == "no memory":
+        monkeypatch.setattr(scale_tuning, "available_memory", lambda: 1000)
+    elif why == "farther":
+        monkeypatch.setattr(scale_tuning, "_RATE", 1.0)
+    merge(trained, output, adapters=adapters)
+    content = output.read_bytes()
+    found = merge(trained, output, adapters=adapters, tune_seconds=1.0 if why == "no time" else 1000.0, say=said.append)
+    assert output.read_bytes() == content
+    assert "n_tuning_steps" not in found.counts
+    if why in reasons:
+        (line,) = said
+        assert re.search(f"^Scales are not tuned: .*{reasons[why]}", line)
 
 
 def prove_but(error: BaseException, fails: Callable[[str], bool]) -> Callable[[Prover, str], Proof]:

@@ -38,11 +38,15 @@ class CpuOps : public Ops {
     ggml_tensor * log_probabilities(ggml_tensor * logits, ggml_tensor * targets) override;
     ggml_tensor * cross_entropy_dx(ggml_tensor * logits, ggml_tensor * targets, ggml_tensor * weights,
                                    ggml_tensor * log_probs) override;
+    ggml_tensor * divergences(ggml_tensor * logits, ggml_tensor * teacher) override;
+    ggml_tensor * divergence_dx(ggml_tensor * logits, ggml_tensor * teacher, ggml_tensor * weights,
+                                ggml_tensor * divergences) override;
 
     ggml_tensor * matmul_dx(ggml_tensor * w, ggml_tensor * dy, float scale, ggml_tensor * accumulator) override;
     ggml_tensor * matmul_dw(ggml_tensor * w, ggml_tensor * x, ggml_tensor * dy, float scale,
                             ggml_tensor * accumulator) override;
     ggml_tensor * weight_dx(ggml_tensor * w, ggml_tensor * dy, ggml_tensor * accumulator) override;
+    ggml_tensor * scales_dw(ggml_tensor * w, ggml_tensor * x, ggml_tensor * dy, ggml_tensor * accumulator) override;
     ggml_tensor * expert_dx(ggml_tensor * w, ggml_tensor * x, ggml_tensor * ids, ggml_tensor * dy, float scale,
                             ggml_tensor * accumulator) override;
     ggml_tensor * expert_dw(ggml_tensor * w, ggml_tensor * x, ggml_tensor * ids, ggml_tensor * dy, float scale,

@@ -28,8 +28,30 @@ void run_cross_entropy_dx(ggml_tensor * dlogits, int ith, int nth, void *) {
     }
 }
 
+void run_divergences(ggml_tensor * divergences, int ith, int nth, void *) {
+    const ggml_tensor * logits = divergences->src[0];
+    const ggml_tensor * teacher = divergences->src[1];
+    const auto rows = split_range(logits->ne[1], ith, nth);
+    for (int64_t row = rows.begin; row < rows.end; row++) {
+        floats(divergences)[row] = static_cast<float>(kernels::divergence(
+            floats(logits) + row * stride(logits, 1), floats(teacher) + row * stride(teacher, 1), logits->ne[0]));
+    }
+}
+
+void run_divergence_dx(ggml_tensor * dlogits, int ith, int nth, void *) {
+    const ggml_tensor * teacher = dlogits->src[1];
+    const float * weights = floats(dlogits->src[2]);
+    const auto rows = split_range(dlogits->ne[1], ith, nth);
+    for (int64_t row = rows.begin; row < rows.end; row++) {
+        kernels::divergence_gradient_inplace(floats(dlogits) + row * stride(dlogits, 1),
+                                             floats(teacher) + row * stride(teacher, 1), dlogits->ne[0], weights[row]);
+    }
+}
+
 const CpuOp log_probabilities_op = {{"log_probabilities"}, run_log_probabilities};
 const CpuOp cross_entropy_dx_op = {{"cross_entropy_dx"}, run_cross_entropy_dx};
+const CpuOp divergences_op = {{"divergences"}, run_divergences};
+const CpuOp divergence_dx_op = {{"divergence_dx"}, run_divergence_dx};
 
 }  // namespace
 
@@ -41,6 +63,16 @@ ggml_tensor * CpuOps::log_probabilities(ggml_tensor * logits, ggml_tensor * targ
 ggml_tensor * CpuOps::cross_entropy_dx(ggml_tensor * logits, ggml_tensor * targets, ggml_tensor * weights,
                                        ggml_tensor * log_probs) {
     return node_over(cross_entropy_dx_op, logits, {targets, weights, log_probs});
+}
+
+ggml_tensor * CpuOps::divergences(ggml_tensor * logits, ggml_tensor * teacher) {
+    const int64_t ne[4] = {logits->ne[1], 1, 1, 1};
+    return node(divergences_op, ne, {logits, teacher});
+}
+
+ggml_tensor * CpuOps::divergence_dx(ggml_tensor * logits, ggml_tensor * teacher, ggml_tensor * weights,
+                                    ggml_tensor * divergences) {
+    return node_over(divergence_dx_op, logits, {teacher, weights, divergences});
 }
 
 }  // namespace ggtune

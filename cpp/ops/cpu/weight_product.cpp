@@ -4,6 +4,7 @@
 #include "kernels/dequantize.h"
 #include "kernels/int16_gradient.h"
 #include "kernels/int8_product.h"
+#include "kernels/scale_gradient.h"
 #include "ops/cpu/cpu_ops.h"
 #include "ops/cpu/product_gradient.h"
 #include "ops/products.h"
@@ -63,6 +64,20 @@ void run_int16_dx(ggml_tensor * dx, int ith, int nth, void * userdata) {
                                   ggml_nrows(dy), floats(dx), stride(dx, 1), params.accumulate, ith, nth);
 }
 
+// in place of the accumulator, which comes before the operands
+void run_scales_dw(ggml_tensor * d_scales, int ith, int nth, void *) {
+    const ggml_tensor * w = d_scales->src[1];
+    const ggml_tensor * x = d_scales->src[2];
+    const ggml_tensor * dy = d_scales->src[3];
+    for (int64_t i3 = 0; i3 < x->ne[3]; i3++) {
+        for (int64_t i2 = 0; i2 < x->ne[2]; i2++) {
+            kernels::scale_gradient(w->type, static_cast<const uint8_t *>(w->data), static_cast<int64_t>(w->nb[1]),
+                                    w->ne[0], w->ne[1], x->ne[1], matrix(x, i2, i3), matrix(dy, i2, i3),
+                                    floats(d_scales), ith, nth);
+        }
+    }
+}
+
 const CpuOp weight_forward_op = {{"weight_forward", product_rule, Rows::singly}, run_weight_forward};
 const CpuOp int8_quantize_op = {
     {"int8_quantize", nullptr, Rows::singly, nullptr, Op::Arrival::nowhere, kernels::int8_token_blocks},
@@ -70,6 +85,7 @@ const CpuOp int8_quantize_op = {
 const CpuOp int8_product_op = {{"int8_product", product_rule, Rows::singly}, run_int8_product};
 const CpuOp weight_dx_op = {{"weight_dx"}, run_weight_dx};
 const CpuOp int16_dx_op = {{"int16_dx"}, run_int16_dx};
+const CpuOp scales_dw_op = {{"scales_dw"}, run_scales_dw};
 
 }  // namespace
 
@@ -113,6 +129,10 @@ ggml_tensor * CpuOps::weight_dx(ggml_tensor * w, ggml_tensor * dy, ggml_tensor *
     const int64_t ne[4] = {w->ne[0], dy->ne[1], dy->ne[2], dy->ne[3]};
     return product_gradient(rounded ? int16_dx_op : weight_dx_op, ne, w, rows_in_step(dy) ? dy : contiguous(dy), 1.0f,
                             accumulator);
+}
+
+ggml_tensor * CpuOps::scales_dw(ggml_tensor * w, ggml_tensor * x, ggml_tensor * dy, ggml_tensor * accumulator) {
+    return node_over(scales_dw_op, accumulator, {w, x, dy});
 }
 
 }  // namespace ggtune

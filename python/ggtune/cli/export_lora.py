@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ggtune.cli.options import which_option
+from ggtune.cli.options import tune_option, which_option
 
 if TYPE_CHECKING:
     from ggtune.evaluate.proved_merge import ProvedMerge
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     default=True,
     help="After rounding, fit scales to what the layers read of a text (the default): the base is loaded for that.",
 )
+@tune_option
 @click.option("--name", help="Name that the model file carries.")
 @which_option
 @click.option("--force", is_flag=True, help="Take an adapter that was trained on another base.")
@@ -51,6 +52,7 @@ def command(
     outtype: str | None,
     seed: int,
     fit: bool,
+    tune_seconds: float | None,
     name: str | None,
     which: "Which",
     force: bool,
@@ -65,7 +67,8 @@ def command(
 
     check_outtype(outtype)
     adapters = [(path, 1.0) for path in lora] + list(lora_scaled)
-    options = pipeline.MergeOptions(outtype, seed, fit, name, threads, force)
+    tuning = {} if tune_seconds is None else {"tune_seconds": tune_seconds}
+    options = pipeline.MergeOptions(outtype, seed, fit, name=name, threads=threads, force=force, **tuning)
     if run is not None:
         if model_base or adapters:
             raise click.UsageError("RUN names base and adapter: leave --model-base, --lora and --lora-scaled out.")

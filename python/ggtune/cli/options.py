@@ -157,3 +157,14 @@ def which_option(function: F) -> F:
         help="Step whose adapter is taken: that of the best held-out loss, the last, or auto: the best, but the last "
         "where the training loss has stayed under --stop-loss.",
     )(function)
+
+
+def tune_option(function: F) -> F:
+    """Give a command ``--tune-seconds``, of :func:`ggtune.gguf.scale_tuning.tune_scales`."""
+    return click.option(
+        "--tune-seconds",
+        type=click.FloatRange(min=0),
+        help="How long the merged file's scales are tuned at most, so that it answers as the live adapter; 0: they are "
+        "not.  [default: 180, or after a longer training a tenth of its time]",
+        metavar="SECONDS",
+    )(function)

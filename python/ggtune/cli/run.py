@@ -9,7 +9,7 @@ import click
 
 from ggtune.cli.background import detach_option, start_detached
 from ggtune.cli.echo import say
-from ggtune.cli.options import ConfigCommand, config_options, which_option
+from ggtune.cli.options import ConfigCommand, config_options, tune_option, which_option
 from ggtune.cli.training import STATUSES, end_of_run, ending_on_signal, resume_command, settings
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     "one for all, such as q8_0 or f16.",
     metavar="TYPE",
 )
+@tune_option
 @click.option("--no-merge", is_flag=True, help="Package the base with the adapter beside it, not a merged model.")
 @which_option
 @click.option(
@@ -56,6 +57,7 @@ def command(
     name: str | None,
     store: Path | None,
     outtype: str | None,
+    tune_seconds: float | None,
     no_merge: bool,
     which: "Which",
     questions: str | None,
@@ -94,7 +96,16 @@ def command(
     before = read_settings(out / "config.json") if resume else None
     config = settings(context, "train", checkpoint, before=before)
     questions = questions or (pipeline.questions_of_run(out) if resume else None) or DEFAULT_QUESTIONS
-    packaging = pipeline.Packaging(name, store, outtype, which, merge=not no_merge, questions=questions, check=check)
+    packaging = pipeline.Packaging(
+        name,
+        store,
+        outtype,
+        which,
+        merge=not no_merge,
+        questions=questions,
+        check=check,
+        tune_seconds=tune_seconds,
+    )
     options = pipeline.TrainOptions(checkpoint, overwrite, listed=True)
     with ending_on_signal(resume_command(out)):
         result = pipeline.run(config, outputs, packaging, options, reporter)

@@ -12,12 +12,14 @@ from ggtune.data.samples import Sample
 from ggtune.errors import GgtuneError
 from ggtune.evaluate.proof import GOOD_SHARE, Proof, Prover
 from ggtune.gguf.merge import AUTO, SAME, merge_adapters
+from ggtune.gguf.scale_tuning import tune_scales
 
 _AUTO_SHARE = 0.97  # what --outtype auto raises tensors for
 _RAISED_SHARES = (0.1, 0.25, 0.5, 1.0)  # of the adapted tensors, those with the most rounding error first
 _SECONDS = 24.0  # of the proof
 _MORE_SEEDS = 3  # of the rounding, tried where that takes little time
 _SEEDS_SECONDS = 60.0
+TUNE_SECONDS = 180.0
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ def merge_and_prove(
     outtype: str | None = None,
     seed: int = 0,
     fit: bool = True,
+    tune_seconds: float = TUNE_SECONDS,
     name: str | None = None,
     threads: int = 0,
     force: bool = False,
@@ -69,9 +72,10 @@ def merge_and_prove(
     """Merge, and measure what was kept.
 
     With the base's own types it is merged by several seeds from ``seed`` on, and what is nearest to the live adapter is
-    taken. ``outtype`` ``"auto"`` then raises the types of single tensors until 97 % of the gain is kept. Where nothing
-    can be measured the merged file is there without a proof, and ``say`` is told why. Raises as
-    :func:`merge_adapters`; nothing is left of a file that was not taken.
+    taken. Its scales are then tuned for at most about ``tune_seconds`` (:func:`tune_scales`; 0: not at all), and the
+    result is taken where it is nearer. ``outtype`` ``"auto"`` then raises the types of single tensors until 97 % of the
+    gain is kept. Where nothing can be measured the merged file is there without a proof, and ``say`` is told why.
+    Raises as :func:`merge_adapters`; nothing is left of a file that was not taken.
     """
     warned: set[str] = set()
 
@@ -98,6 +102,9 @@ def merge_and_prove(
             if time.monotonic() - started > _SEEDS_SECONDS:
                 break
             best = _better(best, prover, output, partial(merged, seed=seed + more), say)
+        if tune_seconds > 0:
+            tuned = partial(_tuned, base, adapters, output, best.counts, trained, tune_seconds, threads, say)
+            best = _better(best, prover, output, tuned, say)
         if outtype == AUTO:
             for share in _RAISED_SHARES:
                 if _holds(best.proof):
@@ -113,15 +120,18 @@ def _better(
     best: _Candidate,
     prover: Prover,
     output: Path,
-    merge: Callable[[Path], Mapping[str, Any]],
+    merge: Callable[[Path], Mapping[str, Any] | None],
     say: Callable[[str], object],
 ) -> _Candidate:
-    """Merge anew; the file that is nearer to the live adapter gets the name."""
+    """Merge anew, if ``merge`` does; the file that is nearer to the live adapter gets the name."""
     other = output.with_name(f".{output.name}.other")
     with ExitStack() as stack:
         stack.callback(other.unlink, missing_ok=True)
         try:
-            candidate = _Candidate(merge(other), prover.prove(str(other)))
+            counts = merge(other)
+            if counts is None:
+                return best
+            candidate = _Candidate(counts, prover.prove(str(other)))
         except GgtuneError as error:  # a full disk, say: there is a whole file already
             say(f"Another merge was tried and could not be made: {error}")
             return best
@@ -129,6 +139,30 @@ def _better(
             return best
         other.replace(output)
     return candidate
+
+
+def _tuned(
+    base: str,
+    adapters: Sequence[tuple[str, float]],
+    merged: Path,
+    counts: Mapping[str, Any],
+    trained: Sequence[Sample],
+    seconds: float,
+    threads: int,
+    say: Callable[[str], object],
+    output: Path,
+) -> Mapping[str, Any] | None:
+    """Tune the scales of a merged file; None where that can't be done."""
+    (adapter, scale), *others = adapters
+    if others or scale != 1.0:
+        return None
+    tuning = tune_scales(
+        base, adapter, merged, output, list(counts["tensors"]), trained, seconds=seconds, threads=threads, say=say
+    )
+    if tuning is None:
+        return None
+    say(tuning.line())
+    return {**counts, "n_tuning_steps": tuning.n_steps}
 
 
 def _on_grid(counts: Mapping[str, Any]) -> bool:

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ggtune._native import core
-from ggtune.data.samples import Sample, text_tokens
+from ggtune.data.samples import Sample
 from ggtune.errors import GgtuneError
 from ggtune.files import making_folder
 from ggtune.gguf.adapter_file import check_fits, read_adapter
 from ggtune.gguf.asked_with import ASKED_WITH
 from ggtune.gguf.base import adapter_fingerprint, check_base
+from ggtune.gguf.built_in_text import text_pieces
 from ggtune.gguf.io import gguf_structure
 from ggtune.system import resolved_threads
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from ggtune._core import Model
 
 SAME, AUTO = "same", "auto"
-_TEXT = Path(__file__).with_name("merge_text.txt")
 _TEXT_TOKENS = 512  # four times as many keep no more
 _PIECE_TOKENS = 128  # of the built-in text
 _LARGEST_BLOCK = 256  # weights
@@ -108,11 +108,8 @@ def _texts(model: "Model", trained: Sequence[Sample]) -> tuple[list[int], list[i
         if len(tokens) >= _TEXT_TOKENS // 2:
             break
         add(trained[i].tokens.tolist()[: _TEXT_TOKENS // 2 - len(tokens)])
-    bos = [model.bos_token] if model.add_bos and model.bos_token >= 0 else []
-    text = text_tokens(model, _TEXT.read_text(encoding="utf-8")).tolist()[: _TEXT_TOKENS - len(tokens)]
-    longest = min(_PIECE_TOKENS, model.n_ctx_train or _PIECE_TOKENS)
-    for begin in range(0, len(text), longest):
-        add((bos + text[begin : begin + longest])[:longest])
+    for piece in text_pieces(model, _TEXT_TOKENS - len(tokens), _PIECE_TOKENS):
+        add(piece)
     return tokens, sequences
 
 

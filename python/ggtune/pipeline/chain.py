@@ -10,7 +10,7 @@ from ggtune.config import TrainConfig
 from ggtune.errors import GgtuneError
 from ggtune.evaluate.before_after import DEFAULT_QUESTIONS
 from ggtune.evaluate.general.change import Subject as GeneralSubject
-from ggtune.evaluate.proved_merge import ProvedMerge
+from ggtune.evaluate.proved_merge import TUNE_SECONDS, ProvedMerge
 from ggtune.evaluate.subject import open_subject
 from ggtune.evaluate.subject_text import SubjectText
 from ggtune.evaluate.verify import samples_of_run
@@ -33,6 +33,7 @@ from ggtune.train.verdict import has_diverged
 
 PROOF = "proof.json"
 MERGED = "model.gguf"
+_TUNE_SHARE = 0.1  # of the training's seconds
 _LEAST_WORST_S, _MOST_WORST_S, _WORST_SHARE = 5.0, 60.0, 0.02  # seconds, and share of the training's
 
 
@@ -47,6 +48,7 @@ class Packaging:
     merge: bool = True  # False: the base is packaged with the adapter beside it
     questions: str = DEFAULT_QUESTIONS  # asked before and after: a number of held-out rows, or a file
     check: bool = True  # say what the training has broken, and what is wrong with the run
+    tune_seconds: float | None = None  # how long the merged file's scales are tuned; None: merging's own, or more
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for ``status.json``."""
@@ -58,6 +60,7 @@ class Packaging:
             "which": self.which,
             "merge": self.merge,
             "check": self.check,
+            "tune_seconds": self.tune_seconds,
             "questions": self.questions if self.questions.isdecimal() else str(Path(self.questions).absolute()),
         }
 
@@ -77,6 +80,7 @@ class Packaging:
             merge=merge is not False,
             questions=str(values.get("questions", DEFAULT_QUESTIONS)),
             check=values.get("check", True) is not False,
+            tune_seconds=_seconds(values.get("tune_seconds")),
         )
 
 
@@ -145,7 +149,7 @@ def run(
         return RunResult(result, chosen, package=packaged, asked=asked, worst=worst, checked=checked)
     merged = folder / MERGED
     reporter.note(f"Merging into {merged} ...")
-    proved = _merge(result.config, chosen, merged, packaging, reporter)
+    proved = _merge(result, chosen, merged, packaging, reporter)
     packaged = package(merged, packaging.name, PackageOptions(out=folder, store=packaging.store))
     asked = asking.after(merged, (), threads=config.threads)
     worst = _worst(folder, chosen, result, reporter)
@@ -187,13 +191,26 @@ def questions_of_run(folder: str | Path) -> str | None:
     return str(found) if found is not None else None
 
 
-def _merge(config: TrainConfig, chosen: Chosen, merged: Path, packaging: Packaging, reporter: Reporter) -> ProvedMerge:
+def _seconds(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) else None
+
+
+def _merge(result: Result, chosen: Chosen, merged: Path, packaging: Packaging, reporter: Reporter) -> ProvedMerge:
     """Merge the adapter of a run, and write what was kept to ``proof.json``."""
+    config, tune_seconds = result.config, packaging.tune_seconds
+    if tune_seconds is None:
+        tune_seconds = max(TUNE_SECONDS, _TUNE_SHARE * result.seconds)
     proved = merge(
         config.model,
         [(chosen.path, 1.0)],
         merged,
-        MergeOptions(packaging.outtype, name=packaging.name, threads=config.threads, force=config.force),
+        MergeOptions(
+            packaging.outtype,
+            tune_seconds=tune_seconds,
+            name=packaging.name,
+            threads=config.threads,
+            force=config.force,
+        ),
         samples=samples_of_run(merged.parent, config),
         reporter=reporter,
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ggtune.errors import GgtuneError
-from ggtune.evaluate.proved_merge import ProvedMerge, merge_and_prove
+from ggtune.evaluate.proved_merge import TUNE_SECONDS, ProvedMerge, merge_and_prove
 from ggtune.evaluate.verify import samples_of_run
 from ggtune.gguf.merge import AUTO, merge_adapters
 from ggtune.run.job import read_settings
@@ -23,6 +23,7 @@ class MergeOptions:
     outtype: str | None = None  # of the merged tensors: None or "same" each one's own, "auto", or one for all
     seed: int = 0  # of the rounding
     fit: bool = True  # scales, after the rounding, to what the layers read of a text
+    tune_seconds: float = TUNE_SECONDS  # about how long scales are tuned, where there are samples; 0: not at all
     name: str | None = None  # that the model file carries; None: its file name
     threads: int = 0
     force: bool = False  # take an adapter that was trained on another base
@@ -49,6 +50,7 @@ def merge(
         return merge_and_prove(base, files, output, trained=samples.training, held_out=samples.held_out, **how)
     if options.outtype == AUTO:
         raise GgtuneError("the type auto needs samples to measure on: those of the training")
+    del how["tune_seconds"]  # there is nothing to tune them by
     return ProvedMerge(merge_adapters(base, files, output, **how), None)
 
 
