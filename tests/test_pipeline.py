@@ -13,8 +13,9 @@ import pytest
 from ggtune import TrainConfig, pipeline
 from ggtune.demo import MODEL
 from ggtune.errors import GgtuneError
+from ggtune.evaluate import proved_merge
 from ggtune.ollama.modelfile import Modelfile
-from ggtune.pipeline import asking
+from ggtune.pipeline import asking, chain
 from ggtune.run.metrics import read_metrics
 from ggtune.run.registry import known_runs
 from ggtune.train.samples import RunSamples, read_samples
@@ -214,6 +215,25 @@ def test_the_chain_goes_on_where_it_stopped(tmp_path: Path, table: Path) -> None
     assert str(more.package.name) == "chain"
     assert {tensor["to"] for tensor in more.merge.counts["tensors"].values()} == {"f16"}
     assert pipeline.load(more.merged).system == SYSTEM
+
+
+def test_how_long_scales_are_tuned(tmp_path: Path, table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As long as is asked for, also by a run that goes on; else three minutes, or a tenth of a long training."""
+    tuned: list[float] = []
+
+    def noted(*_: object, seconds: float, **__: object) -> None:
+        tuned.append(seconds)
+
+    monkeypatch.setattr(proved_merge, "tune_scales", noted)
+    asked_for = pipeline.Packaging("chain", tune_seconds=12.5, questions="0", check=False)
+    pipeline.run(config(table, max_steps=1, epochs=0.0), tmp_path / "asked", asked_for)
+    pipeline.resume(tmp_path / "asked", {"max_steps": 2})
+    monkeypatch.setattr(chain, "_TUNE_SHARE", 0.0)
+    by_default = pipeline.Packaging("chain", questions="0", check=False)
+    pipeline.run(config(table, max_steps=1, epochs=0.0), tmp_path / "short", by_default)
+    monkeypatch.setattr(chain, "_TUNE_SHARE", 1e6)
+    long = pipeline.run(config(table, max_steps=1, epochs=0.0), tmp_path / "long", by_default)
+    assert tuned == [12.5, 12.5, 180.0, 1e6 * long.training.seconds]
 
 
 def test_the_chain_without_a_merge(tmp_path: Path, table: Path) -> None:

@@ -35,6 +35,7 @@ OPTIONS = {
     "outtype": "test_type",
     "seed": "test_seed",
     "fit": "test_scales",
+    "tune_seconds": "test_tuning",
     "name": "test_name",
     "which": "test_step",
     "force": "test_another_base",
@@ -179,6 +180,21 @@ def test_scales(
     merges.clear()
     exported(tmp_path / "of_run.gguf", learned_run.folder, "--no-fit")
     assert {len(merge["tokens"]) for merge in merges} == {0}
+
+
+def test_tuning(tmp_path: Path, adapters: tuple[Path, Path], learned_run: LearnedRun) -> None:
+    """Of a run, by its samples, unless that is not wanted."""
+    output = tmp_path / "merged.gguf"
+    said, contents = {}, {}
+    for seconds in (None, "1000", "0"):
+        result = export(learned_run.folder, "-o", output, *(["--tune-seconds", seconds] if seconds else []))
+        assert result.exit_code == 0, result.output
+        said[seconds], contents[seconds] = result.output, output.read_bytes()
+    assert [("Tuned " in said[seconds]) for seconds in said] == [True, True, False]
+    assert contents[None] == contents["1000"]
+    refused = export("-m", MODEL, "-l", adapters[0], "-o", output, "--tune-seconds", "10")
+    assert refused.exit_code == 2
+    assert "give the folder of the training" in refused.stderr
 
 
 def test_another_base(tmp_path: Path, adapters: tuple[Path, Path], wiring_files: Path) -> None:

@@ -83,6 +83,8 @@ def command(
         raise click.UsageError("Missing option '--lora' (or '--lora-scaled').")
     if outtype == AUTO:
         raise click.UsageError("--outtype auto needs samples to measure on: give the folder of the training, RUN.")
+    if tune_seconds:
+        raise click.UsageError("--tune-seconds needs samples to tune by: give the folder of the training, RUN.")
     _say(model_out, pipeline.merge(model_base, adapters, model_out, options, reporter=pipeline.Progress()))
 
 
