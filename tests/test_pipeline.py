@@ -15,7 +15,7 @@ from ggtune.demo import MODEL
 from ggtune.errors import GgtuneError
 from ggtune.evaluate import proved_merge
 from ggtune.ollama.modelfile import Modelfile
-from ggtune.pipeline import asking, chain
+from ggtune.pipeline import asking, merging
 from ggtune.run.metrics import read_metrics
 from ggtune.run.registry import known_runs
 from ggtune.train.samples import RunSamples, read_samples
@@ -228,12 +228,16 @@ def test_how_long_scales_are_tuned(tmp_path: Path, table: Path, monkeypatch: pyt
     asked_for = pipeline.Packaging("chain", tune_seconds=12.5, questions="0", check=False)
     pipeline.run(config(table, max_steps=1, epochs=0.0), tmp_path / "asked", asked_for)
     pipeline.resume(tmp_path / "asked", {"max_steps": 2})
-    monkeypatch.setattr(chain, "_TUNE_SHARE", 0.0)
+    monkeypatch.setattr(merging, "_TUNE_SHARE", 0.0)
     by_default = pipeline.Packaging("chain", questions="0", check=False)
     pipeline.run(config(table, max_steps=1, epochs=0.0), tmp_path / "short", by_default)
-    monkeypatch.setattr(chain, "_TUNE_SHARE", 1e6)
-    long = pipeline.run(config(table, max_steps=1, epochs=0.0), tmp_path / "long", by_default)
-    assert tuned == [12.5, 12.5, 180.0, 1e6 * long.training.seconds]
+    monkeypatch.setattr(merging, "_TUNE_SHARE", 1e6)
+    pipeline.run(config(table, max_steps=1, epochs=0.0), tmp_path / "long", by_default)
+    pipeline.merge_run(tmp_path / "long", tmp_path / "merged.gguf")
+    elapsed_s = [
+        record["elapsed_s"] for record in read_metrics(tmp_path / "long/metrics.jsonl") if "elapsed_s" in record
+    ]
+    assert tuned == [12.5, 12.5, 180.0, 1e6 * elapsed_s[-1], 1e6 * elapsed_s[-1]]
 
 
 def test_the_chain_without_a_merge(tmp_path: Path, table: Path) -> None:

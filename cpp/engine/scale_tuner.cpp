@@ -102,20 +102,25 @@ void ScaleTuner::find_tunable() {
     const AbortAsException guard;
     const std::unique_ptr<ForwardGraph> forward = student_.build({1, &zero, &zero, &zero, &one});
     std::unordered_map<const ggml_tensor *, bool> only_multiplied;
+    bool in_head = false;
     for (const ggml_tensor * node : forward->nodes()) {
         for (int i = 0; i < GGML_MAX_SRC; i++) {
             const auto weight = in_place_of_.find(node->src[i]);
+            if (weight != in_place_of_.end() && in_head) {
+                throw Error(std::string("scales can't be tuned beside an adapter of ") + weight->first->name +
+                            ": the teacher's logits come from the same matrix");
+            }
             if (weight != in_place_of_.end()) {
                 const bool multiplies = node->op == GGML_OP_MUL_MAT && i == 0;
                 const auto [use, is_first] = only_multiplied.emplace(weight->second, multiplies);
                 use->second = use->second && multiplies;
             }
         }
+        in_head = in_head || node == forward->hidden();
     }
-    const ggml_tensor * head = forward->logits()->op == GGML_OP_MUL_MAT ? forward->logits()->src[0] : nullptr;
     for (const auto & [base, own] : in_place_of_) {
         const auto use = only_multiplied.find(own);
-        if (use == only_multiplied.end() || !use->second || base == head || !ggml_is_matrix(own) ||
+        if (use == only_multiplied.end() || !use->second || !ggml_is_matrix(own) ||
             kernels::block_factors(own->type) == nullptr) {
             continue;
         }
@@ -293,7 +298,9 @@ std::vector<std::vector<float>> ScaleTuner::gradients() const {
 }
 
 uint64_t ScaleTuner::n_bytes(int64_t n_tokens, int64_t n_sequences) const {
-    const BatchRows rows = batch_of_shape(n_tokens, n_tokens, n_sequences, student_.needs_equal_lengths());
+    // with a target in each row, those that are filled in counted
+    n_tokens = student_.needs_equal_lengths() ? (n_tokens + n_sequences - 1) / n_sequences * n_sequences : n_tokens;
+    const BatchRows rows = batch_of_shape(n_tokens, n_tokens, n_sequences, false);
     const std::vector<float> teacher(static_cast<size_t>(rows.n_tokens() * model_.n_embd()));
     GraphOptions options = options_of(true);
     options.teacher = &teacher;

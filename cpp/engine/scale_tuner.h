@@ -35,7 +35,8 @@ class ScaleTuner {
     // merged: weights of the merged model in place of the base's, all that differ from them. Scales are tuned of those
     // that block_factors() knows and that the graph multiplies by and nothing else. The model must outlive this object.
     // Raises ModelFileError where the model can't be trained or the adapter is not of it, Error for weights that the
-    // model does not have or that are of another size.
+    // model does not have, that are of another size, or that lie behind the last hidden state: both models have one
+    // head.
     ScaleTuner(Model & model, const std::string & adapter_file, std::vector<Weight> merged, const Options & options);
 
     int recompute_layers = 0;  // as in Trainer
@@ -55,8 +56,8 @@ class ScaleTuner {
     std::vector<std::string> tuned() const;
     std::vector<std::vector<float>> gradients() const;
     int64_t n_factors() const { return n_factors_; }
-    // Bytes in main memory beside the base: of the merged weights, the factors' gradients and moments, and of the graph
-    // of such a micro-batch.
+    // Bytes in main memory beside the base: of the merged weights, the factors' gradients and moments, which are there
+    // already, and of the graph of such a micro-batch; not of what add() keeps, n_embd floats for a row.
     uint64_t n_bytes(int64_t n_tokens, int64_t n_sequences) const;
 
   private:

@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 from architectures import files
 from ggtune import _core
 from ggtune._core import Model, ScaleTuner
+from ggtune.data.samples import make_sample
 from ggtune.errors import GgtuneError, ModelError
+from ggtune.gguf import scale_tuning
 
 FloatArray = NDArray[np.float32]
 Batch = tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32], NDArray[np.int32], FloatArray]
@@ -167,7 +169,7 @@ def test_without_a_step_nothing_changes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["lfm2", "qwen35", "gemma4", "qwen3moe", "deepseek2+experts"])
-def test_other_architectures(name: str, tmp_path: Path) -> None:
+def test_other_architectures(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a state, keys and values of other layers, experts, latent attention: from the base towards the adapter."""
     base = files.write_model(tmp_path, name)
     places = gguf_files.tensors(base)
@@ -187,6 +189,7 @@ def test_other_architectures(name: str, tmp_path: Path) -> None:
     weights = [(linear.name, "q8_0", data_of(base, linear.name)) for linear in linears]
     tuner = ScaleTuner(Model(str(base)), str(adapter), weights, context=64)
     assert tuner.tuned
+    assert tuner.memory(87, 3) > tuner.memory(10, 3)  # lengths that are no multiple of each other
     tokens, positions, sequences, targets, weight = batch()
     number = tuner.add(tokens % 200 + 3, positions, sequences, targets, weight)
     first = tuner.accumulate(number)
@@ -194,6 +197,52 @@ def test_other_architectures(name: str, tmp_path: Path) -> None:
         tuner.step(0.5)
         last = tuner.accumulate(number)
     assert 0 < last < 0.9 * first
+    monkeypatch.setattr(scale_tuning, "text_pieces", lambda *_: [[1, 2, 3]])  # its tokens are bytes
+    output, texts = tmp_path / "tuned.gguf", np.split(tokens % 200 + 3, np.cumsum(LENGTHS)[:-1])
+    samples = [make_sample([], text.tolist(), "all", 0) for text in texts]
+    names = [linear.name for linear in linears]
+    assert scale_tuning.tune_scales(str(base), str(adapter), base, output, names, samples, seconds=1000.0, threads=1)
+    written = gguf_files.tensors(output)
+    changed = {n for n, t in places.items() if t.data.tobytes() != written[n].data.tobytes()}
+    assert set() < changed <= set(tuner.tuned)
+
+
+def test_rows_in_chunks(tmp_path: Path) -> None:
+    """The head of a large vocabulary is computed for some rows at a time, the teacher's, too."""
+    arrays = model_arrays()
+    rng = np.random.default_rng(0)
+    vocabulary = [*VOCABULARY, *(f"w{i}" for i in range(50000))]  # 8 million logits are those of 166 rows
+    for name in ("token_embd.weight", "output.weight"):
+        arrays[name] = rng.normal(0, 0.05, (len(vocabulary), gguf_files.N_EMBD)).astype(np.float32)
+    types = {**dict.fromkeys(ADAPTED, "q4_0"), "token_embd.weight": "q8_0", "output.weight": "q8_0"}
+    base = write_model(tmp_path / "base.gguf", arrays, types=types, vocabulary=vocabulary)
+    pairs = {name: (a, 0.3 * b) for name, (a, b) in random_pairs(ADAPTED, arrays).items()}
+    adapter = gguf_files.write_adapter(tmp_path / "adapter.gguf", pairs)
+    read = gguf_files.tensors(base)  # once: gguf-py takes seconds for the vocabulary
+    weights = [(name, "q4_0", read[name].data.tobytes()) for name in ADAPTED]
+
+    def gradients(*batches: Batch) -> tuple[float, dict[str, FloatArray]]:
+        tuner = ScaleTuner(Model(str(base)), str(adapter), weights, context=128, precision="f32")
+        return sum(tuner.accumulate(tuner.add(*each)) for each in batches), tuner.gradients()
+
+    one, two = batch(1, (100,)), batch(2, (90,))
+    together = tuple(np.concatenate(parts) for parts in zip(one, two, strict=True))
+    together[2][100:] = 1
+    whole, of_whole = gradients(together)  # type: ignore[arg-type]
+    parts, of_parts = gradients(one, two)
+    assert whole == pytest.approx(parts, rel=1e-5)
+    for name, gradient in of_whole.items():
+        assert np.linalg.norm(gradient - of_parts[name]) < 1e-4 * np.linalg.norm(gradient)
+
+
+def test_an_adapter_of_the_output_matrix(tmp_path: Path) -> None:
+    """Both models have one head: what the adapter adds to it would not be seen."""
+    case = Case(tmp_path, "q4_0")
+    pairs = random_pairs(["output.weight"], model_arrays())
+    adapter = gguf_files.write_adapter(tmp_path / "output.gguf", pairs)
+    data = [("output.weight", "f32", data_of(case.base, "output.weight"))]
+    with pytest.raises(GgtuneError, match=r"can't be tuned beside an adapter of output\.weight"):
+        ScaleTuner(Model(str(case.base)), str(adapter), data, context=64)
 
 
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:

@@ -195,6 +195,8 @@ def test_tuning(tmp_path: Path, adapters: tuple[Path, Path], learned_run: Learne
     refused = export("-m", MODEL, "-l", adapters[0], "-o", output, "--tune-seconds", "10")
     assert refused.exit_code == 2
     assert "give the folder of the training" in refused.stderr
+    for nothing in ("inf", "nan", "-1"):
+        assert export(learned_run.folder, "-o", output, "--tune-seconds", nothing).exit_code == 2
 
 
 def test_another_base(tmp_path: Path, adapters: tuple[Path, Path], wiring_files: Path) -> None:

@@ -67,8 +67,7 @@ def command(
 
     check_outtype(outtype)
     adapters = [(path, 1.0) for path in lora] + list(lora_scaled)
-    tuning = {} if tune_seconds is None else {"tune_seconds": tune_seconds}
-    options = pipeline.MergeOptions(outtype, seed, fit, name=name, threads=threads, force=force, **tuning)
+    options = pipeline.MergeOptions(outtype, seed, fit, tune_seconds, name, threads, force)
     if run is not None:
         if model_base or adapters:
             raise click.UsageError("RUN names base and adapter: leave --model-base, --lora and --lora-scaled out.")

@@ -1,6 +1,7 @@
 """Click options made from :class:`ggtune.config.TrainConfig`, so that nothing is written down twice."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
@@ -159,11 +160,18 @@ def which_option(function: F) -> F:
     )(function)
 
 
+def _finite(context: click.Context, parameter: click.Parameter, value: float | None) -> float | None:
+    if value is not None and not math.isfinite(value):
+        raise click.BadParameter(f"{value} is no number of seconds.", context, parameter)
+    return value
+
+
 def tune_option(function: F) -> F:
     """Give a command ``--tune-seconds``, of :func:`ggtune.gguf.scale_tuning.tune_scales`."""
     return click.option(
         "--tune-seconds",
         type=click.FloatRange(min=0),
+        callback=_finite,
         help="How long the merged file's scales are tuned at most, so that it answers as the live adapter; 0: they are "
         "not.  [default: 180, or after a longer training a tenth of its time]",
         metavar="SECONDS",

@@ -83,6 +83,8 @@ def command(
     check_outtype(outtype)
     if no_merge and outtype is not None:
         raise click.UsageError("--outtype is a type of merged tensors: leave it out with --no-merge.")
+    if no_merge and tune_seconds:
+        raise click.UsageError("--tune-seconds is for the scales of a merged file: leave it out with --no-merge.")
     name = name or re.sub(r"[^a-z0-9_.-]+", "-", out.resolve().name.lower()).strip("-.") or "model"
     ModelName.parse(name)
     if questions is not None:

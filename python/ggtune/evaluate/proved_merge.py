@@ -12,7 +12,7 @@ from ggtune.data.samples import Sample
 from ggtune.errors import GgtuneError
 from ggtune.evaluate.proof import GOOD_SHARE, Proof, Prover
 from ggtune.gguf.merge import AUTO, SAME, merge_adapters
-from ggtune.gguf.scale_tuning import tune_scales
+from ggtune.gguf.scale_tuning import Tuning, tune_scales
 
 _AUTO_SHARE = 0.97  # what --outtype auto raises tensors for
 _RAISED_SHARES = (0.1, 0.25, 0.5, 1.0)  # of the adapted tensors, those with the most rounding error first
@@ -20,6 +20,7 @@ _SECONDS = 24.0  # of the proof
 _MORE_SEEDS = 3  # of the rounding, tried where that takes little time
 _SEEDS_SECONDS = 60.0
 TUNE_SECONDS = 180.0
+_FINE_TYPES = {"f32", "f16", "bf16", "q8_0"}  # there is little to tune for
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def merge_and_prove(
     """Merge, and measure what was kept.
 
     With the base's own types it is merged by several seeds from ``seed`` on, and what is nearest to the live adapter is
-    taken. Its scales are then tuned for at most about ``tune_seconds`` (:func:`tune_scales`; 0: not at all), and the
+    taken. Scales are then tuned for at most about ``tune_seconds`` (:func:`tune_scales`; 0: not at all), and the
     result is taken where it is nearer. ``outtype`` ``"auto"`` then raises the types of single tensors until 97 % of the
     gain is kept. Where nothing can be measured the merged file is there without a proof, and ``say`` is told why.
     Raises as :func:`merge_adapters`; nothing is left of a file that was not taken.
@@ -97,14 +98,13 @@ def merge_and_prove(
     except GgtuneError as error:  # the file is there, perhaps after days of training
         say(f"What the merged file has kept could not be measured: {error}")
         return ProvedMerge(counts, None)
+    tune = partial(_tune, base, adapters, prover, output, trained, tune_seconds, threads, say)
     if keeps_types and _on_grid(counts):
         for more in range(1, 1 + _MORE_SEEDS):
             if time.monotonic() - started > _SEEDS_SECONDS:
                 break
             best = _better(best, prover, output, partial(merged, seed=seed + more), say)
-        if tune_seconds > 0:
-            tuned = partial(_tuned, base, adapters, output, best.counts, trained, tune_seconds, threads, say)
-            best = _better(best, prover, output, tuned, say)
+        best = tune(best)
         if outtype == AUTO:
             for share in _RAISED_SHARES:
                 if _holds(best.proof):
@@ -113,6 +113,9 @@ def merge_and_prove(
                 say(f"Raising the types of {len(types)} tensors: {_kept(best.proof)} was kept.")
                 raised = partial(merged, seed=seed, types=types)
                 best = _better(best, prover, output, raised, say)
+            best = tune(best)  # the raised one
+    else:
+        best = tune(best)
     return ProvedMerge(best.counts, prover.with_answers(best.proof, str(output)))
 
 
@@ -132,8 +135,8 @@ def _better(
             if counts is None:
                 return best
             candidate = _Candidate(counts, prover.prove(str(other)))
-        except GgtuneError as error:  # a full disk, say: there is a whole file already
-            say(f"Another merge was tried and could not be made: {error}")
+        except (GgtuneError, MemoryError) as error:  # a full disk, say: there is a whole file already
+            say(f"Another merge was tried and could not be made: {str(error) or 'not enough memory'}")
             return best
         if candidate.proof.kl >= best.proof.kl:
             return best
@@ -141,28 +144,41 @@ def _better(
     return candidate
 
 
-def _tuned(
+def _tune(
     base: str,
     adapters: Sequence[tuple[str, float]],
-    merged: Path,
-    counts: Mapping[str, Any],
+    prover: Prover,
+    output: Path,
     trained: Sequence[Sample],
     seconds: float,
     threads: int,
     say: Callable[[str], object],
-    output: Path,
-) -> Mapping[str, Any] | None:
-    """Tune the scales of a merged file; None where that can't be done."""
+    best: _Candidate,
+) -> _Candidate:
+    """Tune the scales of the file that was taken, where that is wanted, has not been done and can be."""
+    types = {tensor["to"] for tensor in best.counts["tensors"].values()}
+    if seconds <= 0 or "n_tuning_steps" in best.counts or types <= _FINE_TYPES:
+        return best
     (adapter, scale), *others = adapters
     if others or scale != 1.0:
-        return None
-    tuning = tune_scales(
-        base, adapter, merged, output, list(counts["tensors"]), trained, seconds=seconds, threads=threads, say=say
-    )
-    if tuning is None:
-        return None
-    say(tuning.line())
-    return {**counts, "n_tuning_steps": tuning.n_steps}
+        say("Scales are not tuned: that takes one adapter, as it is.")
+        return best
+    say(f"Tuning the scales of the merged file, for at most about {seconds:.0f} s ...")
+    tunings: list[Tuning] = []
+
+    def tuned(path: Path) -> Mapping[str, Any] | None:
+        tensors = list(best.counts["tensors"])
+        tuning = tune_scales(base, adapter, output, path, tensors, trained, seconds=seconds, threads=threads, say=say)
+        if tuning is None:
+            return None
+        tunings.append(tuning)
+        return {**best.counts, "n_tuning_steps": tuning.n_steps}
+
+    found = _better(best, prover, output, tuned, say)
+    for tuning in tunings:
+        end = f"KL {best.proof.kl:.4f} to {found.proof.kl:.4f}" if found is not best else "no nearer, and not taken"
+        say(f"{tuning}: {end}")
+    return found
 
 
 def _on_grid(counts: Mapping[str, Any]) -> bool:

@@ -12,6 +12,7 @@ import numpy as np
 from ggtune._native import core
 from ggtune.data.packing import MicroBatch, pack
 from ggtune.data.samples import Sample
+from ggtune.data.tokenization import IntArray
 from ggtune.errors import GgtuneError
 from ggtune.files import replacing
 from ggtune.gguf.built_in_text import text_pieces
@@ -28,27 +29,23 @@ _EPOCHS = 3
 _RATE = 1.7e-3  # steps of the grid
 _WARM_UP = 5  # steps
 _FEWEST_STEPS = 8  # fewer change too little
-_COPIES = 3  # of the weights: as they are read, as they are tuned, and as they are written
+_COPIES = 4  # of the weights, at most: as they are read or written, as they are tuned, and two for the factors
+_TEACHER_BYTES = 512 << 20
 _PIECE_TOKENS = 256  # of the built-in text
 _USABLE_SHARE = 0.9  # of the free memory
 
 
 @dataclass(frozen=True)
 class Tuning:
-    """What was done: divergences are means over all tokens, in nats, before and over the last epoch's steps."""
+    """What was done."""
 
     n_steps: int
-    n_factors: int
-    first: float
-    last: float
+    n_factors: int  # scales and mins
     seconds: float
 
-    def line(self) -> str:
-        """Say it on one line."""
-        return (
-            f"Tuned {self.n_factors:,} scales in {self.n_steps} steps ({self.seconds:.0f} s): divergence from the live "
-            f"adapter {self.first:.4f} to {self.last:.4f}"
-        )
+    def __str__(self) -> str:
+        """Name it, as the beginning of a line."""
+        return f"Tuned {self.n_factors:,} scales in {self.n_steps} steps ({self.seconds:.0f} s)"
 
 
 def tune_scales(
@@ -72,10 +69,11 @@ def tune_scales(
     was begun.
     """
     started = time.monotonic()
+    free = available_memory()  # before anything is taken of it
     places = {tensor.name: tensor for tensor in gguf_structure(merged).tensors}
     changed = [places[name] for name in tensors]
     needed = _COPIES * sum(place.n_bytes for place in changed)
-    if needed > available_memory():
+    if needed > _USABLE_SHARE * free:
         say(_too_little_memory(needed))
         return None
     model = core.Model(base)
@@ -84,13 +82,14 @@ def tune_scales(
     batches = pack(texts, max(_MICRO_BATCH_TOKENS, longest))
     tuner = core.ScaleTuner(model, adapter, _read(merged, changed), context=longest, threads=resolved_threads(threads))
     if not tuner.tuned:
+        say("Scales are not tuned: the merged tensors have none that can be.")
         return None
-    needed = _needed(tuner, len(model.layer_bytes) - 1, batches)
-    if needed > _USABLE_SHARE * available_memory():
+    needed = _fit_memory(tuner, len(model.layer_bytes) - 1, model.n_embd, batches, free)
+    if needed > _USABLE_SHARE * free:
         say(_too_little_memory(needed))
         return None
-    divergences = _descend(tuner, batches, started + seconds)
-    if not divergences:
+    n_steps = _descend(tuner, batches, started, seconds)
+    if n_steps == 0:
         say(f"Scales are not tuned: {seconds:.0f} s are too few steps (--tune-seconds).")
         return None
     with replacing(output, needed_bytes=merged.stat().st_size) as temporary:
@@ -99,8 +98,7 @@ def tune_scales(
             for name, data in tuner.weights().items():
                 file.seek(places[name].offset)
                 file.write(data)
-    last = float(np.mean(divergences[-len(batches) :]))
-    return Tuning(len(divergences), tuner.n_factors, divergences[0], last, time.monotonic() - started)
+    return Tuning(n_steps, tuner.n_factors, time.monotonic() - started)
 
 
 def _too_little_memory(needed: int) -> str:
@@ -108,9 +106,17 @@ def _too_little_memory(needed: int) -> str:
 
 
 def _texts(model: "Model", samples: Sequence[Sample]) -> list[Sample]:
-    """Samples, the same ones each time, and the built-in text, with every token a target."""
-    chosen = np.random.default_rng(0).permutation(len(samples))[:_MOST_SAMPLES]
-    tokens = [samples[int(i)].tokens for i in chosen]
+    """Samples, the same ones each time, and the built-in text, with every token a target.
+
+    No more than can be kept of what the teacher makes of them.
+    """
+    tokens: list[IntArray] = []
+    room = _TEACHER_BYTES // (4 * model.n_embd)
+    for i in np.random.default_rng(0).permutation(len(samples))[:_MOST_SAMPLES]:
+        if tokens and len(samples[int(i)].tokens) > room:
+            break
+        tokens.append(samples[int(i)].tokens)
+        room -= len(tokens[-1])
     tokens += [np.array(piece, np.int32) for piece in text_pieces(model, None, _PIECE_TOKENS)]
     return [
         Sample(of_text, np.append(np.float32(0), np.ones(len(of_text) - 1, np.float32)), 0, i)
@@ -129,40 +135,43 @@ def _read(path: Path, places: Sequence[TensorPlace]) -> list[tuple[str, str, byt
     return found
 
 
-def _needed(tuner: "ScaleTuner", n_layers: int, batches: Sequence[MicroBatch]) -> int:
+def _fit_memory(tuner: "ScaleTuner", n_layers: int, n_embd: int, batches: Sequence[MicroBatch], free: int) -> int:
     """Bytes that are needed; all layers but the last are computed again where there is too little otherwise."""
     largest = max(batch.n_tokens for batch in batches), max(len(batch.samples) for batch in batches)
+    of_teacher = 4 * n_embd * sum(batch.n_tokens for batch in batches)
     needed = tuner.memory(*largest)
-    if needed > _USABLE_SHARE * available_memory():
+    if needed + of_teacher > _USABLE_SHARE * free:
         tuner.recompute_layers = n_layers - 1
         try:
             needed = tuner.memory(*largest)
         except GgtuneError:  # a graph that can't be cut between its layers
             tuner.recompute_layers = 0
-    return needed
+    return needed + of_teacher
 
 
-def _descend(tuner: "ScaleTuner", batches: Sequence[MicroBatch], deadline: float) -> list[float]:
-    """Take the steps that there is time for; the mean divergence before each, none where there is too little time.
+def _descend(tuner: "ScaleTuner", batches: Sequence[MicroBatch], started: float, seconds: float) -> int:
+    """Take the steps that there is time for, and return their number; 0 where there is too little time.
 
-    The time of the first step says how many there are, so that the rate can fall to nothing with the last.
+    The time of the first step says how many there will be, so that the rate can fall to nothing with the last; where
+    they turn out to take half as long again, it ends before.
     """
     order = [int(i) for epoch in range(_EPOCHS) for i in np.random.default_rng(epoch).permutation(len(batches))]
     numbers: dict[int, int] = {}
 
-    def divergence(i: int) -> float:
+    def step(i: int, rate: float) -> None:
         if i not in numbers:
             numbers[i] = tuner.add(*batches[i].arrays)
-        return tuner.accumulate(numbers[i]) / float(batches[i].weights.sum())
+        tuner.accumulate(numbers[i])
+        tuner.step(rate)
 
     begun = time.monotonic()
-    divergences = [divergence(order[0])]
-    of_step = time.monotonic() - begun
-    n_steps = min(len(order), 1 + int((deadline - time.monotonic()) / of_step))
+    step(order[0], _RATE / _WARM_UP)
+    now = time.monotonic()
+    n_steps = int(min(len(order), 1 + max(0.0, started + seconds - now) / (now - begun)))
     if n_steps < min(_FEWEST_STEPS, len(order)):
-        return []
-    for step, i in enumerate(order[:n_steps]):
-        if step > 0:
-            divergences.append(divergence(i))
-        tuner.step(_RATE * min(1.0, (step + 1) / _WARM_UP) * (1 - step / n_steps))
-    return divergences
+        return 0
+    for done in range(1, n_steps):
+        if time.monotonic() > started + 1.5 * seconds:
+            return done
+        step(order[done], _RATE * min(1.0, (done + 1) / _WARM_UP) * (1 - done / n_steps))
+    return n_steps

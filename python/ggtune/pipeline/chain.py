@@ -10,7 +10,7 @@ from ggtune.config import TrainConfig
 from ggtune.errors import GgtuneError
 from ggtune.evaluate.before_after import DEFAULT_QUESTIONS
 from ggtune.evaluate.general.change import Subject as GeneralSubject
-from ggtune.evaluate.proved_merge import TUNE_SECONDS, ProvedMerge
+from ggtune.evaluate.proved_merge import ProvedMerge
 from ggtune.evaluate.subject import open_subject
 from ggtune.evaluate.subject_text import SubjectText
 from ggtune.evaluate.verify import samples_of_run
@@ -20,7 +20,7 @@ from ggtune.gguf.merge import check_outtype, disk_bytes, retyped
 from ggtune.ollama.package import PackageResult, check_packaging
 from ggtune.pipeline.asked_twice import AskedTwice, Asking
 from ggtune.pipeline.checked import Checked, check_run, findings_of
-from ggtune.pipeline.merging import MergeOptions, merge
+from ggtune.pipeline.merging import MergeOptions, merge, tune_seconds_of
 from ggtune.pipeline.packaging import PackageOptions, package
 from ggtune.pipeline.training import TrainOptions, claim_folder, find_checkpoint, settings, train, train_for
 from ggtune.run.job import read_settings
@@ -33,7 +33,6 @@ from ggtune.train.verdict import has_diverged
 
 PROOF = "proof.json"
 MERGED = "model.gguf"
-_TUNE_SHARE = 0.1  # of the training's seconds
 _LEAST_WORST_S, _MOST_WORST_S, _WORST_SHARE = 5.0, 60.0, 0.02  # seconds, and share of the training's
 
 
@@ -149,7 +148,7 @@ def run(
         return RunResult(result, chosen, package=packaged, asked=asked, worst=worst, checked=checked)
     merged = folder / MERGED
     reporter.note(f"Merging into {merged} ...")
-    proved = _merge(result, chosen, merged, packaging, reporter)
+    proved = _merge(result.config, chosen, merged, packaging, reporter)
     packaged = package(merged, packaging.name, PackageOptions(out=folder, store=packaging.store))
     asked = asking.after(merged, (), threads=config.threads)
     worst = _worst(folder, chosen, result, reporter)
@@ -195,18 +194,15 @@ def _seconds(value: Any) -> float | None:
     return float(value) if isinstance(value, int | float) else None
 
 
-def _merge(result: Result, chosen: Chosen, merged: Path, packaging: Packaging, reporter: Reporter) -> ProvedMerge:
+def _merge(config: TrainConfig, chosen: Chosen, merged: Path, packaging: Packaging, reporter: Reporter) -> ProvedMerge:
     """Merge the adapter of a run, and write what was kept to ``proof.json``."""
-    config, tune_seconds = result.config, packaging.tune_seconds
-    if tune_seconds is None:
-        tune_seconds = max(TUNE_SECONDS, _TUNE_SHARE * result.seconds)
     proved = merge(
         config.model,
         [(chosen.path, 1.0)],
         merged,
         MergeOptions(
             packaging.outtype,
-            tune_seconds=tune_seconds,
+            tune_seconds=tune_seconds_of(merged.parent, packaging.tune_seconds),
             name=packaging.name,
             threads=config.threads,
             force=config.force,
