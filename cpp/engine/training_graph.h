@@ -71,7 +71,7 @@ struct GraphOptions {
     Placement placement = {};  // with `ops` of the CPU
     double loss_scale = 1.0;   // gradients are those of so many times the loss
     // What is read in place of some of the model's weights, on the CPU alone.
-    std::unordered_map<const ggml_tensor *, ggml_tensor *> in_place_of = {};
+    std::unordered_map<const ggml_tensor *, ggml_tensor *> in_place_of;
     // With gradients, on the CPU alone: the loss is the divergence of each row's prediction from the one that the head
     // makes of these hidden states, as hidden_states() gives them for the same rows; nullptr: it is -log p(target).
     const std::vector<float> * teacher = nullptr;

@@ -147,6 +147,18 @@ def test_scales_are_tuned_where_that_comes_nearer(trained: Trained, tmp_path: Pa
     assert [path.name for path in tmp_path.iterdir()] == ["merged.gguf"]
 
 
+@pytest.mark.parametrize(("outtype", "is_tuned"), [("q4_0", True), ("q8_0", False), ("f16", False)])
+def test_other_types_are_tuned_where_they_are_coarse(
+    outtype: str, is_tuned: bool, trained: Trained, tmp_path: Path
+) -> None:
+    said: list[str] = []
+    plain = merge(trained, tmp_path / "plain.gguf", outtype=outtype)
+    found = merge(trained, tmp_path / "tuned.gguf", outtype=outtype, tune_seconds=1000.0, say=said.append)
+    assert ("n_tuning_steps" in found.counts) == is_tuned
+    assert bool(said) == is_tuned
+    assert (found.proof.kl < plain.proof.kl) == is_tuned
+
+
 @pytest.mark.usefixtures("one_seed")
 @pytest.mark.parametrize("why", ["no time", "no memory", "no memory then", "farther", "two adapters"])
 def test_where_scales_are_not_tuned(
