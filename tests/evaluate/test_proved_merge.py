@@ -147,6 +147,20 @@ def test_scales_are_tuned_where_that_comes_nearer(trained: Trained, tmp_path: Pa
     assert [path.name for path in tmp_path.iterdir()] == ["merged.gguf"]
 
 
+@pytest.mark.usefixtures("one_seed")
+@pytest.mark.parametrize("raised", [False, True])
+def test_auto_tunes_each_file_once(
+    raised: bool, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one of the base's types, though that came no nearer, and the raised one where there is one."""
+    monkeypatch.setattr(proved_merge, "_AUTO_SHARE", 2.0 if raised else -2.0)
+    monkeypatch.setattr(proved_merge, "_RAISED_SHARES", (0.5,))
+    monkeypatch.setattr(scale_tuning, "_RATE", 1.0)
+    said: list[str] = []
+    merge(trained, tmp_path / "merged.gguf", outtype="auto", tune_seconds=1000.0, say=said.append)
+    assert sum(line.startswith("Tuning the scales") for line in said) == 1 + raised
+
+
 @pytest.mark.parametrize(("outtype", "is_tuned"), [("q4_0", True), ("q8_0", False), ("f16", False)])
 def test_other_types_are_tuned_where_they_are_coarse(
     outtype: str, is_tuned: bool, trained: Trained, tmp_path: Path

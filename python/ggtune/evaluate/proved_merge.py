@@ -104,7 +104,7 @@ def merge_and_prove(
             if time.monotonic() - started > _SEEDS_SECONDS:
                 break
             best = _better(best, prover, output, partial(merged, seed=seed + more), say)
-        best = tune(best)
+        best = tuned = tune(best)
         if outtype == AUTO:
             for share in _RAISED_SHARES:
                 if _holds(best.proof):
@@ -113,7 +113,8 @@ def merge_and_prove(
                 say(f"Raising the types of {len(types)} tensors: {_kept(best.proof)} was kept.")
                 raised = partial(merged, seed=seed, types=types)
                 best = _better(best, prover, output, raised, say)
-            best = tune(best)  # the raised one
+            if best is not tuned:  # a raised one
+                best = tune(best)
     else:
         best = tune(best)
     return ProvedMerge(best.counts, prover.with_answers(best.proof, str(output)))
@@ -155,9 +156,9 @@ def _tune(
     say: Callable[[str], object],
     best: _Candidate,
 ) -> _Candidate:
-    """Tune the scales of the file that was taken, where that is wanted, has not been done and can be."""
+    """Tune the scales of the file that was taken, where that is wanted and can be."""
     types = {tensor["to"] for tensor in best.counts["tensors"].values()}
-    if seconds <= 0 or "n_tuning_steps" in best.counts or types <= _FINE_TYPES:
+    if seconds <= 0 or types <= _FINE_TYPES:
         return best
     (adapter, scale), *others = adapters
     if others or scale != 1.0:
